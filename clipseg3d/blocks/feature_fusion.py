@@ -1,0 +1,114 @@
+"""Feature-level fusion: the residual CBAM block and the attention-gated skip of the 3D U-Net."""
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+
+class ChannelSpatialAttention(nn.Module):
+    """CBAM in 3D: weigh channels, then voxels; every gate is ``2 sigmoid(.)`` and starts at 1.
+
+    Args:
+        channels: feature channels c.
+        reduction: the hidden layer of the channel gate has c / reduction channels, at least 4.
+
+    Source: Woo et al., CBAM, ECCV 2018, equations 1-3, https://arxiv.org/abs/1807.06521.
+    Differs: identity at initialisation; the spatial kernel is 3, since 7 costs 343 taps in 3D.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 8) -> None:
+        super().__init__()
+        hidden = max(4, channels // reduction)
+        self.channel = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels)
+        )
+        self.spatial = nn.Conv3d(2, 1, 3, padding=1)
+        for layer in (self.channel[-1], self.spatial):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return weighed features, (b, c, x, y, z) as given."""
+        average = reduce(features, "b c x y z -> b c", "mean")
+        peak = reduce(features, "b c x y z -> b c", "max")
+        weight = 2 * torch.sigmoid(self.channel(average) + self.channel(peak))
+        features = features * rearrange(weight, "b c -> b c 1 1 1")
+        pooled = torch.cat(
+            [features.mean(dim=1, keepdim=True), features.amax(dim=1, keepdim=True)], dim=1
+        )
+        return features * (2 * torch.sigmoid(self.spatial(pooled)))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3D convolutions with a shortcut, optionally with CBAM before the sum.
+
+    Args:
+        in_channels: channels given.
+        out_channels: channels returned.
+        stride: 2 halves the grid in the first convolution.
+        cbam: whether channel and spatial attention weigh the residual.
+        dropout: share of channels dropped between the convolutions, in training only.
+
+    Source: arXiv 2507.09966, feature-level fusion (Conv3d, InstanceNorm, LeakyReLU, CBAM).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        cbam: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+            nn.InstanceNorm3d(out_channels, affine=True),
+            nn.LeakyReLU(0.01, inplace=True),
+            nn.Dropout3d(dropout),
+            nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.InstanceNorm3d(out_channels, affine=True),
+        )
+        self.attention = ChannelSpatialAttention(out_channels) if cbam else nn.Identity()
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and in_channels == out_channels
+            else nn.Conv3d(in_channels, out_channels, 1, stride=stride, bias=False)
+        )
+        self.activation = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (b, out_channels, x / stride, y / stride, z / stride)."""
+        out: Tensor = self.activation(
+            self.attention(self.residual(features)) + self.shortcut(features)
+        )
+        return out
+
+
+class AttentionGate(nn.Module):
+    """Weigh a skip connection by what the decoder asks for; the gate starts at 1.
+
+    Args:
+        skip_channels: channels of the skip.
+        gate_channels: channels of the decoder features on the same grid.
+
+    Source: Oktay et al., Attention U-Net, MIDL 2018, equations 1-2,
+    https://arxiv.org/abs/1804.03999. Differs: both inputs lie on one grid; ``2 sigmoid(.)`` with a
+    zero-initialised last layer, so a new gate passes the skip unchanged.
+    """
+
+    def __init__(self, skip_channels: int, gate_channels: int) -> None:
+        super().__init__()
+        hidden = max(1, skip_channels // 4)
+        self.from_skip = nn.Conv3d(skip_channels, hidden, 1, bias=False)
+        self.from_gate = nn.Conv3d(gate_channels, hidden, 1)
+        self.score = nn.Conv3d(hidden, 1, 1)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+
+    def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
+        """Return the weighed skip (b, c, x, y, z); ``gate`` is (b, g, x, y, z)."""
+        asked = torch.relu(self.from_skip(skip) + self.from_gate(gate))
+        weighed: Tensor = skip * (2 * torch.sigmoid(self.score(asked)))
+        return weighed

@@ -1,0 +1,1 @@
+"""Everything that touches CLIP or text; the only place that imports transformers."""

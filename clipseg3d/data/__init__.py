@@ -1,0 +1,1 @@
+"""BraTS releases, cases, the preprocessed cache and the DataModules; knows no model."""

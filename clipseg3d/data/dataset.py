@@ -1,0 +1,85 @@
+"""Cached cases as samples: random crops to train on, whole brains to validate on."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from clipseg3d.batch import Sample
+from clipseg3d.data.cache import CachedCase
+from clipseg3d.data.releases import BraTSRelease
+
+TUMOUR_SHARE = 2 / 3
+"""Share of crops that hold a random tumour voxel near their centre."""
+
+
+class BraTSDataset(Dataset[Sample]):
+    """Samples of cached cases.
+
+    Args:
+        cases: entries of the cache.
+        release: what the label values mean.
+        crop: (x, y, z) size of random crops in voxels, padded where the brain is smaller; None
+            gives the whole brain.
+        crops_per_case: how many crops of each case one pass holds; needs ``crop``.
+        augment: changes a crop, such as :class:`clipseg3d.data.transforms.Augmentation`.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[CachedCase],
+        release: BraTSRelease,
+        *,
+        crop: tuple[int, int, int] | None = None,
+        crops_per_case: int = 1,
+        augment: Callable[[Sample], Sample] | None = None,
+    ) -> None:
+        self.cases = list(cases)
+        self.release = release
+        self.crop = crop
+        self.crops_per_case = crops_per_case
+        self.augment = augment
+
+    def __len__(self) -> int:
+        """Return the number of samples in one pass."""
+        return len(self.cases) * self.crops_per_case
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample; see :class:`clipseg3d.batch.Batch` for its keys."""
+        case = self.cases[index % len(self.cases)]
+        image, label = case.image(), case.label()
+        size = np.array(label.shape)
+        crop = size if self.crop is None else np.array(self.crop)
+        start = np.zeros(3, dtype=int) if self.crop is None else self._corner(case, size, crop)
+        inside = tuple(
+            slice(max(0, int(a)), min(int(n), int(a + c)))
+            for a, c, n in zip(start, crop, size, strict=True)
+        )
+        padding = [(s.start - a, a + c - s.stop) for s, a, c in zip(inside, start, crop, strict=True)]
+        pixels = np.pad(image[(slice(None), *inside)].astype(np.float32), [(0, 0), *padding])
+        regions = self.release.to_regions(np.pad(label[inside], padding))
+        sample: Sample = {
+            "image": torch.from_numpy(pixels),
+            "label": torch.from_numpy(regions.astype(np.float32)),
+            "window": torch.from_numpy(np.stack([start / size, crop / size]).astype(np.float32)),
+            "statistics": case.statistics(),
+            "views": case.views(),
+            "report": case.report,
+            "case_id": case.case_id,
+        }
+        return self.augment(sample) if self.augment else sample
+
+    def _corner(
+        self, case: CachedCase, size: np.ndarray, crop: np.ndarray
+    ) -> np.ndarray:
+        """Draw the first corner of a crop; a crop larger than the brain is centred on it."""
+        tumour = case.foreground()
+        room = size - crop
+        if len(tumour) and torch.rand(()) < TUMOUR_SHARE:
+            centre = tumour[int(torch.randint(len(tumour), ()))].astype(int)
+            jitter = (torch.rand(3).numpy() - 0.5) * crop / 2
+            corner = np.round(centre - crop / 2 + jitter).astype(int)
+        else:
+            corner = np.floor(torch.rand(3).numpy() * (np.maximum(room, 0) + 1)).astype(int)
+        return np.where(room > 0, np.clip(corner, 0, np.maximum(room, 0)), room // 2)

@@ -1,0 +1,108 @@
+"""Reading and writing NIfTI files, with errors that name the file and the cure."""
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
+
+EXTENSIONS = (".nii.gz", ".nii")
+_BROKEN = (ImageFileError, EOFError, OSError, ValueError, zlib.error)
+
+
+def strip_extension(name: str) -> str | None:
+    """Return a file name without .nii or .nii.gz, dots inside it kept; None for other files."""
+    for extension in EXTENSIONS:
+        if name.endswith(extension):
+            return name[: -len(extension)]
+    return None
+
+
+def open_nifti(path: Path) -> Any:
+    """Open a NIfTI file and read its header; the voxels stay on disk.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a readable 3D NIfTI volume.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; check the path")
+    try:
+        image = nib.load(path)
+    except _BROKEN as error:
+        raise ValueError(_broken(path, error)) from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise ValueError(f"{path}: not a NIfTI volume; convert it to .nii.gz")
+    if len(image.shape) != 3:
+        raise ValueError(
+            f"{path}: has {len(image.shape)} axes {image.shape}, expected 3 (x, y, z); "
+            "save one 3D volume per sequence"
+        )
+    return image
+
+
+def read_voxels(path: Path) -> npt.NDArray[Any]:
+    """Read the voxels of a 3D NIfTI file, scaled as its header says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken, holds NaN or infinite voxels, or no real numbers.
+    """
+    image = open_nifti(path)
+    try:
+        voxels = np.asanyarray(image.dataobj)
+    except _BROKEN as error:
+        raise ValueError(_broken(path, error)) from error
+    if voxels.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: voxels are {voxels.dtype}, expected real numbers")
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        count = int((~np.isfinite(voxels)).sum())
+        raise ValueError(
+            f"{path}: {count} voxels are NaN or infinite; repeat the preprocessing that made them"
+        )
+    return voxels
+
+
+def write_label(path: Path, label: npt.NDArray[np.uint8], *, source: Path) -> None:
+    """Write a label map with the header, affine and shape of ``source``, all or nothing.
+
+    Args:
+        path: file to write, ending in .nii.gz or .nii; its folder is made if missing.
+        label: (x, y, z), in the source's own voxel order.
+        source: NIfTI file whose grid the label lies on; only read.
+
+    Raises:
+        ValueError: the shapes differ, or ``path`` has another ending.
+    """
+    if strip_extension(path.name) is None:
+        raise ValueError(f"{path}: a segmentation is written as .nii.gz or .nii; rename it")
+    reference = open_nifti(source)
+    if label.shape != reference.shape:
+        raise ValueError(
+            f"{source}: shape {reference.shape} differs from the label's {label.shape}"
+        )
+    header = reference.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the scan's display window would hide the labels
+    # No affine is passed: qform, sform and their codes stay the source's, to the bit.
+    image = type(reference)(label, None, header)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        nib.save(image, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _broken(path: Path, error: BaseException) -> str:
+    """Say what is wrong with a file that could not be read, and what to do."""
+    if path.stat().st_size == 0:
+        return f"{path}: the file is empty; copy or download it again"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{path}: not a readable NIfTI file ({reason}); copy or download it again"

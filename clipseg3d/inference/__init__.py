@@ -1,0 +1,1 @@
+"""From a trained network and a case to labels in the case's own grid."""

@@ -1,0 +1,53 @@
+"""The training loss: soft Dice plus binary cross-entropy per region, deeply supervised."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+
+
+class RegionLoss(nn.Module):
+    """Soft Dice + binary cross-entropy over overlapping regions, at every supervised level.
+
+    Levels weigh 1, 1/2, 1/4, ..., divided by their sum. Lower levels are compared with the label
+    averaged over the voxels that theirs stand for. Computed in float32, also under autocast.
+
+    Source: the paper states no loss; Dice + cross-entropy is the usual choice for BraTS (Isensee
+    et al., nnU-Net, Nature Methods 2021).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)
+
+    def forward(self, logits: Sequence[Tensor], label: Tensor) -> Tensor:
+        """Return the loss, a scalar.
+
+        Args:
+            logits: (b, r, x, y, z) first, then those of coarser levels, whose grids may be padded
+                at the far ends.
+            label: (b, r, x, y, z) in {0, 1}.
+        """
+        with torch.autocast(label.device.type, enabled=False):
+            weights = [0.5**level for level in range(len(logits))]
+            total = label.new_zeros(())
+            for weight, level in zip(weights, logits, strict=True):
+                target = _downsample(label, level)
+                total = total + weight * (
+                    self.dice(level.float(), target)
+                    + F.binary_cross_entropy_with_logits(level.float(), target)
+                )
+            return total / sum(weights)
+
+
+def _downsample(label: Tensor, level: Tensor) -> Tensor:
+    """Average the label over the voxels of a coarser, perhaps padded grid."""
+    if label.shape[2:] == level.shape[2:]:
+        return label
+    sizes = list(zip(label.shape[2:], level.shape[2:], strict=True))
+    factor = [-(-fine // coarse) for fine, coarse in sizes]
+    padding = [coarse * f - fine for (fine, coarse), f in zip(sizes, factor, strict=True)]
+    padded = F.pad(label, [p for amount in reversed(padding) for p in (0, amount)])
+    return F.avg_pool3d(padded, factor)

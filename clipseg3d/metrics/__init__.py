@@ -1,0 +1,1 @@
+"""Scores of segmentations; knows no network and no Lightning."""

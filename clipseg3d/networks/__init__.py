@@ -1,0 +1,1 @@
+"""Whole networks: the 3D U-Net, CLIPSeg3D and their presets."""

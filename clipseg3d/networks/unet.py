@@ -1,0 +1,160 @@
+"""The attention-enhanced 3D U-Net: CLIPSeg3D's backbone, and the baseline on its own."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from clipseg3d.blocks.feature_fusion import AttentionGate, ResidualBlock
+
+
+class UNet3D(nn.Module):
+    """Residual 3D U-Net with CBAM, attention-gated skips and deep supervision, each a switch.
+
+    Level 0 is the stem's grid; each level down halves it. The last level is the bottleneck. Any
+    input size is taken: it is padded with zeros to a multiple of ``self.multiple`` and cropped
+    back. With every switch off this is the plain 3D U-Net.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: channels of the logits.
+        channels: feature channels per level, two levels or more.
+        fold: the stem folds cubes of fold^3 voxels into channels, and the heads unfold them, so
+            that no convolution runs at full resolution; 1 folds nothing.
+        cbam: channel and spatial attention in every block.
+        attention_skips: attention gates on skip connections.
+        num_auxiliary: decoder levels below the top one that have heads for deep supervision.
+        dropout: share of channels dropped in every block, in training only.
+
+    Attributes:
+        channels: as given; ``channels[0]`` is the width of the top decoder level, ``channels[-1]``
+            that of the bottleneck.
+        multiple: the input is padded to multiples of this.
+
+    Raises:
+        ValueError: fewer than two levels, or ``num_auxiliary`` exceeds the decoder levels below
+            the top one.
+
+    Source: arXiv 2507.09966, feature-level fusion, with 32-64-128-256-512 channels; the folding
+    stem is ours.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 4,
+        out_channels: int = 3,
+        *,
+        channels: Sequence[int] = (32, 64, 128, 256, 512),
+        fold: int = 1,
+        cbam: bool = True,
+        attention_skips: bool = True,
+        num_auxiliary: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if len(channels) < 2:
+            raise ValueError(f"channels={tuple(channels)} has fewer than two levels")
+        if not 0 <= num_auxiliary <= len(channels) - 2:
+            raise ValueError(
+                f"num_auxiliary={num_auxiliary} is not in 0..{len(channels) - 2}, the decoder "
+                f"levels below the top one with channels={tuple(channels)}"
+            )
+        self.channels = tuple(channels)
+        self.fold = fold
+        self.multiple = fold * 2 ** (len(channels) - 1)
+        options = {"cbam": cbam, "dropout": dropout}
+        widths = [in_channels * fold**3, *channels]
+        self.encoder = nn.ModuleList(
+            ResidualBlock(widths[level], width, stride=1 if level == 0 else 2, **options)
+            for level, width in enumerate(channels)
+        )
+        # From here on, index 0 is the top decoder level.
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(below, width, 2, stride=2)
+            for width, below in zip(channels, channels[1:], strict=False)
+        )
+        self.gates = nn.ModuleList(
+            AttentionGate(width, width) if attention_skips else PlainSkip()
+            for width in channels[:-1]
+        )
+        self.decoder = nn.ModuleList(
+            ResidualBlock(2 * width, width, **options) for width in channels[:-1]
+        )
+        self.heads = nn.ModuleList(
+            nn.Conv3d(width, out_channels * (fold**3 if level == 0 else 1), 1)
+            for level, width in enumerate(channels[: 1 + num_auxiliary])
+        )
+        self.apply(_initialise)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (b, out_channels, x, y, z) for an image (b, in_channels, x, y, z)."""
+        return self.logits(self.decode(self.encode(image)), image)
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Return the features of every level, the bottleneck last; the image is padded first."""
+        padding = [p for size in reversed(image.shape[2:]) for p in (0, -size % self.multiple)]
+        features = rearrange(
+            F.pad(image, padding),
+            "b c (x i) (y j) (z k) -> b (c i j k) x y z",
+            i=self.fold,
+            j=self.fold,
+            k=self.fold,
+        )
+        levels = []
+        for block in self.encoder:
+            features = block(features)
+            levels.append(features)
+        return levels
+
+    def decode(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Return decoder features, the top level first, from the features of :meth:`encode`."""
+        features = levels[-1]
+        decoded = []
+        for level in reversed(range(len(self.decoder))):
+            features = self.up[level](features)
+            skip = self.gates[level](levels[level], features)
+            features = self.decoder[level](torch.cat([features, skip], dim=1))
+            decoded.append(features)
+        return decoded[::-1]
+
+    def logits(self, decoded: Sequence[Tensor], image: Tensor) -> Tensor:
+        """Return the logits of the top level, unfolded and cropped to the image's grid."""
+        logits = rearrange(
+            self.heads[0](decoded[0]),
+            "b (r i j k) x y z -> b r (x i) (y j) (z k)",
+            i=self.fold,
+            j=self.fold,
+            k=self.fold,
+        )
+        return crop_like(logits, image)
+
+    def auxiliary_logits(self, decoded: Sequence[Tensor]) -> list[Tensor]:
+        """Return logits for deep supervision on the padded grids of the lower levels."""
+        return [
+            head(features)
+            for head, features in zip(list(self.heads)[1:], list(decoded)[1:], strict=False)
+        ]
+
+
+class PlainSkip(nn.Module):
+    """A skip connection without a gate; takes what :class:`AttentionGate` takes."""
+
+    def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
+        """Return the skip as it is."""
+        return skip
+
+
+def crop_like(volume: Tensor, image: Tensor) -> Tensor:
+    """Cut off what was padded behind the image's last voxels."""
+    x, y, z = image.shape[2:]
+    return volume[..., :x, :y, :z]
+
+
+def _initialise(module: nn.Module) -> None:
+    """Apply the paper's Kaiming initialisation; zero-initialised gates are left as they are."""
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and module.weight.any():
+        nn.init.kaiming_normal_(module.weight, a=0.01, nonlinearity="leaky_relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""Pictures and reports of a segmented case, for people to look at."""

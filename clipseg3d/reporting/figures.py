@@ -1,0 +1,241 @@
+"""Still pictures of a segmented case, ready for a README or a paper.
+
+Figures are drawn without pyplot, so nothing here touches a caller's plots or needs a display.
+"""
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+REGIONS = ("WT", "TC", "ET")
+REGION_COLOURS = {"WT": "#56B4E9", "TC": "#F0E442", "ET": "#D55E00"}
+"""One colour per region, from the palette of Okabe and Ito: safe for colour-blind readers."""
+
+_PAPER, _INK, _FAINT = "#0d1117", "#f0f3f6", "#9aa4af"
+_NAMES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
+_MARGIN = 3  # voxels around the brain
+_FINER = 4  # outlines are drawn on a grid this much finer
+
+Slice = NDArray[np.floating]
+
+
+def save_overlay(
+    path: Path,
+    image: NDArray[np.floating],
+    *,
+    prediction: NDArray[np.bool_],
+    reference: NDArray[np.bool_] | None = None,
+    sequences: Sequence[str] = ("t1", "t1ce", "t2", "flair"),
+    regions: Sequence[str] = REGIONS,
+    title: str = "",
+) -> None:
+    """Save one axial slice of a case as a PNG: every sequence, then what was segmented on it.
+
+    The slice is the one with the largest tumour in the reference, or in the prediction where
+    there is no reference or it is empty; the middle slice where neither holds any. It is seen as
+    radiologists do: anterior up, the patient's right on the left. With a reference, reference and
+    prediction are laid over FLAIR side by side; without one, the prediction is laid over T1ce and
+    FLAIR. A sequence that is not there is replaced by the first.
+
+    Args:
+        path: PNG file to write or replace; its folder is made if missing.
+        image: sequences, (s, x, y, z), in LPS voxel order with equal in-plane spacing; 0 is
+            background.
+        prediction: segmented regions, (r, x, y, z) bool.
+        reference: true regions, (r, x, y, z) bool.
+        sequences: s names, in the order of ``image``.
+        regions: r names out of :data:`REGION_COLOURS`, in the order of ``prediction``, each
+            region drawn over the ones before it.
+        title: headline; none if empty.
+
+    Raises:
+        ValueError: shapes, names or channels do not fit together, a region has no colour, or
+            ``path`` is no ``.png``.
+        OSError: ``path`` cannot be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"path={path} does not end in .png; only PNG is written")
+    _check(image, prediction, reference, sequences, regions)
+    k = _busiest_slice(prediction if reference is None else reference, prediction)
+    x, y = _brain_window(image[..., k])
+    shown = dict(zip(sequences, image[:, x, y, k], strict=True))
+    under = shown.get("flair", shown[sequences[0]])
+
+    panels = [(_NAMES.get(name, name), plane, None) for name, plane in shown.items()]
+    found = prediction[:, x, y, k]
+    overlays: list[tuple[str, Slice, NDArray[np.bool_] | None]]
+    if reference is None:
+        overlays = [
+            (f"Prediction on {_NAMES.get(name, name)}", shown[name], found)
+            for name in dict.fromkeys(n if n in shown else sequences[0] for n in ("t1ce", "flair"))
+        ]
+    else:
+        truth = reference[:, x, y, k]
+        overlays = [("Reference", under, truth), ("Prediction", under, found)]
+    figure = _draw([*panels, *overlays], regions, title)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        figure.savefig(aside, format="png", facecolor=_PAPER)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _check(
+    image: NDArray[np.floating],
+    prediction: NDArray[np.bool_],
+    reference: NDArray[np.bool_] | None,
+    sequences: Sequence[str],
+    regions: Sequence[str],
+) -> None:
+    if image.ndim != 4 or image.shape[0] != len(sequences) or not len(sequences):
+        raise ValueError(
+            f"image has shape {image.shape} but sequences={tuple(sequences)}; pass (s, x, y, z) "
+            "with one name per channel"
+        )
+    for name, mask in (("prediction", prediction), ("reference", reference)):
+        wanted = (len(regions), *image.shape[1:])
+        if mask is not None and mask.shape != wanted:
+            raise ValueError(
+                f"{name} has shape {mask.shape} but image has shape {image.shape} and "
+                f"regions={tuple(regions)}; pass {name} as {wanted}"
+            )
+    if unknown := [name for name in regions if name not in REGION_COLOURS]:
+        raise ValueError(f"regions={unknown} have no colour; choose from {[*REGION_COLOURS]}")
+
+
+def _busiest_slice(*masks: NDArray[np.bool_]) -> int:
+    """Axial slice with the most tumour in the first mask that has any, else the middle one."""
+    for mask in masks:
+        area = mask.any(axis=0).sum(axis=(0, 1))
+        if area.any():
+            return int(area.argmax())
+    return int(masks[0].shape[-1] // 2)
+
+
+def _brain_window(planes: Slice) -> tuple[slice, slice]:
+    """The brain's bounding box in one slice, (s, x, y), with a margin; all of it if empty."""
+    brain = (planes != 0).any(axis=0)
+    if not brain.any():
+        return slice(None), slice(None)
+    ends = [np.flatnonzero(brain.any(axis=other)) for other in (1, 0)]
+    first, second = (slice(max(int(e[0]) - _MARGIN, 0), int(e[-1]) + _MARGIN + 1) for e in ends)
+    return first, second
+
+
+def _draw(
+    panels: Sequence[tuple[str, Slice, NDArray[np.bool_] | None]],
+    regions: Sequence[str],
+    title: str,
+) -> Figure:
+    """Lay the panels out in rows of three and put the legend below them."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    across, down = panels[0][1].shape
+    # Inches: every panel keeps the shape of the slice, with room for its name above.
+    width, gap, name, foot, head = 2.6, 0.12, 0.3, 0.5, 0.5 if title else 0.1
+    height = width * down / across
+    total = (columns * (width + gap) + gap, head + rows * (name + height) + foot)
+    figure = Figure(figsize=total, dpi=160, facecolor=_PAPER)
+    FigureCanvasAgg(figure)
+    for i, (label, plane, masks) in enumerate(panels):
+        row, column = divmod(i, columns)
+        left = gap + column * (width + gap)
+        top = head + row * (name + height) + name
+        box = (left / total[0], 1 - (top + height) / total[1], width / total[0], height / total[1])
+        axes = figure.add_axes(box)
+        _draw_panel(axes, plane, masks, regions)
+        axes.set_title(label, color=_INK, fontsize=11, pad=4)
+    if title:
+        figure.text(
+            0.5,
+            1 - 0.28 / total[1],
+            title,
+            color=_INK,
+            fontsize=13,
+            weight="bold",
+            ha="center",
+            va="center",
+        )
+    figure.legend(
+        handles=[Patch(color=REGION_COLOURS[name], label=name) for name in regions],
+        loc="center",
+        bbox_to_anchor=(0.5, 0.5 * foot / total[1]),
+        ncols=len(regions),
+        frameon=False,
+        labelcolor=_INK,
+        fontsize=11,
+    )
+    return figure
+
+
+def _draw_panel(
+    axes: Axes,
+    plane: Slice,
+    masks: NDArray[np.bool_] | None,
+    regions: Sequence[str],
+) -> None:
+    """Draw one slice, (x, y), and on it the regions, (r, x, y)."""
+    axes.set_axis_off()
+    brain = plane[plane != 0]
+    low, high = (float(p) for p in np.percentile(brain, (0.5, 99.7))) if brain.size else (0.0, 1.0)
+    low = min(low, 0.0)
+    if masks is not None:
+        high += 0.3 * (high - low)  # colours show better on a darker brain
+    across, down = plane.shape
+    extent = (-0.5, across - 0.5, down - 0.5, -0.5)
+    # LPS order: x grows to the patient's left and to the right of the picture, y downwards.
+    axes.imshow(
+        np.where(plane == 0, low, plane).T,
+        cmap="gray",
+        vmin=low,
+        vmax=high,
+        interpolation="bicubic",
+        extent=extent,
+        aspect="auto",
+    )
+    if masks is not None:
+        fine = [_smooth(mask) for mask in masks]
+        fill = np.zeros((across * _FINER, down * _FINER, 4), np.float32)
+        for mask, name in zip(fine, regions, strict=True):
+            fill[mask > 0.5] = (*to_rgb(REGION_COLOURS[name]), 0.45)
+        axes.imshow(fill.transpose(1, 0, 2), interpolation="nearest", extent=extent, aspect="auto")
+        for mask, name in zip(fine, regions, strict=True):
+            if (mask > 0.5).any():
+                axes.contour(
+                    mask.T,
+                    levels=[0.5],
+                    linewidths=1.4,
+                    colors=[REGION_COLOURS[name]],
+                    extent=extent,
+                    origin="upper",
+                )
+    for x, side in ((0.02, "R"), (0.98, "L")):
+        axes.text(
+            x,
+            0.5,
+            side,
+            color=_FAINT,
+            fontsize=8,
+            transform=axes.transAxes,
+            va="center",
+            ha="left" if x < 0.5 else "right",
+        )
+
+
+def _smooth(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """A finer mask with rounded steps, 0 to 1; parts one voxel wide survive a cut at 0.5."""
+    fine = np.kron(mask, np.ones((_FINER, _FINER), np.float32))
+    return np.asarray(ndimage.gaussian_filter(fine, 0.45 * _FINER), np.float32)

@@ -1,0 +1,55 @@
+"""``clipseg3d fit | validate | test``: LightningCLI with this library's module and data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.core.datamodule import LightningDataModule
+
+from clipseg3d.training.module import CLIPSeg3DModule
+
+
+def release_name(data: Any) -> str:
+    """Return the name of the release that a data module reads."""
+    name: str = data.release.name
+    return name
+
+
+class CLIPSeg3DCLI(LightningCLI):
+    """LightningCLI that keeps data and module in step and the best full-volume checkpoint."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Offer what this library's module implements."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take release and voxel size from the data; keep the best and the last checkpoint."""
+        parser.link_arguments(
+            "data", "model.release", compute_fn=release_name, apply_on="instantiate"
+        )
+        parser.link_arguments("data.spacing_mm", "model.spacing_mm", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/dice_mean",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best",
+            }
+        )
+        parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run one LightningCLI command, such as ``["fit", "--config", "tiny.yaml"]``."""
+    CLIPSeg3DCLI(
+        CLIPSeg3DModule,
+        LightningDataModule,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        args=list(arguments),
+        parser_kwargs={"prog": "clipseg3d"},
+    )

@@ -1,0 +1,126 @@
+"""Mirrors clipseg3d/reporting/figures.py. Sizes differ pairwise, so a swapped axis fails."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from clipseg3d.reporting.figures import REGION_COLOURS, save_overlay
+
+X, Y, Z = 30, 38, 12
+
+
+@pytest.fixture
+def image():
+    x, y, z = np.meshgrid(*(np.linspace(-1.1, 1.1, n) for n in (X, Y, Z)), indexing="ij")
+    brain = x**2 + y**2 + z**2 < 1
+    noise = np.random.default_rng(0).uniform(100, 200, (4, X, Y, Z))
+    return (noise * brain).astype(np.float32)
+
+
+def cube(x, y, z, size=4):
+    """Nested regions, (3, x, y, z), around one voxel."""
+    regions = np.zeros((3, X, Y, Z), bool)
+    for region, half in zip(regions, (size, size - 1, size - 2), strict=True):
+        region[x - half : x + half, y - half : y + half, z - 1 : z + 2] = True
+    return regions
+
+
+def coloured(path, region):
+    """Rows and columns, as fractions, of the pixels above the legend in a region's colour."""
+    pixels = imread(path)[..., :3]
+    height, width = pixels.shape[:2]
+    near = np.abs(pixels - to_rgb(REGION_COLOURS[region])).max(axis=-1) < 0.03
+    rows, columns = np.nonzero(near[: height - 85])
+    return rows / height, columns / width
+
+
+def test_draws_every_region_of_reference_and_prediction(tmp_path, image):
+    path = tmp_path / "new" / "case.png"
+    save_overlay(path, image, prediction=cube(15, 20, 6), reference=cube(15, 20, 6), title="Case")
+    pixels = imread(path)[..., :3]
+    assert pixels.std() > 0.1
+    assert [p.name for p in path.parent.iterdir()] == ["case.png"]
+    for region in REGION_COLOURS:
+        rows, columns = coloured(path, region)
+        assert rows.size > 50
+        assert rows.min() > 0.5  # the second row of panels
+        assert (columns > 2 / 3).any()  # prediction
+        assert ((columns > 1 / 3) & (columns < 2 / 3)).any()  # reference
+        assert not (columns < 1 / 3).any()  # FLAIR itself stays grey
+
+
+def test_prediction_alone_is_drawn_on_two_sequences(tmp_path, image):
+    save_overlay(tmp_path / "case.png", image, prediction=cube(15, 20, 6))
+    _, columns = coloured(tmp_path / "case.png", "ET")
+    assert (columns > 2 / 3).any()
+    assert ((columns > 1 / 3) & (columns < 2 / 3)).any()
+
+
+def test_nothing_segmented_is_drawn_as_nothing(tmp_path, image):
+    save_overlay(tmp_path / "case.png", image, prediction=np.zeros((3, X, Y, Z), bool))
+    assert imread(tmp_path / "case.png")[..., :3].std() > 0.1
+    for region in REGION_COLOURS:
+        assert coloured(tmp_path / "case.png", region)[0].size == 0
+
+
+def test_front_is_up_and_the_patients_left_is_on_the_right(tmp_path, image):
+    # Two panels side by side; array x grows to the left of the patient, y to the back.
+    image[3, 20:25, 10:15] *= 10
+    save_overlay(
+        tmp_path / "case.png",
+        image[3:],
+        prediction=cube(22, 12, 6),
+        sequences=("flair",),
+    )
+    rows, columns = coloured(tmp_path / "case.png", "WT")
+    assert rows.mean() < 0.45
+    assert columns.mean() > 0.78
+    grey = imread(tmp_path / "case.png")[30:-85, :, 0]
+    rows, columns = np.nonzero(grey[:, : grey.shape[1] // 2] > 0.97)
+    assert rows.mean() < 0.45 * grey.shape[0]
+    assert columns.mean() > 0.28 * grey.shape[1]
+
+
+def test_shows_the_largest_slice_of_the_reference(tmp_path, image):
+    reference, prediction = cube(15, 20, 3), cube(15, 20, 8)
+    save_overlay(tmp_path / "both.png", image, prediction=prediction, reference=reference)
+    assert not (coloured(tmp_path / "both.png", "WT")[1] > 2 / 3).any()
+    save_overlay(tmp_path / "empty.png", image, prediction=prediction, reference=reference & False)
+    assert (coloured(tmp_path / "empty.png", "WT")[1] > 2 / 3).any()
+
+
+def test_a_region_one_voxel_wide_is_visible(tmp_path, image):
+    thin = np.zeros((3, X, Y, Z), bool)
+    thin[:, 15, 14:26, 6] = True
+    save_overlay(tmp_path / "case.png", image, prediction=thin)
+    assert coloured(tmp_path / "case.png", "ET")[0].size > 20
+
+
+def test_accepts_standardised_and_empty_images(tmp_path, image):
+    standard = np.where(image > 0, (image - 150) / 30, 0)
+    for name, volume in (("standard", standard), ("empty", np.zeros_like(image))):
+        save_overlay(tmp_path / f"{name}.png", volume, prediction=cube(15, 20, 6))
+        assert coloured(tmp_path / f"{name}.png", "WT")[0].size > 50
+
+
+def test_mismatches_are_named(tmp_path, image):
+    good, path = cube(15, 20, 6), tmp_path / "case.png"
+    with pytest.raises(ValueError, match=r"prediction .*\(3, 30, 38, 11\).*\(4, 30, 38, 12\)"):
+        save_overlay(path, image, prediction=good[..., 1:])
+    with pytest.raises(ValueError, match=r"reference .*\(2, 30, 38, 12\).*\(4, 30, 38, 12\)"):
+        save_overlay(path, image, prediction=good, reference=good[:2])
+    with pytest.raises(ValueError, match=r"image .*\(3, 30, 38, 12\).*flair"):
+        save_overlay(path, image[:3], prediction=good)
+    with pytest.raises(ValueError, match=r"NET.*choose from"):
+        save_overlay(path, image, prediction=good, regions=("WT", "TC", "NET"))
+    with pytest.raises(ValueError, match=r"\.jpg"):
+        save_overlay(tmp_path / "case.jpg", image, prediction=good)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_save_leaves_nothing_behind(tmp_path, image):
+    (tmp_path / "case.png").mkdir()
+    with pytest.raises(OSError, match=r"case\.png"):
+        save_overlay(tmp_path / "case.png", image, prediction=cube(15, 20, 6))
+    assert [p.name for p in tmp_path.iterdir()] == ["case.png"]
