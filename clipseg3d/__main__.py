@@ -1,6 +1,7 @@
 """``python -m clipseg3d`` is ``clipseg3d``."""
 
+import sys
+
 from clipseg3d.cli import main
 
-if __name__ == "__main__":
-    main()
+sys.exit(main())

@@ -133,6 +133,34 @@ def find_cases(
     return sorted(cases, key=lambda case: case.case_id)
 
 
+def case_from_files(files: Mapping[str, str | Path]) -> Case:
+    """Make an unlabelled case of four files that follow no naming rule.
+
+    Args:
+        files: sequence -> file, every one of ``SEQUENCES``.
+
+    Returns:
+        The case, named by what the file names start with alike, else by the folder of the first.
+
+    Raises:
+        DataError: a sequence is not given, or its file is missing, broken or of another grid.
+    """
+    missing = [sequence for sequence in SEQUENCES if sequence not in files]
+    if missing:
+        raise DataError(
+            [f"{name}: no file given; name one for each of {', '.join(SEQUENCES)}" for name in missing]
+        )
+    paths = {sequence: Path(files[sequence]) for sequence in SEQUENCES}
+    stems = [strip_extension(path.name) or path.name for path in paths.values()]
+    name = os.path.commonprefix(stems).removesuffix("t1").rstrip("_-. ")
+    name = name or paths[SEQUENCES[0]].absolute().parent.name
+    case = Case(case_id=name, patient=name, sequences=paths)
+    faults = check_geometry(case)
+    if faults:
+        raise DataError(faults)
+    return case
+
+
 def _index(
     root: Path, release: BraTSRelease
 ) -> tuple[dict[tuple[Path, str], dict[str, Path]], list[str]]:

@@ -1,5 +1,7 @@
 """CLIPSeg3D: pixel, feature and semantic fusion in one network, and the builder that sizes it."""
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -82,6 +84,30 @@ class CLIPSeg3D(nn.Module):
     def embed_text(self, reports: list[str]) -> tuple[Tensor | None, Tensor | None]:
         """Return text embeddings (b, n, e) and their mask (b, n); None without semantic path."""
         return (None, None) if self.text_bank is None else self.text_bank(reports)
+
+    def clip_identity(self) -> dict[str, str] | None:
+        """Return name and weight hash of the CLIP in use, for checkpoints to keep; None without."""
+        if self.text_bank is None:
+            return None
+        encoder = self.text_bank.encoder
+        return {"name": encoder.name, "sha256": encoder.fingerprint()}
+
+    def require_clip(self, trained_with: Mapping[str, str] | None) -> None:
+        """Refuse a CLIP other than the one that weights were trained with.
+
+        Args:
+            trained_with: from :meth:`clip_identity` at training time; None requires nothing.
+
+        Raises:
+            ValueError: the hashes differ.
+        """
+        here = self.clip_identity()
+        if here is None or trained_with is None or here["sha256"] == trained_with["sha256"]:
+            return
+        raise ValueError(
+            f"CLIP {here['name']!r} has other weights than {trained_with['name']!r} (SHA-256 "
+            f"{trained_with['sha256'][:12]}...), which this network was trained with; load that one"
+        )
 
     def segment(
         self,

@@ -140,9 +140,7 @@ class CLIPSeg3DModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which CLIP the weights were trained with."""
-        if self.network.text_bank is not None:
-            encoder = self.network.text_bank.encoder
-            checkpoint["clip"] = {"name": encoder.name, "sha256": encoder.fingerprint()}
+        checkpoint["clip"] = self.network.clip_identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that were trained with another CLIP.
@@ -150,16 +148,7 @@ class CLIPSeg3DModule(LightningModule):
         Raises:
             ValueError: the CLIP that was loaded has another hash than the one trained with.
         """
-        known = checkpoint.get("clip")
-        if known is None or self.network.text_bank is None:
-            return
-        encoder = self.network.text_bank.encoder
-        if encoder.fingerprint() != known["sha256"]:
-            raise ValueError(
-                f"CLIP {encoder.name!r} has other weights than {known['name']!r} "
-                f"(SHA-256 {known['sha256'][:12]}...) that this checkpoint was trained with; "
-                "load that one"
-            )
+        self.network.require_clip(checkpoint["clip"])
 
     def _score(self, batch: Batch, metric: CaseDice) -> None:
         """Segment a full volume with its report and add its Dice."""

@@ -1,0 +1,80 @@
+"""Simulated patients as a data module: no licence, no download."""
+
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from clipseg3d.data.brats import BraTSDataModule
+from clipseg3d.data.cases import Case
+from clipseg3d.data.phantom import simulate_phantom, write_phantom
+from clipseg3d.data.releases import PHANTOM
+
+
+def write_phantoms(
+    root: Path, num_cases: int, *, spacing_mm: float = 2.0, seed: int = 0
+) -> list[str]:
+    """Write simulated patients in BraTS layout; those that are there already stay.
+
+    Args:
+        root: folder to write ``Phantom_00000``, ``Phantom_00001``, ... into.
+        num_cases: how many patients.
+        spacing_mm: voxel size.
+        seed: of the first patient; the others follow.
+
+    Returns:
+        Case names.
+    """
+    names = [f"Phantom_{seed + index:05d}" for index in range(num_cases)]
+    missing = [index for index, name in enumerate(names) if not (root / name).is_dir()]
+    for index in tqdm(missing, desc="Simulating patients", unit="case", delay=2):
+        phantom = simulate_phantom(seed + index, spacing_mm=spacing_mm)
+        write_phantom(phantom, root, names[index])
+    return names
+
+
+class PhantomDataModule(BraTSDataModule):
+    """Simulated patients with true reports; made on first use, then read like any BraTS folder.
+
+    Args:
+        root: folder that the patients are written to.
+        num_cases: how many patients.
+        first_seed: seed, and number in the name, of the first patient.
+        spacing_mm: voxel size of the patients.
+        **options: as for :class:`clipseg3d.data.brats.BraTSDataModule`.
+
+    Raises:
+        ValueError: ``num_cases`` is not positive.
+    """
+
+    release = PHANTOM
+
+    def __init__(
+        self,
+        root: str = "phantoms",
+        *,
+        num_cases: int = 20,
+        first_seed: int = 0,
+        spacing_mm: float = 2.0,
+        **options: Any,
+    ) -> None:
+        if num_cases < 1:
+            raise ValueError(f"num_cases={num_cases} is not positive")
+        super().__init__(root, spacing_mm=spacing_mm, **options)
+        self.num_cases = num_cases
+        self.first_seed = first_seed
+
+    def prepare_data(self) -> None:
+        """Write the patients that are missing, then fill the cache; runs once per node."""
+        self._simulate()
+        super().prepare_data()
+
+    def _simulate(self) -> list[str]:
+        return write_phantoms(
+            self.root, self.num_cases, spacing_mm=self.spacing_mm, seed=self.first_seed
+        )
+
+    def _cases(self) -> list[Case]:
+        """Index this module's patients; the folder may hold more."""
+        names = set(self._simulate())
+        return [case for case in super()._cases() if case.case_id in names]

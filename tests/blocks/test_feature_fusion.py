@@ -1,0 +1,163 @@
+"""Mirrors clipseg3d/blocks/feature_fusion.py. Sizes differ pairwise, so a swapped axis fails."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from clipseg3d.blocks.feature_fusion import AttentionGate, ChannelSpatialAttention, ResidualBlock
+
+B, C, X, Y, Z, GATE = 2, 8, 5, 3, 4, 6
+
+
+@pytest.fixture
+def features():
+    return torch.randn(B, C, X, Y, Z, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def asking():
+    return torch.randn(B, GATE, X, Y, Z, generator=torch.Generator().manual_seed(1))
+
+
+def sigmoid(value):
+    return 1 / (1 + math.exp(-value))
+
+
+def numpy_weights(module):
+    return {name: weight.detach().numpy() for name, weight in module.named_parameters()}
+
+
+# channel and spatial attention
+
+
+def test_new_cbam_is_identity(features):
+    assert torch.equal(ChannelSpatialAttention(C)(features), features)
+
+
+def test_cbam_equations(features, randomise):
+    block = randomise(ChannelSpatialAttention(C, reduction=2).double())
+    w = numpy_weights(block)
+    expected = np.zeros((B, C, X, Y, Z))
+    for b in range(B):
+        given = features[b].double().numpy()
+        score = np.zeros(C)
+        for pooled in (given.mean(axis=(1, 2, 3)), given.max(axis=(1, 2, 3))):
+            hidden = np.maximum(w["channel.0.weight"] @ pooled + w["channel.0.bias"], 0)
+            score += w["channel.2.weight"] @ hidden + w["channel.2.bias"]
+        weighed = np.stack([given[c] * 2 * sigmoid(score[c]) for c in range(C)])
+        pooled = np.stack([weighed.mean(axis=0), weighed.max(axis=0)])
+        maps = np.pad(pooled, [(0, 0), (1, 1), (1, 1), (1, 1)])
+        for x, y, z in np.ndindex(X, Y, Z):
+            cube = maps[:, x : x + 3, y : y + 3, z : z + 3]
+            value = (cube * w["spatial.weight"][0]).sum() + w["spatial.bias"][0]
+            expected[b, :, x, y, z] = weighed[:, x, y, z] * 2 * sigmoid(value)
+    torch.testing.assert_close(
+        block(features.double()), torch.from_numpy(expected), rtol=0, atol=1e-10
+    )
+
+
+def test_first_backward_opens_cbam(features, dead_weights):
+    block = ChannelSpatialAttention(C)
+    block(features).square().sum().backward()
+    # The first layer waits for the one behind it, which starts at zero.
+    assert dead_weights(block) == ["channel.0.weight", "channel.0.bias"]
+
+
+# residual block
+
+
+@pytest.mark.parametrize(("out_channels", "stride"), [(C, 1), (10, 1), (10, 2)])
+def test_new_cbam_leaves_the_block_as_it_is(features, out_channels, stride):
+    plain = ResidualBlock(C, out_channels, stride=stride, cbam=False)
+    with_cbam = ResidualBlock(C, out_channels, stride=stride, cbam=True)
+    with_cbam.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(with_cbam(features), plain(features))
+    torch.nn.init.ones_(with_cbam.attention.spatial.bias)
+    assert not torch.allclose(with_cbam(features), plain(features))
+
+
+def test_residual_is_normalised_and_added_to_the_shortcut(features):
+    block = ResidualBlock(C, C, cbam=False)
+    torch.nn.init.zeros_(block.residual[-1].weight)  # no residual: what remains is the shortcut
+    expected = torch.where(features > 0, features, 0.01 * features)
+    torch.testing.assert_close(block(features), expected)
+
+
+def test_input_is_left_alone(features):
+    before = features.clone()
+    ResidualBlock(C, C)(features)
+    assert torch.equal(features, before)
+
+
+@pytest.mark.parametrize(("in_channels", "out_channels", "stride"), [(C, C, 1), (C, 10, 2)])
+def test_gradient_reaches_every_weight_of_a_block(
+    features, in_channels, out_channels, stride, randomise, dead_weights
+):
+    block = randomise(ResidualBlock(in_channels, out_channels, stride=stride))
+    block(features).square().sum().backward()
+    assert dead_weights(block) == []
+
+
+@pytest.mark.parametrize("size", [(8, 6, 4), (7, 5, 3), (2, 9, 1)])
+def test_stride_halves_the_grid(size):
+    features = torch.randn(1, 3, *size)
+    assert ResidualBlock(3, 5)(features).shape == (1, 5, *size)
+    halved = tuple(-(-n // 2) for n in size)
+    assert ResidualBlock(3, 5, stride=2)(features).shape == (1, 5, *halved)
+
+
+def test_cases_do_not_mix(features, randomise):
+    block = randomise(ResidualBlock(C, 10, stride=2))
+    together = block(features)
+    for b in range(B):
+        torch.testing.assert_close(together[b], block(features[b : b + 1])[0])
+
+
+def test_dropout_is_for_training_only(features):
+    torch.manual_seed(0)
+    block = ResidualBlock(C, C, dropout=0.5)
+    assert not torch.equal(block(features), block(features))
+    block.eval()
+    assert torch.equal(block(features), block(features))
+
+
+# attention gate
+
+
+def test_new_gate_passes_the_skip(features, asking):
+    assert torch.equal(AttentionGate(C, GATE)(features, asking), features)
+
+
+def test_attention_gate_equations(features, asking, randomise):
+    block = randomise(AttentionGate(C, GATE).double())
+    w = {name: weight.squeeze() for name, weight in numpy_weights(block).items()}
+    w["from_skip.weight"], w["from_gate.weight"] = (
+        w[name].reshape(C // 4, -1) for name in ("from_skip.weight", "from_gate.weight")
+    )
+    skip, gate = features.double().numpy(), asking.double().numpy()
+    expected = np.zeros_like(skip)
+    for b, x, y, z in np.ndindex(B, X, Y, Z):
+        s, g = skip[b, :, x, y, z], gate[b, :, x, y, z]
+        asked = w["from_skip.weight"] @ s + w["from_gate.weight"] @ g + w["from_gate.bias"]
+        score = float(w["score.weight"] @ np.maximum(asked, 0) + w["score.bias"])
+        expected[b, :, x, y, z] = s * 2 * sigmoid(score)
+    result = block(features.double(), asking.double())
+    torch.testing.assert_close(result, torch.from_numpy(expected), rtol=0, atol=1e-10)
+
+
+def test_only_the_voxel_that_the_decoder_asks_for_changes(features, asking, randomise):
+    block = randomise(AttentionGate(C, GATE))
+    moved = asking.clone()
+    moved[1, :, 4, 0, 2] += 3
+    changed = (block(features, moved) - block(features, asking)).abs().amax(dim=1) > 1e-6
+    assert changed.nonzero().tolist() == [[1, 4, 0, 2]]
+
+
+def test_gradient_of_the_gate(features, asking, randomise, dead_weights):
+    block = AttentionGate(C, GATE)
+    block(features, asking).square().sum().backward()
+    assert dead_weights(block) == ["from_skip.weight", "from_gate.weight", "from_gate.bias"]
+    randomise(block)(features, asking).square().sum().backward()
+    assert dead_weights(block) == []

@@ -1,0 +1,294 @@
+"""Mirrors clipseg3d/data/brats.py."""
+
+import json
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from clipseg3d.batch import Batch
+from clipseg3d.data.brats import (
+    BraTS2018DataModule,
+    BraTS2019DataModule,
+    BraTS2020DataModule,
+    BraTS2021DataModule,
+)
+from clipseg3d.data.cases import DataError
+from clipseg3d.data.releases import BRATS_2018, BRATS_2019, BRATS_2020, BRATS_2021
+from clipseg3d.data.transforms import Augmentation
+
+NAMES = [f"Brats18_2013_{patient}_1" for patient in range(2, 7)] + ["Brats18_2013_2_2"]
+PATCH = (5, 6, 4)
+BOX = (11, 14, 7)
+
+
+@pytest.fixture
+def root(tmp_path, write_case):
+    """Six scans of five patients."""
+    for seed, name in enumerate(NAMES):
+        folder = tmp_path / "cases" / ("HGG" if seed % 2 else "LGG") / name
+        write_case(folder, name, seed=seed, report=f"report {seed}")
+    return tmp_path / "cases"
+
+
+@pytest.fixture
+def make(root, tmp_path):
+    def make_module(kind=BraTS2018DataModule, **options):
+        defaults = {"patch_size": PATCH, "num_workers": 0, "cache_dir": str(tmp_path / "cache")}
+        return kind(str(root), **{**defaults, **options})
+
+    return make_module
+
+
+def ready(module):
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def ids(cases):
+    return [case.case_id for case in cases.cases]
+
+
+@pytest.mark.parametrize(
+    ("kind", "release"),
+    [
+        (BraTS2018DataModule, BRATS_2018),
+        (BraTS2019DataModule, BRATS_2019),
+        (BraTS2020DataModule, BRATS_2020),
+        (BraTS2021DataModule, BRATS_2021),
+    ],
+)
+def test_every_module_has_its_release(kind, release):
+    assert kind.release is release
+
+
+def test_every_scan_is_validated_once_and_patients_stay_together(make):
+    validated = []
+    for fold in range(5):
+        module = ready(make(fold=fold))
+        train, val = ids(module.train_set), ids(module.val_set)
+        assert sorted(train + val) == sorted(NAMES)
+        together = {"Brats18_2013_2_1", "Brats18_2013_2_2"}
+        assert len(together & set(train)) in (0, 2)
+        validated += val
+    assert sorted(validated) == sorted(NAMES)
+
+
+def test_folds_and_seed_reach_the_split(make):
+    two = ready(make(num_folds=2))
+    assert {len(two.train_set), len(two.val_set)} <= {2, 3, 4}
+    held_out = {tuple(ids(ready(make(seed=seed)).val_set)) for seed in range(8)}
+    assert len(held_out) > 1
+
+
+def test_training_batches(make):
+    module = ready(make(batch_size=2, crops_per_case=3))
+    assert len(module.train_set) == 3 * len(module.train_set.cases)
+    batches = list(module.train_dataloader())
+    assert len(batches) == len(module.train_set) // 2
+    for batch in batches:
+        assert batch.keys() == Batch.__annotations__.keys()
+        assert batch["image"].shape == (2, 4, *PATCH)
+        assert batch["label"].shape == (2, 3, *PATCH)
+        assert batch["window"].shape == (2, 2, 3)
+        assert batch["statistics"].shape == (2, 4, 4)
+        assert batch["views"].shape == (2, 3, 224, 224, 3)
+        assert all(report.startswith("report ") for report in batch["report"])
+    seen = {name for batch in batches for name in batch["case_id"]}
+    assert seen <= set(ids(module.train_set))
+
+
+def test_training_order_is_shuffled(make):
+    module = ready(make(crops_per_case=4))
+    orders = set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        orders.add(tuple(batch["case_id"][0] for batch in module.train_dataloader()))
+    assert len(orders) > 1
+
+
+@pytest.mark.parametrize("loader", ["val_dataloader", "test_dataloader"])
+def test_validation_batches_are_whole_brains_in_order(make, loader):
+    module = ready(make(batch_size=3, num_folds=2, crops_per_case=2))
+    batches = list(getattr(module, loader)())
+    assert [batch["case_id"][0] for batch in batches] == ids(module.val_set)
+    for batch in batches:
+        assert batch["image"].shape == (1, 4, *BOX)
+        assert batch["window"].tolist() == [[[0, 0, 0], [1, 1, 1]]]
+
+
+def test_validation_is_never_augmented(make):
+    module = ready(make())
+    one, other = (next(iter(module.val_dataloader())) for _ in range(2))
+    assert torch.equal(one["image"], other["image"])
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_augmentation_can_be_switched_off(make, augment):
+    module = ready(make(augment=augment, crops_per_case=10))
+    mirrored = any((batch["window"][:, 1] < 0).any() for batch in module.train_dataloader())
+    assert mirrored == augment
+
+
+def test_a_batch_larger_than_the_training_set_is_not_dropped(make):
+    module = ready(make(batch_size=50))
+    (batch,) = module.train_dataloader()
+    assert len(batch["case_id"]) == len(module.train_set)
+
+
+def test_loaders_with_workers(make):
+    module = ready(make(num_workers=1))
+    assert len(list(module.train_dataloader())) == len(module.train_set)
+
+
+def test_reports_of_one_file(make, tmp_path):
+    path = tmp_path / "reports.json"
+    path.write_text(json.dumps({name: f"of {name}" for name in NAMES}))
+    module = ready(make(reports=str(path)))
+    assert [case.report for case in module.val_set.cases] == [
+        f"of {name}" for name in ids(module.val_set)
+    ]
+
+
+def test_cache_lies_where_it_is_asked_for(make, tmp_path, monkeypatch, root, content):
+    before = content(root)
+    monkeypatch.setenv("CLIPSEG3D_CACHE", str(tmp_path / "elsewhere"))
+    ready(make())
+    assert not (tmp_path / "elsewhere").exists()
+    assert len(list((tmp_path / "cache" / "brats2018").iterdir())) == len(NAMES)
+    ready(make(cache_dir=None))
+    assert len(list((tmp_path / "elsewhere" / "brats2018").iterdir())) == len(NAMES)
+    assert content(root) == before
+
+
+def test_folds_share_the_cache(make, tmp_path):
+    make(fold=0).prepare_data()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    ready(make(fold=1, num_folds=3, seed=4, patch_size=(7, 5, 6)))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == before
+
+
+def test_setup_may_run_more_than_once_and_on_its_own(make):
+    module = make()
+    module.setup("fit")
+    first = ids(module.train_set), ids(module.val_set)
+    module.setup("validate")
+    assert (ids(module.train_set), ids(module.val_set)) == first
+
+
+def test_prepare_data_sets_no_state(make):
+    module = make()
+    before = set(vars(module))
+    module.prepare_data()
+    assert set(vars(module)) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("patch_size", (4, 0, 4)),
+        ("patch_size", (-1, 4, 4)),
+        ("batch_size", 0),
+        ("crops_per_case", -2),
+    ],
+)
+def test_refuses_numbers_that_are_not_positive(make, name, value):
+    shown = min(value) if isinstance(value, tuple) else value
+    with pytest.raises(ValueError, match=f"{name}={shown} is not positive"):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize("options", [{"fold": 5}, {"fold": 1, "num_folds": 1}, {"num_folds": 6}])
+def test_refuses_a_split_that_cannot_be_made(make, options):
+    with pytest.raises(ValueError, match="num_folds="):
+        make(**options).setup("fit")
+
+
+def test_wrong_folder(make, root):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        BraTS2018DataModule(str(root / "absent")).prepare_data()
+
+
+def test_another_spacing_is_refused_unless_asked_for(make, root, write_case):
+    write_case(root / "x", "Brats18_2013_9_1", affine=np.diag([-2.0, -2, 2, 1]))
+    with pytest.raises(DataError, match="voxels of 2x2x2 mm, expected 1 mm"):
+        make().prepare_data()
+    module = BraTS2018DataModule(
+        str(root / "x"), spacing_mm=2.0, cache_dir=make().hparams["cache_dir"]
+    )
+    module.prepare_data()
+
+
+def test_all_faults_of_headers_at_once(make, root):
+    (root / "LGG" / NAMES[0] / f"{NAMES[0]}_t2.nii.gz").unlink()
+    (root / "HGG" / NAMES[3] / f"{NAMES[3]}_seg.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        make().prepare_data()
+    first, second = sorted(error.value.faults, key=lambda fault: "missing" not in fault)
+    assert f"{NAMES[0]}_t2.nii.gz: missing" in first
+    assert f"{NAMES[3]}_seg.nii.gz: the file is empty" in second
+
+
+def test_all_faults_of_voxels_at_once(make, root, write_nifti, tmp_path):
+    bad = np.full((13, 17, 11), 3, np.uint8)
+    for number, group in ((1, "HGG"), (4, "LGG")):
+        write_nifti(root / group / NAMES[number] / f"{NAMES[number]}_seg.nii.gz", bad)
+    with pytest.raises(DataError) as error:
+        make().prepare_data()
+    assert len(error.value.faults) == 2
+    for number, fault in zip((1, 4), error.value.faults, strict=True):
+        assert f"{NAMES[number]}_seg.nii.gz: holds label 3, but brats2018" in fault
+    assert len(list((tmp_path / "cache" / "brats2018").iterdir())) == len(NAMES) - 2
+
+
+def test_hyperparameters_are_plain_values(make, tmp_path):
+    module = make(fold=2, num_folds=3, reports=None, augment=False)
+    saved = dict(module.hparams)
+    assert saved["fold"] == 2
+    assert saved["patch_size"] == PATCH
+    assert saved["augment"] is False
+    torch.save(saved, tmp_path / "saved.pt")
+    assert torch.load(tmp_path / "saved.pt", weights_only=True) == saved
+    listed = {key: list(v) if isinstance(v, tuple) else v for key, v in saved.items()}
+    again = BraTS2018DataModule(**yaml.safe_load(yaml.safe_dump(listed)))
+    assert again.patch_size == PATCH
+    assert dict(again.hparams) == listed
+
+
+def test_defaults_are_those_documented():
+    module = BraTS2020DataModule("anywhere")
+    assert module.patch_size == (128, 128, 128)
+    assert (module.fold, module.num_folds, module.batch_size) == (0, 5, 1)
+    assert module.spacing_mm == 1.0
+
+
+def draw(data, seed, answers):
+    """Run in another process."""
+    torch.manual_seed(seed)
+    sample = data[0]
+    answers.put((sample["case_id"], sample["image"].numpy().tobytes()))
+
+
+def test_augmented_samples_from_a_pickle(make):
+    module = ready(make())
+    data = pickle.loads(pickle.dumps(module.train_set))
+    assert isinstance(data.augment, Augmentation)
+    torch.manual_seed(3)
+    due = module.train_set[0]
+    torch.manual_seed(3)
+    assert torch.equal(data[0]["image"], due["image"])
+    assert torch.equal(data[0]["window"], due["window"])
+
+
+def test_loader_under_spawn(make):
+    module = ready(make(crops_per_case=1))
+    loader = torch.utils.data.DataLoader(
+        module.train_set,
+        num_workers=1,
+        multiprocessing_context=multiprocessing.get_context("spawn"),
+    )
+    assert [batch["case_id"][0] for batch in loader] == ids(module.train_set)

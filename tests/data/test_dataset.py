@@ -1,0 +1,241 @@
+"""Mirrors clipseg3d/data/dataset.py."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from clipseg3d.batch import Batch, Sample
+from clipseg3d.data.cache import build_cache
+from clipseg3d.data.cases import find_cases
+from clipseg3d.data.dataset import BraTSDataset
+from clipseg3d.data.releases import BRATS_2020
+
+NAMES = [f"BraTS20_Training_{number:03d}" for number in (1, 2, 3)]
+BOX = (11, 14, 7)  # the brain box that fake_patient draws
+CROP = (5, 6, 4)
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory, write_case):
+    root = tmp_path_factory.mktemp("dataset")
+    for seed, name in enumerate(NAMES):
+        write_case(root / "cases", name, seed=seed, report=f"report {seed}")
+    return build_cache(find_cases(root / "cases", BRATS_2020), BRATS_2020, root / "cache")
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory, write_case, fake_patient):
+    """One case with a small tumour, and the same case without."""
+    root = tmp_path_factory.mktemp("big")
+    images, label = fake_patient((25, 31, 21))
+    label[:] = 0
+    label[6:8, 9:11, 8:10] = 4
+    write_case(root / "cases", "a", images=images, label=label)
+    write_case(root / "cases", "b", images=images, label=np.zeros_like(label))
+    return build_cache(find_cases(root / "cases", BRATS_2020), BRATS_2020, root / "cache")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def place(sample, box=BOX):
+    """Return the first corner and the size of a crop in voxels, as its window says."""
+    corner, size = (sample["window"].numpy() * box).round(4)
+    assert (corner == corner.astype(int)).all()
+    assert (size == size.astype(int)).all()
+    return corner.astype(int), size.astype(int)
+
+
+def whole(entries):
+    dataset = BraTSDataset(entries, BRATS_2020)
+    return [dataset[i] for i in range(len(dataset))]
+
+
+def test_a_sample_holds_what_the_contract_says(entries):
+    sample = BraTSDataset(entries, BRATS_2020, crop=CROP)[1]
+    assert sample.keys() == Sample.__annotations__.keys() == Batch.__annotations__.keys()
+    tensors = {key: (tuple(v.shape), v.dtype) for key, v in sample.items() if torch.is_tensor(v)}
+    assert tensors == {
+        "image": ((4, *CROP), torch.float32),
+        "label": ((3, *CROP), torch.float32),
+        "window": ((2, 3), torch.float32),
+        "statistics": ((4, 4), torch.float32),
+        "views": ((3, 224, 224, 3), torch.uint8),
+    }
+    assert (sample["case_id"], sample["report"]) == (NAMES[1], "report 1")
+
+
+def test_a_whole_brain(entries):
+    for entry, sample in zip(entries, whole(entries), strict=True):
+        assert sample["window"].tolist() == [[0, 0, 0], [1, 1, 1]]
+        np.testing.assert_array_equal(sample["image"], entry.image().astype(np.float32))
+        np.testing.assert_array_equal(sample["label"], BRATS_2020.to_regions(entry.label()))
+        assert torch.equal(sample["statistics"], entry.statistics())
+        assert torch.equal(sample["views"], entry.views())
+        assert sample["case_id"] == entry.case_id
+        assert sample["image"].shape[1:] == BOX
+
+
+def test_regions_are_nested_and_hold_their_labels(entries):
+    sample = whole(entries)[0]
+    wt, tc, et = sample["label"]
+    assert set(sample["label"].unique().tolist()) == {0, 1}
+    assert (wt >= tc).all()
+    assert (tc >= et).all()
+    assert wt.sum() > tc.sum() > et.sum() > 0
+
+
+def test_a_crop_is_the_whole_at_the_place_of_its_window(entries):
+    brains = whole(entries)
+    dataset = BraTSDataset(entries, BRATS_2020, crop=CROP, crops_per_case=20)
+    corners = set()
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        brain = next(b for b in brains if b["case_id"] == sample["case_id"])
+        corner, size = place(sample)
+        assert tuple(size) == CROP
+        assert (corner >= 0).all()
+        assert (corner + size <= BOX).all()
+        box = (slice(None), *(slice(a, a + n) for a, n in zip(corner, size, strict=True)))
+        assert torch.equal(sample["image"], brain["image"][box])
+        assert torch.equal(sample["label"], brain["label"][box])
+        corners.add(tuple(corner))
+    assert len(corners) > 20
+
+
+def test_every_place_that_fits_is_drawn(big):
+    """Without tumour, corners are uniform over all places, the last one included."""
+    dataset = BraTSDataset(big[1:], BRATS_2020, crop=(20, 27, 16))
+    box = big[1].label().shape
+    room = np.array(box) - (20, 27, 16)
+    drawn = np.array([place(dataset[0], box)[0] for _ in range(150)])
+    assert drawn.min(axis=0).tolist() == [0, 0, 0]
+    assert drawn.max(axis=0).tolist() == room.tolist()
+
+
+@pytest.mark.parametrize("crop", [(13, 6, 4), (11, 17, 9), (30, 29, 26), (12, 15, 8)])
+def test_a_crop_larger_than_the_brain_is_padded_with_background(entries, crop):
+    brain = whole(entries)[0]
+    dataset = BraTSDataset(entries[:1], BRATS_2020, crop=crop)
+    for _ in range(8):
+        sample = dataset[0]
+        assert sample["image"].shape == (4, *crop)
+        assert sample["label"].shape == (3, *crop)
+        corner, size = place(sample)
+        assert tuple(size) == crop
+        for key in ("image", "label"):
+            canvas = F.pad(brain[key], [20] * 6)
+            around = [slice(20 + a, 20 + a + n) for a, n in zip(corner, crop, strict=True)]
+            assert torch.equal(sample[key], canvas[(slice(None), *around)])
+        for axis in range(3):  # centred, up to the odd voxel
+            if crop[axis] > BOX[axis]:
+                before, after = -corner[axis], corner[axis] + crop[axis] - BOX[axis]
+                assert abs(before - after) <= 1
+
+
+def test_a_crop_of_the_size_of_the_brain_is_the_brain(entries):
+    brain = whole(entries)[2]
+    sample = BraTSDataset(entries, BRATS_2020, crop=BOX)[2]
+    assert sample["window"].tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert torch.equal(sample["image"], brain["image"])
+
+
+def test_two_thirds_of_crops_hold_tumour(big):
+    dataset = BraTSDataset(big[:1], BRATS_2020, crop=(8, 9, 7))
+    hits = np.mean([bool(dataset[0]["label"].any()) for _ in range(300)])
+    # 2 / 3 by intent, and a crop placed at random meets the tumour now and then
+    assert 0.6 < hits < 0.85
+
+
+def test_a_tumour_voxel_lies_near_the_centre_but_not_at_it(big, monkeypatch):
+    monkeypatch.setattr("clipseg3d.data.dataset.TUMOUR_SHARE", 1.0)
+    crop = np.array([4, 5, 3])
+    dataset = BraTSDataset(big[:1], BRATS_2020, crop=tuple(crop))
+    tumour = np.argwhere(big[0].label())
+    corners = set()
+    for _ in range(80):
+        sample = dataset[0]
+        corner, _ = place(sample, big[0].label().shape)
+        away = np.abs(corner + crop / 2 - tumour)
+        assert (away <= crop / 4 + 0.5).all(axis=1).any()
+        assert sample["label"].any()
+        corners.add(tuple(corner))
+    assert len(corners) > 25
+
+
+def test_a_case_without_tumour_gives_crops_too(big):
+    sample = BraTSDataset(big[1:], BRATS_2020, crop=(8, 9, 7))[0]
+    assert not sample["label"].any()
+    assert sample["image"].any()
+
+
+def test_length_and_order(entries):
+    assert len(BraTSDataset(entries, BRATS_2020)) == 3
+    dataset = BraTSDataset(entries, BRATS_2020, crop=CROP, crops_per_case=4)
+    assert len(dataset) == 12
+    seen = [dataset[i]["case_id"] for i in range(12)]
+    assert {name: seen.count(name) for name in NAMES} == dict.fromkeys(NAMES, 4)
+    assert [s["case_id"] for s in whole(entries)] == NAMES
+
+
+def test_equal_seeds_give_equal_crops(entries):
+    dataset = BraTSDataset(entries, BRATS_2020, crop=CROP)
+    drawn = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        drawn.append(torch.stack([dataset[i]["window"] for i in range(3)]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_samples_do_not_share_memory_with_the_cache(entries):
+    dataset = BraTSDataset(entries, BRATS_2020)
+    before = dataset[0]["image"].clone()
+    sample = dataset[0]
+    for key in ("image", "label", "statistics", "views"):
+        sample[key].zero_()
+    assert torch.equal(dataset[0]["image"], before)
+    assert dataset[0]["statistics"].any()
+
+
+def test_augment_gets_the_sample(entries):
+    dataset = BraTSDataset(
+        entries, BRATS_2020, crop=CROP, augment=lambda sample: {**sample, "report": "changed"}
+    )
+    assert dataset[0]["report"] == "changed"
+    assert dataset[0]["case_id"] == NAMES[0]
+
+
+def test_batches_through_a_loader(entries):
+    dataset = BraTSDataset(entries, BRATS_2020, crop=CROP, crops_per_case=2)
+    batches = list(DataLoader(dataset, batch_size=2))
+    assert len(batches) == 3
+    batch = batches[0]
+    assert batch.keys() == Batch.__annotations__.keys()
+    shapes = {key: tuple(v.shape) for key, v in batch.items() if torch.is_tensor(v)}
+    assert shapes == {
+        "image": (2, 4, *CROP),
+        "label": (2, 3, *CROP),
+        "window": (2, 2, 3),
+        "statistics": (2, 4, 4),
+        "views": (2, 3, 224, 224, 3),
+    }
+    assert batch["case_id"] == NAMES[:2]
+    assert batch["report"] == ["report 0", "report 1"]
+
+
+def test_loader_workers_draw_different_crops(entries):
+    dataset = BraTSDataset(entries[:1], BRATS_2020, crop=CROP, crops_per_case=8)
+    windows = [batch["window"][0, 0] for batch in DataLoader(dataset, num_workers=2)]
+    assert len({tuple(window.tolist()) for window in windows}) > 4
+
+
+def test_pickles(entries):
+    dataset = pickle.loads(pickle.dumps(BraTSDataset(entries, BRATS_2020)))
+    assert torch.equal(dataset[1]["image"], whole(entries)[1]["image"])

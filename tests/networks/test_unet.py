@@ -1,0 +1,179 @@
+"""Mirrors clipseg3d/networks/unet.py. Sizes differ pairwise, so a swapped axis fails."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clipseg3d.networks.unet import UNet3D, crop_like
+
+B, IN, OUT, X, Y, Z = 2, 4, 3, 9, 14, 11
+CHANNELS = (4, 6, 8)
+
+
+def make(**options):
+    torch.manual_seed(0)
+    return UNet3D(IN, OUT, **{"channels": CHANNELS, "num_auxiliary": 1, **options})
+
+
+@pytest.fixture
+def image():
+    return torch.randn(B, IN, X, Y, Z, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("fold", [1, 2])
+@pytest.mark.parametrize("size", [(X, Y, Z), (16, 8, 24), (5, 12, 1)])
+def test_logits_lie_on_the_grid_of_the_image(fold, size):
+    assert make(fold=fold)(torch.randn(1, IN, *size)).shape == (1, OUT, *size)
+
+
+@pytest.mark.parametrize("fold", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 2, 4)])
+def test_images_of_a_few_voxels_are_taken(fold, size):
+    logits = make(fold=fold)(torch.randn(1, IN, *size))
+    assert logits.shape == (1, OUT, *size)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("fold", [1, 2])
+def test_padding_is_zeros_behind_the_last_voxel(image, fold):
+    unet = make(fold=fold)
+    padding = [p for size in (Z, Y, X) for p in (0, -size % unet.multiple)]
+    padded = unet(F.pad(image, padding))
+    assert padded.shape[2:] == ((12, 16, 12) if fold == 1 else (16, 16, 16))
+    torch.testing.assert_close(unet(image), padded[..., :X, :Y, :Z])
+
+
+def test_multiple_is_what_folding_and_strides_ask_for():
+    assert make().multiple == 4
+    assert make(fold=2).multiple == 8
+    assert UNet3D(channels=(2, 2, 2, 2, 2)).multiple == 16
+
+
+def test_crop_cuts_behind_the_last_voxel(image):
+    assert torch.equal(crop_like(F.pad(image, (0, 5, 0, 2, 0, 3)), image), image)
+
+
+@pytest.mark.parametrize("fold", [2, 3])
+def test_stem_folds_cubes_and_heads_put_them_back(image, fold):
+    unet = UNet3D(IN, IN, channels=(4, 6), num_auxiliary=0, fold=fold)
+    folded = []
+    unet.encoder[0].register_forward_pre_hook(lambda _, given: folded.append(given[0]))
+    unet.encode(image)
+    (stem,) = folded
+    padded = F.pad(image, [p for n in (Z, Y, X) for p in (0, -n % unet.multiple)])
+    assert stem.shape[1] == IN * fold**3
+    for x, y, z in itertools.product(*(range(n) for n in stem.shape[2:])):
+        cube = padded[
+            ...,
+            x * fold : (x + 1) * fold,
+            y * fold : (y + 1) * fold,
+            z * fold : (z + 1) * fold,
+        ]
+        expected = cube.flatten(1).sort(dim=1).values
+        assert torch.equal(stem[:, :, x, y, z].sort(dim=1).values, expected)
+    unet.heads[0] = nn.Identity()
+    assert torch.equal(unet.logits([stem], image), image)
+
+
+def test_a_voxel_is_seen_around_its_place():
+    unet = make(fold=2, channels=(4, 6), num_auxiliary=0)
+    for module in unet.modules():  # normalisation would spread a voxel over the whole grid
+        if isinstance(module, nn.InstanceNorm3d):
+            module.forward = lambda features: features
+    image = torch.zeros(1, IN, 64, 72, 80)
+    before = unet(image)
+    image[0, 0, 30, 36, 42] = 5
+    changed = (unet(image) - before).detach()[0].ne(0).any(dim=0).nonzero()
+    first, last = changed.amin(dim=0), changed.amax(dim=0)
+    assert ((first + last) / 2 - torch.tensor([30, 36, 42])).abs().max() <= unet.multiple
+    assert (last - first).max() < 48
+
+
+@pytest.mark.parametrize(
+    ("options", "grids"),
+    [
+        ({"channels": (4, 6, 8, 10), "num_auxiliary": 2}, [(8, 8, 8), (4, 4, 4)]),
+        ({"channels": (4, 6, 8), "num_auxiliary": 1}, [(6, 8, 6)]),
+        ({"channels": (4, 6, 8), "num_auxiliary": 1, "fold": 2}, [(4, 4, 4)]),
+        ({"channels": (4, 6), "num_auxiliary": 0}, []),
+    ],
+)
+def test_auxiliary_logits_halve_the_padded_grid(image, options, grids):
+    unet = make(**options)
+    auxiliary = unet.auxiliary_logits(unet.decode(unet.encode(image)))
+    assert [tuple(level.shape) for level in auxiliary] == [(B, OUT, *grid) for grid in grids]
+
+
+def test_decoded_features_start_at_the_top_level(image):
+    unet = make()
+    decoded = unet.decode(unet.encode(image))
+    shapes = [tuple(level.shape[1:]) for level in decoded]
+    assert shapes == [(4, 12, 16, 12), (6, 6, 8, 6)]
+
+
+def test_features_halve_and_widen_towards_the_bottleneck(image):
+    levels = make().encode(image)
+    shapes = [tuple(level.shape[1:]) for level in levels]
+    assert shapes == [(4, 12, 16, 12), (6, 6, 8, 6), (8, 3, 4, 3)]
+
+
+@pytest.mark.parametrize("fold", [1, 2])
+def test_gradient_reaches_every_weight(image, fold, randomise, dead_weights):
+    unet = randomise(make(fold=fold))
+    decoded = unet.decode(unet.encode(image))
+    outputs = [unet.logits(decoded, image), *unet.auxiliary_logits(decoded)]
+    sum(logits.square().sum() for logits in outputs).backward()
+    assert dead_weights(unet) == []
+
+
+@pytest.mark.parametrize(("switch", "level"), [("cbam", "attention"), ("attention_skips", "gates")])
+def test_new_attention_changes_no_bit(image, switch, level):
+    with_attention, plain = make(), make(**{switch: False})
+    plain.load_state_dict(
+        {k: v for k, v in with_attention.state_dict().items() if level not in k}
+    )
+    assert torch.equal(with_attention(image), plain(image))
+
+
+def test_skips_reach_the_decoder(image):
+    unet = make()
+    levels = unet.encode(image)
+    whole = unet.decode(levels)[0]
+    for index in range(len(levels)):
+        silenced = [0 * level if i == index else level for i, level in enumerate(levels)]
+        assert not torch.allclose(unet.decode(silenced)[0], whole, atol=1e-3)
+
+
+def test_kaiming_initialisation_of_convolutions():
+    unet = UNet3D(channels=(16, 32), num_auxiliary=0)
+    weight = unet.decoder[0].residual[0].weight  # fan-in 32 * 27
+    assert weight.std().item() == pytest.approx((2 / (1 + 0.01**2) / (32 * 27)) ** 0.5, rel=0.05)
+    assert not unet.heads[0].bias.any()
+
+
+def test_cases_do_not_mix(image, randomise):
+    unet = randomise(make(), size=0.1)
+    together = unet(image)
+    for b in range(B):
+        torch.testing.assert_close(unet(image[b : b + 1])[0], together[b], rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_is_for_training_only(image):
+    unet = make(dropout=0.5)
+    assert not torch.equal(unet(image), unet(image))
+    unet.eval()
+    assert torch.equal(unet(image), unet(image))
+
+
+def test_rejects_a_single_level():
+    with pytest.raises(ValueError, match=r"channels=\(8,\) has fewer than two levels"):
+        UNet3D(channels=(8,), num_auxiliary=0)
+
+
+@pytest.mark.parametrize("count", [-1, 2])
+def test_rejects_heads_for_levels_that_are_not_there(count):
+    with pytest.raises(ValueError, match=rf"num_auxiliary={count} is not in 0\.\.1"):
+        make(num_auxiliary=count)
