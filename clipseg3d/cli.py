@@ -211,5 +211,3 @@ def _raised_here(error: BaseException) -> bool:
 def _say(message: str, *, stream: TextIO | None = None) -> None:
     """Write a line for the person at the terminal."""
     (stream or sys.stdout).write(f"{message}\n")
-
-

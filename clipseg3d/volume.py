@@ -84,8 +84,8 @@ def _views_of(image: Tensor, brain: Tensor, size: int) -> Tensor:
         return torch.zeros(3, size, size, 3, dtype=torch.uint8, device=image.device)
     occupied = [brain.any(dim=other).nonzero() for other in ((1, 2), (0, 2), (0, 1))]
     # any(dim=(1, 2)) leaves x, and so on: one list of slices with brain per axis
-    box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in occupied)
-    image = image[(slice(None), *box)]
+    box = [slice(int(i.min()), int(i.max()) + 1) for i in occupied]
+    image = image[:, box[0], box[1], box[2]]
     middles = []
     for slices, span in zip(occupied, box, strict=True):
         centre = (span.start + span.stop - 1) / 2

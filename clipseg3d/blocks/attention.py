@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from clipseg3d.blocks.zero_init import zero_init
+
 
 class SemanticGate(nn.Module):
     """Scale and shift feature channels by the case's semantics; a new gate changes nothing.
@@ -23,15 +25,14 @@ class SemanticGate(nn.Module):
         super().__init__()
         self.scale = nn.Linear(dim, channels)
         self.shift = nn.Linear(dim, channels)
-        for layer in (self.scale, self.shift):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        zero_init(self.scale, self.shift)
 
     def forward(self, features: Tensor, summary: Tensor) -> Tensor:
         """Return gated features (b, c, x, y, z) for a semantic summary (b, d)."""
         scale = rearrange(2 * torch.sigmoid(self.scale(summary)), "b c -> b c 1 1 1")
         shift = rearrange(self.shift(summary), "b c -> b c 1 1 1")
-        return features * scale + shift
+        gated: Tensor = features * scale + shift
+        return gated
 
 
 class SemanticAttention(nn.Module):
@@ -59,8 +60,7 @@ class SemanticAttention(nn.Module):
         self.context = nn.Linear(2 * dim, hidden)
         self.mix = nn.Conv3d(hidden + 1, hidden, 1)
         self.score = nn.Conv3d(hidden, 1, 1)
-        nn.init.zeros_(self.score.weight)
-        nn.init.zeros_(self.score.bias)
+        zero_init(self.score)
 
     def forward(
         self, features: Tensor, summary: Tensor, region: Tensor, window: Tensor | None = None

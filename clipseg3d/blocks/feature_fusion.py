@@ -4,6 +4,8 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from clipseg3d.blocks.zero_init import zero_init
+
 
 class ChannelSpatialAttention(nn.Module):
     """CBAM in 3D: weigh channels, then voxels; every gate is ``2 sigmoid(.)`` and starts at 1.
@@ -25,9 +27,7 @@ class ChannelSpatialAttention(nn.Module):
         # One filter per map, then their sum: the same function as a convolution from 2 maps to 1,
         # which PyTorch's CPU kernels run three times slower.
         self.spatial = nn.Conv3d(2, 2, 3, padding=1, groups=2)
-        for layer in (self.channel[-1], self.spatial):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        zero_init(self.channel[-1], self.spatial)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return weighed features, (b, c, x, y, z) as given."""
@@ -106,8 +106,7 @@ class AttentionGate(nn.Module):
         self.from_skip = nn.Conv3d(skip_channels, hidden, 1, bias=False)
         self.from_gate = nn.Conv3d(gate_channels, hidden, 1)
         self.score = nn.Conv3d(hidden, 1, 1)
-        nn.init.zeros_(self.score.weight)
-        nn.init.zeros_(self.score.bias)
+        zero_init(self.score)
 
     def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
         """Return the weighed skip (b, c, x, y, z); ``gate`` is (b, g, x, y, z)."""

@@ -7,6 +7,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from clipseg3d.blocks.zero_init import zero_init
 from clipseg3d.volume import intensity_statistics, scale
 
 Norm = Literal["zscore", "minmax"]
@@ -57,8 +58,7 @@ class PixelFusion(nn.Module):
         )
         self.register_buffer("gammas", torch.tensor(gammas), persistent=False)
         self.gate = nn.Linear(2 * len(norms), len(norms))
-        nn.init.zeros_(self.gate.weight)
-        nn.init.zeros_(self.gate.bias)
+        zero_init(self.gate)
 
     def forward(self, image: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Return the fused sequences.

@@ -13,7 +13,7 @@ from clipseg3d.blocks.guidance import CrossModalGuidance
 
 
 class Semantics(NamedTuple):
-    """What is known of one batch beyond its voxels; computed once per case, used in every window."""
+    """What is known of one batch beyond its voxels; computed once per case."""
 
     summary: Tensor
     """(b, d): mean of the semantic tokens."""

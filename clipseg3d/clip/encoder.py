@@ -63,9 +63,11 @@ class HuggingFaceCLIP(nn.Module):
         self.name = name
         self.frozen_clip = model.requires_grad_(False)
         self.tokenizer = tokenizer
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
-        self.register_load_state_dict_post_hook(_accept_absent_clip)
+        self.register_load_state_dict_post_hook(_accept_absent_clip)  # type: ignore[no-untyped-call]
         self.train(False)
 
     @classmethod

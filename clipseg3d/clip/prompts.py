@@ -17,7 +17,9 @@ def region_prompts(region: str) -> list[str]:
         ValueError: there are no prompts for this region.
     """
     if region not in REGION_PROMPTS:
-        raise ValueError(f"no prompt for region {region!r}: choose from {', '.join(REGION_PROMPTS)}")
+        raise ValueError(
+            f"no prompt for region {region!r}: choose from {', '.join(REGION_PROMPTS)}"
+        )
     return [template.format(REGION_PROMPTS[region]) for template in TEMPLATES]
 
 

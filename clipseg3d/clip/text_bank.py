@@ -37,7 +37,9 @@ class TextBank:
         """
         pieces = [self._pieces(report) for report in reports]
         self._learn([text for texts in [*self.prompts, *pieces] for text in texts])
-        prompts = [torch.stack([self._known[t] for t in texts]).mean(dim=0) for texts in self.prompts]
+        prompts = [
+            torch.stack([self._known[t] for t in texts]).mean(dim=0) for texts in self.prompts
+        ]
         rows = [torch.stack([*prompts, *(self._known[t] for t in texts)]) for texts in pieces]
         text = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows], device=text.device)

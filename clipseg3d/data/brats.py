@@ -75,7 +75,7 @@ class BraTSDataModule(LightningDataModule):
         self.fold = fold
         self.num_folds = num_folds
         self.seed = seed
-        self.patch_size = tuple(patch_size)
+        self.patch_size = patch_size
         self.crops_per_case = crops_per_case
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -110,23 +110,19 @@ class BraTSDataModule(LightningDataModule):
         return self._loader(self.val_set, batch_size=1, shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Give the cases of the held-out fold, as for validation: BraTS publishes no test labels."""
+        """Give the held-out fold, as for validation: BraTS publishes no test labels."""
         return self.val_dataloader()
 
     def _cases(self) -> list[Case]:
         """Index the folder."""
-        return find_cases(
-            self.root, self.release, reports=self.reports, spacing_mm=self.spacing_mm
-        )
+        return find_cases(self.root, self.release, reports=self.reports, spacing_mm=self.spacing_mm)
 
     def _entries(self, cases: list[Case]) -> list[CachedCase]:
         return build_cache(
             cases, self.release, self.cache_dir, num_threads=max(1, self.num_workers)
         )
 
-    def _loader(
-        self, cases: BraTSDataset, *, batch_size: int, shuffle: bool
-    ) -> DataLoader[Sample]:
+    def _loader(self, cases: BraTSDataset, *, batch_size: int, shuffle: bool) -> DataLoader[Sample]:
         return DataLoader(
             cases,
             batch_size=batch_size,

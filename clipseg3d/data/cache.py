@@ -35,7 +35,7 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class CachedCase:
-    """One case in the cache; arrays are memory-mapped on every call, so a crop reads its own voxels.
+    """One case in the cache; arrays are memory-mapped, so a crop reads only its own voxels.
 
     Attributes:
         case_id: name of the case.
@@ -109,10 +109,8 @@ def build_cache(
     ]
     faults: list[str] = []
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
-        results = pool.map(lambda pair: _build(*pair, release), missing)
-        for found in tqdm(
-            results, total=len(missing), desc="Caching cases", unit="case", delay=2
-        ):
+        results = pool.map(lambda pair: _build(pair[0], pair[1], release), missing)
+        for found in tqdm(results, total=len(missing), desc="Caching cases", unit="case", delay=2):
             faults.extend(found)
     if faults:
         raise DataError(faults)

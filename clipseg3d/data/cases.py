@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from clipseg3d.data.nifti import open_nifti, strip_extension
 from clipseg3d.data.releases import SEQUENCES, BraTSRelease
@@ -148,11 +148,15 @@ def case_from_files(files: Mapping[str, str | Path]) -> Case:
     missing = [sequence for sequence in SEQUENCES if sequence not in files]
     if missing:
         raise DataError(
-            [f"{name}: no file given; name one for each of {', '.join(SEQUENCES)}" for name in missing]
+            [
+                f"{name}: no file given; name one for each of {', '.join(SEQUENCES)}"
+                for name in missing
+            ]
         )
     paths = {sequence: Path(files[sequence]) for sequence in SEQUENCES}
     stems = [strip_extension(path.name) or path.name for path in paths.values()]
-    name = os.path.commonprefix(stems).removesuffix("t1").rstrip("_-. ")
+    shared = os.path.commonprefix(stems)  # noqa: RUF071 - names, not paths: by characters
+    name = shared.removesuffix("t1").rstrip("_-. ")
     name = name or paths[SEQUENCES[0]].absolute().parent.name
     case = Case(case_id=name, patient=name, sequences=paths)
     faults = check_geometry(case)
@@ -215,7 +219,7 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
             continue
         if first is None:
             first = path, image.shape, image.affine
-            spacing = nib.affines.voxel_sizes(image.affine)
+            spacing = voxel_sizes(image.affine)
             if spacing_mm is not None and not np.allclose(spacing, spacing_mm, rtol=0.02):
                 faults.append(
                     f"{path}: voxels of {_by(spacing.round(3))} mm, expected {spacing_mm:g} mm; "
@@ -285,15 +289,14 @@ def read_reports(path: Path) -> dict[str, str]:
         raise ValueError(f"{path}: not valid JSON ({error}); repair it") from error
     if not isinstance(entries, dict):
         raise ValueError(f"{path}: holds a {type(entries).__name__}, expected case name -> report")
-    texts = {
-        name: entry.get("report") if isinstance(entry, dict) else entry
-        for name, entry in entries.items()
-    }
-    for name, text in texts.items():
+    texts: dict[str, str] = {}
+    for name, entry in entries.items():
+        text = entry.get("report") if isinstance(entry, dict) else entry
         if not isinstance(text, str):
             raise ValueError(
                 f"{path}: the report of {name} is a {type(text).__name__}, expected text"
             )
+        texts[name] = text
     return texts
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
 from clipseg3d.batch import Sample
 from clipseg3d.data.cache import CachedCase
 from clipseg3d.data.releases import BraTSRelease
+
+Indices = npt.NDArray[np.integer]
 
 TUMOUR_SHARE = 2 / 3
 """Share of crops that hold a random tumour voxel near their centre."""
@@ -56,8 +59,12 @@ class BraTSDataset(Dataset[Sample]):
             slice(max(0, int(a)), min(int(n), int(a + c)))
             for a, c, n in zip(start, crop, size, strict=True)
         )
-        padding = [(s.start - a, a + c - s.stop) for s, a, c in zip(inside, start, crop, strict=True)]
-        pixels = np.pad(image[(slice(None), *inside)].astype(np.float32), [(0, 0), *padding])
+        padding = [
+            (s.start - a, a + c - s.stop) for s, a, c in zip(inside, start, crop, strict=True)
+        ]
+        pixels = np.pad(
+            image[:, x:to_x, y:to_y, z:to_z].astype(np.float32), np.vstack([[(0, 0)], padding])
+        )
         regions = self.release.to_regions(np.pad(label[inside], padding))
         sample: Sample = {
             "image": torch.from_numpy(pixels),
@@ -70,9 +77,7 @@ class BraTSDataset(Dataset[Sample]):
         }
         return self.augment(sample) if self.augment else sample
 
-    def _corner(
-        self, case: CachedCase, size: np.ndarray, crop: np.ndarray
-    ) -> np.ndarray:
+    def _corner(self, case: CachedCase, size: Indices, crop: Indices) -> Indices:
         """Draw the first corner of a crop; a crop larger than the brain is centred on it."""
         tumour = case.foreground()
         room = size - crop
@@ -82,4 +87,5 @@ class BraTSDataset(Dataset[Sample]):
             corner = np.round(centre - crop / 2 + jitter).astype(int)
         else:
             corner = np.floor(torch.rand(3).numpy() * (np.maximum(room, 0) + 1)).astype(int)
-        return np.where(room > 0, np.clip(corner, 0, np.maximum(room, 0)), room // 2)
+        placed: Indices = np.where(room > 0, np.clip(corner, 0, np.maximum(room, 0)), room // 2)
+        return placed

@@ -54,7 +54,7 @@ def read_voxels(path: Path) -> npt.NDArray[Any]:
     """
     image = open_nifti(path)
     try:
-        voxels = np.asanyarray(image.dataobj)
+        voxels: npt.NDArray[Any] = np.asanyarray(image.dataobj)
     except _BROKEN as error:
         raise ValueError(_broken(path, error)) from error
     if voxels.dtype.kind not in "biuf":

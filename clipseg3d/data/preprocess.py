@@ -43,7 +43,8 @@ class Grid:
         for source_axis, (axis, _) in enumerate(transform.astype(int)):
             turned[axis] = self.shape[source_axis]
         full = np.zeros((*volume.shape[:-3], *turned), dtype=volume.dtype)
-        full[(..., *(slice(start, stop) for start, stop in self.box))] = volume
+        (x, to_x), (y, to_y), (z, to_z) = self.box
+        full[..., x:to_x, y:to_y, z:to_z] = volume
         back = _inverse(transform)
         if full.ndim == 3:
             return np.ascontiguousarray(nib.apply_orientation(full, back))
@@ -119,8 +120,8 @@ def preprocess(case: Case, release: BraTSRelease) -> Preprocessed:
         label = nib.apply_orientation(label.astype(np.uint8), turn)
         occupied |= label > 0
     box = _bounding_box(occupied)
-    crop = tuple(slice(start, stop) for start, stop in box)
-    tensor = torch.from_numpy(np.ascontiguousarray(image[(slice(None), *crop)]))
+    (x, to_x), (y, to_y), (z, to_z) = box
+    tensor = torch.from_numpy(np.ascontiguousarray(image[:, x:to_x, y:to_y, z:to_z]))
     raw = intensity_statistics(tensor[None])[0]
     low, high, mean, std = raw.unbind(dim=1)
     statistics = torch.stack(
@@ -132,7 +133,7 @@ def preprocess(case: Case, release: BraTSRelease) -> Preprocessed:
         image=scale(tensor.clamp(low, high), mean, std) * (tensor != 0),
         statistics=statistics,
         views=cut_views(tensor[None], raw[None])[0],
-        label=None if label is None else np.ascontiguousarray(label[crop]),
+        label=None if label is None else np.ascontiguousarray(label[x:to_x, y:to_y, z:to_z]),
         grid=Grid(shape=source.shape, affine=source.affine, box=box),
     )
 

@@ -131,9 +131,7 @@ class Predictor:
         ready = preprocess(case, self.release)
         report = case.report if text is None else text
         embedded, mask = self.network.embed_text([report])
-        semantics = self.network.encode_semantics(
-            ready.views[None].to(self.device), embedded, mask
-        )
+        semantics = self.network.encode_semantics(ready.views[None].to(self.device), embedded, mask)
         logits = segment_volume(
             self.network,
             ready.image[None].to(self.device),

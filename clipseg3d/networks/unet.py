@@ -1,6 +1,7 @@
 """The attention-enhanced 3D U-Net: CLIPSeg3D's backbone, and the baseline on its own."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -64,23 +65,23 @@ class UNet3D(nn.Module):
         self.channels = tuple(channels)
         self.fold = fold
         self.multiple = fold * 2 ** (len(channels) - 1)
-        options = {"cbam": cbam, "dropout": dropout}
         widths = [in_channels * fold**3, *channels]
         self.encoder = nn.ModuleList(
-            ResidualBlock(widths[level], width, stride=1 if level == 0 else 2, **options)
+            ResidualBlock(
+                widths[level], width, stride=1 if level == 0 else 2, cbam=cbam, dropout=dropout
+            )
             for level, width in enumerate(channels)
         )
         # From here on, index 0 is the top decoder level.
         self.up = nn.ModuleList(
-            nn.ConvTranspose3d(below, width, 2, stride=2)
-            for width, below in zip(channels, channels[1:], strict=False)
+            nn.ConvTranspose3d(below, width, 2, stride=2) for width, below in pairwise(channels)
         )
         self.gates = nn.ModuleList(
             AttentionGate(width, width) if attention_skips else PlainSkip()
             for width in channels[:-1]
         )
         self.decoder = nn.ModuleList(
-            ResidualBlock(2 * width, width, **options) for width in channels[:-1]
+            ResidualBlock(2 * width, width, cbam=cbam, dropout=dropout) for width in channels[:-1]
         )
         self.heads = nn.ModuleList(
             nn.Conv3d(width, out_channels * (fold**3 if level == 0 else 1), 1)

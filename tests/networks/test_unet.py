@@ -132,9 +132,7 @@ def test_gradient_reaches_every_weight(image, fold, randomise, dead_weights):
 @pytest.mark.parametrize(("switch", "level"), [("cbam", "attention"), ("attention_skips", "gates")])
 def test_new_attention_changes_no_bit(image, switch, level):
     with_attention, plain = make(), make(**{switch: False})
-    plain.load_state_dict(
-        {k: v for k, v in with_attention.state_dict().items() if level not in k}
-    )
+    plain.load_state_dict({k: v for k, v in with_attention.state_dict().items() if level not in k})
     assert torch.equal(with_attention(image), plain(image))
 
 

@@ -1,0 +1,10 @@
+"""Layers that start at zero, so that a new part changes nothing in the network it joins."""
+
+from torch import nn
+
+
+def zero_init(*layers: nn.Module) -> None:
+    """Set every parameter of the layers to zero."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)

@@ -1,0 +1,39 @@
+"""Mirrors clipseg3d/clip/prompts.py."""
+
+import pytest
+
+from clipseg3d.clip.prompts import REGION_PROMPTS, TEMPLATES, region_prompts, split_sentences
+
+
+@pytest.mark.parametrize("region", REGION_PROMPTS)
+def test_every_template_speaks_of_the_region(region):
+    prompts = region_prompts(region)
+    assert len(set(prompts)) == len(TEMPLATES)
+    assert all(REGION_PROMPTS[region] in prompt for prompt in prompts)
+    assert not any("{" in prompt for prompt in prompts)
+
+
+def test_regions_have_different_prompts():
+    prompts = [prompt for region in REGION_PROMPTS for prompt in region_prompts(region)]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_unknown_region_lists_those_there_are():
+    with pytest.raises(ValueError, match=r"'NCR'.*WT, TC, ET"):
+        region_prompts("NCR")
+
+
+@pytest.mark.parametrize(
+    ("report", "sentences"),
+    [
+        ("", []),
+        (" \n\t ", []),
+        ("No tumour", ["No tumour"]),
+        ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
+        ("It measures 3.5 cm. It enhances.", ["It measures 3.5 cm.", "It enhances."]),
+        ("FINDINGS\n  oedema\r\n\nnecrosis.", ["FINDINGS", "oedema", "necrosis."]),
+        ("Left.   Right.\t Both.", ["Left.", "Right.", "Both."]),
+    ],
+)
+def test_reports_are_cut_into_sentences(report, sentences):
+    assert split_sentences(report) == sentences

@@ -1,0 +1,141 @@
+"""Mirrors clipseg3d/losses.py. Sizes differ pairwise, so a swapped axis fails."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipseg3d.losses import RegionLoss
+from clipseg3d.networks.unet import UNet3D
+
+B, R, X, Y, Z = 2, 3, 4, 6, 8
+
+
+@pytest.fixture
+def label():
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(B, R, X, Y, Z, generator=generator) > 0.6).float()
+
+
+def logits_of(*size, seed=1):
+    return 2 * torch.randn(B, R, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def reference(logits, target):
+    """Dice and cross-entropy of one level, region by region, in float64."""
+    dice = entropy = 0.0
+    for b in range(B):
+        for r in range(R):
+            p = [1 / (1 + math.exp(-value)) for value in logits[b, r].flatten().tolist()]
+            t = target[b, r].flatten().tolist()
+            overlap = terms = 0.0
+            for found, wanted in zip(p, t, strict=True):
+                overlap += found * wanted
+                terms += wanted * math.log(found) + (1 - wanted) * math.log(1 - found)
+            dice += 1 - (2 * overlap + 1e-5) / (sum(p) + sum(t) + 1e-5)
+            entropy -= terms / len(p)
+    return (dice + entropy) / (B * R)
+
+
+def averaged(label, factor):
+    """Average over cubes, voxel by voxel."""
+    x, y, z = (n // factor for n in label.shape[2:])
+    cubes = label.reshape(*label.shape[:2], x, factor, y, factor, z, factor)
+    return cubes.mean(dim=(3, 5, 7))
+
+
+def test_one_level_by_hand(label):
+    logits = logits_of(X, Y, Z)
+    assert RegionLoss()([logits], label).item() == pytest.approx(reference(logits, label), rel=1e-5)
+
+
+def test_levels_weigh_one_half_and_quarter(label):
+    levels = [logits_of(X, Y, Z), logits_of(2, 3, 4, seed=2), logits_of(2, 3, 4, seed=3)]
+    terms = [
+        reference(levels[0], label),
+        reference(levels[1], averaged(label, 2)),
+        reference(levels[2], averaged(label, 2)),
+    ]
+    expected = (terms[0] + terms[1] / 2 + terms[2] / 4) / 1.75
+    assert RegionLoss()(levels, label).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_equal_levels_weigh_as_one(label):
+    logits = logits_of(X, Y, Z)
+    loss = RegionLoss()
+    torch.testing.assert_close(loss([logits] * 3, label), loss([logits], label))
+
+
+def test_padded_level_is_compared_with_a_padded_label():
+    generator = torch.Generator().manual_seed(0)
+    label = (torch.rand(B, R, 7, 9, 11, generator=generator) > 0.5).float()
+    coarse = logits_of(4, 5, 6)
+    expected = reference(coarse, averaged(F.pad(label, (0, 1, 0, 1, 0, 1)), 2))
+    fine = logits_of(7, 9, 11, seed=2)
+    loss = RegionLoss()
+    expected = (reference(fine, label) + expected / 2) / 1.5
+    assert loss([fine, coarse], label).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [(9, 17, 12), (24, 10, 17)])
+@pytest.mark.parametrize("fold", [1, 2])
+def test_levels_of_the_network_are_compared_on_their_own_grids(size, fold):
+    """A label that marks whole coarse voxels is met exactly by coarse logits that mark them."""
+    unet = UNet3D(1, R, channels=(2,) * (4 if fold == 1 else 3), fold=fold, num_auxiliary=1)
+    image = torch.zeros(B, 1, *size)
+    (coarse,) = unet.auxiliary_logits(unet.decode(unet.encode(image)))
+    factor = 2 * fold
+    padded = [-(-n // unet.multiple) * unet.multiple for n in size]
+    assert [n * factor for n in coarse.shape[2:]] == padded
+    marked = torch.rand(coarse.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    fine = marked.float()
+    for axis in (2, 3, 4):
+        fine = fine.repeat_interleave(factor, dim=axis)
+    label = fine[..., : size[0], : size[1], : size[2]].contiguous()
+    cut = torch.zeros_like(fine)
+    cut[..., : size[0], : size[1], : size[2]] = label
+    target = averaged(cut, factor)
+    logits = 40 * (label - 0.5)
+    perfect = torch.logit(target.double(), eps=1e-6).float()
+    full = RegionLoss()([logits], label)
+    both = RegionLoss()([logits, perfect], label)
+    expected = (full + reference(perfect, target) / 2) / 1.5
+    assert both.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_right_answers_cost_nothing_and_wrong_ones_much(label):
+    sure = 60 * (label - 0.5)
+    loss = RegionLoss()
+    assert loss([sure], label).item() < 1e-4
+    assert loss([-sure], label).item() > 10
+    assert loss([torch.zeros_like(label)], label).item() > 0.5
+
+
+def test_empty_regions_stay_finite(label):
+    label[:, 2] = 0
+    logits = logits_of(X, Y, Z).requires_grad_()
+    loss = RegionLoss()([logits], label)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    silent = logits_of(X, Y, Z)
+    silent[:, 2] = -60
+    louder = silent.clone()
+    louder[:, 2] = 0
+    assert RegionLoss()([silent], label) < RegionLoss()([louder], label) - 0.3
+
+
+def test_half_precision_logits_are_scored_in_float32(label):
+    logits = [logits_of(X, Y, Z).bfloat16(), logits_of(2, 3, 4, seed=2).bfloat16()]
+    expected = RegionLoss()([level.float() for level in logits], label)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = RegionLoss()(logits, label)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+
+
+def test_gradient_reaches_every_level(label):
+    levels = [logits_of(X, Y, Z).requires_grad_(), logits_of(2, 3, 4).requires_grad_()]
+    RegionLoss()(levels, label).backward()
+    assert all(level.grad.abs().sum() > 0 for level in levels)
