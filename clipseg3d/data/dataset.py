@@ -55,17 +55,13 @@ class BraTSDataset(Dataset[Sample]):
         size = np.array(label.shape)
         crop = size if self.crop is None else np.array(self.crop)
         start = np.zeros(3, dtype=int) if self.crop is None else self._corner(case, size, crop)
-        inside = tuple(
-            slice(max(0, int(a)), min(int(n), int(a + c)))
-            for a, c, n in zip(start, crop, size, strict=True)
-        )
-        padding = [
-            (s.start - a, a + c - s.stop) for s, a, c in zip(inside, start, crop, strict=True)
-        ]
+        first, last = np.maximum(start, 0), np.minimum(start + crop, size)
+        (x, y, z), (to_x, to_y, to_z) = first, last
+        padding = np.stack([first - start, start + crop - last], axis=1)
         pixels = np.pad(
             image[:, x:to_x, y:to_y, z:to_z].astype(np.float32), np.vstack([[(0, 0)], padding])
         )
-        regions = self.release.to_regions(np.pad(label[inside], padding))
+        regions = self.release.to_regions(np.pad(label[x:to_x, y:to_y, z:to_z], padding))
         sample: Sample = {
             "image": torch.from_numpy(pixels),
             "label": torch.from_numpy(regions.astype(np.float32)),

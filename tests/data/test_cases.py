@@ -543,9 +543,7 @@ def test_seeds_differ():
 
 def test_no_patient_is_favoured():
     cases = cases_of([1] * 10)
-    often = Counter(
-        c.patient for seed in range(300) for c in split_by_patient(cases, seed=seed)[1]
-    )
+    often = Counter(c.patient for seed in range(300) for c in split_by_patient(cases, seed=seed)[1])
     assert min(often.values()) > 30  # 60 on average
     assert len(often) == 10
 
