@@ -167,6 +167,10 @@ def _segment(arguments: argparse.Namespace) -> int:
                 spacing_mm=predictor.spacing_mm,
             )
         ]
+    names = [case.case_id for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{twice[0]} is given more than once; labels are named by case")
     if text is not None and len(cases) > 1:
         raise ValueError(f"--text is about one case, but {len(cases)} are given; run them apart")
     failed = 0

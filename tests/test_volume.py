@@ -180,6 +180,7 @@ def test_blank_middle_slice_gives_way_to_the_nearest_with_brain(volume, axis, vi
     gap = torch.zeros(volume.shape[axis], dtype=torch.bool)
     middle = len(gap) // 2
     gap[middle - 1 : middle + 4] = True  # the nearest slice with brain lies 2 before the middle
+    gap[1:3] = True  # nor is it the middle one of the slices with brain
     shape = [1] * 5
     shape[axis] = -1
     holed = volume * ~gap.view(shape)

@@ -32,8 +32,8 @@ class TextBank:
         """Embed one report per case; an empty string stands for none.
 
         Returns:
-            Embeddings (b, n, e) on the encoder's device, n being the regions and the sentences of
-            the longest report; and (b, n) bool, True for real tokens.
+            Embeddings (b, n, e) on the CPU, n being the regions and the sentences of the longest
+            report; and (b, n) bool, True for real tokens.
         """
         pieces = [self._pieces(report) for report in reports]
         self._learn([text for texts in [*self.prompts, *pieces] for text in texts])
@@ -42,15 +42,15 @@ class TextBank:
         ]
         rows = [torch.stack([*prompts, *(self._known[t] for t in texts)]) for texts in pieces]
         text = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows], device=text.device)
-        mask = torch.arange(text.shape[1], device=text.device) < lengths[:, None]
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(text.shape[1]) < lengths[:, None]
         return text, mask
 
     def _learn(self, texts: Sequence[str]) -> None:
         """Encode texts not seen before."""
         new = sorted(set(texts) - set(self._known))
         if new:
-            self._known.update(zip(new, self.encoder.encode_text(new), strict=True))
+            self._known.update(zip(new, self.encoder.encode_text(new).cpu(), strict=True))
 
     def _pieces(self, report: str) -> list[str]:
         """Cut a report into sentences, and sentences that are too long into runs of words."""

@@ -94,9 +94,10 @@ def find_cases(
         )
     cases = []
     for (folder, case_id), files in found.items():
-        missing = [
-            release.suffixes[sequence] for sequence in SEQUENCES if sequence not in files
-        ] + [release.label_suffix for _ in [0] if require_label and LABEL not in files]
+        required = {sequence: release.suffixes[sequence] for sequence in SEQUENCES}
+        if require_label:
+            required[LABEL] = release.label_suffix
+        missing = [suffix for kind, suffix in required.items() if kind not in files]
         if missing:
             faults.extend(
                 f"{folder / f'{case_id}_{suffix}.nii.gz'}: missing; add it, or move the case out "
@@ -156,7 +157,7 @@ def case_from_files(files: Mapping[str, str | Path]) -> Case:
     paths = {sequence: Path(files[sequence]) for sequence in SEQUENCES}
     stems = [strip_extension(path.name) or path.name for path in paths.values()]
     shared = os.path.commonprefix(stems)  # noqa: RUF071 - names, not paths: by characters
-    name = shared.removesuffix("t1").rstrip("_-. ")
+    name = shared.rstrip("_-. ")
     name = name or paths[SEQUENCES[0]].absolute().parent.name
     case = Case(case_id=name, patient=name, sequences=paths)
     faults = check_geometry(case)

@@ -83,7 +83,11 @@ class CLIPSeg3D(nn.Module):
 
     def embed_text(self, reports: list[str]) -> tuple[Tensor | None, Tensor | None]:
         """Return text embeddings (b, n, e) and their mask (b, n); None without semantic path."""
-        return (None, None) if self.text_bank is None else self.text_bank(reports)
+        if self.text_bank is None:
+            return None, None
+        device = next(self.parameters()).device
+        text, mask = self.text_bank(reports)
+        return text.to(device), mask.to(device)
 
     def clip_identity(self) -> dict[str, str] | None:
         """Return name and weight hash of the CLIP in use, for checkpoints to keep; None without."""

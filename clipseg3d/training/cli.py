@@ -38,6 +38,7 @@ class CLIPSeg3DCLI(LightningCLI):
                 "checkpoint.mode": "max",
                 "checkpoint.save_last": True,
                 "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,  # best.ckpt keeps its name
             }
         )
         parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")

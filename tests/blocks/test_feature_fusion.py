@@ -51,7 +51,7 @@ def test_cbam_equations(features, randomise):
         maps = np.pad(pooled, [(0, 0), (1, 1), (1, 1), (1, 1)])
         for x, y, z in np.ndindex(X, Y, Z):
             cube = maps[:, x : x + 3, y : y + 3, z : z + 3]
-            value = (cube * w["spatial.weight"][0]).sum() + w["spatial.bias"][0]
+            value = (cube * w["spatial.weight"].reshape(cube.shape)).sum() + w["spatial.bias"].sum()
             expected[b, :, x, y, z] = weighed[:, x, y, z] * 2 * sigmoid(value)
     torch.testing.assert_close(
         block(features.double()), torch.from_numpy(expected), rtol=0, atol=1e-10

@@ -255,7 +255,7 @@ def test_hyperparameters_are_plain_values(make, tmp_path):
     assert torch.load(tmp_path / "saved.pt", weights_only=True) == saved
     listed = {key: list(v) if isinstance(v, tuple) else v for key, v in saved.items()}
     again = BraTS2018DataModule(**yaml.safe_load(yaml.safe_dump(listed)))
-    assert again.patch_size == PATCH
+    assert tuple(again.patch_size) == PATCH
     assert dict(again.hparams) == listed
 
 

@@ -206,7 +206,7 @@ def test_threads_that_build_one_case_at_once(cases, root, monkeypatch):
 
     def wait(case, release):
         ready = preprocess(case, release)
-        together.wait(timeout=20)  # both have found no entry and are about to write one
+        together.wait(timeout=120)  # both have found no entry and are about to write one
         return ready
 
     monkeypatch.setattr(cache, "preprocess", wait)
@@ -226,7 +226,7 @@ def test_processes_that_build_the_same_cases(cases, root):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(list(root.glob("*/*"))) == len(cases)
     assert all(entry.label().any() for entry in build_cache(cases, BRATS_2020, root))

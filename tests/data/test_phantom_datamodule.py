@@ -168,4 +168,4 @@ def test_hyperparameters_are_plain_values(tmp_path):
     assert torch.load(tmp_path / "saved.pt", weights_only=True) == saved
     listed = {key: list(v) if isinstance(v, tuple) else v for key, v in saved.items()}
     again = PhantomDataModule(**yaml.safe_load(yaml.safe_dump(listed)))
-    assert (again.num_cases, again.seed, again.patch_size) == (5, 4, PATCH)
+    assert (again.num_cases, again.seed, tuple(again.patch_size)) == (5, 4, PATCH)

@@ -123,6 +123,6 @@ def test_ranks_are_merged_case_by_case():
     def gather(state, group=None):
         return [state, torch.cat(there.scores if state.is_floating_point() else there.keys)]
 
-    here.sync(dist_sync_fn=gather, distributed_available=lambda: True)
+    here.dist_sync_fn, here.distributed_available_fn = gather, lambda: True
     scores = {name: value.item() for name, value in here.compute().items()}
     assert scores == pytest.approx(result("abc"))

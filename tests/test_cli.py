@@ -1,0 +1,225 @@
+"""Mirrors clipseg3d/cli.py: what a person types, and what a person reads when it goes wrong."""
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from clipseg3d.cli import main
+from clipseg3d.data.phantom import simulate_phantom, write_phantom
+from clipseg3d.data.releases import SEQUENCES
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CONFIGS = sorted(Path(__file__).parents[1].glob("examples/configs/*.yaml"))
+SPACING_MM = 8.0
+OFFICIAL = {
+    "clipseg3d.BraTS2018DataModule": "Brats18_TCIA{:02d}_201_1",
+    "clipseg3d.BraTS2020DataModule": "BraTS20_Training_{:03d}",
+    "clipseg3d.PhantomDataModule": "Phantom_{:05d}",
+}
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory):
+    """Folder of six simulated patients of each naming scheme."""
+    root = tmp_path_factory.mktemp("patients")
+    for seed in range(6):
+        phantom = simulate_phantom(seed, spacing_mm=SPACING_MM)
+        for module, name in OFFICIAL.items():
+            (root / module).mkdir(exist_ok=True)
+            write_phantom(phantom, root / module, name.format(seed))
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(patients, tmp_path_factory):
+    """Checkpoint written by ``clipseg3d fit`` with the phantom configuration, cut short."""
+    out = tmp_path_factory.mktemp("fit")
+    assert fit(CONFIGS[-1], patients, out) == 0
+    return out / "checkpoints" / "best.ckpt"
+
+
+def fit(config, patients, out):
+    data = yaml.safe_load(config.read_text())["data"]["class_path"]
+    arguments = {
+        "model.network": "tiny",
+        "model.window": "[32, 32, 32]",
+        "data.root": patients / data,
+        "data.num_folds": 3,
+        "data.spacing_mm": SPACING_MM,
+        "data.patch_size": "[32, 32, 32]",
+        "data.num_workers": 0,
+        "data.cache_dir": patients / "cache",
+        "trainer.max_epochs": 1,
+        "trainer.check_val_every_n_epoch": 1,
+        "trainer.limit_train_batches": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "trainer.logger": "false",
+        "trainer.enable_progress_bar": "false",
+        "trainer.default_root_dir": out,
+        "checkpoint.dirpath": out / "checkpoints",
+    }
+    if "Phantom" in data:
+        arguments["data.num_cases"] = 6
+    flags = [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
+    # a learning-rate monitor wants a logger
+    flags += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(out)]
+    return main(["fit", "--config", str(config), *flags])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_trains_and_validates(config, patients, tmp_path):
+    assert fit(config, patients, tmp_path) == 0
+    checkpoint = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    data = yaml.safe_load(config.read_text())["data"]["class_path"]
+    release = data.removeprefix("clipseg3d.").removesuffix("DataModule").lower()
+    assert checkpoint["hyper_parameters"]["release"] == release
+    assert checkpoint["hyper_parameters"]["spacing_mm"] == SPACING_MM
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_validate_and_test_score_a_checkpoint(command, weights, patients, tmp_path, capsys):
+    code = main(
+        [
+            command,
+            *("--config", str(CONFIGS[-1])),
+            *("--ckpt_path", str(weights)),
+            *("--model.window", "[32, 32, 32]"),
+            *("--data.root", str(patients / "clipseg3d.PhantomDataModule")),
+            *("--data.num_cases", "6", "--data.num_workers", "0"),
+            *("--data.spacing_mm", str(SPACING_MM)),
+            *("--data.cache_dir", str(patients / "cache")),
+            *("--trainer.default_root_dir", str(tmp_path), "--trainer.accelerator", "cpu"),
+        ]
+    )
+    assert code == 0
+    stage = {"validate": "val", "test": "test"}[command]
+    assert f"{stage}/dice_mean" in capsys.readouterr().out
+
+
+def test_segment_a_case_folder_and_four_files_alike(weights, patients, tmp_path, capsys):
+    case = patients / "clipseg3d.BraTS2020DataModule" / "BraTS20_Training_001"
+    before = {path: path.read_bytes() for path in case.iterdir()}
+    out = tmp_path / "out"
+    assert main(["segment", str(case), "-o", str(out), "--weights", str(weights)]) == 0
+    written = out / "BraTS20_Training_001.nii.gz"
+    assert str(written) in capsys.readouterr().out
+    assert [path.name for path in out.iterdir()] == [written.name]
+    assert {path: path.read_bytes() for path in case.iterdir()} == before
+    scan = nib.load(case / "BraTS20_Training_001_t1.nii.gz")
+    assert nib.load(written).shape == scan.shape
+
+    odd = tmp_path / "Mr. X 2.3"
+    odd.mkdir()
+    names = {"t1": "T1.nii.gz", "t1ce": "Gd.nii.gz", "t2": "w2.nii.gz", "flair": "dark.nii.gz"}
+    flags = []
+    for sequence, name in names.items():
+        shutil.copy(case / f"BraTS20_Training_001_{sequence}.nii.gz", odd / name)
+        flags += [f"--{sequence}", str(odd / name)]
+    report = (case / "BraTS20_Training_001_flair_text.txt").read_text()
+    code = main(["segment", *flags, "--text", report, "-o", str(out), "--weights", str(weights)])
+    assert code == 0
+    np.testing.assert_array_equal(
+        nib.load(out / "Mr. X 2.3.nii.gz").get_fdata(), nib.load(written).get_fdata()
+    )
+
+
+def test_a_report_file_is_read(weights, patients, tmp_path, capsys):
+    case = patients / "clipseg3d.BraTS2020DataModule" / "BraTS20_Training_002"
+    common = ["segment", str(case), "-o", str(tmp_path), "--weights", str(weights), "--text"]
+    assert main([*common, str(case / "BraTS20_Training_002_flair_text.txt")]) == 0
+    assert main([*common, str(tmp_path / "gone.txt")]) == 1
+    assert "gone.txt: no such file" in capsys.readouterr().err
+
+
+def test_one_bad_case_does_not_stop_the_others(weights, patients, tmp_path, capsys):
+    root = tmp_path / "cases"
+    shutil.copytree(patients / "clipseg3d.BraTS2018DataModule", root)
+    broken = root / "Brats18_TCIA01_201_1" / "Brats18_TCIA01_201_1_flair.nii.gz"
+    image = nib.load(broken)
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.int16), image.affine), broken)
+    out = tmp_path / "out"
+    assert main(["segment", str(root), "-o", str(out), "--weights", str(weights)]) == 1
+    assert f"{broken}: every voxel is 0" in capsys.readouterr().err
+    assert len(list(out.iterdir())) == 5
+
+
+def test_phantom_writes_patients_that_can_be_trained_on(tmp_path, capsys):
+    command = ["phantom", "-o", str(tmp_path / "p"), "-n", "2", "--spacing", "8", "--seed", "5"]
+    assert main(command) == 0
+    folders = capsys.readouterr().out.split()
+    assert [Path(folder).name for folder in folders] == ["Phantom_00005", "Phantom_00006"]
+    for folder in folders:
+        names = {path.name.removeprefix(Path(folder).name) for path in Path(folder).iterdir()}
+        suffixes = [*SEQUENCES, "seg"]
+        assert names == {f"_{s}.nii.gz" for s in suffixes} | {"_flair_text.txt"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segment", "nowhere", "-o", "o"], "nowhere: no such folder; give the folder"),
+        (["segment", "-o", "o"], "give either case folders, or one case as --t1 FILE"),
+        (["segment", "x", "--t1", "y", "-o", "o"], "give either case folders, or one case"),
+        (["segment", "--t1", "y", "-o", "o"], "t1ce: no file given; name one for each of"),
+    ],
+)
+def test_bad_input_ends_in_one_message(arguments, message, weights, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--weights", str(weights)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not Path("o").exists()
+
+
+def test_wrong_weights_end_in_one_message(tmp_path, capsys):
+    path = tmp_path / "w.ckpt"
+    assert main(["segment", "x", "-o", "o", "--weights", str(path)]) == 1
+    assert capsys.readouterr().err == (
+        f"clipseg3d: {path}: no such file; give a checkpoint written by training\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.network", "huge"], "unknown preset 'huge'"),
+        (["--data.root", "nowhere"], "nowhere: no such folder"),
+        (["--data.fold", "9"], "fold=9 is not in 0..num_folds-1"),
+    ],
+)
+def test_fit_says_what_is_wrong_before_it_trains(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = next(path for path in CONFIGS if path.stem == "brats2018_tiny")
+    patient = simulate_phantom(0, spacing_mm=SPACING_MM)
+    for number in range(3):
+        write_phantom(patient, tmp_path / "brats2018", f"Brats18_TCIA0{number}_201_1")
+    common = ["--data.spacing_mm", "8", "--data.cache_dir", "cache", "--data.num_workers", "0"]
+    code = main(["fit", "--config", str(config), *common, *options])
+    assert code == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    page = capsys.readouterr().out
+    for command in ("demo", "segment", "fit", "validate", "test", "phantom"):
+        assert f"\n    {command} " in page
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(
+        "clipseg3d.data.phantom_datamodule.write_phantoms", lambda *a, **k: int("x")
+    )
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["phantom", "-o", "p"])
