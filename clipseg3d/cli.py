@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "--text",
         metavar="FILE|STR",
-        help="report of the case: a text file, or the text itself (default: CASE_flair_text.txt "
+        help="report of the case: a .txt file, or the text itself (default: CASE_flair_text.txt "
         "beside the scan, if there is one)",
     )
     segment.add_argument(
@@ -202,8 +202,7 @@ def _text(value: str) -> str:
     """Return the report that ``--text`` gives, from a file if it names one."""
     from clipseg3d.data.cases import read_text
 
-    is_file_name = value.endswith(".txt") and "\n" not in value
-    return read_text(Path(value)) if is_file_name or Path(value).is_file() else value
+    return read_text(Path(value)) if value.endswith(".txt") else value
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -47,11 +47,11 @@ def fit(config, patients, out):
     data = yaml.safe_load(config.read_text())["data"]["class_path"]
     arguments = {
         "model.network": "tiny",
-        "model.window": "[32, 32, 32]",
+        "model.window": "[64, 64, 64]",
         "data.root": patients / data,
         "data.num_folds": 3,
         "data.spacing_mm": SPACING_MM,
-        "data.patch_size": "[32, 32, 32]",
+        "data.patch_size": "[64, 64, 64]",
         "data.num_workers": 0,
         "data.cache_dir": patients / "cache",
         "trainer.max_epochs": 1,
@@ -89,7 +89,7 @@ def test_validate_and_test_score_a_checkpoint(command, weights, patients, tmp_pa
             command,
             *("--config", str(CONFIGS[-1])),
             *("--ckpt_path", str(weights)),
-            *("--model.window", "[32, 32, 32]"),
+            *("--model.window", "[64, 64, 64]"),
             *("--data.root", str(patients / "clipseg3d.PhantomDataModule")),
             *("--data.num_cases", "6", "--data.num_workers", "0"),
             *("--data.spacing_mm", str(SPACING_MM)),

@@ -94,7 +94,16 @@ class UNet3D(nn.Module):
         return self.logits(self.decode(self.encode(image)), image)
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Return the features of every level, the bottleneck last; the image is padded first."""
+        """Return the features of every level, the bottleneck last; the image is padded first.
+
+        Raises:
+            ValueError: the bottleneck would be a single voxel, which has no variance to normalise.
+        """
+        if max(image.shape[2:]) <= self.multiple:
+            raise ValueError(
+                f"an image of {tuple(image.shape[2:])} voxels is one voxel at the bottleneck; "
+                f"give more than {self.multiple} voxels along an axis, or a network of fewer levels"
+            )
         padding = [p for size in reversed(image.shape[2:]) for p in (0, -size % self.multiple)]
         features = rearrange(
             F.pad(image, padding),

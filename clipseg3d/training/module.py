@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
@@ -162,7 +163,13 @@ class CLIPSeg3DModule(LightningModule):
             window=self.hparams["window"],
             overlap=self.hparams["overlap"],
         )
-        metric.update(logits > 0, batch["label"] > 0, batch["case_id"])
+        release = get_release(self.hparams["release"])
+        # Scored as they would be written: a label map holds nested regions only.
+        written = [
+            release.to_regions(release.to_labels(mask)) for mask in (logits > 0).cpu().numpy()
+        ]
+        prediction = torch.from_numpy(np.stack(written)).to(self.device)
+        metric.update(prediction, batch["label"] > 0, batch["case_id"])
 
     def _log_scores(self, stage: str, metric: CaseDice) -> None:
         """Log and reset a metric; its values are those of all ranks already."""
