@@ -67,8 +67,6 @@ def fit(config, patients, out):
     if "Phantom" in data:
         arguments["data.num_cases"] = 6
     flags = [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
-    # a learning-rate monitor wants a logger
-    flags += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(out)]
     return main(["fit", "--config", str(config), *flags])
 
 

@@ -69,8 +69,8 @@ def test_the_two_set_up_commands_are_what_ci_runs():
     assert len(INSTALL) == 2
     assert "clipseg3d demo" in INSTALL[0]
     assert "pytest" in INSTALL[1]
-    assert "readme_command 0" in script
-    assert "readme_command 1" in script
+    assert 'readme_block "clipseg3d demo"' in script
+    assert 'readme_block "-m pytest"' in script
 
 
 def test_the_picture_is_there():

@@ -1,9 +1,10 @@
 """``clipseg3d fit | validate | test``: LightningCLI with this library's module and data."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
 
@@ -41,7 +42,6 @@ class CLIPSeg3DCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,  # best.ckpt keeps its name
             }
         )
-        parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -51,6 +51,8 @@ def run(arguments: Sequence[str]) -> None:
         LightningDataModule,
         subclass_mode_data=True,
         seed_everything_default=0,
-        args=list(arguments),
+        # Lightning reads the command line itself, and warns if it is handed over as well.
+        args=None if list(arguments) == sys.argv[1:] else list(arguments),
+        auto_configure_optimizers=False,
         parser_kwargs={"prog": "clipseg3d"},
     )

@@ -87,7 +87,7 @@ def test_no_graph_is_kept(image, statistics):
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.75])
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.7])
 def test_progress_ends_at_its_total(image, statistics, window, overlap, monkeypatch):
     bars = []
 

@@ -118,6 +118,26 @@ def test_validation_scores_are_those_of_the_written_segmentations(fitted):
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
+def test_mixed_precision_trains_and_validates(fitted, tmp_path):
+    _, data, _, _ = fitted
+    torch.manual_seed(0)
+    module = small_module(release="phantom", spacing_mm=SPACING_MM, window=WINDOW)
+    trainer = Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        precision="bf16-mixed",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, data)
+    trainer.validate(module, data, verbose=False)
+    assert torch.isfinite(trainer.callback_metrics["val/dice_mean"])
+    assert all(torch.isfinite(weight).all() for weight in module.parameters())
+    assert all(w.dtype == torch.float32 for w in module.parameters())
+
+
 def test_training_lowers_the_loss():
     torch.manual_seed(0)
     module = small_module(lr=1e-2, report_dropout=0.0)
