@@ -1,5 +1,6 @@
 """The training loss: soft Dice plus binary cross-entropy per region, deeply supervised."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -47,7 +48,8 @@ def _downsample(label: Tensor, level: Tensor) -> Tensor:
     if label.shape[2:] == level.shape[2:]:
         return label
     sizes = list(zip(label.shape[2:], level.shape[2:], strict=True))
-    factor = [-(-fine // coarse) for fine, coarse in sizes]
-    padding = [coarse * f - fine for (fine, coarse), f in zip(sizes, factor, strict=True)]
+    # Levels are halved, so the factor is the power of two that makes every axis long enough.
+    factor = 2 ** math.ceil(math.log2(max(fine / coarse for fine, coarse in sizes)))
+    padding = [coarse * factor - fine for fine, coarse in sizes]
     padded = F.pad(label, [p for amount in reversed(padding) for p in (0, amount)])
     return F.avg_pool3d(padded, factor)

@@ -40,7 +40,8 @@ def intensity_statistics(volume: Tensor) -> Tensor:
         ]
         low, high = (values.kthvalue(rank).values for rank in ranks)
         clipped = values.clamp(low, high)
-        rows.append(torch.stack([low, high, clipped.mean(), clipped.std(correction=0)]))
+        spread = clipped.std(correction=0) * (high > low)  # rounding gives a constant some spread
+        rows.append(torch.stack([low, high, clipped.mean(), spread]))
     return rearrange(torch.stack(rows), "(b s) k -> b s k", b=volume.shape[0])
 
 

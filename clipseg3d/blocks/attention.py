@@ -101,12 +101,13 @@ def voxel_positions(features: Tensor, window: Tensor | None = None) -> Tensor:
     """
     if window is None:
         window = torch.tensor([[[0.0] * 3, [1.0] * 3]]).expand(features.shape[0], 2, 3)
-    window = window.to(features)
+    exact = torch.promote_types(features.dtype, torch.float32)  # bf16 merges neighbouring places
+    window = window.to(features.device, exact)
     axes = []
     for axis, size in enumerate(features.shape[2:]):
-        centres = (torch.arange(size, device=features.device, dtype=features.dtype) + 0.5) / size
+        centres = (torch.arange(size, device=features.device, dtype=exact) + 0.5) / size
         place = window[:, 0, axis, None] + window[:, 1, axis, None] * centres
         shape = [features.shape[0], 1, 1, 1]
         shape[1 + axis] = size
         axes.append((2 * place - 1).view(shape).expand(-1, *features.shape[2:]))
-    return torch.stack(axes, dim=1)
+    return torch.stack(axes, dim=1).to(features.dtype)

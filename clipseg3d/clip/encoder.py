@@ -82,17 +82,22 @@ class HuggingFaceCLIP(nn.Module):
             ValueError: the folder lacks weights or a tokenizer, or they are not a complete CLIP.
             OSError: the hub has no such model, or it cannot be reached and no copy is cached.
         """
-        folder = Path(name)
+        folder = Path(name).expanduser()
+        source = str(folder) if folder.is_dir() else name
         if folder.is_dir():
             _check_folder(folder)
         elif folder.is_absolute() or name.startswith((".", "~")):
             raise FileNotFoundError(f"{name}: no such folder; give a folder with a saved CLIPModel")
         try:
-            model, report = CLIPModel.from_pretrained(name, output_loading_info=True)
-            tokenizer = CLIPTokenizer.from_pretrained(name)
-        except OSError as error:
+            model, report = CLIPModel.from_pretrained(source, output_loading_info=True)
+            tokenizer = CLIPTokenizer.from_pretrained(source)
+        except Exception as error:  # broken files raise whatever their readers raise
             if folder.is_dir():
-                raise ValueError(f"{name}: not a saved CLIPModel ({error})") from error
+                raise ValueError(
+                    f"{name}: not a readable CLIPModel ({error}); save or copy it again"
+                ) from error
+            if not isinstance(error, OSError):
+                raise
             raise OSError(
                 f"CLIP {name!r} is no local folder, not in the Hugging Face cache, and could not "
                 "be downloaded; check the name and the network, or save the model where there is "

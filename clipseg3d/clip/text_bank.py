@@ -13,7 +13,7 @@ class TextBank:
     """Turn reports into text tokens: one per region prompt, then one per sentence.
 
     A sentence that exceeds the encoder's window (77 tokens for OpenAI's CLIP) is cut between
-    words into pieces that fit, so nothing of a report is dropped.
+    words into pieces that fit, so no sentence is dropped.
 
     Args:
         encoder: CLIP.

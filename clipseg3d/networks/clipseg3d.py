@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -138,11 +139,21 @@ class CLIPSeg3D(nn.Module):
         decoded = self.unet.decode(levels)
         logits = self.unet.logits(decoded, image)
         if self.semantic_fusion is not None and semantics is not None:
-            added = self.semantic_fusion.attend(decoded[0], semantics, window)
+            place = self._padded_window(window, image)
+            added = self.semantic_fusion.attend(decoded[0], semantics, place)
             if self.unet.fold > 1:
                 added = F.interpolate(added, scale_factor=self.unet.fold, mode="trilinear")
             logits = logits + crop_like(added, image)
         return [logits, *(self.unet.auxiliary_logits(decoded) if deep else [])]
+
+    def _padded_window(self, window: Tensor | None, image: Tensor) -> Tensor:
+        """Return the window (b, 2, 3) that the image covers once the U-Net has padded it."""
+        if window is None:
+            window = image.new_tensor([[[0.0] * 3, [1.0] * 3]]).expand(image.shape[0], 2, 3)
+        size = image.shape[2:]
+        padded = [n + -n % self.unet.multiple for n in size]
+        stretch = window.new_tensor(padded) / window.new_tensor(size)
+        return torch.stack([window[:, 0], window[:, 1] * stretch], dim=1)
 
 
 def build_clipseg3d(

@@ -14,9 +14,9 @@ from clipseg3d.blocks.feature_fusion import AttentionGate, ResidualBlock
 class UNet3D(nn.Module):
     """Residual 3D U-Net with CBAM, attention-gated skips and deep supervision, each a switch.
 
-    Level 0 is the stem's grid; each level down halves it. The last level is the bottleneck. Any
-    input size is taken: it is padded with zeros to a multiple of ``self.multiple`` and cropped
-    back. With every switch off this is the plain 3D U-Net.
+    Level 0 is the stem's grid; each level down halves it. The last level is the bottleneck. An
+    input of any size is padded with zeros to a multiple of ``self.multiple`` and cropped back; it
+    must be longer than that along an axis. With every switch off this is the plain 3D U-Net.
 
     Args:
         in_channels: channels of the image.
@@ -35,8 +35,8 @@ class UNet3D(nn.Module):
         multiple: the input is padded to multiples of this.
 
     Raises:
-        ValueError: fewer than two levels, or ``num_auxiliary`` exceeds the decoder levels below
-            the top one.
+        ValueError: fewer than two levels, ``fold`` is no power of two, or ``num_auxiliary``
+            exceeds the decoder levels below the top one.
 
     Source: arXiv 2507.09966, feature-level fusion, with 32-64-128-256-512 channels; the folding
     stem is ours.
@@ -57,6 +57,8 @@ class UNet3D(nn.Module):
         super().__init__()
         if len(channels) < 2:
             raise ValueError(f"channels={tuple(channels)} has fewer than two levels")
+        if fold not in (1, 2, 4, 8):
+            raise ValueError(f"fold={fold} is not 1, 2, 4 or 8")
         if not 0 <= num_auxiliary <= len(channels) - 2:
             raise ValueError(
                 f"num_auxiliary={num_auxiliary} is not in 0..{len(channels) - 2}, the decoder "
