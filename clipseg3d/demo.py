@@ -18,7 +18,7 @@ from clipseg3d.training.module import CLIPSeg3DModule
 PATIENT_SEED = 8
 SPACING_MM = 2.0
 NUM_TRAINING_CASES = 12
-NUM_EPOCHS = 6
+NUM_EPOCHS = 4
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def _train(out: Path, weights: Path) -> None:
         spacing_mm=SPACING_MM,
         num_folds=NUM_TRAINING_CASES,
         patch_size=(64, 64, 64),
-        crops_per_case=4,
+        crops_per_case=8,
+        batch_size=2,
         num_workers=0,
         cache_dir=str(out / "cache"),
     )
@@ -107,5 +108,5 @@ def _train(out: Path, weights: Path) -> None:
     )
     trainer.fit(module, data)
     part = weights.with_suffix(".part")
-    trainer.save_checkpoint(part)
+    trainer.save_checkpoint(part, weights_only=True)
     part.replace(weights)

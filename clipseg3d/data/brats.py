@@ -62,6 +62,8 @@ class BraTSDataModule(LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
+        if len(patch_size) != 3:
+            raise ValueError(f"patch_size={tuple(patch_size)} needs three sizes: x, y, z")
         for name, value in (
             ("patch_size", min(patch_size)),
             ("batch_size", batch_size),

@@ -28,9 +28,9 @@ MAX_FOREGROUND = 20_000
 
 def default_cache_dir() -> Path:
     """Return where caches go: ``$CLIPSEG3D_CACHE``, or ``clipseg3d`` in the user's cache folder."""
-    if "CLIPSEG3D_CACHE" in os.environ:
-        return Path(os.environ["CLIPSEG3D_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "clipseg3d")
+    if chosen := os.environ.get("CLIPSEG3D_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "clipseg3d")
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def _build(case: Case, entry: CachedCase, release: BraTSRelease) -> tuple[str, .
         np.save(part / "statistics.npy", ready.statistics.numpy())
         np.save(part / "views.npy", ready.views.numpy())
         np.save(part / "foreground.npy", _some_tumour_voxels(ready.label))
+        part.chmod(entry.folder.parent.stat().st_mode & 0o777)  # mkdtemp shuts others out
         try:
             os.rename(part, entry.folder)
         except OSError:

@@ -87,7 +87,7 @@ def find_cases(
     found, faults = _index(root, release)
     if not found:
         suffixes = ", ".join(f"_{suffix}.nii.gz" for suffix in release.suffixes.values())
-        seen = f"; files there are {faults[0].split(':')[0]} and the like" if faults else ""
+        seen = f"; files there are {faults[0].split(': ')[0]} and the like" if faults else ""
         raise FileNotFoundError(
             f"{root}: no case of {release.name} in it (files ending in {suffixes}){seen}; "
             "check the path, and that the data module fits the release"
@@ -98,22 +98,22 @@ def find_cases(
         if require_label:
             required[LABEL] = release.label_suffix
         missing = [suffix for kind, suffix in required.items() if kind not in files]
-        if missing:
-            faults.extend(
-                f"{folder / f'{case_id}_{suffix}.nii.gz'}: missing; add it, or move the case out "
-                f"of {root}"
-                for suffix in missing
-            )
-            continue
+        faults.extend(
+            f"{folder / f'{case_id}_{suffix}.nii.gz'}: missing; add it, or move the case out "
+            f"of {root}"
+            for suffix in missing
+        )
         beside = folder / f"{case_id}{REPORT_SUFFIX}"
-        if texts is not None:
-            report = texts.get(case_id, "")
-        else:
-            report = read_text(beside) if beside.is_file() else ""
+        report = "" if texts is None else texts.get(case_id, "")
+        if texts is None and beside.is_file():
+            try:
+                report = read_text(beside)
+            except ValueError as error:
+                faults.append(str(error))
         case = Case(
             case_id=case_id,
             patient=release.patient(case_id),
-            sequences={sequence: files[sequence] for sequence in SEQUENCES},
+            sequences={s: files[s] for s in SEQUENCES if s in files},  # all, unless a fault
             label=files.get(LABEL),
             report=report,
         )
@@ -160,7 +160,12 @@ def case_from_files(files: Mapping[str, str | Path]) -> Case:
     name = shared.rstrip("_-. ")
     name = name or paths[SEQUENCES[0]].absolute().parent.name
     case = Case(case_id=name, patient=name, sequences=paths)
-    faults = check_geometry(case)
+    faults = [
+        f"{path}: given for {' and '.join(same)}; name one file for each"
+        for path in dict.fromkeys(paths.values())
+        if len(same := [sequence for sequence in SEQUENCES if paths[sequence] == path]) > 1
+    ]
+    faults += check_geometry(case)
     if faults:
         raise DataError(faults)
     return case
@@ -174,8 +179,14 @@ def _index(
     kinds[release.label_suffix] = LABEL
     found: dict[tuple[Path, str], dict[str, Path]] = defaultdict(dict)
     faults = []
-    for folder_name, subfolders, names in os.walk(root):
+    searched = set()
+    for folder_name, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        place = os.path.realpath(folder_name)
+        if place in searched:  # a link in a circle
+            subfolders.clear()
+            continue
+        searched.add(place)
         for name in sorted(names):
             stem = strip_extension(name)
             if stem is None or name.startswith("."):
@@ -217,6 +228,9 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
             image = open_nifti(path)
         except (ValueError, FileNotFoundError) as error:
             faults.append(str(error))
+            continue
+        if not np.isfinite(image.affine).all() or np.linalg.det(image.affine) == 0:
+            faults.append(f"{path}: its affine is no place in space; export the file again")
             continue
         if first is None:
             first = path, image.shape, image.affine
@@ -311,7 +325,7 @@ def read_text(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; check the path")
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
 

@@ -50,6 +50,8 @@ class BraTSDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Return one sample; see :class:`clipseg3d.batch.Batch` for its keys."""
+        if not -len(self) <= index < len(self):  # what ends a for loop over the samples
+            raise IndexError(f"index {index} of {len(self)} samples")
         case = self.cases[index % len(self.cases)]
         image, label = case.image(), case.label()
         size = np.array(label.shape)

@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 from clipseg3d.data.brats import BraTSDataModule
-from clipseg3d.data.cases import Case
+from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.phantom import simulate_phantom, write_phantom
 from clipseg3d.data.releases import PHANTOM
 
@@ -75,6 +75,9 @@ class PhantomDataModule(BraTSDataModule):
         )
 
     def _cases(self) -> list[Case]:
-        """Index this module's patients; the folder may hold more."""
-        names = set(self._simulate())
-        return [case for case in super()._cases() if case.case_id in names]
+        """Index this module's patients; the folder may hold others, of any voxel size."""
+        return [
+            case
+            for name in self._simulate()
+            for case in find_cases(self.root / name, self.release, spacing_mm=self.spacing_mm)
+        ]

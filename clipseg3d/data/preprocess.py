@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.nifti import open_nifti, read_voxels
-from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.data.releases import SEQUENCES, BraTSRelease
 from clipseg3d.volume import cut_views, intensity_statistics, scale
 
 ORIENTATION = "LPS"
@@ -46,9 +46,8 @@ class Grid:
         (x, to_x), (y, to_y), (z, to_z) = self.box
         full[..., x:to_x, y:to_y, z:to_z] = volume
         back = _inverse(transform)
-        if full.ndim == 3:
-            return np.ascontiguousarray(nib.apply_orientation(full, back))
-        return np.stack([nib.apply_orientation(part, back) for part in full])
+        parts = [nib.apply_orientation(part, back) for part in full.reshape(-1, *turned)]
+        return np.ascontiguousarray(np.stack(parts)).reshape(*volume.shape[:-3], *self.shape)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def preprocess(case: Case, release: BraTSRelease) -> Preprocessed:
     """
     faults: list[str] = []
     volumes = []
-    for path in case.sequences.values():
+    for path in (case.sequences[sequence] for sequence in SEQUENCES):
         try:
             voxels = read_voxels(path)
         except (ValueError, FileNotFoundError) as error:

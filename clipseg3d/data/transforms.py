@@ -54,7 +54,7 @@ class Augmentation:
         self.spatial.set_random_state(seed=seed)
         self.intensity.set_random_state(seed=seed)
         pair = self.spatial({"image": sample["image"], "label": sample["label"]})
-        brain = (pair["image"] != 0).any(dim=0, keepdim=True)
+        brain = (pair["image"].as_tensor() != 0).any(dim=0, keepdim=True)
         image = self.intensity({"image": pair["image"]})["image"].as_tensor() * brain
         label = pair["label"].as_tensor()
         mirrored = np.flatnonzero(torch.rand(3).numpy() < 0.5).tolist()

@@ -202,6 +202,12 @@ def test_refuses_numbers_that_are_not_positive(make, name, value):
         make(**{name: value})
 
 
+@pytest.mark.parametrize("size", [(4, 4), (4, 4, 4, 4), ()])
+def test_refuses_a_patch_that_has_not_three_sizes(make, size):
+    with pytest.raises(ValueError, match="needs three sizes"):
+        make(patch_size=size)
+
+
 @pytest.mark.parametrize("options", [{"fold": 5}, {"fold": 1, "num_folds": 1}, {"num_folds": 6}])
 def test_refuses_a_split_that_cannot_be_made(make, options):
     with pytest.raises(ValueError, match="num_folds="):

@@ -192,6 +192,13 @@ def test_a_crash_while_writing_leaves_nothing(cases, root, monkeypatch):
     assert entry.label().any()
 
 
+def test_entries_are_as_open_to_others_as_the_cache(cases, root):
+    root.joinpath(BRATS_2020.name).mkdir(parents=True)
+    root.joinpath(BRATS_2020.name).chmod(0o775)
+    (entry,) = build_cache(cases[:1], BRATS_2020, root)
+    assert entry.folder.stat().st_mode & 0o777 == 0o775
+
+
 def test_a_killed_build_is_not_taken_for_an_entry(cases, root):
     entry = cached_case(cases[0], BRATS_2020, root)
     part = entry.folder.with_name(f".{entry.folder.name}.half")
@@ -258,6 +265,7 @@ def test_saying_where_a_case_lies_writes_nothing(cases, root):
         ({"CLIPSEG3D_CACHE": "/big/disk", "XDG_CACHE_HOME": "/xdg"}, Path("/big/disk")),
         ({"XDG_CACHE_HOME": "/xdg"}, Path("/xdg/clipseg3d")),
         ({}, Path("/home/ann/.cache/clipseg3d")),
+        ({"CLIPSEG3D_CACHE": "", "XDG_CACHE_HOME": ""}, Path("/home/ann/.cache/clipseg3d")),
     ],
 )
 def test_default_cache_dir(monkeypatch, variables, due):

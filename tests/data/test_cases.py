@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from itertools import combinations
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -411,6 +412,67 @@ def test_reports_of_other_cases(tmp_path, write_case):
     assert fault.startswith(f"{path}: names none of the cases in {tmp_path / 'cases'}; check")
 
 
+def test_a_report_that_is_not_utf8_is_one_of_the_faults(tmp_path, write_case):
+    write_case(tmp_path, ONE)
+    beside = tmp_path / f"{ONE}_flair_text.txt"
+    beside.write_bytes("Ödem".encode("latin-1"))
+    write_case(tmp_path, TWO, drop=["t1"])
+    assert [fault.split(": ")[0] for fault in find_faults(tmp_path)] == [
+        str(beside),
+        str(tmp_path / f"{TWO}_t1.nii.gz"),
+    ]
+
+
+def test_reports_with_a_byte_order_mark(tmp_path, write_case):
+    write_case(tmp_path, ONE)
+    (tmp_path / f"{ONE}_flair_text.txt").write_text("beside", encoding="utf-8-sig")
+    assert find_cases(tmp_path, BRATS_2020)[0].report == "beside"
+    (tmp_path / "reports.json").write_text(json.dumps({ONE: "of one file"}), encoding="utf-8-sig")
+    (case,) = find_cases(tmp_path, BRATS_2020, reports=tmp_path / "reports.json")
+    assert case.report == "of one file"
+
+
+def test_reports_of_an_incomplete_case_are_not_called_wrong(tmp_path, write_case):
+    write_case(tmp_path / "cases", ONE, drop=["t2"])
+    (tmp_path / "reports.json").write_text(json.dumps({ONE: "text"}))
+    fault = one_fault(tmp_path / "cases", reports=tmp_path / "reports.json")
+    assert fault.startswith(f"{tmp_path / 'cases' / f'{ONE}_t2.nii.gz'}: missing")
+
+
+def test_an_incomplete_case_has_its_other_files_checked(tmp_path, write_case):
+    files = write_case(tmp_path, ONE, drop=["t1"])
+    empty(files["t2"])
+    assert [fault.split(": ")[1].split(";")[0] for fault in find_faults(tmp_path)] == [
+        "missing",
+        "the file is empty",
+    ]
+
+
+def test_linked_folders_are_searched_and_circles_end(tmp_path, write_case):
+    write_case(tmp_path / "elsewhere" / ONE, ONE)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere" / ONE)
+    (tmp_path / "elsewhere" / ONE / "circle").symlink_to(tmp_path / "root")
+    assert names(find_cases(tmp_path / "root", BRATS_2020)) == [ONE]
+
+
+@pytest.mark.parametrize("value", [np.nan, 0])
+def test_a_header_without_a_place_in_space(tmp_path, write_case, value):
+    files = write_case(tmp_path)
+    stored = nib.load(files["t2"])
+    header = stored.header
+    header["srow_z"] = value
+    header["qform_code"] = 0
+    nib.save(nib.Nifti1Image(np.asarray(stored.dataobj), None, header), files["t2"])
+    assert one_fault(tmp_path).startswith(f"{files['t2']}: its affine is no place in space")
+
+
+def test_a_colon_in_the_path_is_kept(tmp_path, write_nifti):
+    stray = write_nifti(tmp_path / "a:b" / "x.nii.gz", np.ones((3, 4, 5), np.int16))
+    with pytest.raises(FileNotFoundError, match=f"files there are {stray} and the like"):
+        find_cases(tmp_path / "a:b", BRATS_2020)
+
+
 def test_reports_of_one_file_are_read_as_utf8(tmp_path):
     path = tmp_path / "reports.json"
     path.write_text('{"a": "Größe 3 cm³", "b": {"report": ""}}', encoding="utf-8")
@@ -438,6 +500,7 @@ def loose(write_case, folder, stems):
         (("Ann B.-T1", "Ann B.-T1gd", "Ann B.-T2", "Ann B.-FLAIR"), "Ann B"),
         (("p_1_a", "p_1_b", "p_1_c", "p_1_d"), "p_1"),
         (("t1/p7", "t1ce/p7", "t2/p7", "flair/p7"), "p7"),
+        (("t1/pat1", "t1ce/pat1", "t2/pat1", "flair/pat1"), "pat1"),
         (("p9/t1", "p9/t1ce", "p9/t2", "p9/flair"), "p9"),
     ],
 )
@@ -466,6 +529,14 @@ def test_a_loose_sequence_is_missing(tmp_path, write_case):
         case_from_files(files)
     assert [fault.split(": ")[0] for fault in error.value.faults] == ["t1ce", "flair"]
     assert all("name one for each of t1, t1ce, t2, flair" in f for f in error.value.faults)
+
+
+def test_one_loose_file_for_two_sequences(tmp_path, write_case):
+    files = write_case(tmp_path, label=False)
+    with pytest.raises(DataError) as error:
+        case_from_files({**files, "t2": files["t1"]})
+    (fault,) = error.value.faults
+    assert fault.startswith(f"{files['t1']}: given for t1 and t2; name one file for each")
 
 
 def test_bad_loose_files_are_all_listed(tmp_path, write_case, write_nifti):

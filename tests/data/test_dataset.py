@@ -184,6 +184,14 @@ def test_length_and_order(entries):
     assert [s["case_id"] for s in whole(entries)] == NAMES
 
 
+def test_a_loop_over_samples_ends(entries):
+    dataset = BraTSDataset(entries, BRATS_2020, crop=CROP, crops_per_case=2)
+    assert [sample["case_id"] for sample in dataset] == 2 * NAMES
+    assert dataset[-1]["case_id"] == NAMES[2]
+    with pytest.raises(IndexError, match="index 6 of 6"):
+        dataset[6]
+
+
 def test_equal_seeds_give_equal_crops(entries):
     dataset = BraTSDataset(entries, BRATS_2020, crop=CROP)
     drawn = []

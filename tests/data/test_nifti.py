@@ -151,6 +151,40 @@ def test_broken_files_are_named_with_a_cure(tmp_path, name, spoil, reason):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("position", "value"), [(70, 999), (42, -5), (40, 9)], ids=["datatype", "dim[1]", "dim[0]"]
+)
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_impossible_headers_are_named_with_a_cure(tmp_path, name, position, value):
+    nib.save(nib.Nifti1Image(voxels(), LPS), tmp_path / "good.nii")
+    data = bytearray((tmp_path / "good.nii").read_bytes())
+    data[position : position + 2] = value.to_bytes(2, "little", signed=True)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(bytes(data)) if name.endswith(".gz") else data)
+    with pytest.raises(ValueError, match="not a readable NIfTI file") as error:
+        read_voxels(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("lost", [1, 8])
+def test_a_download_that_stopped_just_before_the_end(tmp_path, lost):
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(voxels(), LPS), path)
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(ValueError, match="not a readable NIfTI file"):
+        read_voxels(path)
+
+
+def test_a_flipped_bit_in_a_compressed_file_is_found(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    image = nib.Nifti1Image(voxels(), LPS)
+    data = bytearray(gzip.compress(image.to_bytes(), compresslevel=0))
+    data[-30] ^= 1  # in the voxels: without compression it still reads as a number
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="not a readable NIfTI file"):
+        read_voxels(path)
+
+
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5, 2), (4, 6, 5, 1)])
 def test_refuses_other_than_three_axes(tmp_path, shape):
     nib.save(nib.Nifti1Image(np.ones(shape, np.int16), LPS), tmp_path / "a.nii.gz")

@@ -140,6 +140,12 @@ def test_sequences_come_in_channel_order(tmp_path, write_case, patient):
     assert [peak[0] + x0 for peak in peaks] == [3, 4, 5, 6]
 
 
+def test_the_order_in_which_a_case_names_its_sequences_does_not_matter(tmp_path, write_case):
+    case = case_of(write_case, tmp_path)
+    shuffled = replace(case, sequences=dict(reversed(case.sequences.items())))
+    assert torch.equal(preprocess(shuffled, BRATS_2020).image, preprocess(case, BRATS_2020).image)
+
+
 def test_the_box_covers_a_label_outside_the_brain(tmp_path, write_case, patient):
     images, label = patient
     label[12, 0, 10] = 2
@@ -192,6 +198,16 @@ def test_restore_takes_leading_channels(order):
     got = Grid(due.shape[1:], affine, box).restore(part)
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, due)
+
+
+def test_restore_takes_any_number_of_leading_axes():
+    _, affine = turn(np.zeros((5, 7, 9)), "PIR")
+    grid = Grid((7, 9, 5), affine, ((1, 4), (0, 5), (2, 8)))
+    part = np.random.default_rng(0).random((2, 3, 3, 5, 6))
+    got = grid.restore(part)
+    assert got.shape == (2, 3, 7, 9, 5)
+    for index in np.ndindex(2, 3):
+        np.testing.assert_array_equal(got[index], grid.restore(part[index]))
 
 
 def test_restored_masks_are_zero_around_the_box():

@@ -61,6 +61,7 @@ def test_shapes_types_and_the_rest(sample):
     for result in runs(Augmentation(), sample, 20):
         assert result.keys() == sample.keys()
         for key in ("image", "label", "window"):
+            assert type(result[key]) is torch.Tensor
             assert result[key].shape == sample[key].shape
             assert result[key].dtype == torch.float32
         for key in ("statistics", "views", "report", "case_id"):
