@@ -18,7 +18,7 @@ from clipseg3d.training.module import CLIPSeg3DModule
 PATIENT_SEED = 8
 SPACING_MM = 2.0
 NUM_TRAINING_CASES = 12
-NUM_EPOCHS = 4
+NUM_EPOCHS = 5
 
 
 @dataclass(frozen=True)

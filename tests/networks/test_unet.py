@@ -182,3 +182,12 @@ def test_rejects_a_single_level():
 def test_rejects_heads_for_levels_that_are_not_there(count):
     with pytest.raises(ValueError, match=rf"num_auxiliary={count} is not in 0\.\.1"):
         make(num_auxiliary=count)
+
+
+def test_unfolded_voxels_start_equal_within_a_cube_and_differ_between_regions(image):
+    unet = UNet3D(IN, 3, channels=(4, 6), num_auxiliary=0, fold=2)
+    logits = unet(image)[..., :4, :6, :8].detach()
+    corner = logits[..., ::2, ::2, ::2]
+    for i, j, k in itertools.product(range(2), repeat=3):
+        assert torch.equal(logits[..., i::2, j::2, k::2], corner)
+    assert not torch.equal(corner[:, 0], corner[:, 1])
