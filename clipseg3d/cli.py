@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="segment a simulated patient, offline, in under 3 minutes",
-        description="Simulate patients, train a tiny network on them for about a minute, segment "
+        description="Simulate patients, train a tiny network on them for under two minutes, segment "
         "one it has not seen, score it and draw it. Needs no data, no network and no GPU.",
     )
     demo.add_argument(
@@ -134,7 +134,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     _say(
         f"\nPatient       {result.case}\nSegmentation  {result.segmentation}\n"
         f"Picture       {result.picture}\nWeights       {result.weights}\n\n"
-        "The network was trained on simulated patients for a minute and its CLIP has random "
+        "The network was trained on simulated patients for under two minutes and its CLIP has random "
         "weights:\nthis shows that everything runs, not how well it segments real scans."
     )
     return 0

@@ -64,20 +64,18 @@ class PhantomDataModule(BraTSDataModule):
         self.num_cases = num_cases
         self.first_seed = first_seed
 
-    def prepare_data(self) -> None:
-        """Write the patients that are missing, then fill the cache; runs once per node."""
-        self._simulate()
-        super().prepare_data()
-
-    def _simulate(self) -> list[str]:
-        return write_phantoms(
+    def _cases(self) -> list[Case]:
+        """Write the patients that are missing, and index them; the folder may hold others too."""
+        names = write_phantoms(
             self.root, self.num_cases, spacing_mm=self.spacing_mm, seed=self.first_seed
         )
-
-    def _cases(self) -> list[Case]:
-        """Index this module's patients; the folder may hold others, of any voxel size."""
         return [
             case
-            for name in self._simulate()
-            for case in find_cases(self.root / name, self.release, spacing_mm=self.spacing_mm)
+            for name in names
+            for case in find_cases(
+                self.root / name,
+                self.release,
+                reports=self.reports,
+                spacing_mm=self.spacing_mm,
+            )
         ]
