@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="segment a simulated patient, offline, in under 3 minutes",
-        description="Simulate patients, train a tiny network on them for under two minutes, segment "
-        "one it has not seen, score it and draw it. Needs no data, no network and no GPU.",
+        description="Simulate patients, train a tiny network on them for under two minutes, "
+        "segment one it has not seen, score it and draw it. Needs no data, no network and no GPU.",
     )
     demo.add_argument(
         "-o",
@@ -134,8 +134,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     _say(
         f"\nPatient       {result.case}\nSegmentation  {result.segmentation}\n"
         f"Picture       {result.picture}\nWeights       {result.weights}\n\n"
-        "The network was trained on simulated patients for under two minutes and its CLIP has random "
-        "weights:\nthis shows that everything runs, not how well it segments real scans."
+        "The network was trained on simulated patients for under two minutes and its CLIP has "
+        "random weights:\nthis shows that everything runs, not how well it segments real scans."
     )
     return 0
 
