@@ -85,12 +85,13 @@ class UNet3D(nn.Module):
         self.decoder = nn.ModuleList(
             ResidualBlock(2 * width, width, cbam=cbam, dropout=dropout) for width in channels[:-1]
         )
-        self.heads = nn.ModuleList(
+        heads = [
             nn.Conv3d(width, out_channels * (fold**3 if level == 0 else 1), 1)
             for level, width in enumerate(channels[: 1 + num_auxiliary])
-        )
+        ]
+        self.heads = nn.ModuleList(heads)
         self.apply(_initialise)
-        _start_smooth(self.heads[0], fold**3)
+        _start_smooth(heads[0], fold**3)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (b, out_channels, x, y, z) for an image (b, in_channels, x, y, z)."""
