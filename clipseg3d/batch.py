@@ -4,6 +4,8 @@ from typing import TypedDict
 
 from torch import Tensor
 
+from clipseg3d.volume import Views
+
 
 class Sample(TypedDict):
     """One crop, or one whole case, as a dataset gives it; the shapes of Batch without ``b``."""
@@ -12,8 +14,9 @@ class Sample(TypedDict):
     label: Tensor
     window: Tensor
     statistics: Tensor
-    views: Tensor
+    views: Views
     report: str
+    grade: int
     case_id: str
 
 
@@ -35,9 +38,11 @@ class Batch(TypedDict):
     statistics: Tensor
     """(b, s, 4) float32: low, high, mean and SD of each sequence over the whole brain, in the
     units of ``image`` (see :func:`clipseg3d.volume.intensity_statistics`)."""
-    views: Tensor
-    """(b, v, h, w, 3) uint8: the slices of the whole volume that CLIP sees."""
+    views: Views
+    """The slices of the whole volume that CLIP sees, (b, v, h, w, s) uint8, and where they lie."""
     report: list[str]
     """b reports; an empty string where a case has none."""
+    grade: Tensor
+    """(b,) int64: 1 for a high-grade, 0 for a low-grade glioma, -1 where it is not known."""
     case_id: list[str]
     """b case names."""

@@ -13,6 +13,7 @@ from clipseg3d.data.releases import PHANTOM, REGIONS
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.metrics.dice import dice_score
 from clipseg3d.reporting.figures import save_overlay
+from clipseg3d.networks.config import network_config
 from clipseg3d.training.module import CLIPSeg3DModule
 
 PATIENT_SEED = 8
@@ -90,6 +91,7 @@ def _train(out: Path, weights: Path) -> None:
         crops_per_case=8,
         batch_size=2,
         num_workers=0,
+        view_selection=network_config("tiny").view_selection,
         cache_dir=str(out / "cache"),
     )
     module = CLIPSeg3DModule(

@@ -9,6 +9,21 @@ from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 
+def cosine_loss(cosines: Tensor, label: Tensor, *, temperature: float) -> Tensor:
+    """Return the cross-entropy of text-voxel cosines as maps of their regions.
+
+    Args:
+        cosines: (b, n, x, y, z), perhaps on a coarser, padded grid.
+        label: (b, n, x, y, z) in {0, 1}, on the image's grid.
+        temperature: cosines are divided by this to be logits.
+
+    Source: DenseCLIP (Rao et al., CVPR 2022, https://arxiv.org/abs/2112.01518), its score maps.
+    """
+    with torch.autocast(label.device.type, enabled=False):
+        target = _downsample(label, cosines)
+        return F.binary_cross_entropy_with_logits(cosines.float() / temperature, target)
+
+
 class RegionLoss(nn.Module):
     """Soft Dice + binary cross-entropy over overlapping regions, at every supervised level.
 
@@ -53,3 +68,21 @@ def _downsample(label: Tensor, level: Tensor) -> Tensor:
     padding = [coarse * factor - fine for fine, coarse in sizes]
     padded = F.pad(label, [p for amount in reversed(padding) for p in (0, amount)])
     return F.avg_pool3d(padded, factor)
+
+
+def grade_loss(logit: Tensor, grade: Tensor) -> Tensor:
+    """Return the binary cross-entropy of tumour grade, over the cases whose grade is known.
+
+    Without any known grade it is 0, yet still depends on ``logit``: distributed training waits
+    for a gradient of every weight. Computed in float32, also under autocast.
+
+    Args:
+        logit: (b,), of high grade.
+        grade: (b,) int: 1 high grade (HGG), 0 low grade (LGG), -1 unknown.
+    """
+    with torch.autocast(logit.device.type, enabled=False):
+        known = grade >= 0
+        terms = F.binary_cross_entropy_with_logits(
+            logit.float(), grade.clamp(min=0).float(), reduction="none"
+        )
+        return (terms * known).sum() / known.sum().clamp(min=1)

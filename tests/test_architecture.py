@@ -13,18 +13,18 @@ PACKAGE = Path(clipseg3d.__file__).parent
 # room -> rooms it may import; every room may import itself, and the public names load lazily
 ARROWS = {
     "volume": set(),
-    "batch": set(),
+    "batch": {"volume"},
     "blocks": {"volume"},
     "clip": {"blocks"},
-    "networks": {"blocks", "clip"},
+    "networks": {"blocks", "clip", "volume"},
     "losses": set(),
     "metrics": set(),
     "data": {"batch", "volume"},
-    "inference": {"networks", "blocks", "data.releases", "data.cases", "data.nifti"}
+    "inference": {"networks", "blocks", "volume", "data.releases", "data.cases", "data.nifti"}
     | {"data.preprocess"},
-    "training": {"networks", "losses", "metrics", "inference", "data.releases", "batch"},
+    "training": {"networks", "losses", "metrics", "inference", "data.releases", "batch", "volume"},
     "reporting": {"metrics"},
-    "demo": {"training", "inference", "reporting", "metrics", "data"},
+    "demo": {"networks", "training", "inference", "reporting", "metrics", "data"},
     "cli": {"demo", "training", "inference", "reporting", "data"},
     "__main__": {"cli"},
 }

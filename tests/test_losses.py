@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipseg3d.losses import RegionLoss
+from clipseg3d.losses import RegionLoss, grade_loss
 from clipseg3d.networks.unet import UNet3D
 
 B, R, X, Y, Z = 2, 3, 4, 6, 8
@@ -139,3 +139,30 @@ def test_gradient_reaches_every_level(label):
     levels = [logits_of(X, Y, Z).requires_grad_(), logits_of(2, 3, 4).requires_grad_()]
     RegionLoss()(levels, label).backward()
     assert all(level.grad.abs().sum() > 0 for level in levels)
+
+
+def test_grade_loss_is_the_mean_over_known_grades():
+    logit = torch.tensor([2.0, -1.0, 5.0, 0.5], requires_grad=True)
+    loss = grade_loss(logit, torch.tensor([1, 0, -1, 0]))
+    terms = [math.log(1 + math.exp(v)) for v in (-2.0, -1.0, 0.5)]
+    assert loss.item() == pytest.approx(sum(terms) / 3, rel=1e-6)
+    loss.backward()
+    sigmoid = [1 / (1 + math.exp(-v)) for v in (2.0, -1.0, 0.5)]
+    expected = [(sigmoid[0] - 1) / 3, sigmoid[1] / 3, 0.0, sigmoid[2] / 3]
+    assert logit.grad.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_grade_loss_without_known_grade_is_zero_with_a_gradient():
+    logit = torch.tensor([2.0, -30.0], requires_grad=True)
+    loss = grade_loss(logit, torch.tensor([-1, -1]))
+    loss.backward()
+    assert loss.item() == 0
+    assert logit.grad.tolist() == [0, 0]
+
+
+def test_grade_loss_is_computed_in_float32():
+    logit, grade = torch.tensor([2.0, -1.3]).bfloat16(), torch.tensor([1, 0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = grade_loss(logit, grade)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, grade_loss(logit.float(), grade))

@@ -1,11 +1,18 @@
 """Where semantics meet voxels: the bottleneck gate and the attention of each guided region."""
 
+from collections.abc import Callable, Sequence
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from clipseg3d.blocks.positions import voxel_positions
 from clipseg3d.blocks.zero_init import zero_init
+
+AttentionMode = Literal["residual", "gain", "paper"]
+_PAPER_BIAS = 4.0  # sigmoid(4) = 0.98: a new gate hardly lowers a probability
 
 
 class SemanticGate(nn.Module):
@@ -36,27 +43,26 @@ class SemanticGate(nn.Module):
 
 
 class SemanticAttention(nn.Module):
-    """What semantics add to the logits of one region, voxel by voxel.
+    """How far semantics speak for one region, voxel by voxel.
 
     A voxel's features and its place in the brain are projected to a query. Its cosine with the
     text's key, the query itself and the text feed a small voxel-wise network, whose last layer
-    starts at zero: a new block adds nothing.
+    starts at zero: a new block says nothing. :func:`steer_logits` puts what it says to use.
 
     Args:
         channels: feature channels c.
         dim: semantic channels d.
         hidden: channels of the query, the key and the hidden layer.
 
-    Source: arXiv 2507.09966, equation 6, ``Y_r' = Y_r * sigmoid(f_conv(D1, F))``. Differs: the
-    result is added to logits, since a positive factor on logits moves no decision at 0; the
-    text-voxel cosine follows DenseCLIP (Rao et al., CVPR 2022, https://arxiv.org/abs/2112.01518);
-    convolutions are 1x1x1 without normalisation, which would cancel text constant over space.
+    Source: ``f_conv(D1, F)`` of arXiv 2507.09966, equation 6; the text-voxel cosine follows
+    DenseCLIP (Rao et al., CVPR 2022, https://arxiv.org/abs/2112.01518). Differs: convolutions are
+    1x1x1 without normalisation, which would cancel text that is constant over space.
     """
 
     def __init__(self, channels: int, dim: int, *, hidden: int = 16) -> None:
         super().__init__()
         self.query = nn.Conv3d(channels + 3, hidden, 1)
-        self.key = nn.Linear(dim, hidden)
+        self.key = nn.Linear(2 * dim, hidden)
         self.context = nn.Linear(2 * dim, hidden)
         self.mix = nn.Conv3d(hidden + 1, hidden, 1)
         self.score = nn.Conv3d(hidden, 1, 1)
@@ -64,8 +70,8 @@ class SemanticAttention(nn.Module):
 
     def forward(
         self, features: Tensor, summary: Tensor, region: Tensor, window: Tensor | None = None
-    ) -> Tensor:
-        """Return the logits to add, (b, 1, x, y, z).
+    ) -> tuple[Tensor, Tensor]:
+        """Return scores and text-voxel cosines, both (b, 1, x, y, z).
 
         Args:
             features: decoder features, (b, c, x, y, z).
@@ -74,13 +80,13 @@ class SemanticAttention(nn.Module):
             window: (b, 2, 3) corner and size of ``features`` as shares of the brain box; None
                 means that they cover it.
         """
+        text = torch.cat([summary, region], dim=1)
         query = self.query(torch.cat([features, voxel_positions(features, window)], dim=1))
-        key = rearrange(self.key(region), "b h -> b h 1 1 1")
+        key = rearrange(self.key(text), "b h -> b h 1 1 1")
         cosine = (query * key).sum(dim=1, keepdim=True) / (_norm(query) * _norm(key))
-        context = rearrange(self.context(torch.cat([summary, region], dim=1)), "b h -> b h 1 1 1")
+        context = rearrange(self.context(text), "b h -> b h 1 1 1")
         mixed = F.leaky_relu(self.mix(torch.cat([query, cosine], dim=1)) + context, 0.01)
-        added: Tensor = self.score(mixed)
-        return added
+        return self.score(mixed), cosine
 
 
 def _norm(vectors: Tensor) -> Tensor:
@@ -88,26 +94,59 @@ def _norm(vectors: Tensor) -> Tensor:
     return vectors.square().sum(dim=1, keepdim=True).add(1e-6).sqrt()
 
 
-def voxel_positions(features: Tensor, window: Tensor | None = None) -> Tensor:
-    """Return where each voxel centre lies in the brain box, from -1 to 1 along each axis.
+def steer_logits(
+    head: Callable[[Tensor], Tensor],
+    features: Tensor,
+    scores: Tensor,
+    weight: Tensor,
+    *,
+    guided: Sequence[int],
+    mode: AttentionMode = "residual",
+) -> Tensor:
+    """Let scores of semantic attention change what a head says of its features.
+
+    - ``residual``: ``logits + a``.
+    - ``gain``: the head sees ``features * 2 sigmoid(a)``, for each region on its own.
+    - ``paper``: probabilities ``p * sigmoid(a + 4)``, returned as logits (equation 6). This can
+      only take voxels away, and does so a little from the start (sigmoid(4) = 0.98).
+
+    A positive factor on logits, the other reading of equation 6, moves no decision at 0 and is
+    not offered.
 
     Args:
-        features: (b, c, x, y, z), for its shape, type and device.
-        window: (b, 2, 3) corner and size as shares of the box; negative sizes run backwards. None
-            means the whole box.
+        head: features -> logits (b, r, x, y, z), on the features' grid or a finer one.
+        features: (b, c, x, y, z).
+        scores: a, (b, n, x, y, z) on the features' grid, one channel per guided region.
+        weight: (b,) how far scores count, from 0 (not at all, exactly) to 1.
+        guided: channels of the logits that the scores are for.
+        mode: as above.
 
     Returns:
-        (b, 3, x, y, z).
+        Logits (b, r, x, y, z).
     """
-    if window is None:
-        window = torch.tensor([[[0.0] * 3, [1.0] * 3]]).expand(features.shape[0], 2, 3)
-    exact = torch.promote_types(features.dtype, torch.float32)  # bf16 merges neighbouring places
-    window = window.to(features.device, exact)
-    axes = []
-    for axis, size in enumerate(features.shape[2:]):
-        centres = (torch.arange(size, device=features.device, dtype=exact) + 0.5) / size
-        place = window[:, 0, axis, None] + window[:, 1, axis, None] * centres
-        shape = [features.shape[0], 1, 1, 1]
-        shape[1 + axis] = size
-        axes.append((2 * place - 1).view(shape).expand(-1, *features.shape[2:]))
-    return torch.stack(axes, dim=1).to(features.dtype)
+    weight = rearrange(weight.to(scores.dtype), "b -> b 1 1 1 1")
+    if mode == "gain":
+        regions = list(head(features).split(1, dim=1))
+        for score, region in zip((weight * scores).split(1, dim=1), guided, strict=True):
+            gained = head(features * (2 * torch.sigmoid(score)))
+            regions[region] = gained[:, region : region + 1]
+        return torch.cat(regions, dim=1)
+    logits = head(features)
+    if logits.shape[2:] != scores.shape[2:]:
+        scores = F.interpolate(scores, size=logits.shape[2:], mode="trilinear")
+    regions = list(logits.split(1, dim=1))
+    for score, region in zip(scores.split(1, dim=1), guided, strict=True):
+        if mode == "residual":
+            regions[region] = regions[region] + weight * score
+        else:
+            lowered = _product(regions[region].float(), score.float() + _PAPER_BIAS, weight)
+            regions[region] = torch.where(weight > 0, lowered.to(logits.dtype), regions[region])
+    return torch.cat(regions, dim=1)
+
+
+def _product(logits: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
+    """Return the logits of ``sigmoid(logits) * (1 - weight + weight * sigmoid(gate))``."""
+    passed = torch.logaddexp(torch.log1p(-weight), weight.log() + F.logsigmoid(gate))
+    stopped = weight.log() + F.logsigmoid(-gate)
+    on = F.logsigmoid(logits)
+    return on + passed - torch.logaddexp(F.logsigmoid(-logits), on + stopped)

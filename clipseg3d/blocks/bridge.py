@@ -1,12 +1,20 @@
 """3D-2D semantic bridging: slices of the volume through CLIP's image tower."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from clipseg3d.volume import cut_views
+from clipseg3d.blocks.adapter import ResidualAdapter
+from clipseg3d.blocks.pooling import GatedAttentionPooling
+from clipseg3d.blocks.positions import voxel_positions
+from clipseg3d.blocks.zero_init import zero_init
+from clipseg3d.volume import Views, ViewSelection, cut_views
+
+NUM_AXES = 3
 
 
 class ImageEncoder(Protocol):
@@ -19,47 +27,155 @@ class ImageEncoder(Protocol):
     def encode_image(self, images: Tensor) -> Tensor:
         """Turn RGB images (n, 3, h, w) in [0, 1] into unit vectors (n, e)."""
 
+    def encode_patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same, and unit vectors (n, g, g, e) of the image's patches."""
+
+
+class ViewTokens(NamedTuple):
+    """What CLIP sees in the views of a batch."""
+
+    tokens: Tensor
+    """(b, n, e): one token per view, or one per axis where views are pooled."""
+    valid: Tensor
+    """(b,) bool: False where a case has no signal at all, so that its views are to be ignored."""
+    patches: Tensor | None
+    """(b, v, g, g, e): the views' patch embeddings, for a dense map; else None."""
+    planes: Tensor
+    """(b, v, 3): where the views lie; see :class:`clipseg3d.volume.Views`."""
+
 
 class SemanticBridge(nn.Module):
-    """Embed the axial, coronal and sagittal middle slice of a volume with a 2D encoder.
+    """Embed axial, coronal and sagittal slices of a volume with a 2D encoder.
 
     The paper's F3D is the mean of the returned tokens; they are kept apart here, since attention
     over one averaged vector does nothing (its softmax has a single key).
 
     Args:
-        encoder: image tower; an ``nn.Module`` is moved to devices with the bridge.
+        encoder: image tower; an ``nn.Module`` is moved to devices with the bridge. Freezing it is
+            the encoder's affair.
+        selection: which slices :meth:`forward` cuts; see :func:`clipseg3d.volume.cut_views`. With
+            ``attention``, the slices of each axis are pooled into one token.
+        rgb: sequences shown as red, green and blue: t1ce, flair, t2.
+        num_sequences: sequences of the views s, which ``mix_rgb`` reads.
+        mix_rgb: add a learned mixture of all sequences to red, green and blue, nothing at first;
+            the paper's "2D processing network".
+        adapter: add what a small residual network makes of the tokens, nothing at first.
+        dense: whether patch embeddings are returned too, for :func:`lift_patches`.
 
-    Source: arXiv 2507.09966, 3D-2D semantic bridging. See :func:`clipseg3d.volume.cut_views` for
-    how slices are cut.
+    Source: arXiv 2507.09966, 3D-2D semantic bridging; ``energy``, ``attention`` and ``dense`` are
+    ours.
     """
 
-    def __init__(self, encoder: ImageEncoder) -> None:
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        *,
+        selection: ViewSelection = "center",
+        rgb: Sequence[int] = (1, 3, 2),
+        num_sequences: int = 4,
+        mix_rgb: bool = False,
+        adapter: bool = False,
+        dense: bool = False,
+    ) -> None:
         super().__init__()
+        if len(rgb) != 3 or max(rgb) >= num_sequences:
+            raise ValueError(f"rgb={tuple(rgb)}: name three of {num_sequences} sequences by index")
         self.encoder = encoder
+        self.selection: ViewSelection = selection
+        self.rgb = list(rgb)
+        self.dense = dense
+        self.mixture: nn.Sequential | None = None
+        if mix_rgb:
+            self.mixture = nn.Sequential(
+                nn.Conv2d(num_sequences, 16, 3, padding=1),
+                nn.LeakyReLU(0.01, inplace=True),
+                nn.Conv2d(16, 3, 1),
+            )
+            zero_init(self.mixture[-1])
+        self.pooling = (
+            GatedAttentionPooling(encoder.embed_dim) if selection == "attention" else None
+        )
+        self.adapter = ResidualAdapter(encoder.embed_dim) if adapter else None
 
-    def forward(self, volume: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, volume: Tensor) -> ViewTokens:
         """Cut a whole volume (b, s, x, y, z) into views and embed them; see :meth:`embed`."""
-        return self.embed(cut_views(volume))
+        return self.embed(cut_views(volume, selection=self.selection))
 
-    def embed(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed views that were cut before.
-
-        Args:
-            views: (b, v, h, w, 3) uint8.
-
-        Returns:
-            Unit-norm tokens (b, v, e), and (b,) bool: False where a case has no signal at all, so
-            that its semantics are to be ignored.
+    def embed(self, views: Views) -> ViewTokens:
+        """Embed views that were cut before; tokens have unit norm unless pooled or adapted.
 
         Raises:
-            ValueError: ``views`` are not uint8 or not of that shape.
+            ValueError: the images are not uint8, not (b, v, h, w, s) or not equally many per axis.
         """
-        if views.dtype != torch.uint8 or views.ndim != 5 or views.shape[-1] != 3:
+        images = views.images
+        if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[1] % NUM_AXES:
             raise ValueError(
-                f"views are {views.dtype} {tuple(views.shape)}, expected uint8 (b, v, h, w, 3); "
-                "cut them with clipseg3d.volume.cut_views"
+                f"views are {images.dtype} {tuple(images.shape)}, expected uint8 (b, v, h, w, s) "
+                "with equally many views per axis; cut them with clipseg3d.volume.cut_views"
             )
-        images = rearrange(views, "b v h w rgb -> (b v) rgb h w").float() / 255
-        tokens = self.encoder.encode_image(images)
-        valid = reduce(views != 0, "b v h w rgb -> b", "max")
-        return rearrange(tokens, "(b v) e -> b v e", b=views.shape[0]), valid
+        batch = images.shape[0]
+        shown = rearrange(images, "b v h w s -> (b v) s h w").float() / 255
+        colours = shown[:, self.rgb]
+        if self.mixture is not None:
+            colours = colours + self.mixture(shown)
+        patches = None
+        if self.dense:
+            tokens, patches = self.encoder.encode_patches(colours)
+            patches = rearrange(patches, "(b v) g h e -> b v g h e", b=batch)
+        else:
+            tokens = self.encoder.encode_image(colours)
+        tokens = rearrange(tokens, "(b a k) e -> b a k e", b=batch, a=NUM_AXES)
+        if self.pooling is None:
+            tokens = rearrange(tokens, "b a k e -> b (a k) e")
+        else:
+            tokens = self.pooling(tokens)
+        if self.adapter is not None:
+            tokens = self.adapter(tokens)
+        valid = reduce(images != 0, "b v h w s -> b", "max")
+        return ViewTokens(tokens, valid, patches, views.planes)
+
+
+def lift_patches(
+    patches: Tensor, planes: Tensor, features: Tensor, window: Tensor | None = None
+) -> Tensor:
+    """Lift embeddings of 2D patches to a 3D map: tri-planar, linear between slices.
+
+    Every voxel takes, from each of the three axes, the embedding of the patch it projects to,
+    interpolated in the plane and between the two nearest slices; the three are averaged.
+
+    Args:
+        patches: (b, v, g, g, e), v views in the order of :class:`clipseg3d.volume.Views`.
+        planes: (b, v, 3) where they lie.
+        features: (b, c, x, y, z), for its grid.
+        window: (b, 2, 3) where ``features`` lie in the brain box; None covers it.
+
+    Returns:
+        (b, e, x, y, z) in the type of ``patches``.
+    """
+    place = voxel_positions(features.float(), window)
+    grids = rearrange(patches, "b (a k) g h e -> a b e k g h", a=NUM_AXES)
+    where = rearrange(planes.float(), "b (a k) three -> a b k three", a=NUM_AXES)
+    maps = []
+    for axis, (along, rows, columns) in enumerate(((2, 0, 1), (1, 0, 2), (0, 1, 2))):
+        slices = 2 * where[axis, :, :, 0] - 1
+        count = slices.shape[1]
+        steps = (slices[:, 1:] - slices[:, :-1]).clamp(min=1e-6)
+        index = torch.zeros_like(place[:, along])
+        for step in range(count - 1):
+            start = rearrange(slices[:, step], "b -> b 1 1 1")
+            length = rearrange(steps[:, step], "b -> b 1 1 1")
+            index = index + ((place[:, along] - start) / length).clamp(0, 1)
+        coordinates = torch.stack(
+            [
+                place[:, columns] * rearrange(where[axis, :, 0, 2], "b -> b 1 1 1"),
+                place[:, rows] * rearrange(where[axis, :, 0, 1], "b -> b 1 1 1"),
+                (2 * index + 1) / count - 1,
+            ],
+            dim=-1,
+        )
+        maps.append(
+            F.grid_sample(
+                grids[axis].float(), coordinates, padding_mode="border", align_corners=False
+            )
+        )
+    return torch.stack(maps).mean(dim=0).to(patches.dtype)

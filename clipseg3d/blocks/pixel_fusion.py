@@ -17,9 +17,10 @@ class PixelFusion(nn.Module):
     """Normalise each MRI sequence as the paper does and weigh the sequences by a learned gate.
 
     Per sequence: clip to percentiles, z-score (T1, T1ce) or min-max (T2, FLAIR), clip to
-    +-``clip``, signed power (T1ce). The gate reads the mean and the maximum of every sequence and
-    multiplies each sequence by ``2 sigmoid(.)``; it starts at exactly 1. Computed in float32, also
-    under autocast. The background stays 0.
+    +-``clip``, signed power (T1ce), region contrast (training only). The gate reads the mean and
+    the maximum of every sequence and whether it is available, and multiplies each sequence by
+    ``2 sigmoid(.)``; it starts at exactly 1. Computed in float32, also under autocast. The
+    background stays 0, and so does a sequence that is missing or constant.
 
     A z-scored volume with its own statistics gives the same as the raw volume it came from, so a
     crop can be normalised as the whole brain is.
@@ -28,13 +29,25 @@ class PixelFusion(nn.Module):
         norms: normalisation of each sequence; their number is the number of sequences s.
         gammas: exponent p of ``sign(v) |v|^p`` for each sequence, 1 for none.
         clip: largest absolute value before the power.
+        gate: whether the learned gate weighs the sequences.
+        differences: pairs (i, j) of sequences; channel i - j follows the sequences. In T1, T1ce,
+            T2, FLAIR order, T1ce - T1 is (1, 0) and T2 - FLAIR is (2, 3). Taken before the power:
+            power, region contrast and gate leave it alone. 0 where either partner is missing.
+        contrast: probability, per sample, that a training step stretches the contrast of every
+            sequence inside the tumour; needs ``regions`` in :meth:`forward`.
+
+    Attributes:
+        out_channels: sequences plus differences.
 
     Raises:
-        ValueError: ``norms`` and ``gammas`` differ in length, or a norm is unknown.
+        ValueError: ``norms`` and ``gammas`` differ in length, a norm is unknown, a difference is
+            not of two of the sequences, or ``contrast`` is outside [0, 1].
 
-    Source: arXiv 2507.09966, pixel-level fusion (norms, clip, T1ce power 0.9). Differs: the power
-    is signed, since z-scores are negative; the gate is ours; its region contrast needs a mask and
-    is left out here.
+    Source: arXiv 2507.09966, pixel-level fusion: norms, clip, T1ce power 0.9, contrast x1.25 in ET
+    and x1.2 in TC, listed as augmentation with p = 0.5. Its labels would leak into predictions if
+    it were used at evaluation, so it is refused there. Differs: the power is signed, since
+    z-scores are negative; the contrast is about the mean of the part (the paper gives no centre);
+    the gate is ours; differences are those of arXiv 2507.08574 v2.
     """
 
     def __init__(
@@ -43,54 +56,113 @@ class PixelFusion(nn.Module):
         norms: Sequence[Norm] = ("zscore", "zscore", "minmax", "minmax"),
         gammas: Sequence[float] = (1.0, 0.9, 1.0, 1.0),
         clip: float = 5.0,
+        gate: bool = True,
+        differences: Sequence[tuple[int, int]] = (),
+        contrast: float = 0.0,
     ) -> None:
         super().__init__()
-        if len(norms) != len(gammas):
-            raise ValueError(f"{len(norms)} norms but {len(gammas)} gammas; give one per sequence")
+        count = len(norms)
+        if count != len(gammas):
+            raise ValueError(f"{count} norms but {len(gammas)} gammas; give one per sequence")
         unknown = set(norms) - {"zscore", "minmax"}
         if unknown:
             raise ValueError(f"norms={tuple(norms)}: choose from 'zscore' and 'minmax'")
+        for i, j in differences:
+            if i == j or not {i, j} <= set(range(count)):
+                raise ValueError(
+                    f"difference ({i}, {j}): give two different sequences of 0..{count - 1}"
+                )
+        if not 0 <= contrast <= 1:
+            raise ValueError(f"contrast={contrast} is not a probability; give a value in [0, 1]")
         self.clip = clip
+        self.contrast = contrast
+        self.minuends = [i for i, _ in differences]
+        self.subtrahends = [j for _, j in differences]
+        self.out_channels = count + len(differences)
         self.is_zscore: Tensor
         self.gammas: Tensor
         self.register_buffer(
             "is_zscore", torch.tensor([norm == "zscore" for norm in norms]), persistent=False
         )
         self.register_buffer("gammas", torch.tensor(gammas), persistent=False)
-        self.gate = nn.Linear(2 * len(norms), len(norms))
-        zero_init(self.gate)
+        self.gate = nn.Linear(3 * count, count) if gate else None
+        if self.gate is not None:
+            zero_init(self.gate)
 
-    def forward(self, image: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """Return the fused sequences.
+    def forward(
+        self,
+        image: Tensor,
+        statistics: Tensor | None = None,
+        *,
+        regions: Tensor | None = None,
+        available: Tensor | None = None,
+    ) -> Tensor:
+        """Return the fused sequences, followed by the differences.
 
         Args:
             image: (b, s, x, y, z), background 0; a missing sequence is 0 everywhere.
             statistics: (b, s, 4) low, high, mean and SD of the whole brain, in the units of
                 ``image``; None takes them from ``image``, which then must hold the whole brain.
+            regions: (b, 3, x, y, z) true WT, TC and ET in {0, 1}, for region contrast; training
+                only, and ignored if ``contrast`` is 0.
+            available: (b, s) bool, False for sequences to be treated as missing, whatever they
+                hold; None takes all. A sequence whose SD in ``statistics`` is 0 is missing anyway.
 
         Returns:
-            (b, s, x, y, z) float32.
+            (b, out_channels, x, y, z) float32.
 
         Raises:
-            RuntimeError: ``image`` has another number of sequences.
+            ValueError: ``image`` has another number of sequences; ``regions`` in evaluation.
         """
+        if image.shape[1] != len(self.gammas):
+            raise ValueError(
+                f"the image has {image.shape[1]} sequences, expected {len(self.gammas)}; "
+                "give zeros for missing ones"
+            )
+        if regions is not None and not self.training:
+            raise ValueError(
+                "regions in evaluation: the true mask would leak into the prediction; "
+                "pass no regions, or call .train() if this is training"
+            )
         with torch.autocast(image.device.type, enabled=False):
             image = image.float()
             if statistics is None:
                 statistics = intensity_statistics(image)
             low, high, mean, std = rearrange(statistics.float(), "b s k -> k b s 1 1 1")
-            signal = image != 0
+            present = std > 0
+            if available is not None:
+                present = present & rearrange(available, "b s -> b s 1 1 1")
+            signal = (image != 0) & present
             clipped = image.clamp(low, high)
-            fused = torch.where(
+            normal = torch.where(
                 rearrange(self.is_zscore, "s -> s 1 1 1"),
                 scale(clipped, mean, std),
                 scale(clipped, low, high - low),
             )
-            fused = fused.clamp(-self.clip, self.clip)
-            gammas = rearrange(self.gammas, "s -> s 1 1 1")
-            fused = fused.sign() * fused.abs().pow(gammas) * signal
-            count = reduce(signal.float(), "b s x y z -> b s", "sum").clamp(min=1)
-            average = reduce(fused, "b s x y z -> b s", "sum") / count
-            peak = reduce(fused, "b s x y z -> b s", "max")
-            weight = 2 * torch.sigmoid(self.gate(torch.cat([average, peak], dim=1)))
-            return fused * rearrange(weight, "b s -> b s 1 1 1")
+            normal = torch.where(signal, normal.clamp(-self.clip, self.clip), 0)
+            fused = normal.sign() * normal.abs().pow(rearrange(self.gammas, "s -> s 1 1 1"))
+            if regions is not None and self.contrast > 0:
+                fused = self._stretch(fused, signal, regions)
+            if self.gate is not None:
+                count = reduce(signal.float(), "b s x y z -> b s", "sum").clamp(min=1)
+                average = reduce(fused, "b s x y z -> b s", "sum") / count
+                peak = reduce(fused, "b s x y z -> b s", "max")
+                known = rearrange(present.float(), "b s 1 1 1 -> b s")
+                weight = 2 * torch.sigmoid(self.gate(torch.cat([average, peak, known], dim=1)))
+                fused = fused * rearrange(weight, "b s -> b s 1 1 1")
+            if not self.minuends:
+                return fused
+            difference = normal[:, self.minuends] - normal[:, self.subtrahends]
+            both = present[:, self.minuends] & present[:, self.subtrahends]
+            return torch.cat([fused, difference * both], dim=1)
+
+    def _stretch(self, fused: Tensor, signal: Tensor, regions: Tensor) -> Tensor:
+        """Stretch ET by 1.25 and TC outside it by 1.2 about their means, in samples drawn here."""
+        drawn = torch.rand(len(fused), device=fused.device) < self.contrast
+        _, core, enhancing = rearrange(regions.bool(), "b r x y z -> r b 1 x y z")
+        for region, factor in ((enhancing, 1.25), (core & ~enhancing, 1.2)):
+            part = region & signal & rearrange(drawn, "b -> b 1 1 1 1")
+            count = reduce(part.float(), "b s x y z -> b s 1 1 1", "sum").clamp(min=1)
+            centre = reduce(fused * part, "b s x y z -> b s 1 1 1", "sum") / count
+            fused = torch.where(part, centre + factor * (fused - centre), fused)
+        return fused

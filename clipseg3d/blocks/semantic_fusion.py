@@ -1,44 +1,75 @@
 """Semantic-level fusion as one part: bridge, guidance, gate and attention for any decoder."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, get_args
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from clipseg3d.blocks.attention import SemanticAttention, SemanticGate
-from clipseg3d.blocks.bridge import SemanticBridge
+from clipseg3d.blocks.attention import (
+    AttentionMode,
+    SemanticAttention,
+    SemanticGate,
+    steer_logits,
+)
+from clipseg3d.blocks.bridge import SemanticBridge, lift_patches
 from clipseg3d.blocks.guidance import CrossModalGuidance
+from clipseg3d.blocks.sequential_attention import SequentialCrossAttention
+from clipseg3d.blocks.zero_init import zero_init
+from clipseg3d.volume import Views
 
 
 class Semantics(NamedTuple):
     """What is known of one batch beyond its voxels; computed once per case."""
 
+    tokens: Tensor
+    """(b, n, d): semantic tokens."""
+    mask: Tensor
+    """(b, n) bool: True for tokens that mean something."""
     summary: Tensor
-    """(b, d): mean of the semantic tokens."""
+    """(b, d): mean of the tokens that mean something."""
     regions: Tensor
     """(b, r, d): text of each region; zeros without text."""
-    present: Tensor
-    """(b,) bool: False where a case has neither views nor text and nothing may change."""
+    patches: Tensor | None
+    """(b, v, g, g, d): semantics of the views' patches; None unless dense."""
+    planes: Tensor | None
+    """(b, v, 3): where the views lie."""
+    weight: Tensor
+    """(b,): how far semantics count; 0 where a case has neither views nor text, and nothing may
+    change, else 1. A training schedule may scale it."""
+
+
+class RegionMaps(NamedTuple):
+    """What semantic attention says of each guided region; for logits, losses and reports."""
+
+    scores: Tensor
+    """(b, n, x, y, z)."""
+    cosines: Tensor
+    """(b, n, x, y, z): between voxels and text, from -1 to 1."""
 
 
 class SemanticFusion(nn.Module):
     """Join the three semantic mechanisms to an encoder-decoder.
 
     Call :meth:`encode` once per case, :meth:`guide` at the bottleneck and :meth:`attend` at a
-    decoder level. New weights change nothing, and cases without views and text are never changed.
+    decoder level. New weights change nothing (but see mode ``paper``), and cases without views
+    and text are never changed.
 
     Args:
         bridge: views -> embeddings.
-        guidance: embeddings -> semantic tokens.
+        guidance: embeddings -> semantic tokens; its kind ``sequential`` replaces the bottleneck's
+            gate by sequential cross-attention.
         bottleneck_channels: channels that :meth:`guide` takes.
         decoder_channels: channels that :meth:`attend` takes.
         regions: names of the output channels, in order; the first text tokens are their prompts.
-        guided: regions whose logits semantics may change.
+        guided: regions whose logits semantics may change; none builds no semantic attention.
+        mode: how; see :func:`clipseg3d.blocks.attention.steer_logits`.
+        conditional: also gate the decoder features by the summary before the head. After a norm,
+            this is conditional instance normalisation.
 
     Raises:
-        ValueError: a guided region is not among ``regions``.
+        ValueError: a guided region is not among ``regions``; unknown ``mode``.
 
     Source: arXiv 2507.09966, semantic-level fusion; ET and TC are guided there.
     """
@@ -52,75 +83,170 @@ class SemanticFusion(nn.Module):
         decoder_channels: int,
         regions: Sequence[str] = ("WT", "TC", "ET"),
         guided: Sequence[str] = ("TC", "ET"),
+        mode: AttentionMode = "residual",
+        conditional: bool = False,
     ) -> None:
         super().__init__()
         unknown = [region for region in guided if region not in regions]
         if unknown:
             raise ValueError(f"guided={tuple(guided)}: {unknown} not in regions={tuple(regions)}")
+        if mode not in get_args(AttentionMode):
+            raise ValueError(f"mode={mode!r}: choose from {', '.join(get_args(AttentionMode))}")
+        dim = guidance.dim
         self.bridge = bridge
         self.guidance = guidance
         self.regions = tuple(regions)
-        self.gate = SemanticGate(bottleneck_channels, guidance.dim)
+        self.guided = tuple(guided)
+        self.mode: AttentionMode = mode
+        self.gate: SemanticGate | None = None
+        self.sequential: SequentialCrossAttention | None = None
+        if guidance.kind == "sequential":
+            self.sequential = SequentialCrossAttention(
+                bottleneck_channels, dim, num_heads=guidance.num_heads, dropout=guidance.dropout
+            )
+        else:
+            self.gate = SemanticGate(bottleneck_channels, dim)
+        self.from_patches: nn.Conv3d | None = None
+        if bridge.dense:
+            self.from_patches = nn.Conv3d(dim, bottleneck_channels, 1)
+            zero_init(self.from_patches)
+        self.condition = SemanticGate(decoder_channels, dim) if conditional else None
         self.attention = nn.ModuleDict(
-            {region: SemanticAttention(decoder_channels, guidance.dim) for region in guided}
+            {region: SemanticAttention(decoder_channels, dim) for region in guided}
         )
 
     def encode(
-        self, views: Tensor | None, text: Tensor | None, text_mask: Tensor | None = None
+        self, views: Views | None, text: Tensor | None, text_mask: Tensor | None = None
     ) -> Semantics:
-        """Turn views (b, v, h, w, 3) uint8 and text (b, n, e) into semantics.
+        """Turn views and text (b, n, e) into semantics.
 
         Args:
-            views: slices of the whole volume, or None.
+            views: slices of the whole volume (:func:`clipseg3d.volume.cut_views`), or None.
             text: embeddings, one prompt per region first, or None.
             text_mask: (b, n) bool, True for real tokens; None keeps all.
 
         Raises:
-            ValueError: neither is given, batch sizes differ, or there are fewer text tokens than
-                regions.
+            ValueError: neither is given, batch sizes differ, there are fewer text tokens than
+                regions, or an embedding is not finite.
         """
-        tokens, valid = (None, None) if views is None else self.bridge.embed(views)
-        summary = self.guidance(tokens, text, views_valid=valid, text_mask=text_mask).mean(dim=1)
-        count = len(self.regions)
-        present = valid if valid is not None else summary.new_zeros(len(summary), dtype=torch.bool)
-        if text is None:
-            regions = summary.new_zeros(len(summary), count, self.guidance.dim)
-        else:
+        seen = None if views is None else self.bridge.embed(views)
+        embeddings = None if seen is None else seen.tokens
+        valid = None if seen is None else seen.valid
+        for name, given in (("view", embeddings), ("text", text)):
+            # A look at values would break compiled graphs; there, NaN stays the caller's affair.
+            if given is None or torch.compiler.is_compiling() or bool(given.isfinite().all()):
+                continue
+            raise ValueError(f"a {name} embedding holds NaN or infinity; check its encoder")
+        if text is not None and text_mask is None:
+            text_mask = text.new_ones(text.shape[:2], dtype=torch.bool)
+        tokens, mask = self.guidance(embeddings, text, views_valid=valid, text_mask=text_mask)
+        shares = rearrange(mask.to(tokens.dtype), "b n -> b n 1")
+        summary = (tokens * shares).sum(dim=1) / shares.sum(dim=1).clamp(min=1)
+        patches = None
+        if seen is not None and seen.patches is not None:
+            _, views_count, rows, columns, _ = seen.patches.shape
+            content = self.guidance.blend(
+                rearrange(seen.patches, "b v g h e -> b (v g h) e"),
+                text,
+                views_valid=valid,
+                text_mask=text_mask,
+            )
+            patches = rearrange(
+                self.guidance.norm(content),
+                "b (v g h) d -> b v g h d",
+                v=views_count,
+                g=rows,
+                h=columns,
+            )
+        present = mask.any(dim=1)
+        regions = summary.new_zeros(len(summary), len(self.regions), self.guidance.dim)
+        if text is not None and self.guided:
+            count = len(self.regions)
             if text.shape[1] < count:
                 raise ValueError(
                     f"{text.shape[1]} text tokens for {count} regions; give one prompt per region "
                     f"first ({', '.join(self.regions)})"
                 )
-            if text_mask is None:
-                text_mask = text.new_ones(text.shape[:2], dtype=torch.bool)
-            known = rearrange(text_mask[:, :count], "b r -> b r 1")
-            regions = self.guidance.map_text(text[:, :count]) * known
+            known = text_mask[:, :count]
+            regions = self.guidance.map_text(text[:, :count]) * rearrange(known, "b r -> b r 1")
             present = present | text_mask.any(dim=1)
-        return Semantics(summary, regions, present)
+        return Semantics(
+            tokens,
+            mask,
+            summary,
+            regions,
+            patches,
+            None if seen is None else seen.planes,
+            present.to(summary.dtype),
+        )
 
-    def guide(self, bottleneck: Tensor, semantics: Semantics) -> Tensor:
-        """Return the bottleneck (b, c, x, y, z) gated by semantics."""
-        present = rearrange(semantics.present, "b -> b 1 1 1 1")
-        return torch.where(present, self.gate(bottleneck, semantics.summary), bottleneck)
-
-    def attend(
-        self, features: Tensor, semantics: Semantics, window: Tensor | None = None
+    def guide(
+        self, bottleneck: Tensor, semantics: Semantics, window: Tensor | None = None
     ) -> Tensor:
-        """Return what to add to the logits, (b, r, x, y, z); 0 for regions that are not guided.
+        """Return the bottleneck (b, c, x, y, z) changed by semantics.
 
         Args:
-            features: decoder features (b, c, x, y, z).
+            bottleneck: features of the deepest level.
             semantics: from :meth:`encode`.
+            window: (b, 2, 3) where ``bottleneck`` lies in the brain box; None covers it.
+        """
+        if self.sequential is not None:
+            guided = self.sequential(bottleneck, semantics.tokens, semantics.mask, window)
+        elif self.gate is not None:
+            guided = self.gate(bottleneck, semantics.summary)
+        if self.from_patches is not None and semantics.patches is not None:
+            lifted = lift_patches(semantics.patches, semantics.planes, bottleneck, window)
+            guided = guided + self.from_patches(lifted)
+        return _blend(bottleneck, guided, semantics.weight)
+
+    def attend(
+        self,
+        features: Tensor,
+        semantics: Semantics,
+        head: Callable[[Tensor], Tensor],
+        window: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits of a head, steered by semantics, (b, r, x, y, z).
+
+        Args:
+            features: decoder features (b, c, x, y, z), the head's input.
+            semantics: from :meth:`encode`.
+            head: features -> logits (b, r, x, y, z), such as the decoder's last convolution.
             window: (b, 2, 3) where ``features`` lie in the brain box; None covers it.
         """
-        present = rearrange(semantics.present, "b -> b 1 1 1 1")
-        added = []
-        for index, region in enumerate(self.regions):
-            if region in self.attention:
-                logits = self.attention[region](
-                    features, semantics.summary, semantics.regions[:, index], window
-                )
-                added.append(logits * present)
-            else:
-                added.append(torch.zeros_like(features[:, :1]))
-        return torch.cat(added, dim=1)
+        logits, _ = self.attend_with_maps(features, semantics, head, window)
+        return logits
+
+    def attend_with_maps(
+        self,
+        features: Tensor,
+        semantics: Semantics,
+        head: Callable[[Tensor], Tensor],
+        window: Tensor | None = None,
+    ) -> tuple[Tensor, RegionMaps | None]:
+        """Do what :meth:`attend` does and return the maps too; None if no region is guided."""
+        if self.condition is not None:
+            conditioned = self.condition(features, semantics.summary)
+            features = _blend(features, conditioned, semantics.weight)
+        if not self.guided:
+            return head(features), None
+        scores, cosines = zip(
+            *(
+                self.attention[region](features, semantics.summary, text, window)
+                for region, text in zip(self.regions, semantics.regions.unbind(1), strict=True)
+                if region in self.guided
+            ),
+            strict=True,
+        )
+        maps = RegionMaps(torch.cat(scores, dim=1), torch.cat(cosines, dim=1))
+        guided = [index for index, region in enumerate(self.regions) if region in self.guided]
+        logits = steer_logits(
+            head, features, maps.scores, semantics.weight, guided=guided, mode=self.mode
+        )
+        return logits, maps
+
+
+def _blend(plain: Tensor, changed: Tensor, weight: Tensor) -> Tensor:
+    """Go from plain (weight 0, exactly) to changed features (weight 1, exactly)."""
+    weight = rearrange(weight.to(plain.dtype), "b -> b 1 1 1 1")
+    return torch.where(weight > 0, torch.lerp(plain, changed.to(plain.dtype), weight), plain)

@@ -1,6 +1,5 @@
 """CLIP behind one protocol: any Hugging Face CLIPModel, or a tiny one with random weights."""
 
-import hashlib
 import json
 import tempfile
 import warnings
@@ -10,18 +9,20 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from einops import rearrange
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from clipseg3d.clip._frozen import FrozenEncoder, check_complete, read_pretrained
 
 TINY_RANDOM = "tiny-random"
 """Name of the encoder that :func:`load_encoder` builds without any file."""
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-class ClipEncoder(Protocol):
-    """What the library asks of CLIP: both towers, and a name to be remembered by."""
+class TextEncoder(Protocol):
+    """What the library asks of a reader of texts, and a name for it to be remembered by."""
 
     name: str
 
@@ -36,9 +37,6 @@ class ClipEncoder(Protocol):
     def count_tokens(self, text: str) -> int:
         """Return the length of a text in tokens, start and end included."""
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Turn RGB images (n, 3, h, w) in [0, 1] into unit vectors (n, e)."""
-
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Turn n texts into unit vectors (n, e)."""
 
@@ -46,7 +44,17 @@ class ClipEncoder(Protocol):
         """Return a hash of the weights."""
 
 
-class HuggingFaceCLIP(nn.Module):
+class ClipEncoder(TextEncoder, Protocol):
+    """What the library asks of CLIP: a reader of texts that sees images in the same space."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Turn RGB images (n, 3, h, w) in [0, 1] into unit vectors (n, e)."""
+
+    def encode_patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`encode_image`'s vectors (n, e), and those of patches (n, g, g, e)."""
+
+
+class HuggingFaceCLIP(FrozenEncoder):
     """A frozen CLIPModel of transformers.
 
     Its weights never enter a ``state_dict``: checkpoints keep its name and fingerprint instead.
@@ -59,16 +67,17 @@ class HuggingFaceCLIP(nn.Module):
     """
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, *, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.frozen_clip = model.requires_grad_(False)
-        self.tokenizer = tokenizer
+        super().__init__(
+            model,
+            tokenizer,
+            name=name,
+            embed_dim=int(model.config.projection_dim),
+            max_tokens=int(model.config.text_config.max_position_embeddings),
+        )
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
-        self.register_load_state_dict_post_hook(_accept_absent_clip)  # type: ignore[no-untyped-call]
-        self.train(False)
 
     @classmethod
     def from_pretrained(cls, name: str) -> "HuggingFaceCLIP":
@@ -79,35 +88,19 @@ class HuggingFaceCLIP(nn.Module):
                 as ``openai/clip-vit-base-patch32``, the paper's.
 
         Raises:
+            FileNotFoundError: the name is a path to no folder.
             ValueError: the folder lacks weights or a tokenizer, or they are not a complete CLIP.
             OSError: the hub has no such model, or it cannot be reached and no copy is cached.
         """
-        folder = Path(name).expanduser()
-        source = str(folder) if folder.is_dir() else name
-        if folder.is_dir():
-            _check_folder(folder)
-        elif folder.is_absolute() or name.startswith((".", "~")):
-            raise FileNotFoundError(f"{name}: no such folder; give a folder with a saved CLIPModel")
-        try:
-            model, report = CLIPModel.from_pretrained(source, output_loading_info=True)
-            tokenizer = CLIPTokenizer.from_pretrained(source)
-        except Exception as error:  # broken files raise whatever their readers raise
-            if folder.is_dir():
-                raise ValueError(
-                    f"{name}: not a readable CLIPModel ({error}); save or copy it again"
-                ) from error
-            if not isinstance(error, OSError):
-                raise
-            raise OSError(
-                f"CLIP {name!r} is no local folder, not in the Hugging Face cache, and could not "
-                "be downloaded; check the name and the network, or save the model where there is "
-                "a network and give its folder"
-            ) from error
-        if report["missing_keys"]:
-            raise ValueError(
-                f"{name}: lacks {len(report['missing_keys'])} weights of a CLIPModel "
-                f"(such as {sorted(report['missing_keys'])[0]}); save both towers"
-            )
+        (model, report), tokenizer = read_pretrained(
+            name,
+            "CLIPModel",
+            lambda source: (
+                CLIPModel.from_pretrained(source, output_loading_info=True),
+                CLIPTokenizer.from_pretrained(source),
+            ),
+        )
+        check_complete(name, "CLIPModel", list(report["missing_keys"]), tokenizer)
         return cls(model, tokenizer, name=name)
 
     @classmethod
@@ -144,103 +137,75 @@ class HuggingFaceCLIP(nn.Module):
             model = CLIPModel(config)
         return cls(model, tokenizer, name=TINY_RANDOM)
 
-    @property
-    def embed_dim(self) -> int:
-        """Number of embedding channels e."""
-        return int(self.frozen_clip.config.projection_dim)
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest text the encoder reads, in tokens, start and end included."""
-        return int(self.frozen_clip.config.text_config.max_position_embeddings)
-
-    def count_tokens(self, text: str) -> int:
-        """Return the length of a text in tokens, start and end included."""
-        return len(self.tokenizer(text)["input_ids"])
-
-    @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Turn RGB images (n, 3, h, w) in [0, 1] into unit vectors (n, e) float32.
 
-        Images are resized to what the tower takes and normalised as OpenAI's CLIP was.
+        Images are resized to what the tower takes and normalised as OpenAI's CLIP was. Gradients
+        reach images that require them; CLIP itself gets none.
         """
+        return self._see(images)[0]
+
+    def encode_patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what CLIP sees in whole images and in each patch, from one pass of the tower.
+
+        A patch token takes the way of the class token: last layer norm, projection, unit norm.
+        CLIP was not trained to align patches with texts, so they do so only in part.
+
+        Args:
+            images: as for :meth:`encode_image`, (n, 3, h, w).
+
+        Returns:
+            :meth:`encode_image`'s unit vectors (n, e), and those of the patches (n, g, g, e):
+            rows run along h, columns along w.
+
+        Source: Zhou et al., ECCV 2022, arXiv 2112.01071. Differs: the last attention is kept.
+        """
+        vectors, hidden = self._see(images)
+        tower = self.frozen_model.config.vision_config
+        rows = tower.image_size // tower.patch_size
+        grid = rearrange(hidden[:, 1:], "n (h w) c -> n h w c", h=rows)
         with torch.autocast(images.device.type, enabled=False):
-            side = self.frozen_clip.config.vision_config.image_size
+            patches = self.frozen_model.visual_projection(
+                self.frozen_model.vision_model.post_layernorm(grid)
+            )
+            return vectors, F.normalize(patches, dim=-1)
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return unit vectors (n, e), and the tower's last hidden states (n, 1 + g g, c)."""
+        with (
+            torch.autocast(images.device.type, enabled=False),
+            torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad),
+        ):
+            side = self.frozen_model.config.vision_config.image_size
             images = F.interpolate(
                 images.float(), size=(side, side), mode="bicubic", antialias=True
             ).clamp(0, 1)
-            features = self.frozen_clip.get_image_features(
-                pixel_values=(images - self.mean) / self.std
+            seen = self.frozen_model.vision_model(
+                pixel_values=(images - self.mean) / self.std, return_dict=True
             )
-            return F.normalize(_tensor(features), dim=-1)
+            vectors = self.frozen_model.visual_projection(seen.pooler_output)
+            return F.normalize(vectors, dim=-1), seen.last_hidden_state
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Turn n texts into unit vectors (n, e) float32; what exceeds max_tokens is cut off."""
-        device = self.frozen_clip.logit_scale.device
-        tokens = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=self.max_tokens,
-            return_tensors="pt",
-        ).to(device)
-        with torch.autocast(device.type, enabled=False):
-            features = self.frozen_clip.get_text_features(
+        tokens = self._tokens(texts)
+        with torch.autocast(self.frozen_model.device.type, enabled=False):
+            features = self.frozen_model.get_text_features(
                 input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
             )
             return F.normalize(_tensor(features), dim=-1)
-
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of the weights, as hexadecimal digits."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.frozen_clip.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def train(self, mode: bool = True) -> "HuggingFaceCLIP":
-        """Stay in evaluation mode: a frozen encoder must not change between epochs."""
-        return super().train(False)
-
-    def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
-        """Return nothing of its own: CLIP lives outside checkpoints."""
-        return {} if destination is None else destination
 
 
 def load_encoder(name: str) -> HuggingFaceCLIP:
     """Return the CLIP of that name: ``tiny-random``, a local folder, or a hub name.
 
     Raises:
-        ValueError, OSError: as :meth:`HuggingFaceCLIP.from_pretrained`.
+        FileNotFoundError, ValueError, OSError: as :meth:`HuggingFaceCLIP.from_pretrained`.
     """
     if name == TINY_RANDOM:
         return HuggingFaceCLIP.tiny_random()
     return HuggingFaceCLIP.from_pretrained(name)
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise a ValueError if a folder cannot hold a saved CLIPModel with tokenizer."""
-    names = {path.name for path in folder.iterdir()}
-    if "config.json" not in names:
-        raise ValueError(f"{folder}: holds no config.json; save a CLIPModel with save_pretrained")
-    if not any(name in names or f"{name}.index.json" in names for name in _WEIGHT_FILES):
-        raise ValueError(
-            f"{folder}: holds no weights ({' or '.join(_WEIGHT_FILES)}); save the CLIPModel again "
-            "with save_pretrained"
-        )
-    if not names & {"tokenizer.json", "vocab.json"}:
-        raise ValueError(
-            f"{folder}: holds no tokenizer (tokenizer.json or vocab.json); save the tokenizer "
-            "there too with save_pretrained"
-        )
-
-
-def _accept_absent_clip(module: nn.Module, incompatible: Any) -> None:
-    """Let strict loading pass without CLIP's weights, which no checkpoint holds."""
-    incompatible.missing_keys[:] = [
-        key for key in incompatible.missing_keys if ".frozen_clip." not in f".{key}"
-    ]
 
 
 def _tensor(features: Any) -> Tensor:

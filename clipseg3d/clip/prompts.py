@@ -9,6 +9,13 @@ REGION_PROMPTS = {
 }
 TEMPLATES = ("{}", "a brain MRI with {}", "a slice of a brain scan that shows {}")
 
+_ABBREVIATIONS = ("approx", "ca", "cf", "dr", "e.g", "fig", "i.e", "max", "min", "resp", "vs")
+_SENTENCE_END = re.compile(
+    "".join(rf"(?<!\b{re.escape(short)}\.)" for short in _ABBREVIATIONS)
+    + r"(?<=[.!?\u061f\u06d4\u0964])\s+|(?<=[\u3002\uff01\uff1f])\s*",
+    re.IGNORECASE,
+)
+
 
 def region_prompts(region: str) -> list[str]:
     """Return the prompts of a region; their embeddings are averaged.
@@ -24,6 +31,10 @@ def region_prompts(region: str) -> list[str]:
 
 
 def split_sentences(report: str) -> list[str]:
-    """Split a report at full stops, question and exclamation marks and line breaks."""
-    pieces = re.split(r"(?<=[.!?])\s+|\n+", report)
-    return [piece.strip() for piece in pieces if piece.strip()]
+    """Split a report at line breaks and ends of sentences; white space becomes single spaces.
+
+    Known abbreviations and decimals end no sentence. Chinese, Japanese, Hindi, Arabic and Urdu
+    punctuation counts too.
+    """
+    pieces = [piece for line in report.splitlines() for piece in _SENTENCE_END.split(line)]
+    return [" ".join(piece.split()) for piece in pieces if piece.strip()]

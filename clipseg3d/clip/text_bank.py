@@ -1,71 +1,178 @@
 """Texts to embeddings, each text encoded once."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from clipseg3d.clip.encoder import ClipEncoder
+from clipseg3d.clip.encoder import TextEncoder
 from clipseg3d.clip.prompts import region_prompts, split_sentences
+from clipseg3d.clip.text_cache import TextCache
+
+_TEXTS_AT_ONCE = 64  # a few thousand windows in one batch would need tens of GB
 
 
 class TextBank:
-    """Turn reports into text tokens: one per region prompt, then one per sentence.
+    """Turn reports into text tokens: one per region prompt, then one per window of the report.
 
-    A sentence that exceeds the encoder's window (77 tokens for OpenAI's CLIP) is cut between
-    words into pieces that fit, so no sentence is dropped.
+    A window is as many whole sentences as the encoder reads at once (77 tokens for OpenAI's
+    CLIP). A sentence that is longer is cut between words, a word that is longer between
+    characters: nothing of a report is dropped.
 
     Args:
-        encoder: CLIP.
+        encoder: CLIP, or any other reader of texts.
         regions: regions whose prompts come first, in this order.
+        cache: file written by :meth:`save` or ``clipseg3d embed-text``. Texts that it holds are
+            not encoded again; others are, in memory.
 
     Raises:
-        ValueError: a region has no prompt.
+        FileNotFoundError: there is no such cache.
+        ValueError: a region has no prompt; the cache is damaged or another encoder's.
     """
 
-    def __init__(self, encoder: ClipEncoder, regions: Sequence[str]) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        regions: Sequence[str],
+        *,
+        cache: str | Path | None = None,
+    ) -> None:
         self.encoder = encoder
         self.prompts = [region_prompts(region) for region in regions]
-        self._known: dict[str, Tensor] = {}
+        self._known: dict[str, Tensor] = {} if cache is None else _read_cache(cache, encoder)
 
     def __call__(self, reports: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Embed one report per case; an empty string stands for none.
 
         Returns:
-            Embeddings (b, n, e) on the CPU, n being the regions and the sentences of the longest
+            Embeddings (b, n, e) on the CPU, n being the regions and the windows of the longest
             report; and (b, n) bool, True for real tokens.
+
+        Raises:
+            ValueError: a report is no string; the encoder makes NaN or infinity of a text.
         """
-        pieces = [self._pieces(report) for report in reports]
-        self._learn([text for texts in [*self.prompts, *pieces] for text in texts])
+        windows = self._all_windows(reports)
+        self._learn([text for texts in [*self.prompts, *windows] for text in texts])
         prompts = [
             torch.stack([self._known[t] for t in texts]).mean(dim=0) for texts in self.prompts
         ]
-        rows = [torch.stack([*prompts, *(self._known[t] for t in texts)]) for texts in pieces]
+        rows = [torch.stack([*prompts, *(self._known[t] for t in texts)]) for texts in windows]
         text = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(text.shape[1]) < lengths[:, None]
         return text, mask
 
-    def _learn(self, texts: Sequence[str]) -> None:
-        """Encode texts not seen before."""
-        new = sorted(set(texts) - set(self._known))
-        if new:
-            self._known.update(zip(new, self.encoder.encode_text(new).cpu(), strict=True))
+    def windows(self, report: str) -> list[str]:
+        """Return a report as texts that the encoder can read whole, in order.
 
-    def _pieces(self, report: str) -> list[str]:
-        """Cut a report into sentences, and sentences that are too long into runs of words."""
-        pieces = []
-        for sentence in split_sentences(report):
-            if self.encoder.count_tokens(sentence) <= self.encoder.max_tokens:
-                pieces.append(sentence)
-                continue
-            run: list[str] = []
-            for word in sentence.split():
-                if run and self.encoder.count_tokens(" ".join([*run, word])) > (
-                    self.encoder.max_tokens
-                ):
-                    pieces.append(" ".join(run))
-                    run = []
-                run.append(word)
-            pieces.append(" ".join(run))
-        return pieces
+        Raises:
+            ValueError: not even one character fits in the encoder's window.
+        """
+        return self._pack(split_sentences(report), " ")
+
+    def save(self, path: str | Path, reports: Sequence[str]) -> int:
+        """Embed prompts and reports, and write them as a file for ``cache``.
+
+        Args:
+            path: file to write; its folder is made.
+            reports: as for calling the bank.
+
+        Returns:
+            The number of texts in the file.
+
+        Raises:
+            ValueError: as for calling the bank.
+        """
+        windows = self._all_windows(reports)
+        texts = dict.fromkeys(text for group in [*self.prompts, *windows] for text in group)
+        self._learn(list(texts))
+        known = {text: self._known[text] for text in texts}
+        TextCache(self.encoder.name, self.encoder.fingerprint(), known).save(path)
+        return len(known)
+
+    def _all_windows(self, reports: Sequence[str]) -> list[list[str]]:
+        """Return the windows of each report."""
+        if isinstance(reports, str):  # a sequence of strings too, one per character
+            raise ValueError("reports is one str; give a list with one report per case")
+        for index, report in enumerate(reports):
+            if not isinstance(report, str):
+                raise ValueError(
+                    f"report {index} is a {type(report).__name__}, expected a str; "
+                    "an empty string stands for no report"
+                )
+        return [self.windows(report) for report in reports]
+
+    def _learn(self, texts: Sequence[str]) -> None:
+        """Encode texts not seen before, short ones first: little padding in each batch."""
+        new = sorted(set(texts) - set(self._known), key=lambda text: (len(text), text))
+        for start in range(0, len(new), _TEXTS_AT_ONCE):
+            batch = new[start : start + _TEXTS_AT_ONCE]
+            for text, vector in zip(batch, self.encoder.encode_text(batch).cpu(), strict=True):
+                if not torch.isfinite(vector).all():
+                    raise ValueError(
+                        f"encoder {self.encoder.name!r} makes NaN or infinity of the text "
+                        f"{text!r}; check its weights"
+                    )
+                self._known[text] = vector
+
+    def _pack(self, parts: Sequence[str], joiner: str) -> list[str]:
+        """Join neighbouring parts while they fit in one window; cut those that fit in none."""
+        todo, windows, start = list(parts), list[str](), 0
+        while start < len(todo):
+            count = self._fitting(todo, start, joiner)
+            if count:
+                windows.append(joiner.join(todo[start : start + count]))
+                start += count
+            else:
+                todo[start : start + 1] = self._cut(todo[start])
+        return windows
+
+    def _cut(self, text: str) -> list[str]:
+        """Cut a text that exceeds the window between words, or a word between characters."""
+        words = text.split()
+        if len(words) > 1:
+            return self._pack(words, " ")
+        if len(text) == 1:
+            raise ValueError(
+                f"{text!r} alone exceeds max_tokens={self.encoder.max_tokens} of encoder "
+                f"{self.encoder.name!r}; use an encoder that reads longer texts"
+            )
+        return self._pack(text, "")
+
+    def _fitting(self, parts: Sequence[str], start: int, joiner: str) -> int:
+        """Return how many parts from ``start`` on fit in one window together; 0 if none does.
+
+        The tokenizer counts what is tried, in doubling steps and then halving ones, so that few
+        texts are counted and every window is one that was.
+        """
+
+        def fits(count: int) -> bool:
+            text = joiner.join(parts[start : start + count])
+            return self.encoder.count_tokens(text) <= self.encoder.max_tokens
+
+        left = len(parts) - start
+        low, high = 0, 1
+        while high <= left and fits(high):
+            low, high = high, 2 * high
+        high = min(high, left + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if fits(middle):
+                low = middle
+            else:
+                high = middle
+        return low
+
+
+def _read_cache(path: str | Path, encoder: TextEncoder) -> dict[str, Tensor]:
+    """Return the embeddings in a file that this very encoder made."""
+    cache = TextCache.load(path)
+    here = encoder.fingerprint()
+    if cache.sha256 != here:
+        raise ValueError(
+            f"{path}: made by encoder {cache.encoder!r} (SHA-256 {cache.sha256[:12]}...), not by "
+            f"{encoder.name!r} ({here[:12]}...); make it again with 'clipseg3d embed-text "
+            f"--encoder {encoder.name}'"
+        )
+    return cache.embeddings

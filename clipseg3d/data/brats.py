@@ -1,8 +1,10 @@
 """Lightning data modules for BraTS: one base class, one short subclass per release."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -12,6 +14,7 @@ from clipseg3d.data.cases import Case, find_cases, split_by_patient
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import BRATS_2018, BRATS_2019, BRATS_2020, BRATS_2021, BraTSRelease
 from clipseg3d.data.transforms import Augmentation
+from clipseg3d.volume import ViewSelection
 
 
 class BraTSDataModule(LightningDataModule):
@@ -33,6 +36,10 @@ class BraTSDataModule(LightningDataModule):
         batch_size: crops per device, so the global batch is this times the world size.
         num_workers: loader processes per device, and threads that build the cache.
         augment: whether training crops are augmented.
+        view_selection: which slices CLIP sees; must be that of the network (``clipseg3d fit``
+            takes it from there).
+        shuffle_reports: give every case the report of another one: a control, which text that
+            helps must beat.
         spacing_mm: voxel size of every case; another one is refused.
         cache_dir: where preprocessed cases go, 40 MB each at 1 mm; None takes
             ``$CLIPSEG3D_CACHE`` or ``clipseg3d`` in the user's cache folder.
@@ -58,6 +65,8 @@ class BraTSDataModule(LightningDataModule):
         batch_size: int = 1,
         num_workers: int = 2,
         augment: bool = True,
+        view_selection: ViewSelection = "center",
+        shuffle_reports: bool = False,
         spacing_mm: float = 1.0,
         cache_dir: str | None = None,
     ) -> None:
@@ -82,6 +91,8 @@ class BraTSDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.augment = augment
+        self.view_selection = view_selection
+        self.shuffle_reports = shuffle_reports
         self.spacing_mm = spacing_mm
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
 
@@ -117,11 +128,28 @@ class BraTSDataModule(LightningDataModule):
 
     def _cases(self) -> list[Case]:
         """Index the folder."""
-        return find_cases(self.root, self.release, reports=self.reports, spacing_mm=self.spacing_mm)
+        cases = find_cases(
+            self.root, self.release, reports=self.reports, spacing_mm=self.spacing_mm
+        )
+        return self._reported(cases)
+
+    def _reported(self, cases: list[Case]) -> list[Case]:
+        """Hand the reports round in a circle of random order, if they are to be shuffled."""
+        if not self.shuffle_reports:
+            return cases
+        order = np.random.default_rng(self.seed).permutation(len(cases))
+        donors = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+        return [
+            replace(case, report=cases[donors[index]].report) for index, case in enumerate(cases)
+        ]
 
     def _entries(self, cases: list[Case]) -> list[CachedCase]:
         return build_cache(
-            cases, self.release, self.cache_dir, num_threads=max(1, self.num_workers)
+            cases,
+            self.release,
+            self.cache_dir,
+            view_selection=self.view_selection,
+            num_threads=max(1, self.num_workers),
         )
 
     def _loader(self, cases: BraTSDataset, *, batch_size: int, shuffle: bool) -> DataLoader[Sample]:

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.preprocess import preprocess
 from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.volume import Views, ViewSelection
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when preprocessing or the files below change."""
 MAX_FOREGROUND = 20_000
 """Tumour voxels kept as crop centres; more would only cost memory."""
@@ -40,11 +41,13 @@ class CachedCase:
     Attributes:
         case_id: name of the case.
         report: its report, or an empty string.
+        grade: 1 for a high-grade, 0 for a low-grade glioma, -1 where it is not known.
         folder: where its files lie.
     """
 
     case_id: str
     report: str
+    grade: int
     folder: Path
 
     def image(self) -> npt.NDArray[np.float16]:
@@ -66,25 +69,35 @@ class CachedCase:
         """Return the intensity statistics (s, 4) in the units of the image."""
         return torch.from_numpy(np.load(self.folder / "statistics.npy"))
 
-    def views(self) -> Tensor:
-        """Return the views (3, 224, 224, 3) uint8 that CLIP sees."""
-        return torch.from_numpy(np.load(self.folder / "views.npy"))
+    def views(self) -> Views:
+        """Return the views that CLIP sees, (v, 224, 224, s) uint8, and their planes (v, 3)."""
+        images, planes = (np.load(self.folder / f"{name}.npy") for name in ("views", "planes"))
+        return Views(torch.from_numpy(images), torch.from_numpy(planes))
 
 
-def cached_case(case: Case, release: BraTSRelease, root: Path) -> CachedCase:
+def cached_case(
+    case: Case, release: BraTSRelease, root: Path, *, view_selection: ViewSelection = "center"
+) -> CachedCase:
     """Say where a case lies in the cache, whether or not it is there yet.
 
-    The key covers the source files (path, size, time of change), the release and the format: a
-    changed file gets a new entry and never meets a stale one.
+    The key covers the source files (path, size, time of change), the release, the selection of
+    views and the format: a changed file gets a new entry and never meets a stale one.
     """
     files = [*case.sequences.values(), *([case.label] if case.label else [])]
     stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    key = hashlib.sha256(json.dumps([FORMAT, release.name, stamps]).encode()).hexdigest()[:16]
-    return CachedCase(case.case_id, case.report, root / release.name / f"{case.case_id}-{key}")
+    facts = json.dumps([FORMAT, release.name, view_selection, stamps])
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    folder = root / release.name / f"{case.case_id}-{key}"
+    return CachedCase(case.case_id, case.report, case.grade, folder)
 
 
 def build_cache(
-    cases: Sequence[Case], release: BraTSRelease, root: Path, *, num_threads: int = 2
+    cases: Sequence[Case],
+    release: BraTSRelease,
+    root: Path,
+    *,
+    view_selection: ViewSelection = "center",
+    num_threads: int = 2,
 ) -> list[CachedCase]:
     """Preprocess the cases that are not in the cache yet.
 
@@ -92,6 +105,7 @@ def build_cache(
         cases: labelled cases.
         release: what their labels mean.
         root: cache folder; made if missing.
+        view_selection: which slices CLIP sees; see :func:`clipseg3d.volume.cut_views`.
         num_threads: cases read at once; some 0.5 GB of memory each at 240x240x155.
 
     Returns:
@@ -101,7 +115,7 @@ def build_cache(
         DataError: voxels of a case cannot be used. Faults of all cases are listed; good cases
             are in the cache all the same.
     """
-    entries = [cached_case(case, release, root) for case in cases]
+    entries = [cached_case(case, release, root, view_selection=view_selection) for case in cases]
     missing = [
         (case, entry)
         for case, entry in zip(cases, entries, strict=True)
@@ -109,7 +123,9 @@ def build_cache(
     ]
     faults: list[str] = []
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
-        results = pool.map(lambda pair: _build(pair[0], pair[1], release), missing)
+        results = pool.map(
+            lambda pair: _build(pair[0], pair[1], release, view_selection), missing
+        )
         for found in tqdm(results, total=len(missing), desc="Caching cases", unit="case", delay=2):
             faults.extend(found)
     if faults:
@@ -117,10 +133,12 @@ def build_cache(
     return entries
 
 
-def _build(case: Case, entry: CachedCase, release: BraTSRelease) -> tuple[str, ...]:
+def _build(
+    case: Case, entry: CachedCase, release: BraTSRelease, view_selection: ViewSelection
+) -> tuple[str, ...]:
     """Write one entry aside, then rename it into place; return the case's faults."""
     try:
-        ready = preprocess(case, release)
+        ready = preprocess(case, release, view_selection=view_selection)
     except DataError as error:
         return error.faults
     if ready.label is None:
@@ -131,7 +149,8 @@ def _build(case: Case, entry: CachedCase, release: BraTSRelease) -> tuple[str, .
         np.save(part / "image.npy", ready.image.half().numpy())
         np.save(part / "label.npy", ready.label)
         np.save(part / "statistics.npy", ready.statistics.numpy())
-        np.save(part / "views.npy", ready.views.numpy())
+        np.save(part / "views.npy", ready.views.images.numpy())
+        np.save(part / "planes.npy", ready.views.planes.numpy())
         np.save(part / "foreground.npy", _some_tumour_voxels(ready.label))
         part.chmod(entry.folder.parent.stat().st_mode & 0o777)  # mkdtemp shuts others out
         try:

@@ -17,6 +17,7 @@ REPORT_SUFFIX = "_flair_text.txt"
 """A report beside its case, named as in TextBraTS: ``{case}_flair_text.txt``."""
 AFFINE_TOLERANCE_MM = 1e-2
 LABEL = "label"
+GRADES = {"HGG": 1, "LGG": 0}
 
 
 class DataError(ValueError):
@@ -42,6 +43,7 @@ class Case:
         sequences: sequence -> file, in ``SEQUENCES`` order.
         label: expert mask, where known.
         report: free text about this case; empty if there is none.
+        grade: 1 for a high-grade, 0 for a low-grade glioma, -1 where it is not known.
     """
 
     case_id: str
@@ -49,6 +51,7 @@ class Case:
     sequences: Mapping[str, Path]
     label: Path | None = None
     report: str = ""
+    grade: int = -1
 
 
 def find_cases(
@@ -116,6 +119,7 @@ def find_cases(
             sequences={s: files[s] for s in SEQUENCES if s in files},  # all, unless a fault
             label=files.get(LABEL),
             report=report,
+            grade=_grade(folder),
         )
         faults.extend(check_geometry(case, spacing_mm=spacing_mm))
         cases.append(case)
@@ -169,6 +173,14 @@ def case_from_files(files: Mapping[str, str | Path]) -> Case:
     if faults:
         raise DataError(faults)
     return case
+
+
+def _grade(folder: Path) -> int:
+    """Return the grade that BraTS 2018 and 2019 tell by a folder HGG or LGG, -1 without one."""
+    for part in reversed(folder.absolute().parts):
+        if part in GRADES:
+            return GRADES[part]
+    return -1
 
 
 def _index(

@@ -71,6 +71,7 @@ class BraTSDataset(Dataset[Sample]):
             "statistics": case.statistics(),
             "views": case.views(),
             "report": case.report,
+            "grade": case.grade,
             "case_id": case.case_id,
         }
         return self.augment(sample) if self.augment else sample

@@ -69,7 +69,7 @@ class PhantomDataModule(BraTSDataModule):
         names = write_phantoms(
             self.root, self.num_cases, spacing_mm=self.spacing_mm, seed=self.first_seed
         )
-        return [
+        cases = [
             case
             for name in names
             for case in find_cases(
@@ -79,3 +79,4 @@ class PhantomDataModule(BraTSDataModule):
                 spacing_mm=self.spacing_mm,
             )
         ]
+        return self._reported(cases)

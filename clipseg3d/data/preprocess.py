@@ -16,7 +16,7 @@ from torch import Tensor
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.nifti import open_nifti, read_voxels
 from clipseg3d.data.releases import SEQUENCES, BraTSRelease
-from clipseg3d.volume import cut_views, intensity_statistics, scale
+from clipseg3d.volume import Views, ViewSelection, cut_views, intensity_statistics, scale
 
 ORIENTATION = "LPS"
 """The voxel order of official BraTS files; every case is turned to it."""
@@ -58,23 +58,30 @@ class Preprocessed:
         image: (s, x, y, z) float32, brain box in LPS order, z-scored over each sequence's non-zero
             voxels after clipping to percentiles; background 0.
         statistics: (s, 4) float32, of the brain in the units of ``image``.
-        views: (3, 224, 224, 3) uint8.
+        views: slices for CLIP, without a batch axis.
         label: (x, y, z) uint8 of the same box, in the release's label values; None if unknown.
         grid: the way back.
     """
 
     image: Tensor
     statistics: Tensor
-    views: Tensor
+    views: Views
     label: npt.NDArray[np.uint8] | None
     grid: Grid
 
 
-def preprocess(case: Case, release: BraTSRelease) -> Preprocessed:
+def preprocess(
+    case: Case, release: BraTSRelease, *, view_selection: ViewSelection = "center"
+) -> Preprocessed:
     """Read, check, turn, crop and normalise one case.
 
     The box holds every voxel that is non-zero in a sequence or in the label, so that cropping
     never costs a labelled voxel.
+
+    Args:
+        case: its files.
+        release: what its labels mean.
+        view_selection: which slices CLIP sees; see :func:`clipseg3d.volume.cut_views`.
 
     Raises:
         DataError: a file is missing, broken, without any signal, or holds labels that the release
@@ -127,11 +134,12 @@ def preprocess(case: Case, release: BraTSRelease) -> Preprocessed:
         [scale(low, mean, std), scale(high, mean, std), torch.zeros_like(mean), (std > 0).float()],
         dim=1,
     )
+    views = cut_views(tensor[None], raw[None], selection=view_selection)
     low, high, mean, std = rearrange(raw, "s k -> k s 1 1 1")
     return Preprocessed(
         image=scale(tensor.clamp(low, high), mean, std) * (tensor != 0),
         statistics=statistics,
-        views=cut_views(tensor[None], raw[None])[0],
+        views=Views(views.images[0], views.planes[0]),
         label=None if label is None else np.ascontiguousarray(label[x:to_x, y:to_y, z:to_z]),
         grid=Grid(shape=source.shape, affine=source.affine, box=box),
     )

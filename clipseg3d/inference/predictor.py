@@ -17,6 +17,7 @@ from clipseg3d.data.releases import BraTSRelease, get_release
 from clipseg3d.inference.window import segment_volume
 from clipseg3d.networks.clipseg3d import CLIPSeg3D, build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.volume import Views, ViewSelection
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Predictor:
         network: trained; moved to ``device`` and put into evaluation mode.
         release: label convention to write.
         spacing_mm: voxel size the network was trained at; scans of another one are refused.
+        view_selection: which slices CLIP sees, as in training.
         window: sliding window (x, y, z), in voxels.
         overlap: of neighbouring windows, in [0, 1).
         device: where to compute; None takes a CUDA device if there is one.
@@ -58,6 +60,7 @@ class Predictor:
         *,
         release: BraTSRelease,
         spacing_mm: float = 1.0,
+        view_selection: ViewSelection = "center",
         window: tuple[int, int, int] = (128, 128, 128),
         overlap: float = 0.5,
         device: str | None = None,
@@ -66,6 +69,7 @@ class Predictor:
         self.network = network.to(self.device).eval()
         self.release = release
         self.spacing_mm = spacing_mm
+        self.view_selection: ViewSelection = view_selection
         self.window = window
         self.overlap = overlap
 
@@ -92,7 +96,7 @@ class Predictor:
         settings = checkpoint["hyper_parameters"]
         config = NetworkConfig(**settings["network"])
         network = build_clipseg3d(config if clip is None else replace(config, clip=clip))
-        network.require_clip(checkpoint["clip"])
+        network.require_encoders(checkpoint["encoders"])
         prefix = "network."
         weights = {
             name.removeprefix(prefix): weight
@@ -104,6 +108,7 @@ class Predictor:
             network,
             release=get_release(settings["release"]),
             spacing_mm=settings["spacing_mm"],
+            view_selection=config.view_selection,
             window=tuple(settings["window"]),
             overlap=settings["overlap"],
             device=device,
@@ -128,10 +133,11 @@ class Predictor:
         faults = check_geometry(case, spacing_mm=self.spacing_mm)
         if faults:
             raise DataError(faults)
-        ready = preprocess(case, self.release)
+        ready = preprocess(case, self.release, view_selection=self.view_selection)
         report = case.report if text is None else text
         embedded, mask = self.network.embed_text([report])
-        semantics = self.network.encode_semantics(ready.views[None].to(self.device), embedded, mask)
+        views = Views(*(part[None].to(self.device) for part in ready.views))
+        semantics = self.network.encode_semantics(views, embedded, mask)
         logits = segment_volume(
             self.network,
             ready.image[None].to(self.device),
@@ -151,7 +157,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path}: not a readable checkpoint; copy or train it again") from error
-    keys = {"hyper_parameters", "state_dict", "clip"}
+    keys = {"hyper_parameters", "state_dict", "encoders"}
     if not isinstance(checkpoint, dict) or not keys <= set(checkpoint):
         raise ValueError(f"{path}: not a checkpoint of clipseg3d; give one written by its training")
     return checkpoint

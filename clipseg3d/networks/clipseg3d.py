@@ -1,19 +1,38 @@
 """CLIPSeg3D: pixel, feature and semantic fusion in one network, and the builder that sizes it."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipseg3d.blocks.bridge import SemanticBridge
+from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.guidance import CrossModalGuidance
 from clipseg3d.blocks.pixel_fusion import PixelFusion
-from clipseg3d.blocks.semantic_fusion import SemanticFusion, Semantics
+from clipseg3d.blocks.semantic_fusion import RegionMaps, SemanticFusion, Semantics
 from clipseg3d.clip.encoder import ClipEncoder, load_encoder
 from clipseg3d.clip.text_bank import TextBank
+from clipseg3d.clip.text_encoder import TextEncoder, load_text_encoder
 from clipseg3d.networks.config import NetworkConfig, network_config
-from clipseg3d.networks.unet import UNet3D, crop_like
+from clipseg3d.networks.unet import UNet3D
+from clipseg3d.volume import Views
+
+DIFFERENCES = ((1, 0), (2, 3))
+"""Pairs of sequences that difference channels are made of: t1ce - t1, t2 - flair."""
+
+
+class Prediction(NamedTuple):
+    """What the network makes of one batch."""
+
+    logits: Tensor
+    """(b, r, x, y, z)."""
+    auxiliary: list[Tensor]
+    """Logits of lower decoder levels on their own, padded grids, for deep supervision."""
+    maps: RegionMaps | None
+    """Scores and text-voxel cosines of the guided regions, on the stem's padded grid."""
+    grade: Tensor | None
+    """(b,) logits of a high grade; None without classifier."""
 
 
 class CLIPSeg3D(nn.Module):
@@ -27,7 +46,13 @@ class CLIPSeg3D(nn.Module):
         pixel_fusion: normalises and weighs the sequences; None takes images as they are given,
             which should then be z-scored.
         semantic_fusion: semantic path; None leaves the plain U-Net.
-        text_bank: reports -> text embeddings; goes with ``semantic_fusion``.
+        text_bank: reports -> text embeddings; None reads no text.
+        grade_classifier: grade from the bottleneck; None tells no grade.
+        encoders: the frozen encoders in use by role, for checkpoints to name.
+
+    Attributes:
+        semantic_strength: how far semantics count, 0 to 1; a schedule of the training may raise
+            it. Part of the state, so that a checkpoint predicts as it did when it was saved.
 
     Source: arXiv 2507.09966.
     """
@@ -39,18 +64,24 @@ class CLIPSeg3D(nn.Module):
         pixel_fusion: PixelFusion | None = None,
         semantic_fusion: SemanticFusion | None = None,
         text_bank: TextBank | None = None,
+        grade_classifier: GradeClassifier | None = None,
+        encoders: Mapping[str, TextEncoder] | None = None,
     ) -> None:
         super().__init__()
         self.unet = unet
         self.pixel_fusion = pixel_fusion
         self.semantic_fusion = semantic_fusion
         self.text_bank = text_bank
+        self.grade_classifier = grade_classifier
+        self._encoders = dict(encoders or {})
+        self.semantic_strength: Tensor
+        self.register_buffer("semantic_strength", torch.ones(()))
 
     def forward(
         self,
         image: Tensor,
         *,
-        views: Tensor | None = None,
+        views: Views | None = None,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
         window: Tensor | None = None,
@@ -61,18 +92,17 @@ class CLIPSeg3D(nn.Module):
         Args:
             image: (b, s, x, y, z): a whole volume, or a crop together with ``window`` and
                 ``statistics``.
-            views: (b, v, h, w, 3) uint8 slices of the whole volume
-                (:func:`clipseg3d.volume.cut_views`), or None.
+            views: slices of the whole volume (:func:`clipseg3d.volume.cut_views`), or None.
             text: (b, n, e) embeddings, one prompt per region first, or None.
             text_mask: (b, n) bool, True for real tokens; None keeps all.
             window: (b, 2, 3) where the image lies in the brain box; None covers it.
             statistics: (b, s, 4) of the whole brain; None takes them from ``image``.
         """
         semantics = self.encode_semantics(views, text, text_mask)
-        return self.segment(image, semantics, window=window, statistics=statistics)[0]
+        return self.segment(image, semantics, window=window, statistics=statistics).logits
 
     def encode_semantics(
-        self, views: Tensor | None, text: Tensor | None, text_mask: Tensor | None = None
+        self, views: Views | None, text: Tensor | None, text_mask: Tensor | None = None
     ) -> Semantics | None:
         """Return the semantics of a batch; None without semantic path, or without views and text.
 
@@ -80,39 +110,40 @@ class CLIPSeg3D(nn.Module):
         """
         if self.semantic_fusion is None or (views is None and text is None):
             return None
-        return self.semantic_fusion.encode(views, text, text_mask)
+        semantics = self.semantic_fusion.encode(views, text, text_mask)
+        return semantics._replace(weight=semantics.weight * self.semantic_strength)
 
     def embed_text(self, reports: list[str]) -> tuple[Tensor | None, Tensor | None]:
-        """Return text embeddings (b, n, e) and their mask (b, n); None without semantic path."""
+        """Return text embeddings (b, n, e) and their mask (b, n); None where no text is read."""
         if self.text_bank is None:
             return None, None
-        device = next(self.parameters()).device
         text, mask = self.text_bank(reports)
-        return text.to(device), mask.to(device)
+        return text.to(self.semantic_strength.device), mask.to(self.semantic_strength.device)
 
-    def clip_identity(self) -> dict[str, str] | None:
-        """Return name and weight hash of the CLIP in use, for checkpoints to keep; None without."""
-        if self.text_bank is None:
-            return None
-        encoder = self.text_bank.encoder
-        return {"name": encoder.name, "sha256": encoder.fingerprint()}
+    def encoder_identities(self) -> dict[str, dict[str, str]]:
+        """Return name and weight hash of each frozen encoder, for checkpoints to keep."""
+        return {
+            role: {"name": encoder.name, "sha256": encoder.fingerprint()}
+            for role, encoder in self._encoders.items()
+        }
 
-    def require_clip(self, trained_with: Mapping[str, str] | None) -> None:
-        """Refuse a CLIP other than the one that weights were trained with.
+    def require_encoders(self, trained_with: Mapping[str, Mapping[str, str]]) -> None:
+        """Refuse encoders other than those that weights were trained with.
 
         Args:
-            trained_with: from :meth:`clip_identity` at training time; None requires nothing.
+            trained_with: from :meth:`encoder_identities` at training time.
 
         Raises:
             ValueError: the hashes differ.
         """
-        here = self.clip_identity()
-        if here is None or trained_with is None or here["sha256"] == trained_with["sha256"]:
-            return
-        raise ValueError(
-            f"CLIP {here['name']!r} has other weights than {trained_with['name']!r} (SHA-256 "
-            f"{trained_with['sha256'][:12]}...), which this network was trained with; load that one"
-        )
+        for role, here in self.encoder_identities().items():
+            there = trained_with.get(role, here)
+            if here["sha256"] != there["sha256"]:
+                raise ValueError(
+                    f"{role} encoder {here['name']!r} has other weights than {there['name']!r} "
+                    f"(SHA-256 {there['sha256'][:12]}...), which this network was trained with; "
+                    "load that one"
+                )
 
     def segment(
         self,
@@ -121,30 +152,42 @@ class CLIPSeg3D(nn.Module):
         *,
         window: Tensor | None = None,
         statistics: Tensor | None = None,
+        regions: Tensor | None = None,
         deep: bool = False,
-    ) -> list[Tensor]:
-        """Return logits (b, r, x, y, z), followed by the auxiliary ones if ``deep``.
+    ) -> Prediction:
+        """Return logits and what comes with them.
 
         Args:
             image: as for :meth:`forward`.
             semantics: from :meth:`encode_semantics`; None runs the plain U-Net.
             window: as for :meth:`forward`.
             statistics: as for :meth:`forward`.
-            deep: whether to add the logits of lower decoder levels, on their own grids.
+            regions: (b, r, x, y, z) the true regions, for region contrast in training.
+            deep: whether to compute the logits of lower decoder levels too.
+
+        Raises:
+            ValueError: ``regions`` are given in evaluation.
         """
-        fused = image if self.pixel_fusion is None else self.pixel_fusion(image, statistics)
+        fused = image
+        if self.pixel_fusion is not None:
+            fused = self.pixel_fusion(image, statistics, regions=regions)
+        place = self._padded_window(window, image)
         levels = self.unet.encode(fused)
-        if self.semantic_fusion is not None and semantics is not None:
-            levels[-1] = self.semantic_fusion.guide(levels[-1], semantics)
+        fusion = self.semantic_fusion
+        if fusion is not None and semantics is not None:
+            levels[-1] = fusion.guide(levels[-1], semantics, place)
         decoded = self.unet.decode(levels)
-        logits = self.unet.logits(decoded, image)
-        if self.semantic_fusion is not None and semantics is not None:
-            place = self._padded_window(window, image)
-            added = self.semantic_fusion.attend(decoded[0], semantics, place)
-            if self.unet.fold > 1:
-                added = F.interpolate(added, scale_factor=self.unet.fold, mode="trilinear")
-            logits = logits + crop_like(added, image)
-        return [logits, *(self.unet.auxiliary_logits(decoded) if deep else [])]
+        features, maps = self.unet.top(decoded), None
+        if fusion is not None and semantics is not None:
+            raw, maps = fusion.attend_with_maps(features, semantics, self.unet.raw_logits, place)
+        else:
+            raw = self.unet.raw_logits(features)
+        return Prediction(
+            self.unet.finish(raw, image),
+            self.unet.auxiliary_logits(decoded) if deep else [],
+            maps,
+            None if self.grade_classifier is None else self.grade_classifier(levels[-1]),
+        )
 
     def _padded_window(self, window: Tensor | None, image: Tensor) -> Tensor:
         """Return the window (b, 2, 3) that the image covers once the U-Net has padded it."""
@@ -157,22 +200,34 @@ class CLIPSeg3D(nn.Module):
 
 
 def build_clipseg3d(
-    config: NetworkConfig | str = "recommended", *, encoder: ClipEncoder | None = None
+    config: NetworkConfig | str = "recommended",
+    *,
+    encoder: ClipEncoder | None = None,
+    text_cache: str | None = None,
 ) -> CLIPSeg3D:
     """Build the network that a config, or the preset of that name, describes.
 
     Args:
         config: sizes and switches, or a preset's name.
         encoder: CLIP to use; None loads ``config.clip``.
+        text_cache: file of text embeddings written by ``clipseg3d embed-text``, or None.
 
     Raises:
-        ValueError: unknown preset; sizes that do not fit; a CLIP folder without weights.
+        ValueError: unknown preset; sizes that do not fit; a folder without weights; a text cache
+            of another encoder.
         OSError: a hub name without network.
     """
     if isinstance(config, str):
         config = network_config(config)
+    pixel_fusion = None
+    if config.pixel_fusion:
+        pixel_fusion = PixelFusion(
+            differences=DIFFERENCES if config.difference_channels else (),
+            contrast=config.region_contrast,
+        )
+    in_channels = pixel_fusion.out_channels if pixel_fusion else len(config.sequences)
     unet = UNet3D(
-        len(config.sequences),
+        in_channels,
         len(config.regions),
         channels=config.channels,
         fold=config.fold,
@@ -180,22 +235,55 @@ def build_clipseg3d(
         attention_skips=config.attention_skips,
         num_auxiliary=config.num_auxiliary,
         dropout=config.dropout,
+        extra_channels=in_channels - len(config.sequences),
+        head=config.head,
+        head_norm=config.conditional_norm,
+        checkpointing=config.checkpointing,
     )
-    pixel_fusion = PixelFusion() if config.pixel_fusion else None
+    grade_classifier = GradeClassifier(unet.channels[-1]) if config.grade_classifier else None
     if not config.semantics:
-        return CLIPSeg3D(unet, pixel_fusion=pixel_fusion)
+        return CLIPSeg3D(unet, pixel_fusion=pixel_fusion, grade_classifier=grade_classifier)
     encoder = encoder or load_encoder(config.clip)
+    encoders: dict[str, TextEncoder] = {"CLIP": encoder}
+    text_bank, text_dim = None, 0
+    if config.text != "none":
+        reader: TextEncoder = encoder
+        if config.text_encoder is not None:
+            reader = encoders["text"] = load_text_encoder(config.text_encoder)
+        text_bank = TextBank(reader, config.regions, cache=text_cache)
+        text_dim = reader.embed_dim
+    bridge = SemanticBridge(
+        encoder,
+        selection=config.view_selection,
+        num_sequences=len(config.sequences),
+        mix_rgb=config.mix_rgb,
+        adapter=config.adapter,
+        dense=config.dense,
+    )
+    guidance = CrossModalGuidance(
+        encoder.embed_dim,
+        config.semantic_dim,
+        kind=config.guidance,
+        tokens=config.guidance_tokens,
+        # Without guidance, text has its say in semantic attention only.
+        text_dim=text_dim if config.guided or config.guidance != "none" else 0,
+        num_heads=config.num_heads,
+    )
     semantic_fusion = SemanticFusion(
-        SemanticBridge(encoder),
-        CrossModalGuidance(encoder.embed_dim, config.semantic_dim, num_heads=config.num_heads),
+        bridge,
+        guidance,
         bottleneck_channels=unet.channels[-1],
         decoder_channels=unet.channels[0],
         regions=config.regions,
         guided=config.guided,
+        mode=config.attention_mode,
+        conditional=config.conditional_norm,
     )
     return CLIPSeg3D(
         unet,
         pixel_fusion=pixel_fusion,
         semantic_fusion=semantic_fusion,
-        text_bank=TextBank(encoder, config.regions),
+        text_bank=text_bank if guidance.map_text is not None else None,
+        grade_classifier=grade_classifier,
+        encoders=encoders,
     )

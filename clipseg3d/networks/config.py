@@ -1,7 +1,12 @@
 """What a network is made of, as plain values: presets by name, ablations by name."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+
+from clipseg3d.blocks.attention import AttentionMode
+from clipseg3d.blocks.guidance import GuidanceKind
+from clipseg3d.volume import ViewSelection
 
 
 @dataclass(frozen=True)
@@ -14,13 +19,32 @@ class NetworkConfig:
         channels: feature channels per level; see :class:`clipseg3d.networks.unet.UNet3D`.
         fold: voxels per axis that the stem folds into channels.
         pixel_fusion: whether the network normalises and weighs the sequences itself.
+        difference_channels: append t1ce - t1 and t2 - flair; needs ``pixel_fusion``.
+        region_contrast: probability of the paper's contrast enhancement inside TC and ET, in
+            training only; needs ``pixel_fusion``.
         cbam: channel and spatial attention in every block.
         attention_skips: attention gates on skip connections.
         num_auxiliary: decoder levels with heads for deep supervision.
         dropout: share of channels dropped in every block, in training only.
+        head: ``sigmoid``, or ``nested`` for ET within TC within WT by construction.
+        conditional_norm: normalise the features before the head, scaled and shifted by semantics.
+        grade_classifier: also tell high-grade from low-grade glioma.
+        checkpointing: recompute blocks in the backward pass: less memory, more time.
         semantics: whether the semantic path is built.
         guided: regions whose logits the semantic path may change.
+        view_selection: which slices CLIP sees; see :func:`clipseg3d.volume.cut_views`.
+        mix_rgb: learn what CLIP's red, green and blue take from the sequences.
+        adapter: a small residual network behind CLIP's image tower.
+        dense: lift CLIP's patch embeddings to a 3D map at the bottleneck.
+        guidance: how text guides image semantics; see
+            :class:`clipseg3d.blocks.guidance.CrossModalGuidance`.
+        guidance_tokens: ``views``, or ``mean`` for the paper's single token.
+        attention_mode: how semantic attention changes logits; see
+            :func:`clipseg3d.blocks.attention.steer_logits`.
+        text: ``own`` reads prompts and the report of the case, ``shuffled`` is to be trained with
+            reports of other cases, ``none`` builds no part for text.
         clip: ``tiny-random``, a folder with a saved CLIPModel, or a hub name.
+        text_encoder: another encoder for text, by folder or hub name; None takes CLIP's own.
         semantic_dim: channels of semantic tokens.
         num_heads: heads of the guidance's attention.
     """
@@ -30,49 +54,109 @@ class NetworkConfig:
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     fold: int = 1
     pixel_fusion: bool = True
+    difference_channels: bool = False
+    region_contrast: float = 0.0
     cbam: bool = True
     attention_skips: bool = True
     num_auxiliary: int = 2
     dropout: float = 0.0
+    head: Literal["sigmoid", "nested"] = "sigmoid"
+    conditional_norm: bool = False
+    grade_classifier: bool = False
+    checkpointing: bool = False
     semantics: bool = True
     guided: tuple[str, ...] = ("TC", "ET")
+    view_selection: ViewSelection = "energy"
+    mix_rgb: bool = False
+    adapter: bool = False
+    dense: bool = False
+    guidance: GuidanceKind = "gate"
+    guidance_tokens: Literal["views", "mean"] = "views"
+    attention_mode: AttentionMode = "residual"
+    text: Literal["own", "shuffled", "none"] = "own"
     clip: str = "openai/clip-vit-base-patch32"
+    text_encoder: str | None = None
     semantic_dim: int = 256
     num_heads: int = 8
 
+    def __post_init__(self) -> None:
+        """Refuse switches that would have no effect."""
+        if (self.difference_channels or self.region_contrast) and not self.pixel_fusion:
+            raise ValueError(
+                "difference_channels and region_contrast are parts of pixel fusion; "
+                "set pixel_fusion, or leave them out"
+            )
 
+
+# Every mechanism as the paper words it, where it does: a middle slice per axis, their mean, and
+# probabilities multiplied (equation 6). Region contrast is in its appendix as augmentation.
+_PAPER = NetworkConfig(
+    region_contrast=0.5,
+    view_selection="center",
+    mix_rgb=True,
+    guidance_tokens="mean",
+    attention_mode="paper",
+)
 PRESETS = {
-    # The paper's layout; its body states dropout 0.2.
-    "paper": NetworkConfig(dropout=0.2),
-    # The same layout without dropout, which short patch training cannot afford (nnU-Net has none).
+    "paper": _PAPER,
+    # The paper's body and appendix contradict each other; see clipseg3d.training.plan too.
+    "paper_body": replace(_PAPER, dropout=0.2),
+    "paper_appendix": replace(_PAPER, adapter=True),
+    # The same layout with what is inert in the paper's equations repaired.
     "recommended": NetworkConfig(),
     # For two CPU cores: all convolutions at half resolution, a CLIP that needs no download.
     "tiny": NetworkConfig(
         channels=(16, 32, 64, 128, 160), fold=2, semantic_dim=64, num_heads=4, clip="tiny-random"
     ),
 }
+_NO_PIXEL: dict[str, Any] = {
+    "pixel_fusion": False,
+    "difference_channels": False,
+    "region_contrast": 0.0,
+}
+_NO_FEATURE: dict[str, Any] = {"cbam": False, "attention_skips": False}
+_NO_SEMANTIC: dict[str, Any] = {"semantics": False, "conditional_norm": False}
 ABLATIONS: dict[str, dict[str, Any]] = {
-    # The paper's baseline: no pixel, feature or semantic fusion.
-    "unet3d": {
-        "pixel_fusion": False,
-        "cbam": False,
-        "attention_skips": False,
-        "semantics": False,
+    # The rows of the paper's tables 1 and 3. Deep supervision stays on in all of them.
+    "no_pixel": _NO_PIXEL,
+    "no_feature": _NO_FEATURE,
+    "no_semantic": _NO_SEMANTIC,
+    "center_mean_bridge": {
+        "view_selection": "center",
+        "guidance_tokens": "mean",
+        "mix_rgb": False,
+        "adapter": False,
+        "dense": False,
     },
-    "no_semantic": {"semantics": False},
+    "no_guidance": {"guidance": "none"},
+    "no_attention": {"guided": ()},
+    "unet3d": _NO_PIXEL | _NO_FEATURE | _NO_SEMANTIC,
+    # Ours.
+    "shuffled_text": {"text": "shuffled"},
+    "no_text": {"text": "none"},
 }
 
 
-def network_config(preset: str, *, ablation: str | None = None) -> NetworkConfig:
-    """Return a preset, with the parts that an ablation names switched off.
+def network_config(
+    network: NetworkConfig | Mapping[str, Any] | str, *, ablation: str | None = None
+) -> NetworkConfig:
+    """Return a config with the parts that an ablation names switched off.
+
+    Args:
+        network: a preset's name, a config, or its values.
+        ablation: a name in ``ABLATIONS``; None switches nothing off.
 
     Raises:
         ValueError: there is no preset or ablation of that name; the message lists those there are.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    if isinstance(network, str):
+        if network not in PRESETS:
+            raise ValueError(f"unknown preset {network!r}: choose one of {', '.join(PRESETS)}")
+        config = PRESETS[network]
+    else:
+        config = NetworkConfig(**network) if isinstance(network, Mapping) else network
     if ablation is None:
-        return PRESETS[preset]
+        return config
     if ablation not in ABLATIONS:
         raise ValueError(f"unknown ablation {ablation!r}: choose one of {', '.join(ABLATIONS)}")
-    return replace(PRESETS[preset], **ABLATIONS[ablation])
+    return replace(config, **ABLATIONS[ablation])

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from clipseg3d.blocks.feature_fusion import AttentionGate, ResidualBlock
+from clipseg3d.blocks.nested_regions import NestedRegions
 
 
 class UNet3D(nn.Module):
@@ -19,8 +22,9 @@ class UNet3D(nn.Module):
     must be longer than that along an axis. With every switch off this is the plain 3D U-Net.
 
     Args:
-        in_channels: channels of the image.
-        out_channels: channels of the logits.
+        in_channels: channels of the image, extra ones included.
+        out_channels: channels of the logits; with the nested head, regions from the outermost to
+            the innermost.
         channels: feature channels per level, two levels or more.
         fold: the stem folds cubes of fold^3 voxels into channels, and the heads unfold them, so
             that no convolution runs at full resolution; 1 folds nothing.
@@ -28,6 +32,13 @@ class UNet3D(nn.Module):
         attention_skips: attention gates on skip connections.
         num_auxiliary: decoder levels below the top one that have heads for deep supervision.
         dropout: share of channels dropped in every block, in training only.
+        extra_channels: the last channels of the image that start with weights of zero, so that a
+            new network computes what it would without them.
+        head: ``"sigmoid"`` for independent regions, ``"nested"`` for
+            :class:`~clipseg3d.blocks.nested_regions.NestedRegions`, at every level.
+        head_norm: instance normalisation of the top decoder features, before the head.
+        checkpointing: recompute every block in the backward pass instead of keeping what it
+            computed: the same training in less memory and more time.
 
     Attributes:
         channels: as given; ``channels[0]`` is the width of the top decoder level, ``channels[-1]``
@@ -35,8 +46,9 @@ class UNet3D(nn.Module):
         multiple: the input is padded to multiples of this.
 
     Raises:
-        ValueError: fewer than two levels, ``fold`` is no power of two, or ``num_auxiliary``
-            exceeds the decoder levels below the top one.
+        ValueError: fewer than two levels, ``fold`` is no power of two, ``num_auxiliary`` exceeds
+            the decoder levels below the top one, ``extra_channels`` leave no other channel, or
+            the head is unknown.
 
     Source: arXiv 2507.09966, feature-level fusion, with 32-64-128-256-512 channels; the folding
     stem is ours.
@@ -53,6 +65,10 @@ class UNet3D(nn.Module):
         attention_skips: bool = True,
         num_auxiliary: int = 2,
         dropout: float = 0.0,
+        extra_channels: int = 0,
+        head: Literal["sigmoid", "nested"] = "sigmoid",
+        head_norm: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if len(channels) < 2:
@@ -64,8 +80,16 @@ class UNet3D(nn.Module):
                 f"num_auxiliary={num_auxiliary} is not in 0..{len(channels) - 2}, the decoder "
                 f"levels below the top one with channels={tuple(channels)}"
             )
+        if not 0 <= extra_channels < in_channels:
+            raise ValueError(
+                f"extra_channels={extra_channels} is not in 0..{in_channels - 1}; "
+                f"in_channels={in_channels} counts them"
+            )
+        if head not in ("sigmoid", "nested"):
+            raise ValueError(f"head={head!r}: choose 'sigmoid' or 'nested'")
         self.channels = tuple(channels)
         self.fold = fold
+        self.checkpointing = checkpointing
         self.multiple = fold * 2 ** (len(channels) - 1)
         widths = [in_channels * fold**3, *channels]
         self.encoder = nn.ModuleList(
@@ -90,12 +114,20 @@ class UNet3D(nn.Module):
             for level, width in enumerate(channels[: 1 + num_auxiliary])
         ]
         self.heads = nn.ModuleList(heads)
+        self.head_norm = nn.InstanceNorm3d(channels[0], affine=True) if head_norm else nn.Identity()
+        self.nest = NestedRegions() if head == "nested" else nn.Identity()
+        extra = extra_channels * fold**3
+        if extra:  # a shortcut without weights could not start at zero
+            self.encoder[0].shortcut = nn.Conv3d(widths[0], channels[0], 1, bias=False)
         self.apply(_initialise)
         _start_smooth(heads[0], fold**3)
+        if extra:
+            _start_without(self.encoder[0], extra)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (b, out_channels, x, y, z) for an image (b, in_channels, x, y, z)."""
-        return self.logits(self.decode(self.encode(image)), image)
+        features = self.top(self.decode(self.encode(image)))
+        return self.finish(self.raw_logits(features), image)
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Return the features of every level, the bottleneck last; the image is padded first.
@@ -118,7 +150,7 @@ class UNet3D(nn.Module):
         )
         levels = []
         for block in self.encoder:
-            features = block(features)
+            features = self._run(block, features)
             levels.append(features)
         return levels
 
@@ -129,27 +161,49 @@ class UNet3D(nn.Module):
         for level in reversed(range(len(self.decoder))):
             features = self.up[level](features)
             skip = self.gates[level](levels[level], features)
-            features = self.decoder[level](torch.cat([features, skip], dim=1))
+            features = self._run(self.decoder[level], torch.cat([features, skip], dim=1))
             decoded.append(features)
         return decoded[::-1]
 
-    def logits(self, decoded: Sequence[Tensor], image: Tensor) -> Tensor:
-        """Return the logits of the top level, unfolded and cropped to the image's grid."""
-        logits = rearrange(
-            self.heads[0](decoded[0]),
+    def top(self, decoded: Sequence[Tensor]) -> Tensor:
+        """Return the features that the head reads, (b, channels[0], x, y, z) on the stem's grid."""
+        features: Tensor = self.head_norm(decoded[0])
+        return features
+
+    def raw_logits(self, features: Tensor) -> Tensor:
+        """Return what the head makes of :meth:`top`: unfolded, on the padded grid of the image.
+
+        What is to be added to the logits is added here; :meth:`finish` makes logits of the sum.
+        """
+        raw: Tensor = rearrange(
+            self.heads[0](features),
             "b (r i j k) x y z -> b r (x i) (y j) (z k)",
             i=self.fold,
             j=self.fold,
             k=self.fold,
         )
-        return crop_like(logits, image)
+        return raw
+
+    def finish(self, raw: Tensor, image: Tensor) -> Tensor:
+        """Return the logits of :meth:`raw_logits`, cropped to the image's grid and nested."""
+        logits: Tensor = self.nest(crop_like(raw, image))
+        return logits
 
     def auxiliary_logits(self, decoded: Sequence[Tensor]) -> list[Tensor]:
         """Return logits for deep supervision on the padded grids of the lower levels."""
         return [
-            head(features)
+            self.nest(head(features))
             for head, features in zip(list(self.heads)[1:], list(decoded)[1:], strict=False)
         ]
+
+    def _run(self, block: nn.Module, features: Tensor) -> Tensor:
+        """Run an encoder or decoder block, checkpointed if that is on and there is training."""
+        out: Tensor = (
+            checkpoint(block, features, use_reentrant=False)
+            if self.checkpointing and self.training
+            else block(features)
+        )
+        return out
 
 
 class PlainSkip(nn.Module):
@@ -182,3 +236,13 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, a=0.01, nonlinearity="leaky_relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def _start_without(block: nn.Module, columns: int) -> None:
+    """Let the first block start as if its last input channels were not there."""
+    shortcut = block.get_parameter("shortcut.weight")
+    if shortcut.shape[1] - columns == shortcut.shape[0]:
+        nn.init.dirac_(shortcut)  # without them the shortcut would be an identity
+    for weight in (block.get_parameter("residual.0.weight"), shortcut):
+        weight[:, -columns:] = 0

@@ -4,10 +4,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
 
+from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.training.module import CLIPSeg3DModule
 
 
@@ -15,6 +17,22 @@ def release_name(data: Any) -> str:
     """Return the name of the release that a data module reads."""
     name: str = data.release.name
     return name
+
+
+def view_selection(network: Any, ablation: str | None) -> Any:
+    """Return the views that a network, by name or as values, is to see."""
+    return _config(network, ablation).view_selection
+
+
+def is_shuffled(network: Any, ablation: str | None) -> bool:
+    """Return whether a network is to be trained with the reports of other cases."""
+    return _config(network, ablation).text == "shuffled"
+
+
+def _config(network: Any, ablation: str | None) -> NetworkConfig:
+    """Return the config of what the parser holds: a name, values, or a namespace of them."""
+    values = network.as_dict() if isinstance(network, Namespace) else network
+    return network_config(values, ablation=ablation)
 
 
 class CLIPSeg3DCLI(LightningCLI):
@@ -27,11 +45,14 @@ class CLIPSeg3DCLI(LightningCLI):
         return {name: every[name] for name in ("fit", "validate", "test")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Take release and voxel size from the data; keep the best and the last checkpoint."""
+        """Keep data and module in step; keep the best and the last checkpoint."""
         parser.link_arguments(
             "data", "model.release", compute_fn=release_name, apply_on="instantiate"
         )
         parser.link_arguments("data.spacing_mm", "model.spacing_mm", apply_on="instantiate")
+        choice = ("model.network", "model.ablation")
+        parser.link_arguments(choice, "data.init_args.view_selection", compute_fn=view_selection)
+        parser.link_arguments(choice, "data.init_args.shuffle_reports", compute_fn=is_shuffled)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {

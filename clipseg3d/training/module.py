@@ -1,23 +1,22 @@
 """CLIPSeg3D as a LightningModule: loss, optimiser, full-volume validation, checkpoints."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
 
 from clipseg3d.batch import Batch
 from clipseg3d.data.releases import get_release
 from clipseg3d.inference.window import segment_volume
-from clipseg3d.losses import RegionLoss
+from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.metrics.dice import CaseDice
 from clipseg3d.networks.clipseg3d import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.training.plan import TrainingPlan, resolve_plan
+from clipseg3d.volume import withhold_sequences
 
 
 class CLIPSeg3DModule(LightningModule):
@@ -33,16 +32,20 @@ class CLIPSeg3DModule(LightningModule):
         ablation: parts to switch off, by name; see :data:`clipseg3d.networks.config.ABLATIONS`.
         release: label convention of the training data; predictions are written in it.
         spacing_mm: voxel size of the training data; the predictor refuses other scans.
-        lr: peak learning rate of AdamW.
-        weight_decay: of AdamW.
-        warmup: share of all steps over which the learning rate rises; then it falls as a cosine.
+        plan: optimiser, schedule and losses: a name of :data:`clipseg3d.training.plan.PLANS`, or
+            a TrainingPlan (as a dict in checkpoints); None takes the plan named as the network.
+        lr: peak learning rate; None takes the plan's.
         report_dropout: share of training samples whose report is withheld, so that the network
             also works without one.
+        sequence_dropout: share of training samples from which one to three of the four sequences
+            are withheld, so that the network also works without them.
+        text_cache: file of text embeddings written by ``clipseg3d embed-text``; None embeds texts
+            when they are met.
         window: sliding window (x, y, z) of validation, in voxels.
         overlap: of neighbouring windows, in [0, 1).
 
     Raises:
-        ValueError: unknown preset, ablation or release; a CLIP folder without weights.
+        ValueError: unknown preset, ablation, plan or release; a CLIP folder without weights.
         OSError: a CLIP hub name without network.
     """
 
@@ -53,56 +56,108 @@ class CLIPSeg3DModule(LightningModule):
         ablation: str | None = None,
         release: str = "brats2020",
         spacing_mm: float = 1.0,
-        lr: float = 1e-3,
-        weight_decay: float = 1e-4,
-        warmup: float = 0.1,
+        plan: TrainingPlan | dict[str, Any] | str | None = None,
+        lr: float | None = None,
         report_dropout: float = 0.15,
+        sequence_dropout: float = 0.0,
+        text_cache: str | None = None,
         window: tuple[int, int, int] = (128, 128, 128),
         overlap: float = 0.5,
     ) -> None:
         super().__init__()
-        if isinstance(network, str):
-            config = network_config(network, ablation=ablation)
-        else:
-            config = NetworkConfig(**network) if isinstance(network, Mapping) else network
+        config = network_config(network, ablation=ablation)
+        self.plan = resolve_plan(plan, network)
+        if lr is not None:
+            self.plan = replace(self.plan, lr=lr)
         # The full config instead of the preset's name: a later release may change the preset.
         self.save_hyperparameters(
             {
                 "network": asdict(config),
                 "release": get_release(release).name,
                 "spacing_mm": spacing_mm,
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "warmup": warmup,
+                "plan": asdict(self.plan),
                 "report_dropout": report_dropout,
+                "sequence_dropout": sequence_dropout,
                 "window": tuple(window),
                 "overlap": overlap,
             }
         )
         self.config = config
-        self.network = build_clipseg3d(config)
+        self.network = build_clipseg3d(config, text_cache=text_cache)
         self.loss = RegionLoss()
         self.val_dice = CaseDice(config.regions)
         self.test_dice = CaseDice(config.regions)
 
+    def on_fit_start(self) -> None:
+        """Check that the data give what the network is built for.
+
+        Raises:
+            ValueError: the data module cuts other views, or does not shuffle reports where it is
+                to, or does where it is not.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        due = {
+            "view_selection": self.config.view_selection,
+            "shuffle_reports": self.config.text == "shuffled",
+        }
+        for name, value in due.items():
+            if self.config.semantics and getattr(data, name, value) != value:
+                raise ValueError(
+                    f"the data module has {name}={getattr(data, name)!r}, but the network needs "
+                    f"{value!r}; give the data module {name}={value!r}"
+                )
+
+    def on_train_epoch_start(self) -> None:
+        """Switch semantics in as the plan says."""
+        self.network.semantic_strength.fill_(self.plan.semantic_strength(self.current_epoch))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch of crops."""
-        dropped = torch.rand(len(batch["report"])) < self.hparams["report_dropout"]
+        count = len(batch["report"])
+        dropped = torch.rand(count) < self.hparams["report_dropout"]
         reports = [
             "" if drop else report for drop, report in zip(dropped, batch["report"], strict=True)
         ]
-        text, mask = self.network.embed_text(reports)
-        semantics = self.network.encode_semantics(batch["views"], text, mask)
-        logits = self.network.segment(
+        image, statistics, views = withhold_sequences(
             batch["image"],
-            semantics,
+            batch["statistics"],
+            batch["views"],
+            self._draw_sequences(count, batch["image"].shape[1]).to(self.device),
+        )
+        text, mask = self.network.embed_text(reports)
+        prediction = self.network.segment(
+            image,
+            self.network.encode_semantics(views, text, mask),
             window=batch["window"],
-            statistics=batch["statistics"],
+            statistics=statistics,
+            regions=batch["label"] if self.config.region_contrast else None,
             deep=True,
         )
-        loss: Tensor = self.loss(logits, batch["label"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(reports), sync_dist=True)
+        loss: Tensor = self.loss([prediction.logits, *prediction.auxiliary], batch["label"])
+        if self.plan.cosine_weight and prediction.maps is not None:
+            guided = [region in self.config.guided for region in self.config.regions]
+            loss = loss + self.plan.cosine_weight * cosine_loss(
+                prediction.maps.cosines,
+                batch["label"][:, guided],
+                temperature=self.plan.cosine_temperature,
+            )
+        if prediction.grade is not None:
+            loss = loss + self.plan.grade_weight * grade_loss(prediction.grade, batch["grade"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=count, sync_dist=True)
         return loss
+
+    def _draw_sequences(self, count: int, num_sequences: int) -> Tensor:
+        """Return which sequences each of ``count`` samples keeps, (count, s) bool.
+
+        Samples chosen for it keep one to s - 1 sequences, every choice being equally likely.
+        """
+        kept = torch.ones(count, num_sequences, dtype=torch.bool)
+        if self.hparams["sequence_dropout"]:
+            chosen = torch.rand(count) < self.hparams["sequence_dropout"]
+            codes = torch.randint(1, 2**num_sequences - 1, (count,))
+            subsets = (codes[:, None] >> torch.arange(num_sequences)) & 1 > 0
+            kept[chosen] = subsets[chosen]
+        return kept
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score one full volume."""
@@ -121,35 +176,25 @@ class CLIPSeg3DModule(LightningModule):
         self._log_scores("test", self.test_dice)
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW with linear warm-up and cosine decay over all steps of the fit."""
-        optimizer = AdamW(
-            [p for p in self.parameters() if p.requires_grad],
-            lr=self.hparams["lr"],
-            weight_decay=self.hparams["weight_decay"],
-        )
-        schedule = OneCycleLR(
-            optimizer,
-            max_lr=self.hparams["lr"],
-            total_steps=int(self.trainer.estimated_stepping_batches),
-            pct_start=self.hparams["warmup"],
-            cycle_momentum=False,
-        )
+        """Return the plan's optimiser and its schedule over all steps of the fit."""
+        optimizer = self.plan.optimizer_for(self.network)
+        schedule = self.plan.schedule_for(optimizer, int(self.trainer.estimated_stepping_batches))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which CLIP the weights were trained with."""
-        checkpoint["clip"] = self.network.clip_identity()
+        """Note which frozen encoders the weights were trained with."""
+        checkpoint["encoders"] = self.network.encoder_identities()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that were trained with another CLIP.
+        """Refuse weights that were trained with other encoders.
 
         Raises:
-            ValueError: the CLIP that was loaded has another hash than the one trained with.
+            ValueError: an encoder that was loaded has another hash than the one trained with.
         """
-        self.network.require_clip(checkpoint["clip"])
+        self.network.require_encoders(checkpoint["encoders"])
 
     def _score(self, batch: Batch, metric: CaseDice) -> None:
         """Segment a full volume with its report and add its Dice."""

@@ -1,5 +1,6 @@
 """Mirrors clipseg3d/clip/encoder.py; needs no network."""
 
+import hashlib
 import json
 import shutil
 
@@ -7,6 +8,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clipseg3d.clip.encoder import HuggingFaceCLIP, load_encoder
 
@@ -18,7 +20,7 @@ ANNOUNCED = pytest.warns(UserWarning, match="weights of the tiny CLIP are random
 def saved(tiny_clip, tmp_path_factory):
     """A folder as save_pretrained writes it."""
     folder = tmp_path_factory.mktemp("saved") / "clip"
-    tiny_clip.frozen_clip.save_pretrained(folder)
+    tiny_clip.frozen_model.save_pretrained(folder)
     tiny_clip.tokenizer.save_pretrained(folder)
     return folder
 
@@ -64,7 +66,7 @@ VOCABULARY = ("tokenizer.json", "vocab.json")
     ("gone", "message"),
     [
         (("model.safetensors",), r"holds no weights \(model.safetensors or pytorch_model.bin\)"),
-        (VOCABULARY, r"holds no tokenizer \(tokenizer.json or vocab.json\)"),
+        (VOCABULARY, r"holds no tokenizer \(such as tokenizer.json or vocab.json\)"),
         (("config.json",), "holds no config.json"),
     ],
 )
@@ -83,7 +85,7 @@ def test_folder_with_one_tower_only_is_refused(folder, tower):
     other = {name: weight for name, weight in weights.items() if not name.startswith(tower)}
     assert len(other) < len(weights)
     save_file(other, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=rf"lacks \d+ weights.*{tower}.*both towers") as caught:
+    with pytest.raises(ValueError, match=rf"lacks \d+ weights.*{tower}.*whole model") as caught:
         HuggingFaceCLIP.from_pretrained(str(folder))
     assert str(folder) in str(caught.value)
 
@@ -190,12 +192,12 @@ def test_text_beyond_the_window_is_cut_off(tiny_clip):
 
 
 def test_images_are_normalised_as_clip_was_trained(tiny_clip):
-    side = tiny_clip.frozen_clip.config.vision_config.image_size
+    side = tiny_clip.frozen_model.config.vision_config.image_size
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-    pooled = tiny_clip.frozen_clip.vision_model(pixel_values=(images - mean) / std).pooler_output
-    expected = tiny_clip.frozen_clip.visual_projection(pooled)
+    pooled = tiny_clip.frozen_model.vision_model(pixel_values=(images - mean) / std).pooler_output
+    expected = tiny_clip.frozen_model.visual_projection(pooled)
     expected = expected / expected.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(tiny_clip.encode_image(images), expected, rtol=1e-4, atol=1e-5)
 
@@ -206,13 +208,137 @@ def test_image_orientation_and_colour_count(tiny_clip, images):
         assert not torch.allclose(tiny_clip.encode_image(changed), vectors, atol=1e-4)
 
 
-def test_autocast_and_gradients_do_not_reach_clip(tiny_clip, images):
-    images.requires_grad_()
+def test_autocast_does_not_reach_clip(tiny_clip, images):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        vectors, words = tiny_clip.encode_image(images), tiny_clip.encode_text(TEXTS)
-    assert vectors.dtype == words.dtype == torch.float32
-    assert not vectors.requires_grad
-    torch.testing.assert_close(vectors, tiny_clip.encode_image(images))
+        words, seen = tiny_clip.encode_text(TEXTS), tiny_clip.encode_patches(images)
+    assert words.dtype == seen[0].dtype == seen[1].dtype == torch.float32
+    torch.testing.assert_close(words, tiny_clip.encode_text(TEXTS))
+    torch.testing.assert_close(seen, tiny_clip.encode_patches(images))
+
+
+def test_half_precision_files_are_used_in_float32(saved, tiny_clip, tmp_path, images):
+    half = HuggingFaceCLIP.from_pretrained(str(saved))
+    half.frozen_model.half().save_pretrained(tmp_path)
+    half.tokenizer.save_pretrained(tmp_path)
+    loaded = HuggingFaceCLIP.from_pretrained(str(tmp_path))
+    close = {"rtol": 0, "atol": 5e-3}
+    torch.testing.assert_close(loaded.encode_image(images), tiny_clip.encode_image(images), **close)
+    torch.testing.assert_close(loaded.encode_text(TEXTS), tiny_clip.encode_text(TEXTS), **close)
+
+
+def test_gradients_reach_the_images_and_no_weight(tiny_clip, images):
+    images.requires_grad_()
+    vectors, patches = tiny_clip.encode_patches(images)
+    for output in (tiny_clip.encode_image(images), vectors, patches):
+        (gradient,) = torch.autograd.grad(output[0].sum(), images, retain_graph=True)
+        assert gradient[0].any()
+        assert not gradient[1].any()
+        output[1].sum().backward(retain_graph=True)
+    assert all(weight.grad is None for weight in tiny_clip.parameters())
+
+
+def test_gradient_of_an_image_is_right(tiny_clip, images):
+    side = tiny_clip.frozen_model.config.vision_config.image_size
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1))
+    image = (0.25 + 0.5 * image).requires_grad_()  # away from the limits, where clipping starts
+    towards = torch.randn(image.shape, generator=torch.Generator().manual_seed(2))
+    (gradient,) = torch.autograd.grad(tiny_clip.encode_image(image)[0, 0], image)
+    with torch.no_grad():
+        step = 1e-2 * towards
+        rise = tiny_clip.encode_image(image + step) - tiny_clip.encode_image(image - step)
+    torch.testing.assert_close((gradient * towards).sum(), rise[0, 0] / 2e-2, rtol=0.05, atol=1e-4)
+
+
+def test_no_graph_is_kept_without_need(tiny_clip, images):
+    assert not tiny_clip.encode_image(images).requires_grad
+    images.requires_grad_()
+    assert not tiny_clip.encode_text(TEXTS).requires_grad
+    with torch.no_grad():
+        assert not any(output.requires_grad for output in tiny_clip.encode_patches(images))
+
+
+def test_image_tower_can_be_exported(tiny_clip, images):
+    class Tower(torch.nn.Module):
+        def forward(self, images):
+            return tiny_clip.encode_patches(images)
+
+    exported = torch.export.export(Tower(), (images,), strict=False).module()
+    torch.testing.assert_close(exported(images), tiny_clip.encode_patches(images))
+
+
+# patches
+
+
+def test_patches_come_with_the_very_image_vectors(tiny_clip, images):
+    vectors, patches = tiny_clip.encode_patches(images)
+    assert torch.equal(vectors, tiny_clip.encode_image(images))
+    config = tiny_clip.frozen_model.config.vision_config
+    side = config.image_size // config.patch_size
+    assert patches.shape == (len(images), side, side, tiny_clip.embed_dim)
+    torch.testing.assert_close(patches.norm(dim=-1), torch.ones(len(images), side, side))
+
+
+def test_patches_take_the_way_of_the_class_token(tiny_clip, monkeypatch, images):
+    """Hand the patches the class token's state: their embeddings must become its embedding."""
+    tower = tiny_clip.frozen_model.vision_model
+    forward = tower.forward
+
+    def same_everywhere(*args, **kwargs):
+        seen = forward(*args, **kwargs)
+        seen.last_hidden_state = seen.last_hidden_state[:, :1].expand_as(seen.last_hidden_state)
+        return seen
+
+    monkeypatch.setattr(tower, "forward", same_everywhere)
+    vectors, patches = tiny_clip.encode_patches(images)
+    torch.testing.assert_close(patches, vectors[:, None, None].expand_as(patches))
+
+
+@pytest.mark.parametrize(("row", "col"), [(0, 2), (2, 0), (1, 3), (3, 3)])
+def test_patch_grid_lies_as_the_image_does(tiny_clip, row, col):
+    config = tiny_clip.frozen_model.config.vision_config
+    side, patch = config.image_size, config.patch_size
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)) / 2
+    bright = images.clone()
+    bright[1, :, row * patch : (row + 1) * patch, col * patch : (col + 1) * patch] += 0.5
+    change = tiny_clip.encode_patches(bright)[1] - tiny_clip.encode_patches(images)[1]
+    size = change.norm(dim=-1)
+    assert size[0].max() < 1e-5
+    assert divmod(int(size[1].argmax()), side // patch) == (row, col)
+
+
+# releases of transformers
+
+
+def test_outputs_of_transformers_4_are_taken(tiny_clip, monkeypatch, images):
+    """Release 4 gave features as bare tensors, and tuples where the configuration said so."""
+    words, seen = tiny_clip.encode_text(TEXTS), tiny_clip.encode_patches(images)
+    model = tiny_clip.frozen_model
+    get_text_features, forward = model.get_text_features, model.vision_model.forward
+
+    def bare(**kwargs):
+        features = get_text_features(**kwargs)
+        return features if isinstance(features, torch.Tensor) else features.pooler_output
+
+    def only_if_asked(pixel_values, return_dict=False):
+        output = forward(pixel_values=pixel_values, return_dict=True)
+        return output if return_dict else output.to_tuple()
+
+    monkeypatch.setattr(model, "get_text_features", bare)
+    monkeypatch.setattr(model.vision_model, "forward", only_if_asked)
+    torch.testing.assert_close(tiny_clip.encode_text(TEXTS), words)
+    torch.testing.assert_close(tiny_clip.encode_patches(images), seen)
+    torch.testing.assert_close(tiny_clip.encode_image(images), seen[0])
+
+
+def test_outputs_of_transformers_5_are_taken(tiny_clip, monkeypatch):
+    features = torch.randn(2, tiny_clip.embed_dim, generator=torch.Generator().manual_seed(0))
+    output = BaseModelOutputWithPooling(pooler_output=features)
+    monkeypatch.setattr(tiny_clip.frozen_model, "get_text_features", lambda **_: output)
+    expected = features / features.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(tiny_clip.encode_text(TEXTS[:2]), expected)
+
+
+# frozen
 
 
 def test_stays_in_evaluation_mode_and_out_of_checkpoints(tiny_clip):
@@ -226,7 +352,22 @@ def test_stays_in_evaluation_mode_and_out_of_checkpoints(tiny_clip):
 
 def test_fingerprint_depends_on_every_weight(saved, tiny_clip):
     loaded = HuggingFaceCLIP.from_pretrained(str(saved))
-    last = list(loaded.frozen_clip.parameters())[-1]
+    last = list(loaded.frozen_model.parameters())[-1]
     last.data.view(-1)[-1] += 1e-3
     assert loaded.fingerprint() != tiny_clip.fingerprint()
     assert len(loaded.fingerprint()) == 64
+
+
+def test_fingerprint_is_computed_once(saved, monkeypatch):
+    loaded = HuggingFaceCLIP.from_pretrained(str(saved))
+    first = loaded.fingerprint()
+    monkeypatch.setattr(loaded.frozen_model, "state_dict", lambda: pytest.fail("hashed again"))
+    assert loaded.fingerprint() == first
+
+
+def test_fingerprint_is_that_of_earlier_releases(tiny_clip):
+    digest = hashlib.sha256()
+    for name, weight in sorted(tiny_clip.frozen_model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.numpy().tobytes())
+    assert tiny_clip.fingerprint() == digest.hexdigest()

@@ -4,6 +4,8 @@ import pytest
 
 from clipseg3d.clip.prompts import REGION_PROMPTS, TEMPLATES, region_prompts, split_sentences
 
+TWO_SPACES = ["two spaces and", "a line", "or", "three", "four"]
+
 
 @pytest.mark.parametrize("region", REGION_PROMPTS)
 def test_every_template_speaks_of_the_region(region):
@@ -33,6 +35,14 @@ def test_unknown_region_lists_those_there_are():
         ("It measures 3.5 cm. It enhances.", ["It measures 3.5 cm.", "It enhances."]),
         ("FINDINGS\n  oedema\r\n\nnecrosis.", ["FINDINGS", "oedema", "necrosis."]),
         ("Left.   Right.\t Both.", ["Left.", "Right.", "Both."]),
+        (
+            "Rim of ca. 4 mm, e.g. the uncus. No more.",
+            ["Rim of ca. 4 mm, e.g. the uncus.", "No more."],
+        ),
+        ("Approx. 2 cm. MRI. Seen", ["Approx. 2 cm.", "MRI.", "Seen"]),
+        ("two\u00a0 \u2003spaces\tand\u2028a line\x0bor\x85three\rfour", TWO_SPACES),
+        ("左额叶肿瘤。周围水肿！是吗？", ["左额叶肿瘤。", "周围水肿！", "是吗？"]),  # noqa: RUF001
+        ("बायाँ ट्यूमर। सूजन।", ["बायाँ ट्यूमर।", "सूजन।"]),
     ],
 )
 def test_reports_are_cut_into_sentences(report, sentences):

@@ -1,12 +1,15 @@
 """Mirrors clipseg3d/clip/text_bank.py."""
 
 import hashlib
+import random
+import time
 
 import pytest
 import torch
 
 from clipseg3d.clip.prompts import region_prompts
 from clipseg3d.clip.text_bank import TextBank
+from clipseg3d.clip.text_cache import TextCache
 
 REGIONS = ("WT", "TC", "ET")
 E, WINDOW = 5, 6
@@ -20,18 +23,37 @@ def embedding(text):
 class WordEncoder:
     """Reads up to four words, start and end included six tokens; notes what it was asked for."""
 
-    embed_dim, max_tokens = E, WINDOW
+    name, embed_dim, max_tokens = "words", E, WINDOW
 
     def __init__(self):
         self.asked = []
+        self.batches = []
 
     def count_tokens(self, text):
         return len(text.split()) + 2
 
     def encode_text(self, texts):
         self.asked += texts
+        self.batches.append(len(texts))
         assert all(self.count_tokens(text) <= WINDOW for text in texts if "lesion" in text)
         return torch.stack([embedding(text) for text in texts])
+
+    def fingerprint(self):
+        return "0f" * 32
+
+
+class LetterEncoder(WordEncoder):
+    """Reads up to four characters."""
+
+    def count_tokens(self, text):
+        return len(text) + 2
+
+
+class DeafEncoder(WordEncoder):
+    """May not be asked to encode anything."""
+
+    def encode_text(self, texts):
+        raise AssertionError(f"asked for {texts}")
 
 
 @pytest.fixture
@@ -48,10 +70,10 @@ def prompt(region):
     return torch.stack([embedding(text) for text in region_prompts(region)]).mean(dim=0)
 
 
-def test_prompts_come_first_then_one_token_per_sentence(bank):
-    text, mask = bank(["A lesion. Two lesions!"])
-    expected = [*map(prompt, REGIONS), embedding("A lesion."), embedding("Two lesions!")]
-    torch.testing.assert_close(text, torch.stack(expected)[None])
+def test_prompts_come_first_then_one_token_per_window(bank):
+    text, mask = bank(["A large lesion. Two lesions!"])
+    windows = [embedding("A large lesion."), embedding("Two lesions!")]
+    torch.testing.assert_close(text, torch.stack([*map(prompt, REGIONS), *windows])[None])
     assert mask.tolist() == [[True] * 5]
 
 
@@ -61,7 +83,7 @@ def test_regions_keep_the_order_they_were_given_in(encoder):
 
 
 def test_reports_of_mixed_length_are_padded_and_masked(bank):
-    text, mask = bank(["One lesion.", "", "A. B. C."])
+    text, mask = bank(["One lesion.", "", "A a a. B b b. C c c."])
     assert text.shape == (3, 6, E)
     assert mask.dtype == torch.bool
     assert mask.tolist() == [
@@ -70,26 +92,74 @@ def test_reports_of_mixed_length_are_padded_and_masked(bank):
         [True] * 6,
     ]
     torch.testing.assert_close(text[0, 3], embedding("One lesion."))
-    torch.testing.assert_close(text[2, 3:], torch.stack([embedding(t) for t in ("A.", "B.", "C.")]))
+    last = torch.stack([embedding(t) for t in ("A a a.", "B b b.", "C c c.")])
+    torch.testing.assert_close(text[2, 3:], last)
     torch.testing.assert_close(text[0, :3], text[2, :3])
 
 
-def test_empty_reports_give_prompts_only(bank):
-    text, mask = bank(["", "  \n"])
+@pytest.mark.parametrize("report", ["", "  \n", "\u00a0\u2003\t\r\n\u2028"])
+def test_empty_reports_give_prompts_only(bank, report):
+    text, mask = bank([report, report])
     assert text.shape == (2, len(REGIONS), E)
     assert mask.all()
 
 
 def test_each_text_is_encoded_once(bank, encoder):
-    bank(["A lesion. Two lesions.", "A lesion."])
+    bank(["A large lesion. Two lesions.", "A large lesion."])
     first = list(encoder.asked)
     assert sorted(first) == sorted(set(first))
-    assert set(first) >= {"A lesion.", "Two lesions.", *region_prompts("TC")}
-    again, _ = bank(["Two lesions. A lesion."])
-    assert encoder.asked == first
-    torch.testing.assert_close(again[0, 4], embedding("A lesion."))
-    bank(["Two lesions. Three lesions."])
-    assert encoder.asked == [*first, "Three lesions."]
+    assert set(first) == {
+        *("A large lesion.", "Two lesions."),
+        *(text for region in REGIONS for text in region_prompts(region)),
+    }
+    bank(["Two lesions.\nA large\n lesion."])
+    assert encoder.asked == [*first, "lesion.", "Two lesions. A large"]
+    del encoder.asked[:]
+    again, _ = bank(["Two lesions.", "A large lesion."])
+    torch.testing.assert_close(again[1, 3], embedding("A large lesion."))
+    assert encoder.asked == []
+
+
+def test_many_texts_are_encoded_in_batches_of_like_length(bank, encoder):
+    words = [f"{'x' * (1 + i % 9)}{i}" for i in range(600)]
+    text, _ = bank([" ".join(words)])
+    assert sum(encoder.batches) == 3 * len(region_prompts("WT")) + 150
+    assert max(encoder.batches) <= 64
+    lengths = [len(text) for text in encoder.asked]
+    assert lengths == sorted(lengths)
+    expected = [embedding(" ".join(words[i : i + 4])) for i in range(0, 600, 4)]
+    torch.testing.assert_close(text[0, 3:], torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("report", "windows"),
+    [
+        ("A. B. C. D. E.", ["A. B. C. D.", "E."]),
+        ("A a. B b. C c.", ["A a. B b.", "C c."]),
+        ("A a a. B. C c. D.", ["A a a. B.", "C c. D."]),
+        ("A. Six words make this too long. B.", ["A.", "Six words make this", "too long. B."]),
+        ("A a a a. B b b b.", ["A a a a.", "B b b b."]),
+    ],
+)
+def test_whole_sentences_share_a_window_while_they_fit(bank, report, windows):
+    assert bank.windows(report) == windows
+
+
+@pytest.mark.parametrize(
+    ("report", "windows"),
+    [
+        ("abcdefghij", ["abcd", "efgh", "ij"]),
+        ("ab abcdefghij k l", ["ab", "abcd", "efgh", "ij k", "l"]),
+        ("a b cde", ["a b", "cde"]),
+        ("🧠🧠🧠🧠🧠", ["🧠🧠🧠🧠", "🧠"]),
+        ("左额叶肿瘤。水肿", ["左额叶肿", "瘤。水肿"]),
+    ],
+)
+def test_long_words_are_cut_between_characters(report, windows):
+    found = TextBank(LetterEncoder(), REGIONS).windows(report)
+    if "。" in report:  # a space parts sentences that share a window, and counts here
+        windows = ["左额叶肿", "瘤。", "水肿"]
+    assert found == windows
 
 
 @pytest.mark.parametrize("count", [4, 5, 8, 11])
@@ -107,16 +177,143 @@ def test_unknown_region_is_refused(encoder):
         TextBank(encoder, ("WT", "NCR"))
 
 
-def test_with_a_real_tokenizer_every_piece_fits(tiny_clip):
+def test_a_window_without_room_for_a_character_is_refused():
+    encoder = LetterEncoder()
+    encoder.max_tokens = 2
+    with pytest.raises(ValueError, match="'a' alone exceeds max_tokens=2 of encoder 'words'"):
+        TextBank(encoder, ("WT",)).windows("abc")
+
+
+@pytest.mark.parametrize(
+    ("reports", "message"),
+    [
+        (["A lesion.", None], "report 1 is a NoneType, expected a str; an empty string stands for"),
+        ([3.5], "report 0 is a float"),
+        ([["A lesion."]], "report 0 is a list"),
+        ("A lesion.", "reports is one str; give a list"),
+    ],
+)
+def test_reports_that_are_no_strings_are_refused(bank, encoder, reports, message):
+    with pytest.raises(ValueError, match=message):
+        bank(reports)
+    assert encoder.asked == []
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_broken_embeddings_name_text_and_encoder(encoder, bank, monkeypatch, bad):
+    def encode_text(texts):
+        vectors = torch.ones(len(texts), E)
+        vectors[texts.index("Two lesions.") if "Two lesions." in texts else 0, 2] = bad
+        return vectors
+
+    monkeypatch.setattr(encoder, "encode_text", encode_text)
+    with pytest.raises(ValueError, match=r"'words' makes NaN or infinity of the text 'Two lesions"):
+        bank(["Two lesions."])
+
+
+# real tokenizers
+
+
+def letters(texts):
+    return "".join("".join(texts).split())
+
+
+def long_report(*, words=10_000):
+    """Return a report of words that all differ, with a full stop after every tenth or so."""
+    draw = random.Random(0)
+    stops = [". " if draw.random() < 0.1 else " " for _ in range(words)]
+    return "".join(f"Word{i}{stop}" for i, stop in enumerate(stops))
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_every_word_of_a_long_report_is_in_one_window(tiny_clip, stops):
+    report = long_report() if stops else long_report().replace(".", "")
     bank = TextBank(tiny_clip, REGIONS)
-    words = [f"enhancement{i}" for i in range(60)]
-    report = "Short one. " + " ".join(words)
+    start = time.process_time()
+    windows = bank.windows(report)
+    assert time.process_time() - start < 3
+    assert " ".join(windows).split() == report.split()
+    assert all(tiny_clip.count_tokens(window) <= tiny_clip.max_tokens for window in windows)
+    mean = sum(map(tiny_clip.count_tokens, windows)) / len(windows)
+    assert mean > (0.7 if stops else 0.9) * tiny_clip.max_tokens
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "x" * 3000,
+        "🧠" * 500 + " 👩🏽‍⚕️" * 100,
+        "左额叶肿瘤周围水肿" * 80,
+        "Опухоль в левой лобной доле. " * 40,
+        "ورم في الفص الجبهي الأيسر؟ " * 40,
+        "cafe\u0301 \u200b\u00ad" * 100,
+        "1.5 x 2.25 cm; T1/T2 <= 3 & >4! " * 30,
+    ],
+    ids=["letters", "emoji", "chinese", "russian", "arabic", "combining", "numbers"],
+)
+def test_nothing_is_lost_in_any_script(tiny_clip, report):
+    bank = TextBank(tiny_clip, REGIONS)
+    windows = bank.windows(report)
+    assert letters(windows) == letters([report])
+    assert all(tiny_clip.count_tokens(window) <= tiny_clip.max_tokens for window in windows)
+    text, mask = bank([report])
+    assert torch.isfinite(text).all()
+    assert mask.shape == (1, len(REGIONS) + len(windows))
+
+
+def test_tokens_are_the_embeddings_of_the_windows(tiny_clip):
+    bank = TextBank(tiny_clip, REGIONS)
+    report = "Short one. " + " ".join(f"enhancement{i}" for i in range(60))
     text, mask = bank([report, "Short one."])
-    pieces = bank._pieces(report)
-    assert " ".join(pieces) == report
-    assert all(tiny_clip.count_tokens(piece) <= tiny_clip.max_tokens for piece in pieces)
-    assert len(pieces) > 2
-    assert mask.sum(dim=1).tolist() == [3 + len(pieces), 3 + 1]
-    sentences = text[0, 3:]
-    torch.testing.assert_close(sentences.norm(dim=-1), torch.ones(len(pieces)))
-    torch.testing.assert_close(sentences, tiny_clip.encode_text(pieces), rtol=1e-4, atol=1e-5)
+    windows = bank.windows(report)
+    assert len(windows) > 2
+    assert mask.sum(dim=1).tolist() == [3 + len(windows), 3 + 1]
+    torch.testing.assert_close(text[0, 3:], tiny_clip.encode_text(windows), rtol=1e-4, atol=1e-5)
+
+
+# cache
+
+
+def test_cached_texts_are_not_encoded_again(bank, tmp_path):
+    reports = ["A large lesion. Two lesions.", "", "A large lesion."]
+    path = tmp_path / "new" / "texts.safetensors"
+    count = bank.save(path, reports)
+    assert count == 3 * len(region_prompts("WT")) + 2
+    cached = TextBank(DeafEncoder(), REGIONS, cache=path)
+    torch.testing.assert_close(cached(reports), bank(reports), rtol=0, atol=0)
+    torch.testing.assert_close(cached(["Two lesions."]), bank(["Two lesions."]))
+
+
+def test_other_texts_are_encoded_in_memory(bank, tmp_path):
+    path = tmp_path / "texts.safetensors"
+    bank.save(path, ["A large lesion."])
+    content = path.read_bytes()
+    encoder = WordEncoder()
+    cached = TextBank(encoder, REGIONS, cache=path)
+    cached(["A large lesion. Two lesions."])
+    assert encoder.asked == ["Two lesions."]
+    assert path.read_bytes() == content
+
+
+def test_a_file_holds_only_what_it_was_written_for(bank, tmp_path):
+    bank(["Another lesion."])
+    bank.save(tmp_path / "t.safetensors", ["A lesion."])
+    embeddings = TextCache.load(tmp_path / "t.safetensors").embeddings
+    assert "Another lesion." not in embeddings
+    torch.testing.assert_close(embeddings["A lesion."], embedding("A lesion."))
+
+
+def test_cache_of_another_encoder_is_refused(bank, tmp_path):
+    path = tmp_path / "texts.safetensors"
+    bank.save(path, [])
+    other = WordEncoder()
+    other.name, other.fingerprint = "others", lambda: "a1" * 32
+    with pytest.raises(ValueError, match=r"made by encoder 'words'.*not by 'others'") as caught:
+        TextBank(other, REGIONS, cache=path)
+    for part in (str(path), "0f0f", "a1a1", "clipseg3d embed-text --encoder others"):
+        assert part in str(caught.value)
+
+
+def test_missing_cache_is_named(encoder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone.safetensors: no such file"):
+        TextBank(encoder, REGIONS, cache=tmp_path / "gone.safetensors")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from clipseg3d.blocks.nested_regions import NestedRegions
 from clipseg3d.networks.unet import UNet3D, crop_like
 
 B, IN, OUT, X, Y, Z = 2, 4, 3, 9, 14, 11
@@ -82,7 +83,7 @@ def test_stem_folds_cubes_and_heads_put_them_back(image, fold):
         expected = cube.flatten(1).sort(dim=1).values
         assert torch.equal(stem[:, :, x, y, z].sort(dim=1).values, expected)
     unet.heads[0] = nn.Identity()
-    assert torch.equal(unet.logits([stem], image), image)
+    assert torch.equal(unet.finish(unet.raw_logits(unet.top([stem])), image), image)
 
 
 def test_a_voxel_is_seen_around_its_place():
@@ -127,11 +128,15 @@ def test_features_halve_and_widen_towards_the_bottleneck(image):
     assert shapes == [(4, 12, 16, 12), (6, 6, 8, 6), (8, 3, 4, 3)]
 
 
-@pytest.mark.parametrize("fold", [1, 2])
-def test_gradient_reaches_every_weight(image, fold, randomise, dead_weights):
-    unet = randomise(make(fold=fold))
+@pytest.mark.parametrize(
+    "options",
+    [{"fold": 1}, {"fold": 2}, {"head": "nested", "head_norm": True, "checkpointing": True}],
+)
+def test_gradient_reaches_every_weight(image, options, randomise, dead_weights):
+    unet = randomise(make(**options), size=0.1)
     decoded = unet.decode(unet.encode(image))
-    outputs = [unet.logits(decoded, image), *unet.auxiliary_logits(decoded)]
+    logits = unet.finish(unet.raw_logits(unet.top(decoded)), image)
+    outputs = [logits, *unet.auxiliary_logits(decoded)]
     sum(logits.square().sum() for logits in outputs).backward()
     assert dead_weights(unet) == []
 
@@ -191,3 +196,114 @@ def test_unfolded_voxels_start_equal_within_a_cube_and_differ_between_regions(im
     for i, j, k in itertools.product(range(2), repeat=3):
         assert torch.equal(logits[..., i::2, j::2, k::2], corner)
     assert not torch.equal(corner[:, 0], corner[:, 1])
+
+
+@pytest.mark.parametrize("fold", [1, 2])
+@pytest.mark.parametrize("width", ["other", "without extra", "with extra"])
+def test_extra_channels_start_unread_and_learn(image, fold, width):
+    """Where the first block keeps its width, its shortcut has no weights of its own."""
+    first = {"other": 6, "without extra": IN * fold**3, "with extra": (IN + 2) * fold**3}[width]
+    options = {"channels": (first, 8), "num_auxiliary": 0, "fold": fold}
+    plain = UNet3D(IN, OUT, **options)
+    unet = UNet3D(IN + 2, OUT, extra_channels=2, **options)
+    weights = unet.state_dict()
+    for name, weight in plain.state_dict().items():
+        weights[name][tuple(slice(n) for n in weight.shape)] = weight
+    six = torch.cat([image, 9 * torch.randn(B, 2, X, Y, Z)], dim=1)
+    logits = unet(six)
+    assert torch.equal(logits, plain(image))
+    logits.square().sum().backward()
+    first_block = unet.encoder[0]
+    for layer in (first_block.residual[0], first_block.shortcut):
+        before, extra = layer.weight.split([IN * fold**3, 2 * fold**3], dim=1)
+        assert before.any()
+        assert not extra.any()
+        assert layer.weight.grad[:, IN * fold**3 :].abs().amax(dim=(0, 2, 3, 4)).gt(0).all()
+
+
+def test_other_channels_keep_the_kaiming_initialisation():
+    unet = UNet3D(40, channels=(64, 4), num_auxiliary=0, extra_channels=4)
+    weight = unet.encoder[0].shortcut.weight[:, :-4]
+    assert weight.std().item() == pytest.approx((2 / (1 + 0.01**2) / 40) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("count", [-1, IN])
+def test_rejects_extra_channels_that_leave_none(count):
+    with pytest.raises(ValueError, match=rf"extra_channels={count} is not in 0\.\.{IN - 1}"):
+        make(extra_channels=count)
+
+
+def test_rejects_unknown_head():
+    with pytest.raises(ValueError, match=r"head='softmax'.*'sigmoid' or 'nested'"):
+        make(head="softmax")
+
+
+def test_nested_head_nests_every_level(image, randomise):
+    plain, nested = (randomise(make(head=head), size=0.1) for head in ("sigmoid", "nested"))
+    nest = NestedRegions()
+    torch.testing.assert_close(nested(image), nest(plain(image)))
+    decoded = plain.decode(plain.encode(image))
+    raw = plain.raw_logits(decoded[0])
+    assert torch.equal(nested.raw_logits(decoded[0]), raw)  # what is added comes before nesting
+    torch.testing.assert_close(nested.finish(raw + 1, image), nest(raw + 1)[..., :X, :Y, :Z])
+    (plain_level,), (nested_level,) = (u.auxiliary_logits(decoded) for u in (plain, nested))
+    torch.testing.assert_close(nested_level, nest(plain_level))
+    assert not torch.allclose(nested_level, plain_level, atol=0.1)
+
+
+def test_raw_logits_lie_on_the_padded_grid(image):
+    unet = make(fold=2)
+    raw = unet.raw_logits(unet.top(unet.decode(unet.encode(image))))
+    assert raw.shape == (B, OUT, 16, 16, 16)
+    assert torch.equal(unet.finish(raw, image), unet(image))
+
+
+def test_head_norm_normalises_what_the_head_reads(image):
+    unet = make(head_norm=True)
+    with torch.no_grad():
+        unet.head_norm.weight.fill_(3)
+        unet.head_norm.bias.fill_(2)
+    decoded = unet.decode(unet.encode(image))
+    top = unet.top(decoded)
+    spread, mean = torch.std_mean(top, dim=(2, 3, 4), correction=0)
+    torch.testing.assert_close(mean, torch.full_like(mean, 2))
+    torch.testing.assert_close(spread, torch.full_like(spread, 3), rtol=1e-3, atol=0)
+    assert torch.equal(unet(image), unet.finish(unet.raw_logits(top), image))
+    assert torch.equal(make().top(decoded), decoded[0])
+
+
+def train_step(unet, image):
+    torch.manual_seed(3)
+    logits = unet(image)
+    logits.square().mean().backward()
+    return logits.detach(), [p.grad for p in unet.parameters() if p.grad is not None]
+
+
+def test_checkpointing_changes_neither_output_nor_gradients(image, randomise):
+    options = {"dropout": 0.4, "fold": 2}
+    plain, saving = (randomise(make(checkpointing=on, **options), size=0.1) for on in (False, True))
+    (logits, grads), (same_logits, same_grads) = (train_step(u, image) for u in (plain, saving))
+    assert torch.equal(same_logits, logits)
+    assert len(grads) == len(same_grads) > 20
+    for grad, same in zip(grads, same_grads, strict=True):
+        torch.testing.assert_close(same, grad)
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "training", "runs"), [(True, True, 2), (True, False, 1), (False, True, 1)]
+)
+def test_checkpointing_recomputes_every_block_in_training(image, checkpointing, training, runs):
+    unet = make(checkpointing=checkpointing).train(training)
+    counts = {}
+    for name in ("encoder", "decoder"):
+        for index, block in enumerate(getattr(unet, name)):
+            counts[name, index] = 0
+
+            def count(*_, key=(name, index)):
+                counts[key] += 1
+
+            # A convolution, since a recomputation stops at the last tensor that it needs.
+            block.residual[0].register_forward_hook(count)
+    unet(image).sum().backward()
+    assert counts == dict.fromkeys(counts, runs)
+    assert len(counts) == 2 * len(CHANNELS) - 1

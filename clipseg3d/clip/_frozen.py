@@ -1,0 +1,168 @@
+"""What every frozen Hugging Face encoder shares: loading, hashing, and staying as it is."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+_Read = TypeVar("_Read")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_VOCABULARY_FILES = (
+    *("tokenizer.json", "vocab.json", "vocab.txt"),
+    *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+)
+
+
+class FrozenEncoder(nn.Module):
+    """A pretrained model that is used and never trained.
+
+    Its weights are float32 and never enter a ``state_dict``: checkpoints keep its name and
+    fingerprint instead. It stays in evaluation mode, whatever mode the network around it is in.
+
+    Args:
+        model: of transformers.
+        tokenizer: that goes with it.
+        name: folder or hub name it was loaded from.
+        embed_dim: number of embedding channels e.
+        max_tokens: longest text it reads, in tokens, start and end included.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str, embed_dim: int, max_tokens: int
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.embed_dim = embed_dim
+        self.max_tokens = max_tokens
+        # transformers 5 keeps half-precision weights as they are, which the CPU reads poorly
+        self.frozen_model = model.float().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self._fingerprint: str | None = None
+        self.register_load_state_dict_post_hook(_accept_absent_weights)  # type: ignore[no-untyped-call]
+        self.train(False)
+
+    def count_tokens(self, text: str) -> int:
+        """Return the length of a text in tokens, start and end included."""
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the weights, as hexadecimal digits; computed once.
+
+        Weights of a BERT pooler do not count: no embedding depends on them, and where a file
+        lacks them they are random.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for name, weight in sorted(self.frozen_model.state_dict().items()):
+                if not is_pooler(name):
+                    digest.update(name.encode())
+                    digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def train(self, mode: bool = True) -> "FrozenEncoder":
+        """Stay in evaluation mode: a frozen encoder must not change between epochs."""
+        return super().train(False)
+
+    def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
+        """Return nothing of its own: pretrained weights live outside checkpoints."""
+        return {} if destination is None else destination
+
+    def _tokens(self, texts: Sequence[str]) -> Any:
+        """Return the token batch of n texts; what exceeds max_tokens is cut off."""
+        return self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        ).to(self.frozen_model.device)
+
+
+def is_pooler(name: str) -> bool:
+    """Say whether a weight belongs to the pooler of a BERT, which nothing here reads."""
+    return name.startswith("pooler.")
+
+
+def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read:
+    """Read from a local folder or the Hugging Face hub; say what is wrong where it fails.
+
+    Args:
+        name: folder or hub name.
+        kind: what is to be read, such as ``CLIPModel``, for messages.
+        read: takes the folder or hub name.
+
+    Raises:
+        FileNotFoundError: the name is a path to no folder.
+        ValueError: the folder lacks weights or a tokenizer, or they cannot be read.
+        OSError: the hub has no such model, or it cannot be reached and no copy is cached.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder, kind)
+    elif folder.is_absolute() or name.startswith((".", "~")):
+        raise FileNotFoundError(f"{name}: no such folder; give a folder with a saved {kind}")
+    try:
+        return read(str(folder) if folder.is_dir() else name)
+    except Exception as error:  # broken files raise whatever their readers raise
+        if folder.is_dir():
+            raise ValueError(
+                f"{name}: not a readable {kind} ({error}); save or copy it again"
+            ) from error
+        if not isinstance(error, OSError):
+            raise
+        raise OSError(
+            f"{kind} {name!r} is no local folder, not in the Hugging Face cache, and could not "
+            "be downloaded; check the name and the network, or save the model where there is "
+            "a network and give its folder"
+        ) from error
+
+
+def check_complete(name: str, kind: str, missing: Sequence[str], tokenizer: Any) -> None:
+    """Refuse what transformers loads without a word: random weights, an empty vocabulary.
+
+    Args:
+        name: folder or hub name it was read from.
+        kind: what it should be, for messages.
+        missing: weights that the files lack.
+        tokenizer: as loaded.
+
+    Raises:
+        ValueError: weights or words are missing.
+    """
+    if missing:
+        raise ValueError(
+            f"{name}: lacks {len(missing)} weights of a {kind} (such as {min(missing)}); save the "
+            "whole model"
+        )
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(
+            f"{name}: its tokenizer knows no words; save the tokenizer there too with "
+            "save_pretrained"
+        )
+
+
+def _check_folder(folder: Path, kind: str) -> None:
+    """Raise a ValueError if a folder cannot hold a saved model with tokenizer."""
+    names = {path.name for path in folder.iterdir()}
+    if "config.json" not in names:
+        raise ValueError(f"{folder}: holds no config.json; save a {kind} with save_pretrained")
+    if not any(name in names or f"{name}.index.json" in names for name in _WEIGHT_FILES):
+        raise ValueError(
+            f"{folder}: holds no weights ({' or '.join(_WEIGHT_FILES)}); save the {kind} again "
+            "with save_pretrained"
+        )
+    if not names.intersection(_VOCABULARY_FILES):
+        raise ValueError(
+            f"{folder}: holds no tokenizer (such as tokenizer.json or vocab.json); save the "
+            "tokenizer there too with save_pretrained"
+        )
+
+
+def _accept_absent_weights(module: nn.Module, incompatible: Any) -> None:
+    """Let strict loading pass without the frozen weights, which no checkpoint holds."""
+    incompatible.missing_keys[:] = [
+        key for key in incompatible.missing_keys if ".frozen_model." not in f".{key}"
+    ]

@@ -1,0 +1,86 @@
+"""Text embeddings on disk, for machines that should not run the encoder again."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+_FORMAT = "clipseg3d-texts-1"
+
+
+@dataclass(frozen=True)
+class TextCache:
+    """What one encoder made of a list of texts.
+
+    The file is a safetensors file: ``embeddings`` (n, e) float32, and as metadata the format, the
+    encoder's name and fingerprint, and the texts as a JSON list.
+
+    Attributes:
+        encoder: name of the encoder.
+        sha256: its fingerprint.
+        embeddings: text -> embedding (e,) float32.
+    """
+
+    encoder: str
+    sha256: str
+    embeddings: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TextCache":
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, of another kind or format, or holds NaN or infinity.
+        """
+        path = Path(path)
+        cure = "make it again with 'clipseg3d embed-text'"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; {cure}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                found = metadata.get("format", "no format")
+                if found != _FORMAT:
+                    raise ValueError(f"{found!r}, expected {_FORMAT!r}")
+                embeddings = file.get_tensor("embeddings")
+            texts = json.loads(metadata["texts"])
+            encoder, sha256 = metadata["encoder"], metadata["sha256"]
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{path}: not a file of text embeddings ({error}); {cure}") from error
+        if embeddings.ndim != 2 or embeddings.shape[0] != len(texts):
+            raise ValueError(
+                f"{path}: embeddings of shape {tuple(embeddings.shape)} for {len(texts)} texts; "
+                f"{cure}"
+            )
+        broken = (~torch.isfinite(embeddings).all(dim=1)).nonzero().flatten().tolist()
+        if broken:
+            raise ValueError(
+                f"{path}: the embedding of {texts[broken[0]]!r} holds NaN or infinity; {cure}"
+            )
+        return cls(encoder, sha256, dict(zip(texts, embeddings.float(), strict=True)))
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, and its folder where there is none; readers never see half of it."""
+        path = Path(path)
+        content = save(
+            {"embeddings": torch.stack(list(self.embeddings.values())).float()},
+            metadata={
+                "format": _FORMAT,
+                "encoder": self.encoder,
+                "sha256": self.sha256,
+                "texts": json.dumps(list(self.embeddings)),
+            },
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{os.getpid()}.{path.name}")
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)

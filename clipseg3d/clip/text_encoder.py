@@ -1,0 +1,129 @@
+"""Readers of texts other than CLIP: any Hugging Face encoder, mean-pooled."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from clipseg3d.clip._frozen import FrozenEncoder, check_complete, is_pooler, read_pretrained
+from clipseg3d.clip.encoder import TINY_RANDOM, HuggingFaceCLIP, TextEncoder, load_encoder
+
+_KIND = "text encoder"
+
+
+class HuggingFaceTextEncoder(FrozenEncoder):
+    """A frozen text encoder of transformers, such as BERT, whose token vectors are averaged.
+
+    Its weights never enter a ``state_dict``: checkpoints keep its name and fingerprint instead.
+    It stays in evaluation mode, whatever mode the network around it is in.
+
+    Args:
+        model: encoder with a ``last_hidden_state``.
+        tokenizer: that goes with it.
+        name: folder or hub name it was loaded from.
+
+    Source: Reimers and Gurevych, EMNLP 2019, arXiv 1908.10084, mean pooling.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
+        super().__init__(
+            model,
+            tokenizer,
+            name=name,
+            embed_dim=int(model.config.hidden_size),
+            max_tokens=_max_tokens(model, tokenizer),
+        )
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> "HuggingFaceTextEncoder":
+        """Load an encoder and its tokenizer from a local folder or the Hugging Face hub.
+
+        Args:
+            name: folder written by ``save_pretrained`` (model and tokenizer), or a hub name such
+                as ``sentence-transformers/all-MiniLM-L6-v2``. Code from the hub is never run.
+
+        Raises:
+            FileNotFoundError: the name is a path to no folder.
+            ValueError: the folder lacks weights or a tokenizer; the model is a CLIP, or no
+                encoder.
+            OSError: the hub has no such model, or it cannot be reached and no copy is cached.
+        """
+        config = _read_config(name)
+        if config.model_type.startswith("clip"):
+            raise ValueError(
+                f"{name}: holds a CLIP (model_type={config.model_type!r}); load a whole CLIPModel "
+                "with HuggingFaceCLIP"
+            )
+        if config.is_encoder_decoder:
+            raise ValueError(
+                f"{name}: model_type={config.model_type!r} has a decoder; give an encoder, such as "
+                "a BERT"
+            )
+        (model, report), tokenizer = read_pretrained(
+            name,
+            _KIND,
+            lambda source: (
+                AutoModel.from_pretrained(
+                    source, output_loading_info=True, trust_remote_code=False
+                ),
+                AutoTokenizer.from_pretrained(source, trust_remote_code=False),
+            ),
+        )
+        missing = [weight for weight in report["missing_keys"] if not is_pooler(weight)]
+        check_complete(name, _KIND, missing, tokenizer)
+        return cls(model, tokenizer, name=name)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Turn n texts into unit vectors (n, e) float32; what exceeds max_tokens is cut off."""
+        tokens = self._tokens(texts)
+        with torch.autocast(self.frozen_model.device.type, enabled=False):
+            hidden = self.frozen_model(**tokens, return_dict=True).last_hidden_state
+            # unit norm makes the sum as good as the mean
+            return F.normalize((hidden * tokens["attention_mask"][..., None]).sum(dim=1), dim=-1)
+
+
+def load_text_encoder(name: str) -> TextEncoder:
+    """Return the text encoder of that name: ``tiny-random``, a local folder, or a hub name.
+
+    A CLIP is loaded as :class:`clipseg3d.clip.encoder.HuggingFaceCLIP`.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as ``from_pretrained`` of either class.
+    """
+    if name == TINY_RANDOM:
+        return load_encoder(name)
+    if _read_config(name).model_type == "clip":
+        return HuggingFaceCLIP.from_pretrained(name)
+    return HuggingFaceTextEncoder.from_pretrained(name)
+
+
+def _read_config(name: str) -> Any:
+    """Return the configuration of a model, with messages of its own where there is none."""
+    return read_pretrained(
+        name, _KIND, lambda source: AutoConfig.from_pretrained(source, trust_remote_code=False)
+    )
+
+
+def _max_tokens(model: Any, tokenizer: Any) -> int:
+    """Return the longest text that both take, in tokens.
+
+    RoBERTa and its kin number positions from their padding index on, so that many of the
+    positions in their table are never used.
+    """
+    unused = max(
+        (
+            module.padding_idx + 1
+            for name, module in model.named_modules()
+            if name.endswith("position_embeddings")
+            and isinstance(module, nn.Embedding)
+            and module.padding_idx is not None
+        ),
+        default=0,
+    )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limits = [tokenizer.model_max_length, *([positions - unused] if positions else [])]
+    return int(min(limits))
