@@ -12,8 +12,8 @@ from clipseg3d.data.phantom_datamodule import PhantomDataModule
 from clipseg3d.data.releases import PHANTOM, REGIONS
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.metrics.dice import dice_score
-from clipseg3d.reporting.figures import save_overlay
 from clipseg3d.networks.config import network_config
+from clipseg3d.reporting.figures import save_overlay
 from clipseg3d.training.module import CLIPSeg3DModule
 
 PATIENT_SEED = 8

@@ -25,7 +25,7 @@ ARROWS = {
     "training": {"networks", "losses", "metrics", "inference", "data.releases", "batch", "volume"},
     "reporting": {"metrics"},
     "demo": {"networks", "training", "inference", "reporting", "metrics", "data"},
-    "cli": {"demo", "training", "inference", "reporting", "data"},
+    "cli": {"demo", "training", "inference", "reporting", "data", "clip"},
     "__main__": {"cli"},
 }
 THIRD_PARTY = {

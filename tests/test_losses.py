@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipseg3d.losses import RegionLoss, grade_loss
+from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.networks.unet import UNet3D
 
 B, R, X, Y, Z = 2, 3, 4, 6, 8
@@ -166,3 +166,47 @@ def test_grade_loss_is_computed_in_float32():
         loss = grade_loss(logit, grade)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, grade_loss(logit.float(), grade))
+
+
+def entropy(cosines, target, temperature):
+    """Mean cross-entropy, voxel by voxel, in float64."""
+    terms = []
+    pairs = zip(cosines.flatten().tolist(), target.flatten().tolist(), strict=True)
+    for cosine, wanted in pairs:
+        p = 1 / (1 + math.exp(-cosine / temperature))
+        terms.append(-wanted * math.log(p) - (1 - wanted) * math.log(1 - p))
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_cosine_loss_by_hand(label, temperature):
+    cosines = torch.tanh(logits_of(X, Y, Z))
+    expected = entropy(cosines, label, temperature)
+    found = cosine_loss(cosines, label, temperature=temperature)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_cosines_of_a_coarser_padded_grid_meet_an_averaged_label():
+    generator = torch.Generator().manual_seed(0)
+    label = (torch.rand(B, 2, 7, 9, 11, generator=generator) > 0.5).float()
+    cosines = torch.tanh(logits_of(4, 5, 6)[:, :2])
+    target = averaged(F.pad(label, (0, 1, 0, 1, 0, 1)), 2)
+    found = cosine_loss(cosines, label, temperature=0.2)
+    assert found.item() == pytest.approx(entropy(cosines, target, 0.2), rel=1e-5)
+
+
+def test_cosines_that_mark_their_regions_cost_less(label):
+    cosines = label - 0.5
+    right, wrong = (cosine_loss(sign * cosines, label, temperature=0.07) for sign in (1, -1))
+    assert right < 1e-3
+    assert wrong > 5
+
+
+def test_cosine_loss_has_a_gradient_and_is_computed_in_float32(label):
+    cosines = torch.tanh(logits_of(X, Y, Z)).bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = cosine_loss(cosines, label, temperature=0.07)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, cosine_loss(cosines.float(), label, temperature=0.07))
+    loss.backward()
+    assert cosines.grad.abs().min() > 0

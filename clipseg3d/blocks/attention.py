@@ -12,6 +12,7 @@ from clipseg3d.blocks.positions import voxel_positions
 from clipseg3d.blocks.zero_init import zero_init
 
 AttentionMode = Literal["residual", "gain", "paper"]
+TEMPERATURE = 0.07
 _PAPER_BIAS = 4.0  # sigmoid(4) = 0.98: a new gate hardly lowers a probability
 
 
@@ -61,11 +62,15 @@ class SemanticAttention(nn.Module):
 
     def __init__(self, channels: int, dim: int, *, hidden: int = 16) -> None:
         super().__init__()
-        self.query = nn.Conv3d(channels + 3, hidden, 1)
-        self.key = nn.Linear(2 * dim, hidden)
+        self.query = nn.Conv3d(channels, hidden, 1)
+        self.key = nn.Linear(dim, hidden)
+        self.place = nn.Sequential(
+            nn.Conv3d(3, hidden, 1), nn.LeakyReLU(0.01), nn.Conv3d(hidden, hidden, 1)
+        )
+        self.place_key = nn.Linear(dim, hidden)
         self.context = nn.Linear(2 * dim, hidden)
-        self.mix = nn.Conv3d(hidden + 1, hidden, 1)
-        self.score = nn.Conv3d(hidden, 1, 1)
+        self.mix = nn.Conv3d(hidden + 2, hidden, 1)
+        self.score = nn.Conv3d(hidden + 2, 1, 1)
         zero_init(self.score)
 
     def forward(
@@ -80,13 +85,15 @@ class SemanticAttention(nn.Module):
             window: (b, 2, 3) corner and size of ``features`` as shares of the brain box; None
                 means that they cover it.
         """
-        text = torch.cat([summary, region], dim=1)
-        query = self.query(torch.cat([features, voxel_positions(features, window)], dim=1))
-        key = rearrange(self.key(text), "b h -> b h 1 1 1")
+        key = rearrange(self.key(region), "b h -> b h 1 1 1")
+        query = self.query(features)
         cosine = (query * key).sum(dim=1, keepdim=True) / (_norm(query) * _norm(key))
-        context = rearrange(self.context(text), "b h -> b h 1 1 1")
-        mixed = F.leaky_relu(self.mix(torch.cat([query, cosine], dim=1)) + context, 0.01)
-        return self.score(mixed), cosine
+        place_key = rearrange(self.place_key(region), "b h -> b h 1 1 1")
+        place = (self.place(voxel_positions(features, window)) * place_key).sum(dim=1, keepdim=True)
+        context = self.context(torch.cat([summary, region], dim=1))
+        hints = torch.cat([cosine / TEMPERATURE, place], dim=1)
+        mixed = self.mix(torch.cat([query, hints], dim=1)) + rearrange(context, "b h -> b h 1 1 1")
+        return self.score(torch.cat([F.leaky_relu(mixed, 0.01), hints], dim=1)), cosine
 
 
 def _norm(vectors: Tensor) -> Tensor:
@@ -124,24 +131,21 @@ def steer_logits(
     Returns:
         Logits (b, r, x, y, z).
     """
-    weight = rearrange(weight.to(scores.dtype), "b -> b 1 1 1 1")
-    if mode == "gain":
-        regions = list(head(features).split(1, dim=1))
-        for score, region in zip((weight * scores).split(1, dim=1), guided, strict=True):
-            gained = head(features * (2 * torch.sigmoid(score)))
-            regions[region] = gained[:, region : region + 1]
-        return torch.cat(regions, dim=1)
+    weight = rearrange(weight.to(scores.dtype), "b -> b 1 1 1")
     logits = head(features)
-    if logits.shape[2:] != scores.shape[2:]:
+    regions = list(logits.unbind(1))
+    if mode != "gain" and logits.shape[2:] != scores.shape[2:]:
         scores = F.interpolate(scores, size=logits.shape[2:], mode="trilinear")
-    regions = list(logits.split(1, dim=1))
-    for score, region in zip(scores.split(1, dim=1), guided, strict=True):
-        if mode == "residual":
+    for score, region in zip(scores.unbind(1), guided, strict=True):
+        if mode == "gain":
+            gain = rearrange(2 * torch.sigmoid(weight * score), "b x y z -> b 1 x y z")
+            regions[region] = head(features * gain)[:, region]
+        elif mode == "residual":
             regions[region] = regions[region] + weight * score
         else:
             lowered = _product(regions[region].float(), score.float() + _PAPER_BIAS, weight)
             regions[region] = torch.where(weight > 0, lowered.to(logits.dtype), regions[region])
-    return torch.cat(regions, dim=1)
+    return torch.stack(regions, dim=1)
 
 
 def _product(logits: Tensor, gate: Tensor, weight: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class SemanticBridge(nn.Module):
         selection: which slices :meth:`forward` cuts; see :func:`clipseg3d.volume.cut_views`. With
             ``attention``, the slices of each axis are pooled into one token.
         rgb: sequences shown as red, green and blue: t1ce, flair, t2.
-        num_sequences: sequences of the views s, which ``mix_rgb`` reads.
+        num_sequences: sequences s of the views.
         mix_rgb: add a learned mixture of all sequences to red, green and blue, nothing at first;
             the paper's "2D processing network".
         adapter: add what a small residual network makes of the tokens, nothing at first.
@@ -83,6 +83,7 @@ class SemanticBridge(nn.Module):
         self.encoder = encoder
         self.selection: ViewSelection = selection
         self.rgb = list(rgb)
+        self.num_sequences = num_sequences
         self.dense = dense
         self.mixture: nn.Sequential | None = None
         if mix_rgb:
@@ -105,13 +106,16 @@ class SemanticBridge(nn.Module):
         """Embed views that were cut before; tokens have unit norm unless pooled or adapted.
 
         Raises:
-            ValueError: the images are not uint8, not (b, v, h, w, s) or not equally many per axis.
+            ValueError: the images are not uint8, not (b, v, h, w, s) with s = ``num_sequences``,
+                or not equally many per axis.
         """
         images = views.images
-        if images.dtype != torch.uint8 or images.ndim != 5 or images.shape[1] % NUM_AXES:
+        fits = images.ndim == 5 and images.shape[4] == self.num_sequences
+        if images.dtype != torch.uint8 or not fits or images.shape[1] % NUM_AXES:
             raise ValueError(
-                f"views are {images.dtype} {tuple(images.shape)}, expected uint8 (b, v, h, w, s) "
-                "with equally many views per axis; cut them with clipseg3d.volume.cut_views"
+                f"views are {images.dtype} {tuple(images.shape)}, expected uint8 (b, v, h, w, "
+                f"{self.num_sequences}) with equally many views per axis; cut them with "
+                "clipseg3d.volume.cut_views"
             )
         batch = images.shape[0]
         shown = rearrange(images, "b v h w s -> (b v) s h w").float() / 255

@@ -73,21 +73,22 @@ class CrossModalGuidance(nn.Module):
             raise ValueError(f"tokens={tokens!r}: choose from views, mean")
         if dim % num_heads:
             raise ValueError(f"dim={dim} is not divisible by num_heads={num_heads}")
+        self.embed_dim = embed_dim
+        self.text_dim = embed_dim if text_dim is None else text_dim
         self.dim = dim
         self.num_heads = num_heads
         self.dropout = dropout
         self.kind = kind
         self.tokens = tokens
         self.map_views = _mapper(embed_dim, dim)
-        text_dim = embed_dim if text_dim is None else text_dim
-        self.map_text = _mapper(text_dim, dim) if text_dim else None
+        self.map_text = _mapper(self.text_dim, dim) if self.text_dim else None
         self.attention: nn.MultiheadAttention | None = None
         self.film: nn.Linear | None = None
         if kind == "gate":
             self.attention = nn.MultiheadAttention(
                 dim, num_heads, dropout=dropout, batch_first=True
             )
-        if kind == "film" and text_dim:
+        if kind == "film" and self.text_dim:
             self.film = nn.Linear(dim, 2 * dim)
             zero_init(self.film)
         self.norm = nn.LayerNorm(dim)
@@ -148,13 +149,12 @@ class CrossModalGuidance(nn.Module):
         Patch embeddings may stand for views: each is blended with the text on its own.
         """
         views_valid, text_mask = self._check(views, text, views_valid, text_mask)
-        seen = None if views is None else self.map_views(views)
-        if seen is None and self.kind == "none":
-            return self.norm.weight.new_zeros(len(text_mask), 1, self.dim)
-        if seen is not None and (text is None or self.kind in ("none", "sequential")):
-            return seen
+        seen: Tensor | None = None if views is None else self.map_views(views)
+        silent = self.kind == "none" or (self.kind == "sequential" and seen is not None)
+        if silent or text is None or self.map_text is None:
+            return self.norm.weight.new_zeros(len(text_mask), 1, self.dim) if seen is None else seen
         weight = rearrange(text_mask.float(), "b n -> b n 1")
-        said = (self.map_text(text) * weight).sum(dim=1, keepdim=True)
+        said: Tensor = (self.map_text(text) * weight).sum(dim=1, keepdim=True)
         said = said / weight.sum(dim=1, keepdim=True).clamp(min=1)
         if seen is None:
             return said
@@ -174,7 +174,7 @@ class CrossModalGuidance(nn.Module):
         views_valid: Tensor | None,
         text_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return both masks in full, (b,) and (b, t); t is 0 without text."""
+        """Return both masks in full, (b,) and (b, t): False without views, t = 0 without text."""
         given = views if views is not None else text
         if given is None:
             raise ValueError("neither views nor text are given; skip guidance instead")
@@ -186,9 +186,9 @@ class CrossModalGuidance(nn.Module):
         if views is not None and text is not None and len(views) != len(text):
             raise ValueError(f"{len(views)} cases with views but {len(text)} with text")
         batch = len(given)
-        if views_valid is None:
+        if views_valid is None or views is None:
             views_valid = given.new_full((batch,), views is not None, dtype=torch.bool)
-        if text_mask is None:
+        if text_mask is None or text is None:
             count = 0 if text is None else text.shape[1]
             text_mask = given.new_ones((batch, count), dtype=torch.bool)
         return views_valid, text_mask

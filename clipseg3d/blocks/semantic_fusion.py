@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, get_args
 
 import torch
-from einops import rearrange
+from einops import parse_shape, rearrange, repeat
 from torch import Tensor, nn
 
 from clipseg3d.blocks.attention import (
@@ -13,7 +13,8 @@ from clipseg3d.blocks.attention import (
     SemanticGate,
     steer_logits,
 )
-from clipseg3d.blocks.bridge import SemanticBridge, lift_patches
+from clipseg3d.blocks.bridge import SemanticBridge, ViewTokens, lift_patches
+from clipseg3d.blocks.centre import RunningCentre
 from clipseg3d.blocks.guidance import CrossModalGuidance
 from clipseg3d.blocks.sequential_attention import SequentialCrossAttention
 from clipseg3d.blocks.zero_init import zero_init
@@ -30,7 +31,7 @@ class Semantics(NamedTuple):
     summary: Tensor
     """(b, d): mean of the tokens that mean something."""
     regions: Tensor
-    """(b, r, d): text of each region; zeros without text."""
+    """(b, r, d): text of each region, its prompt plus the report; zeros without text."""
     patches: Tensor | None
     """(b, v, g, g, d): semantics of the views' patches; None unless dense."""
     planes: Tensor | None
@@ -110,6 +111,15 @@ class SemanticFusion(nn.Module):
         if bridge.dense:
             self.from_patches = nn.Conv3d(dim, bottleneck_channels, 1)
             zero_init(self.from_patches)
+        # What views, patches, prompts and reports have in common, each kind for itself, tells
+        # nothing of a case.
+        self.centre_views = RunningCentre(guidance.embed_dim)
+        self.centre_patches = RunningCentre(guidance.embed_dim) if bridge.dense else None
+        self.centre_prompts: RunningCentre | None = None
+        self.centre_reports: RunningCentre | None = None
+        if guidance.text_dim:
+            self.centre_prompts = RunningCentre(guidance.text_dim)
+            self.centre_reports = RunningCentre(guidance.text_dim)
         self.condition = SemanticGate(decoder_channels, dim) if conditional else None
         self.attention = nn.ModuleDict(
             {region: SemanticAttention(decoder_channels, dim) for region in guided}
@@ -130,48 +140,37 @@ class SemanticFusion(nn.Module):
                 regions, or an embedding is not finite.
         """
         seen = None if views is None else self.bridge.embed(views)
-        embeddings = None if seen is None else seen.tokens
+        self._check(seen, text)
+        count = len(self.regions)
         valid = None if seen is None else seen.valid
-        for name, given in (("view", embeddings), ("text", text)):
-            # A look at values would break compiled graphs; there, NaN stays the caller's affair.
-            if given is None or torch.compiler.is_compiling() or bool(given.isfinite().all()):
-                continue
-            raise ValueError(f"a {name} embedding holds NaN or infinity; check its encoder")
-        if text is not None and text_mask is None:
-            text_mask = text.new_ones(text.shape[:2], dtype=torch.bool)
-        tokens, mask = self.guidance(embeddings, text, views_valid=valid, text_mask=text_mask)
-        shares = rearrange(mask.to(tokens.dtype), "b n -> b n 1")
-        summary = (tokens * shares).sum(dim=1) / shares.sum(dim=1).clamp(min=1)
-        patches = None
-        if seen is not None and seen.patches is not None:
-            _, views_count, rows, columns, _ = seen.patches.shape
-            content = self.guidance.blend(
-                rearrange(seen.patches, "b v g h e -> b (v g h) e"),
-                text,
-                views_valid=valid,
-                text_mask=text_mask,
-            )
-            patches = rearrange(
-                self.guidance.norm(content),
-                "b (v g h) d -> b v g h d",
-                v=views_count,
-                g=rows,
-                h=columns,
-            )
+        if text is not None:
+            if text_mask is None:
+                text_mask = text.new_ones(text.shape[:2], dtype=torch.bool)
+            text = self._centre_text(text, text_mask)
+        tokens, patches = None, None
+        if seen is not None:
+            views_mask = repeat(seen.valid, "b -> b n", n=seen.tokens.shape[1])
+            tokens = self.centre_views(seen.tokens, views_mask)
+        speaking = None if text_mask is None else self._speaking(text_mask)
+        guided, mask = self.guidance(tokens, text, views_valid=valid, text_mask=speaking)
+        shares = rearrange(mask.to(guided.dtype), "b n -> b n 1")
+        summary = (guided * shares).sum(dim=1) / shares.sum(dim=1).clamp(min=1)
+        if seen is not None and seen.patches is not None and self.centre_patches is not None:
+            flat = rearrange(seen.patches, "b v g h e -> b (v g h) e")
+            flat = self.centre_patches(flat, repeat(seen.valid, "b -> b n", n=flat.shape[1]))
+            content = self.guidance.blend(flat, text, views_valid=valid, text_mask=speaking)
+            axes = parse_shape(seen.patches, "_ v g h _")
+            patches = rearrange(self.guidance.norm(content), "b (v g h) d -> b v g h d", **axes)
         present = mask.any(dim=1)
-        regions = summary.new_zeros(len(summary), len(self.regions), self.guidance.dim)
-        if text is not None and self.guided:
-            count = len(self.regions)
-            if text.shape[1] < count:
-                raise ValueError(
-                    f"{text.shape[1]} text tokens for {count} regions; give one prompt per region "
-                    f"first ({', '.join(self.regions)})"
-                )
-            known = text_mask[:, :count]
-            regions = self.guidance.map_text(text[:, :count]) * rearrange(known, "b r -> b r 1")
+        regions = summary.new_zeros(len(summary), count, self.guidance.dim)
+        if text is not None and text_mask is not None and self.guidance.map_text and self.guided:
+            known = rearrange(text_mask.to(text.dtype), "b n -> b n 1")
+            mapped = self.guidance.map_text(text) * known
+            windows = known[:, count:].sum(dim=1, keepdim=True).clamp(min=1)
+            regions = mapped[:, :count] + mapped[:, count:].sum(dim=1, keepdim=True) / windows
             present = present | text_mask.any(dim=1)
         return Semantics(
-            tokens,
+            guided,
             mask,
             summary,
             regions,
@@ -179,6 +178,42 @@ class SemanticFusion(nn.Module):
             None if seen is None else seen.planes,
             present.to(summary.dtype),
         )
+
+    def _check(self, seen: ViewTokens | None, text: Tensor | None) -> None:
+        """Raise a ValueError for text of another shape and for embeddings that are not finite."""
+        count = len(self.regions)
+        if text is not None and text.ndim != 3:
+            raise ValueError(f"text is {tuple(text.shape)}, expected three axes (b, n, e)")
+        if text is not None and text.shape[1] < count:
+            raise ValueError(
+                f"{text.shape[1]} text tokens for {count} regions; give one prompt per region "
+                f"first ({', '.join(self.regions)})"
+            )
+        if text is not None and self.centre_prompts is None:
+            raise ValueError("text is given to guidance built with text_dim=0; give None")
+        if torch.compiler.is_compiling():
+            return  # a look at values would break the graph
+        for name, given in (("view", None if seen is None else seen.tokens), ("text", text)):
+            if given is not None and not bool(given.isfinite().all()):
+                raise ValueError(f"a {name} embedding holds NaN or infinity; check its encoder")
+
+    def _centre_text(self, text: Tensor, mask: Tensor) -> Tensor:
+        """Return prompts and report, each centred among its like."""
+        count = len(self.regions)
+        parts = ((self.centre_prompts, slice(count)), (self.centre_reports, slice(count, None)))
+        return torch.cat([c(text[:, p], mask[:, p]) for c, p in parts if c is not None], dim=1)
+
+    def _speaking(self, text_mask: Tensor) -> Tensor:
+        """Return which text tokens guide the views: a case's report where it has one.
+
+        Prompts, which say the same of every case, stand in where there is no report; sequential
+        attention weighs all tokens itself.
+        """
+        if self.guidance.kind == "sequential":
+            return text_mask
+        count = len(self.regions)
+        prompts, report = text_mask[:, :count], text_mask[:, count:]
+        return torch.cat([prompts & ~report.any(dim=1, keepdim=True), report], dim=1)
 
     def guide(
         self, bottleneck: Tensor, semantics: Semantics, window: Tensor | None = None

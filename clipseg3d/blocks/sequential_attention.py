@@ -1,6 +1,5 @@
 """Text-first sequential cross-attention between tokens and voxels."""
 
-import torch
 from einops import parse_shape, rearrange
 from torch import Tensor, nn
 

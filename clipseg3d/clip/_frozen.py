@@ -83,7 +83,7 @@ class FrozenEncoder(nn.Module):
 
 def is_pooler(name: str) -> bool:
     """Say whether a weight belongs to the pooler of a BERT, which nothing here reads."""
-    return name.startswith("pooler.")
+    return "pooler" in name.split(".")
 
 
 def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read:

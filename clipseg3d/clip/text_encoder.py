@@ -11,6 +11,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from clipseg3d.clip._frozen import FrozenEncoder, check_complete, is_pooler, read_pretrained
 from clipseg3d.clip.encoder import TINY_RANDOM, HuggingFaceCLIP, TextEncoder, load_encoder
 
+__all__ = ["HuggingFaceTextEncoder", "TextEncoder", "load_text_encoder"]
+
 _KIND = "text encoder"
 
 

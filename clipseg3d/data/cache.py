@@ -123,9 +123,7 @@ def build_cache(
     ]
     faults: list[str] = []
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
-        results = pool.map(
-            lambda pair: _build(pair[0], pair[1], release, view_selection), missing
-        )
+        results = pool.map(lambda pair: _build(pair[0], pair[1], release, view_selection), missing)
         for found in tqdm(results, total=len(missing), desc="Caching cases", unit="case", delay=2):
             faults.extend(found)
     if faults:

@@ -49,7 +49,9 @@ def segment_volume(
         def predict(crop: Tensor, slices: list[list[slice]]) -> Tensor:
             corner = image.new_tensor([axis.start for axis in slices[0][2:]])
             place = torch.stack([(corner - before) / size, extent / size])
-            logits = network.segment(crop, semantics, window=place[None], statistics=statistics).logits
+            logits = network.segment(
+                crop, semantics, window=place[None], statistics=statistics
+            ).logits
             bar.update()
             return logits.float()
 

@@ -80,7 +80,9 @@ class NetworkConfig:
     num_heads: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse switches that would have no effect."""
+        """Refuse switches that would have no effect, and text that would be read all the same."""
+        if self.text not in ("own", "shuffled", "none"):
+            raise ValueError(f"text={self.text!r}: choose from own, shuffled, none")
         if (self.difference_channels or self.region_contrast) and not self.pixel_fusion:
             raise ValueError(
                 "difference_channels and region_contrast are parts of pixel fusion; "

@@ -32,7 +32,12 @@ def is_shuffled(network: Any, ablation: str | None) -> bool:
 def _config(network: Any, ablation: str | None) -> NetworkConfig:
     """Return the config of what the parser holds: a name, values, or a namespace of them."""
     values = network.as_dict() if isinstance(network, Namespace) else network
-    return network_config(values, ablation=ablation)
+    if isinstance(values, dict):  # the parser wraps the values of a class, with its name beside
+        values = values.get("init_args", values)
+    try:
+        return network_config(values, ablation=ablation)
+    except ValueError:  # the module, built from the same, says what is wrong
+        return NetworkConfig()
 
 
 class CLIPSeg3DCLI(LightningCLI):

@@ -10,6 +10,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 
+_OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
+_SCHEDULES = ("cosine", "onecycle")
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -31,6 +34,9 @@ class TrainingPlan:
         cosine_weight: weight of the loss that makes text-voxel cosines maps of their regions.
         cosine_temperature: cosines are divided by this to be logits.
         grade_weight: weight of the grade classifier's loss, where there is one.
+
+    Raises:
+        ValueError: unknown ``optimizer`` or ``schedule``; the ramp ends before it begins.
     """
 
     optimizer: Literal["adam", "adamw"] = "adamw"
@@ -47,6 +53,18 @@ class TrainingPlan:
     cosine_weight: float = 0.0
     cosine_temperature: float = 0.07
     grade_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what no fit can follow; a checkpoint or a YAML file may hold anything."""
+        for name, known in (("optimizer", _OPTIMIZERS), ("schedule", _SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(known)}")
+        first, last = self.semantic_ramp
+        if last < first:
+            raise ValueError(
+                f"semantic_ramp={(first, last)} ends before it begins; give its first and last "
+                "epoch"
+            )
 
     def semantic_strength(self, epoch: int) -> float:
         """Return how far semantics count in an epoch, counted from 0."""
@@ -65,12 +83,12 @@ class TrainingPlan:
             elif name.startswith("semantic_fusion."):
                 factor = self.semantic_lr
             groups[factor].append(weight)
-        kind = {"adam": Adam, "adamw": AdamW}[self.optimizer]
-        return kind(
+        optimizer: Optimizer = _OPTIMIZERS[self.optimizer](
             [{"params": weights, "lr": self.lr * factor} for factor, weights in groups.items()],
             lr=self.lr,
             weight_decay=self.weight_decay,
         )
+        return optimizer
 
     def schedule_for(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
         """Return the schedule of a fit; it is to be stepped after every optimiser step."""
@@ -80,7 +98,8 @@ class TrainingPlan:
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=total_steps,
-            pct_start=self.warmup,
+            # A rise of exactly one step has no length, by which torch divides.
+            pct_start=min(self.warmup * (1 + 1e-9), 1.0),
             div_factor=self.start_div,
             final_div_factor=self.final_div,
             cycle_momentum=False,

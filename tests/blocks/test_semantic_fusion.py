@@ -1,23 +1,39 @@
 """Mirrors clipseg3d/blocks/semantic_fusion.py. Sizes differ pairwise, so a swapped axis fails."""
 
+import itertools
+
 import pytest
 import torch
+from torch import nn
 
-from clipseg3d.blocks.bridge import SemanticBridge
+from clipseg3d.blocks.bridge import SemanticBridge, lift_patches
 from clipseg3d.blocks.guidance import CrossModalGuidance
 from clipseg3d.blocks.semantic_fusion import SemanticFusion
+from clipseg3d.volume import Views
 
-B, V, H, W, N, D, DEEP, TOP = 3, 3, 40, 28, 5, 12, 9, 6
+B, V, H, W, S, N, D, DEEP, TOP = 3, 3, 40, 28, 4, 5, 12, 9, 6
 REGIONS = ("WT", "TC", "ET")
+KINDS = ["gate", "sequential", "film", "none"]
+MODES = ["residual", "gain", "paper"]
+BRIDGE = ("selection", "mix_rgb", "adapter", "dense")
+GUIDANCE = ("kind", "tokens", "text_dim")
 
 
 @pytest.fixture
 def make(tiny_clip):
+    """Build an untrained part; options go to the part they belong to."""
+
     def build(**options):
         torch.manual_seed(0)
-        guidance = CrossModalGuidance(tiny_clip.embed_dim, D, num_heads=3).eval()
+        bridge = SemanticBridge(tiny_clip, **{k: options.pop(k) for k in BRIDGE if k in options})
+        guidance = CrossModalGuidance(
+            tiny_clip.embed_dim,
+            D,
+            num_heads=3,
+            **{k: options.pop(k) for k in GUIDANCE if k in options},
+        )
         options = {"bottleneck_channels": DEEP, "decoder_channels": TOP, **options}
-        return SemanticFusion(SemanticBridge(tiny_clip), guidance, **options)
+        return SemanticFusion(bridge, guidance, **options).eval()
 
     return build
 
@@ -30,7 +46,8 @@ def trained(make, randomise):
 @pytest.fixture
 def views():
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (B, V, H, W, 3), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (B, V, H, W, S), generator=generator, dtype=torch.uint8)
+    return Views(images, torch.rand(B, V, 3, generator=generator) * 0.4 + 0.5)
 
 
 @pytest.fixture
@@ -48,35 +65,115 @@ def features():
     return torch.randn(B, TOP, 7, 5, 8, generator=torch.Generator().manual_seed(3))
 
 
-def test_new_part_changes_nothing(make, views, text, bottleneck, features):
-    fusion = make()
-    semantics = fusion.encode(views, text)
-    assert torch.equal(fusion.guide(bottleneck, semantics), bottleneck)
-    assert not fusion.attend(features, semantics).any()
+@pytest.fixture
+def head():
+    torch.manual_seed(4)
+    return nn.Conv3d(TOP, 3, 1).requires_grad_(False)
 
 
-def test_encode_summarises_the_guided_tokens(trained, views, text):
+def changed(after, before):
+    """Which cases differ in any bit."""
+    return (after != before).flatten(1).any(dim=1).tolist()
+
+
+def part_of(views, cases):
+    return Views(views.images[cases], views.planes[cases])
+
+
+WINDOW = torch.tensor([[0.2, 0.1, 0.3], [0.5, 0.8, 0.4]]).repeat(B, 1, 1)
+
+
+def mirror(window, axis):
+    mirrored = window.clone()
+    mirrored[:, 0, axis] += window[:, 1, axis]
+    mirrored[:, 1, axis] *= -1
+    return mirrored
+
+
+# untrained
+
+
+@pytest.mark.parametrize("mode", ["residual", "gain"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_new_part_changes_nothing(
+    make, views, text, bottleneck, features, head, mode, kind, dense, conditional
+):
+    fusion = make(mode=mode, kind=kind, dense=dense, conditional=conditional)
+    for given in ((views, text), (views, None), (None, text)):
+        semantics = fusion.encode(*given)
+        assert torch.equal(fusion.guide(bottleneck, semantics), bottleneck)
+        assert torch.equal(fusion.attend(features, semantics, head), head(features))
+
+
+def test_new_paper_mode_multiplies_by_sigmoid_4(make, views, text, features, head):
+    fusion = make(mode="paper")
+    result = fusion.attend(features, fusion.encode(views, text), head)
+    expected = torch.sigmoid(head(features))
+    expected[:, 1:] *= 0.9820138
+    torch.testing.assert_close(torch.sigmoid(result), expected)
+
+
+# encoding
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_encode_summarises_the_tokens_that_mean_something(make, randomise, views, text, kind):
+    fusion = randomise(make(kind=kind))
+    calls = []
+    fusion.guidance.register_forward_hook(lambda *call: calls.append(call), with_kwargs=True)
     mask = torch.tensor([[True] * N, [True, True, True, False, False], [True] * N])
-    semantics = trained.encode(views, text, mask)
-    tokens, _ = trained.bridge.embed(views)
-    expected = trained.guidance(tokens, text, text_mask=mask).mean(dim=1)
-    torch.testing.assert_close(semantics.summary, expected)
-    prompts = [trained.guidance.map_text(text[:, r]) for r in range(len(REGIONS))]
+    views.images[2] = 0
+    semantics = fusion.encode(views, text, mask)
+    ((_, (_, read), masks, (tokens, known)),) = calls
+    assert masks["views_valid"].tolist() == [True, True, False]
+    assert torch.equal(masks["text_mask"], mask)
+    assert torch.equal(semantics.tokens, tokens)
+    assert torch.equal(semantics.mask, known)
+    for b in range(B):
+        kept = tokens[b][known[b]]
+        expected = kept.mean(dim=0) if len(kept) else torch.zeros(D)
+        torch.testing.assert_close(semantics.summary[b], expected)
+    prompts = [fusion.guidance.map_text(read[:, r]) for r in range(len(REGIONS))]
     torch.testing.assert_close(semantics.regions, torch.stack(prompts, dim=1))
-    assert semantics.present.tolist() == [True] * B
+    assert semantics.weight.tolist() == [1.0] * B
+    assert semantics.patches is None
+    assert torch.equal(semantics.planes, views.planes)
 
 
-def test_presence_follows_views_and_text(trained, views, text):
-    views[1:] = 0
+@pytest.mark.parametrize("kind", KINDS)
+def test_weight_follows_views_and_text(make, randomise, views, text, kind):
+    fusion = randomise(make(kind=kind))
+    views.images[1:] = 0
     mask = torch.ones(B, N, dtype=torch.bool)
     mask[0] = mask[2] = False
-    semantics = trained.encode(views, text, mask)
-    assert semantics.present.tolist() == [True, True, False]
-    assert trained.encode(views, None).present.tolist() == [True, False, False]
-    assert trained.encode(None, text, mask).present.tolist() == [False, True, False]
-    assert trained.encode(None, text).present.tolist() == [True, True, True]
+    semantics = fusion.encode(views, text, mask)
+    assert semantics.weight.tolist() == [1, 1, 0]
+    assert fusion.encode(views, None).weight.tolist() == [1, 0, 0]
+    assert fusion.encode(None, text, mask).weight.tolist() == [0, 1, 0]
+    assert fusion.encode(None, text).weight.tolist() == [1, 1, 1]
     assert not semantics.regions[[0, 2]].any()
     assert semantics.regions[1].any()
+
+
+def test_a_mask_without_text_is_no_text(trained, views):
+    views.images[1:] = 0
+    mask = torch.ones(B, N, dtype=torch.bool)
+    assert trained.encode(views, None, mask).weight.tolist() == [1, 0, 0]
+
+
+def test_text_that_nothing_reads_does_not_count(make, views, text):
+    fusion = make(kind="none", guided=())
+    views.images[1] = 0
+    assert fusion.encode(views, text).weight.tolist() == [1, 0, 1]
+    assert not fusion.encode(views, text).regions.any()
+
+
+def test_masked_prompt_is_zero(trained, views, text):
+    mask = torch.tensor([[True, False, True, True, True]] * B)
+    known = trained.encode(views, text, mask).regions.any(dim=2)
+    assert known.tolist() == [[True, False, True]] * B
 
 
 def test_views_alone_leave_region_texts_at_zero(trained, views):
@@ -85,76 +182,337 @@ def test_views_alone_leave_region_texts_at_zero(trained, views):
     assert not semantics.regions.any()
 
 
-def test_case_with_neither_is_never_changed(trained, views, text, bottleneck, features):
-    views[1] = 0
-    mask = torch.ones(B, N, dtype=torch.bool)
-    mask[1] = False
-    semantics = trained.encode(views, text, mask)
-    moved = (trained.guide(bottleneck, semantics) != bottleneck).flatten(1).any(dim=1)
-    added = trained.attend(features, semantics).flatten(1).any(dim=1)
-    assert moved.tolist() == [True, False, True]
-    assert added.tolist() == [True, False, True]
+@pytest.mark.parametrize("kind", KINDS)
+def test_patches_are_blended_with_the_text(make, randomise, views, text, monkeypatch, kind):
+    fusion = randomise(make(kind=kind, dense=True))
+    calls, blend = [], fusion.guidance.blend
+    monkeypatch.setattr(
+        fusion.guidance, "blend", lambda *a, **k: calls.append((a, k)) or blend(*a, **k)
+    )
+    mask = torch.tensor([[True] * N, [False] * N, [True, False, False, False, True]])
+    views.images[2] = 0
+    semantics = fusion.encode(views, text, mask)
+    (patches, read), masks = calls[-1]
+    assert masks["views_valid"].tolist() == [True, True, False]
+    assert torch.equal(masks["text_mask"], mask)
+    assert semantics.patches.shape == (B, V, 4, 4, D)
+    for v, row, column in ((0, 0, 0), (1, 2, 3), (2, 3, 1)):
+        index = (v * 4 + row) * 4 + column
+        alone = blend(patches[:, index : index + 1], read, **masks)
+        expected = fusion.guidance.norm(alone)[:, 0]
+        torch.testing.assert_close(semantics.patches[:, v, row, column], expected)
 
 
-def test_cases_do_not_mix(trained, views, text, bottleneck, features):
-    semantics = trained.encode(views, text)
-    for b in range(B):
-        case = slice(b, b + 1)
-        alone = trained.encode(views[case], text[case])
-        torch.testing.assert_close(
-            trained.guide(bottleneck[case], alone),
-            trained.guide(bottleneck, semantics)[case],
-            rtol=1e-4,
-            atol=1e-4,
+@pytest.mark.parametrize("place", [(0, 1, 2, 3), (2, 0, 3, 1)])
+def test_patches_keep_their_places(make, randomise, views, text, monkeypatch, place):
+    fusion = randomise(make(dense=True))
+    before, seen = fusion.encode(views, text), fusion.bridge.embed(views)
+    seen.patches[place] *= -1
+    monkeypatch.setattr(fusion.bridge, "embed", lambda _: seen)
+    moved = (fusion.encode(views, text).patches != before.patches).any(dim=-1)
+    assert moved.nonzero().tolist() == [list(place)]
+
+
+# steering
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bottleneck_is_changed_as_its_kind_says(make, randomise, views, text, bottleneck, kind):
+    fusion = randomise(make(kind=kind))
+    mask = torch.tensor([[True] * N, [True, True, True, False, False], [True] * N])
+    semantics = fusion.encode(views, text, mask)
+    result = fusion.guide(bottleneck, semantics, WINDOW)
+    if kind == "sequential":
+        expected = fusion.sequential(bottleneck, semantics.tokens, semantics.mask, WINDOW)
+    else:
+        expected = fusion.gate(bottleneck, semantics.summary)
+    assert torch.equal(result, expected)
+    assert changed(result, bottleneck) == [True] * B
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_adds_a_projection_of_the_lifted_patches(
+    make, randomise, views, text, bottleneck, kind
+):
+    fusion = randomise(make(kind=kind, dense=True))
+    semantics = fusion.encode(views, text)
+    lifted = lift_patches(semantics.patches, semantics.planes, bottleneck, WINDOW)
+    plain = fusion.guide(bottleneck, semantics._replace(patches=None), WINDOW)
+    weight, bias = fusion.from_patches.weight.flatten(1), fusion.from_patches.bias
+    added = torch.einsum("cd,bdxyz->bcxyz", weight, lifted) + bias.view(-1, 1, 1, 1)
+    result = fusion.guide(bottleneck, semantics, WINDOW)
+    torch.testing.assert_close(result, plain + added, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_guided_regions_change(trained, views, text, features, head, mode):
+    trained.mode = mode
+    logits, maps = trained.attend_with_maps(features, trained.encode(views, text), head)
+    assert logits.shape == (B, 3, 7, 5, 8)
+    moved = (logits != head(features)).flatten(2).any(dim=2)
+    assert moved.tolist() == [[False, True, True]] * B
+    assert maps.scores.shape == maps.cosines.shape == (B, 2, 7, 5, 8)
+    assert maps.cosines.abs().max() <= 1
+
+
+def test_maps_are_those_of_the_guided_regions_in_order(make, randomise, views, text, features):
+    fusion = randomise(make(guided=("ET", "WT")))
+    torch.manual_seed(4)
+    head = nn.Conv3d(TOP, 3, 1)
+    semantics = fusion.encode(views, text)
+    logits, maps = fusion.attend_with_maps(features, semantics, head, WINDOW)
+    for channel, region in enumerate((0, 2)):
+        scores, cosines = fusion.attention[REGIONS[region]](
+            features, semantics.summary, semantics.regions[:, region], WINDOW
         )
-        torch.testing.assert_close(
-            trained.attend(features[case], alone),
-            trained.attend(features, semantics)[case],
-            rtol=1e-4,
-            atol=1e-4,
-        )
-
-
-def test_only_guided_regions_get_logits(trained, views, text, features):
-    added = trained.attend(features, trained.encode(views, text))
-    assert added.shape == (B, 3, 7, 5, 8)
-    assert added.flatten(2).any(dim=2).tolist() == [[False, True, True]] * B
+        torch.testing.assert_close(maps.scores[:, channel], scores[:, 0])
+        torch.testing.assert_close(maps.cosines[:, channel], cosines[:, 0])
+        torch.testing.assert_close(logits[:, region], head(features)[:, region] + scores[:, 0])
+    assert torch.equal(logits, fusion.attend(features, semantics, head, WINDOW))
 
 
 def test_other_regions_can_be_guided(make, randomise, views, text, features):
     fusion = randomise(make(regions=("A", "B"), guided=("A",)))
-    added = fusion.attend(features, fusion.encode(views, text))
-    assert added.flatten(2).any(dim=2).tolist() == [[True, False]] * B
+    head = nn.Conv3d(TOP, 2, 1)
+    moved = fusion.attend(features, fusion.encode(views, text), head) != head(features)
+    assert moved.flatten(2).any(dim=2).tolist() == [[True, False]] * B
 
 
-def test_each_region_reads_its_own_prompt(trained, views, text, features):
+def test_no_guided_region_builds_no_attention(make, randomise, views, text, features, head):
+    fusion = randomise(make(guided=()))
+    logits, maps = fusion.attend_with_maps(features, fusion.encode(views, text), head)
+    assert torch.equal(logits, head(features))
+    assert maps is None
+    assert len(fusion.attention) == 0
+    conditional = randomise(make(guided=(), conditional=True))
+    semantics = conditional.encode(views, text)
+    expected = head(conditional.condition(features, semantics.summary))
+    torch.testing.assert_close(conditional.attend(features, semantics, head), expected)
+
+
+def test_conditional_gates_what_head_and_attention_see(
+    make, randomise, views, text, features, head
+):
+    fusion = randomise(make(conditional=True))
+    semantics = fusion.encode(views, text)
+    conditioned = fusion.condition(features, semantics.summary)
+    fusion.condition, expected = None, fusion.attend(features, semantics, head)
+    torch.testing.assert_close(fusion.attend(conditioned, semantics, head), expected)
+    assert not torch.allclose(fusion.attend(features, semantics, head), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_region_reads_its_own_prompt(trained, views, text, features, head, mode):
+    trained.mode = mode
     before = trained.encode(views, text)
     for region in range(3):
         regions = before.regions.clone()
         regions[:, region] *= -1
-        after = trained.attend(features, before._replace(regions=regions))
-        changed = (after != trained.attend(features, before)).flatten(2).any(dim=2)
+        after = trained.attend(features, before._replace(regions=regions), head)
+        moved = (after != trained.attend(features, before, head)).flatten(2).any(dim=2)
         expected = [index == region and region > 0 for index in range(3)]
-        assert changed.tolist() == [expected] * B
+        assert moved.tolist() == [expected] * B
 
 
-def test_crop_with_its_window_is_a_crop_of_the_whole(trained, views, text, features):
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_shifts_the_result(make, randomise, views, text, bottleneck, features, head, kind):
+    fusion = randomise(make(kind=kind))
+    before, after = fusion.encode(views, text), fusion.encode(views, text.roll(1, dims=0))
+    shift = fusion.attend(features, after, head) - fusion.attend(features, before, head)
+    assert (shift[:, 1:].mean(dim=(2, 3, 4)).abs() > 1e-4).all()  # the level, not only contrast
+    moved = changed(fusion.guide(bottleneck, after), fusion.guide(bottleneck, before))
+    assert moved == [kind != "none"] * B
+
+
+# what is missing
+
+
+VARIANTS = [
+    {},
+    *({"kind": kind, "dense": dense} for kind in KINDS for dense in (False, True)),
+    {"conditional": True},
+    {"mode": "gain", "conditional": True},
+    {"mode": "paper"},
+    {"tokens": "mean", "dense": True},
+    {"kind": "sequential", "tokens": "mean"},
+    {"selection": "attention", "mix_rgb": True, "adapter": True, "dense": True},
+]
+
+
+def name_of(options):
+    return ",".join(f"{key}={value}" for key, value in options.items()) or "default"
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
+def test_case_with_neither_is_never_changed(
+    make, randomise, views, text, bottleneck, features, head, options
+):
+    fusion = randomise(make(**options))
+    views.images[1] = 0
+    mask = torch.ones(B, N, dtype=torch.bool)
+    mask[1] = False
+    semantics = fusion.encode(views, text, mask)
+    assert changed(fusion.guide(bottleneck, semantics), bottleneck) == [True, False, True]
+    logits = fusion.attend(features, semantics, head)
+    assert changed(logits, head(features)) == [True, False, True]
+    for given in ((views, None, None), (None, text, mask)):
+        semantics = fusion.encode(*given)
+        assert not changed(fusion.guide(bottleneck, semantics), bottleneck)[1]
+        assert not changed(fusion.attend(features, semantics, head), head(features))[1]
+
+
+def test_not_even_overflow_changes_a_case_with_neither(trained, views, bottleneck):
+    nn.init.constant_(trained.gate.shift.bias, float("inf"))  # as float16 may get it
+    views.images[1] = 0
+    guided = trained.guide(bottleneck, trained.encode(views, None))
+    assert torch.equal(guided[1], bottleneck[1])
+    assert not guided[0].isfinite().any()
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
+def test_weight_ramps_the_semantics_in(
+    make, randomise, views, text, bottleneck, features, head, options
+):
+    fusion = randomise(make(**options), size=0.1)
+    semantics = fusion.encode(views, text)
+    off, half, full = (
+        semantics._replace(weight=torch.full((B,), weight)) for weight in (0.0, 0.5, 1.0)
+    )
+    assert torch.equal(fusion.guide(bottleneck, off), bottleneck)
+    assert torch.equal(fusion.attend(features, off, head), head(features))
+    first, middle, last = (fusion.guide(bottleneck, s) for s in (off, half, full))
+    torch.testing.assert_close(middle, (first + last) / 2)
+    assert torch.equal(last, fusion.guide(bottleneck, semantics))
+    first, middle, last = (fusion.attend(features, s, head) for s in (off, half, full))
+    distance = (last - first)[:, 1:].abs()
+    # between the two, but for voxels where gate and attention pull apart
+    assert ((middle - first)[:, 1:].abs() <= distance + 1e-5).float().mean() > 0.9
+    assert ((middle - last)[:, 1:].abs() <= distance + 1e-5).float().mean() > 0.9
+    assert ((middle != first) & (middle != last))[:, 1:].float().mean() > 0.9
+
+
+def test_ramped_residual_lies_in_the_middle(trained, views, text, features, head):
+    semantics = trained.encode(views, text)
+    half = semantics._replace(weight=torch.tensor([0.5, 0.25, 0.0]))
+    plain, full = head(features), trained.attend(features, semantics, head)
+    result = trained.attend(features, half, head)
+    for b, share in enumerate((0.5, 0.25, 0.0)):
+        torch.testing.assert_close(result[b], torch.lerp(plain[b], full[b], share))
+
+
+# batches, crops, flips, precision
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
+def test_cases_do_not_mix(make, randomise, views, text, bottleneck, features, head, options):
+    fusion = randomise(make(**options), size=0.1)
+    semantics = fusion.encode(views, text)
+    for b in range(B):
+        case = slice(b, b + 1)
+        alone = fusion.encode(part_of(views, case), text[case])
+        for result, batched in (
+            (fusion.guide(bottleneck[case], alone), fusion.guide(bottleneck, semantics)),
+            (fusion.attend(features[case], alone, head), fusion.attend(features, semantics, head)),
+        ):
+            assert result.isfinite().all()
+            torch.testing.assert_close(result, batched[case], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_crop_with_its_window_is_a_crop_of_the_whole(trained, views, text, features, head, mode):
+    trained.mode = mode
     semantics = trained.encode(views, text)
     window = torch.tensor([[2 / 7, 1 / 5, 0.0], [4 / 7, 3 / 5, 6 / 8]]).expand(B, 2, 3)
     crop = (..., slice(2, 6), slice(1, 4), slice(0, 6))
-    result = trained.attend(features[crop], semantics, window)
-    whole = trained.attend(features, semantics)
-    torch.testing.assert_close(result, whole[crop], rtol=0, atol=1e-5)
+    result = trained.attend(features[crop], semantics, head, window)
+    whole = trained.attend(features, semantics, head)
+    torch.testing.assert_close(result, whole[crop], rtol=1e-4, atol=1e-4)
 
 
-def test_gradient_reaches_every_weight_but_clip(
-    trained, views, text, bottleneck, features, dead_weights
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["gate", "sequential"])
+@pytest.mark.parametrize("mode", MODES)
+def test_mirrored_features_and_window_give_mirrored_results(
+    make, randomise, views, text, bottleneck, features, head, axis, kind, mode
 ):
-    semantics = trained.encode(views, text)
-    loss = trained.guide(bottleneck, semantics).square().sum()
-    (loss + trained.attend(features, semantics).square().sum()).backward()
-    assert dead_weights(trained) == []
-    assert all(weight.grad is None for weight in trained.bridge.encoder.parameters())
+    fusion = randomise(make(kind=kind, mode=mode, dense=True), size=0.1)
+    semantics = fusion.encode(views, text)
+    mirrored, dim = mirror(WINDOW, axis), 2 + axis
+    expected = fusion.guide(bottleneck, semantics, WINDOW).flip(dim)
+    result = fusion.guide(bottleneck.flip(dim), semantics, mirrored)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+    logits, maps = fusion.attend_with_maps(features, semantics, head, WINDOW)
+    flipped, flipped_maps = fusion.attend_with_maps(features.flip(dim), semantics, head, mirrored)
+    torch.testing.assert_close(flipped, logits.flip(dim), rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(maps, flipped_maps, strict=True):
+        torch.testing.assert_close(theirs, ours.flip(dim), rtol=1e-4, atol=1e-4)
+    unaware = fusion.guide(bottleneck.flip(dim), semantics, WINDOW)
+    assert (unaware - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
+def test_bf16_features(make, randomise, views, text, bottleneck, features, head, options):
+    fusion = randomise(make(**options), size=0.1)
+    views.images[1] = 0
+    mask = torch.tensor([[True] * N, [False] * N, [True] * N])
+    deep, top = bottleneck.bfloat16(), features.bfloat16()
+    exact = fusion.encode(views, text, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        semantics = fusion.encode(views, text, mask)
+        guided, logits = fusion.guide(deep, semantics), fusion.attend(top, semantics, head)
+        plain = head(top)
+    assert guided.dtype == torch.bfloat16
+    assert semantics.weight.tolist() == [1, 0, 1]
+    assert torch.equal(guided[1], deep[1])
+    assert torch.equal(logits[1], plain[1])
+    expected = fusion.guide(deep.float(), exact)
+    assert (guided - expected).norm() < 0.03 * expected.norm()
+    expected = fusion.attend(top.float(), exact, head)
+    assert (logits - expected).norm() < 0.05 * expected.norm()
+
+
+# training
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *VARIANTS,
+        *(
+            {"kind": kind, "mode": mode, "dense": dense, "conditional": True}
+            for kind, mode, dense in itertools.product(KINDS, MODES, (False, True))
+        ),
+    ],
+    ids=name_of,
+)
+def test_gradient_reaches_every_weight_but_clip(
+    make, randomise, views, text, bottleneck, features, head, dead_weights, options
+):
+    fusion = randomise(make(**options), size=0.1)
+    if options.get("selection") == "attention":  # two slices per axis, to be weighed
+        views = Views(*(torch.cat([part, part.flip(0)], dim=1) for part in views))
+    semantics = fusion.encode(views, text)
+    loss = fusion.guide(bottleneck, semantics).square().sum()
+    (loss + fusion.attend(features, semantics, head).square().sum()).backward()
+    assert dead_weights(fusion) == []
+    assert all(weight.grad is None for weight in fusion.bridge.encoder.parameters())
+
+
+def test_first_backward_opens_every_way(make, views, text, bottleneck, features, head):
+    fusion = make(dense=True, conditional=True)
+    semantics = fusion.encode(views, text)
+    loss = fusion.guide(bottleneck, semantics).square().sum()
+    (loss + fusion.attend(features, semantics, head).square().sum()).backward()
+    for layer in (
+        *(fusion.gate.scale, fusion.gate.shift, fusion.from_patches),
+        *(fusion.condition.scale, fusion.condition.shift),
+        *(fusion.attention[region].score for region in fusion.guided),
+    ):
+        assert layer.weight.grad.any()
+        assert layer.bias.grad.any()
+
+
+# errors
 
 
 def test_rejects_unknown_guided_region(make):
@@ -162,9 +520,15 @@ def test_rejects_unknown_guided_region(make):
         make(guided=("TC", "NCR"))
 
 
+def test_rejects_unknown_mode(make):
+    with pytest.raises(ValueError, match="mode='product': choose from residual, gain, paper"):
+        make(mode="product")
+
+
 def test_rejects_fewer_texts_than_regions(make, text):
     with pytest.raises(ValueError, match=r"2 text tokens for 3 regions.*WT, TC, ET"):
         make().encode(None, text[:, :2])
+    assert make(guided=()).encode(None, text[:, :2]).weight.tolist() == [1] * B
 
 
 def test_rejects_batches_of_different_size(make, views, text):
@@ -172,6 +536,22 @@ def test_rejects_batches_of_different_size(make, views, text):
         make().encode(views, text[:2])
 
 
+def test_rejects_text_without_three_axes(make, views, text):
+    with pytest.raises(ValueError, match=r"text is \(3, 64\), expected three axes"):
+        make().encode(views, text[:, 0])
+
+
 def test_rejects_nothing(make):
     with pytest.raises(ValueError, match="neither views nor text"):
         make().encode(None, None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rejects_embeddings_that_are_not_finite(make, views, text, value):
+    fusion = make(adapter=True)
+    text[1, 2, 3] = value
+    with pytest.raises(ValueError, match="a text embedding holds NaN or infinity"):
+        fusion.encode(views, text)
+    nn.init.constant_(fusion.bridge.adapter.layers[-1].bias, value)
+    with pytest.raises(ValueError, match="a view embedding holds NaN or infinity"):
+        fusion.encode(views, None)

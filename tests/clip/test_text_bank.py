@@ -135,6 +135,7 @@ def test_many_texts_are_encoded_in_batches_of_like_length(bank, encoder):
     ("report", "windows"),
     [
         ("A. B. C. D. E.", ["A. B. C. D.", "E."]),
+        ("A. B. C.", ["A. B. C."]),
         ("A a. B b. C c.", ["A a. B b.", "C c."]),
         ("A a a. B. C c. D.", ["A a a. B.", "C c. D."]),
         ("A. Six words make this too long. B.", ["A.", "Six words make this", "too long. B."]),

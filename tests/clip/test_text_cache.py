@@ -104,8 +104,14 @@ def test_foreign_file_is_refused(path, content):
         ({"texts": '["one"]'}, r"embeddings of shape \(2, 5\) for 1 texts"),
         ({"embeddings": torch.ones(2)}, r"embeddings of shape \(2,\) for 2 texts"),
         ({"embeddings": torch.ones(3, E)}, r"embeddings of shape \(3, 5\) for 2 texts"),
-        ({"embeddings": torch.tensor([[1.0], [torch.nan]])}, "the embedding of 'two' holds NaN"),
-        ({"embeddings": torch.tensor([[torch.inf], [1.0]])}, "the embedding of 'one' holds NaN"),
+        (
+            {"embeddings": torch.tensor([[1.0, 1], [1, torch.nan]])},
+            "the embedding of 'two' holds NaN",
+        ),
+        (
+            {"embeddings": torch.tensor([[1, torch.inf], [1.0, 1]])},
+            "the embedding of 'one' holds NaN",
+        ),
     ],
 )
 def test_inconsistent_file_is_refused(path, changes, message):

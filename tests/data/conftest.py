@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 SHAPE = (13, 17, 11)
@@ -86,6 +87,16 @@ def write_case(
 def content(folder):
     """Return every file below a folder with its bytes."""
     return {p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def equal_views(one, other):
+    """Say whether two views agree, images and planes."""
+    return type(one) is type(other) and all(map(torch.equal, one, other))
+
+
+@pytest.fixture(name="equal_views", scope="session")
+def views_comparer():
+    return equal_views
 
 
 @pytest.fixture(name="fake_patient", scope="session")

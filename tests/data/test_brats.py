@@ -19,6 +19,7 @@ from clipseg3d.data.brats import (
 from clipseg3d.data.cases import DataError
 from clipseg3d.data.releases import BRATS_2018, BRATS_2019, BRATS_2020, BRATS_2021
 from clipseg3d.data.transforms import Augmentation
+from clipseg3d.volume import Views
 
 NAMES = [f"Brats18_2013_{patient}_1" for patient in range(2, 7)] + ["Brats18_2013_2_2"]
 PATCH = (5, 6, 4)
@@ -96,7 +97,10 @@ def test_training_batches(make):
         assert batch["label"].shape == (2, 3, *PATCH)
         assert batch["window"].shape == (2, 2, 3)
         assert batch["statistics"].shape == (2, 4, 4)
-        assert batch["views"].shape == (2, 3, 224, 224, 3)
+        assert isinstance(batch["views"], Views)
+        assert batch["views"].images.shape == (2, 3, 224, 224, 4)
+        assert batch["views"].planes.shape == (2, 3, 3)
+        assert batch["grade"].shape == (2,)
         assert all(report.startswith("report ") for report in batch["report"])
     seen = {name for batch in batches for name in batch["case_id"]}
     assert seen <= set(ids(module.train_set))
@@ -152,6 +156,59 @@ def test_reports_of_one_file(make, tmp_path):
     assert [case.report for case in module.val_set.cases] == [
         f"of {name}" for name in ids(module.val_set)
     ]
+
+
+@pytest.mark.parametrize(("selection", "count"), [("center", 3), ("energy", 3), ("attention", 24)])
+def test_views_are_those_selected(make, selection, count, equal_views):
+    module = ready(make(view_selection=selection, num_workers=1))
+    (entry, *_) = module.val_set.cases
+    batch = next(iter(module.val_dataloader()))
+    assert batch["views"].images.shape == (1, count, 224, 224, 4)
+    assert equal_views(Views(*(part[0] for part in batch["views"])), entry.views())
+    for batch in module.train_dataloader():
+        assert batch["views"].planes.shape == (1, count, 3)
+
+
+def test_selections_do_not_share_entries(make, tmp_path):
+    for count, selection in enumerate(("center", "energy", "attention"), start=1):
+        make(view_selection=selection).prepare_data()
+        assert len(list((tmp_path / "cache" / "brats2018").iterdir())) == count * len(NAMES)
+
+
+def test_grades_come_from_the_folders(make):
+    module = ready(make())
+    due = {name: int(seed % 2) for seed, name in enumerate(NAMES)}  # odd ones lie in HGG
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        for batch in loader:
+            assert batch["grade"].tolist() == [due[name] for name in batch["case_id"]]
+
+
+def reports_of(module):
+    return {case.case_id: case.report for case in [*module.train_set.cases, *module.val_set.cases]}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shuffled_reports_are_those_of_other_cases(make, seed):
+    own = reports_of(ready(make(seed=seed)))
+    module = ready(make(seed=seed, shuffle_reports=True))
+    shuffled = reports_of(module)
+    assert sorted(shuffled.values()) == sorted(own.values())
+    assert all(shuffled[name] != own[name] for name in NAMES)
+    module.setup("validate")
+    assert reports_of(module) == shuffled
+    assert reports_of(ready(make(seed=seed, shuffle_reports=True))) == shuffled
+    assert reports_of(ready(make(seed=seed, shuffle_reports=True, fold=1))) == shuffled
+
+
+def test_seeds_shuffle_reports_differently(make):
+    found = [reports_of(ready(make(seed=seed, shuffle_reports=True))) for seed in range(4)]
+    assert len({tuple(reports.values()) for reports in found}) > 1
+
+
+def test_shuffling_leaves_everything_but_reports(make):
+    one, other = ready(make()), ready(make(shuffle_reports=True))
+    for a, b in zip(one.train_set.cases, other.train_set.cases, strict=True):
+        assert (a.case_id, a.folder, a.grade) == (b.case_id, b.folder, b.grade)
 
 
 def test_cache_lies_where_it_is_asked_for(make, tmp_path, monkeypatch, root, content):

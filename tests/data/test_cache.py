@@ -18,7 +18,10 @@ from clipseg3d.data.preprocess import preprocess
 from clipseg3d.data.releases import BRATS_2020, BRATS_2021
 
 NAMES = [f"BraTS20_Training_{number:03d}" for number in (1, 2, 3)]
-FILES = {"image.npy", "label.npy", "statistics.npy", "views.npy", "foreground.npy"}
+FILES = {
+    *("image.npy", "label.npy", "foreground.npy"),
+    *("statistics.npy", "views.npy", "planes.npy"),
+}
 
 
 @pytest.fixture
@@ -42,12 +45,13 @@ def spoil_label(case, write_nifti, value):
     write_nifti(case.label, label)
 
 
-def test_entries_hold_what_preprocessing_made(cases, root):
-    entries = build_cache(cases, BRATS_2020, root)
+@pytest.mark.parametrize("selection", ["center", "energy", "attention"])
+def test_entries_hold_what_preprocessing_made(cases, root, selection, equal_views):
+    entries = build_cache(cases, BRATS_2020, root, view_selection=selection)
     assert [e.case_id for e in entries] == NAMES
     assert [e.report for e in entries] == ["report 0", "report 1", "report 2"]
     for case, entry in zip(cases, entries, strict=True):
-        due = preprocess(case, BRATS_2020)
+        due = preprocess(case, BRATS_2020, view_selection=selection)
         image, label, tumour = entry.image(), entry.label(), entry.foreground()
         assert (image.dtype, label.dtype, tumour.dtype) == (np.float16, np.uint8, np.int16)
         np.testing.assert_allclose(image, due.image.numpy(), rtol=2e-3, atol=1e-6)
@@ -55,7 +59,8 @@ def test_entries_hold_what_preprocessing_made(cases, root):
         np.testing.assert_array_equal(label, due.label)
         np.testing.assert_array_equal(tumour, np.argwhere(due.label > 0))
         assert torch.equal(entry.statistics(), due.statistics)
-        assert torch.equal(entry.views(), due.views)
+        assert equal_views(entry.views(), due.views)
+        assert len(entry.views().planes) == (24 if selection == "attention" else 3)
         assert {path.name for path in entry.folder.iterdir()} == FILES
 
 
@@ -124,6 +129,25 @@ def test_the_format_is_part_of_the_key(cases, root, monkeypatch):
     before = cached_case(cases[0], BRATS_2020, root)
     monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
     assert cached_case(cases[0], BRATS_2020, root) != before
+
+
+def test_entries_of_another_selection_of_views_do_not_collide(cases, root, equal_views):
+    kinds = ("center", "energy", "attention")
+    built = {kind: build_cache(cases, BRATS_2020, root, view_selection=kind) for kind in kinds}
+    assert len({entry.folder for entries in built.values() for entry in entries}) == 9
+    for kind, entries in built.items():
+        for case, entry in zip(cases, entries, strict=True):
+            assert entry == cached_case(case, BRATS_2020, root, view_selection=kind)
+            due = preprocess(case, BRATS_2020, view_selection=kind)
+            assert equal_views(entry.views(), due.views)
+    assert not equal_views(built["center"][0].views(), built["energy"][0].views())
+
+
+def test_grade_and_report_come_from_the_case_not_from_the_cache(cases, root, monkeypatch):
+    build_cache(cases, BRATS_2020, root)
+    monkeypatch.setattr(cache, "preprocess", None)  # any call would fail
+    graded = [replace(case, grade=grade) for case, grade in zip(cases, (1, 0, -1), strict=True)]
+    assert [entry.grade for entry in build_cache(graded, BRATS_2020, root)] == [1, 0, -1]
 
 
 def test_a_new_report_needs_no_new_entry(cases, root, monkeypatch):
@@ -211,8 +235,8 @@ def test_a_killed_build_is_not_taken_for_an_entry(cases, root):
 def test_threads_that_build_one_case_at_once(cases, root, monkeypatch):
     together = threading.Barrier(2)
 
-    def wait(case, release):
-        ready = preprocess(case, release)
+    def wait(case, release, **options):
+        ready = preprocess(case, release, **options)
         together.wait(timeout=120)  # both have found no entry and are about to write one
         return ready
 

@@ -68,6 +68,7 @@ def test_official_layouts(tmp_path, write_case, year, ext):
             sequences={sequence: files[sequence] for sequence in SEQUENCES},
             label=files[LABEL],
             report="",
+            grade={"HGG": 1, "LGG": 0}.get(group, -1),
         )
     ]
 
@@ -85,11 +86,24 @@ def test_high_and_low_grade_folders(tmp_path, write_case):
     write_case(tmp_path / "HGG" / "Brats18_TCIA01_201_1", "Brats18_TCIA01_201_1")
     write_case(tmp_path / "HGG" / "Brats18_CBICA_AVG_1", "Brats18_CBICA_AVG_1")
     write_case(tmp_path / "LGG" / "Brats18_2013_28_1", "Brats18_2013_28_1")
-    assert names(find_cases(tmp_path, BRATS_2018)) == [
-        "Brats18_2013_28_1",
-        "Brats18_CBICA_AVG_1",
-        "Brats18_TCIA01_201_1",
-    ]
+    write_case(tmp_path / "Brats18_2013_2_1", "Brats18_2013_2_1")
+    assert {case.case_id: case.grade for case in find_cases(tmp_path, BRATS_2018)} == {
+        "Brats18_2013_28_1": 0,
+        "Brats18_2013_2_1": -1,
+        "Brats18_CBICA_AVG_1": 1,
+        "Brats18_TCIA01_201_1": 1,
+    }
+
+
+def test_grade_is_that_of_the_nearest_folder_and_known_from_below(
+    tmp_path, write_case, monkeypatch
+):
+    name = "Brats18_TCIA01_201_1"
+    write_case(tmp_path / "HGG" / "LGG" / name, name)
+    assert [case.grade for case in find_cases(tmp_path, BRATS_2018)] == [0]
+    monkeypatch.chdir(tmp_path / "HGG" / "LGG" / name)
+    assert [case.grade for case in find_cases(".", BRATS_2018)] == [0]
+    assert Case("a", "a", {}).grade == -1
 
 
 def test_one_flat_folder_in_mixed_formats(tmp_path, write_case):

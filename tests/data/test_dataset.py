@@ -1,6 +1,7 @@
 """Mirrors clipseg3d/data/dataset.py."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from clipseg3d.data.cache import build_cache
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import BRATS_2020
+from clipseg3d.volume import Views
 
 NAMES = [f"BraTS20_Training_{number:03d}" for number in (1, 2, 3)]
 BOX = (11, 14, 7)  # the brain box that fake_patient draws
@@ -60,24 +62,28 @@ def whole(entries):
 def test_a_sample_holds_what_the_contract_says(entries):
     sample = BraTSDataset(entries, BRATS_2020, crop=CROP)[1]
     assert sample.keys() == Sample.__annotations__.keys() == Batch.__annotations__.keys()
-    tensors = {key: (tuple(v.shape), v.dtype) for key, v in sample.items() if torch.is_tensor(v)}
+    images, planes = sample["views"]
+    flat = {**sample, "images": images, "planes": planes}
+    tensors = {key: (tuple(v.shape), v.dtype) for key, v in flat.items() if torch.is_tensor(v)}
     assert tensors == {
         "image": ((4, *CROP), torch.float32),
         "label": ((3, *CROP), torch.float32),
         "window": ((2, 3), torch.float32),
         "statistics": ((4, 4), torch.float32),
-        "views": ((3, 224, 224, 3), torch.uint8),
+        "images": ((3, 224, 224, 4), torch.uint8),
+        "planes": ((3, 3), torch.float32),
     }
-    assert (sample["case_id"], sample["report"]) == (NAMES[1], "report 1")
+    assert isinstance(sample["views"], Views)
+    assert (sample["case_id"], sample["report"], sample["grade"]) == (NAMES[1], "report 1", -1)
 
 
-def test_a_whole_brain(entries):
+def test_a_whole_brain(entries, equal_views):
     for entry, sample in zip(entries, whole(entries), strict=True):
         assert sample["window"].tolist() == [[0, 0, 0], [1, 1, 1]]
         np.testing.assert_array_equal(sample["image"], entry.image().astype(np.float32))
         np.testing.assert_array_equal(sample["label"], BRATS_2020.to_regions(entry.label()))
         assert torch.equal(sample["statistics"], entry.statistics())
-        assert torch.equal(sample["views"], entry.views())
+        assert equal_views(sample["views"], entry.views())
         assert sample["case_id"] == entry.case_id
         assert sample["image"].shape[1:] == BOX
 
@@ -206,10 +212,11 @@ def test_samples_do_not_share_memory_with_the_cache(entries):
     dataset = BraTSDataset(entries, BRATS_2020)
     before = dataset[0]["image"].clone()
     sample = dataset[0]
-    for key in ("image", "label", "statistics", "views"):
-        sample[key].zero_()
+    for tensor in (sample["image"], sample["label"], sample["statistics"], *sample["views"]):
+        tensor.zero_()
     assert torch.equal(dataset[0]["image"], before)
     assert dataset[0]["statistics"].any()
+    assert all(part.any() for part in dataset[0]["views"])
 
 
 def test_augment_gets_the_sample(entries):
@@ -220,9 +227,11 @@ def test_augment_gets_the_sample(entries):
     assert dataset[0]["case_id"] == NAMES[0]
 
 
-def test_batches_through_a_loader(entries):
-    dataset = BraTSDataset(entries, BRATS_2020, crop=CROP, crops_per_case=2)
-    batches = list(DataLoader(dataset, batch_size=2))
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_through_a_loader(entries, num_workers, equal_views):
+    graded = [replace(entry, grade=grade) for entry, grade in zip(entries, (1, 0, -1), strict=True)]
+    dataset = BraTSDataset(graded, BRATS_2020, crop=CROP, crops_per_case=2)
+    batches = list(DataLoader(dataset, batch_size=2, num_workers=num_workers))
     assert len(batches) == 3
     batch = batches[0]
     assert batch.keys() == Batch.__annotations__.keys()
@@ -232,8 +241,13 @@ def test_batches_through_a_loader(entries):
         "label": (2, 3, *CROP),
         "window": (2, 2, 3),
         "statistics": (2, 4, 4),
-        "views": (2, 3, 224, 224, 3),
+        "grade": (2,),
     }
+    assert isinstance(batch["views"], Views)
+    own = [entry.views() for entry in entries[:2]]
+    assert equal_views(batch["views"], Views(*map(torch.stack, zip(*own, strict=True))))
+    assert batch["grade"].dtype == torch.int64
+    assert [batch["grade"].tolist() for batch in batches] == [[1, 0], [-1, 1], [0, -1]]
     assert batch["case_id"] == NAMES[:2]
     assert batch["report"] == ["report 0", "report 1"]
 

@@ -139,6 +139,20 @@ def test_equal_seeds_give_equal_patients(tmp_path, written):
         )
 
 
+def test_shuffled_reports_and_views_are_those_of_the_base(written):
+    own, other = make(written), make(written, shuffle_reports=True, view_selection="attention")
+    for module in (own, other):
+        module.prepare_data()
+        module.setup("fit")
+    reports = [
+        {case.case_id: case.report for case in [*module.train_set.cases, *module.val_set.cases]}
+        for module in (own, other)
+    ]
+    assert sorted(reports[0].values()) == sorted(reports[1].values())
+    assert all(reports[0][name] != reports[1][name] for name in reports[0])
+    assert other.val_set[0]["views"].planes.shape == (24, 3)
+
+
 @pytest.mark.parametrize("num_cases", [0, -1])
 def test_refuses_no_patients(num_cases):
     with pytest.raises(ValueError, match=f"num_cases={num_cases} is not positive"):

@@ -13,7 +13,7 @@ from clipseg3d.data.cases import DataError, find_cases
 from clipseg3d.data.nifti import read_voxels, write_label
 from clipseg3d.data.preprocess import Grid, preprocess
 from clipseg3d.data.releases import BRATS_2018, BRATS_2020, SEQUENCES
-from clipseg3d.volume import cut_views, intensity_statistics
+from clipseg3d.volume import Views, cut_views, intensity_statistics
 
 ONE = "BraTS20_Training_001"
 ORDERS = ["LPS", "RAS", "PIR", "ASL", "SRA", "IPL", "LAI"]
@@ -101,20 +101,24 @@ def test_shapes_and_types(tmp_path, write_case):
     assert ready.label.shape == (11, 14, 7)
     assert ready.label.dtype == np.uint8
     assert ready.statistics.shape == (4, 4)
-    assert ready.views.shape == (3, 224, 224, 3)
-    assert ready.views.dtype == torch.uint8
+    assert ready.views.images.shape == (3, 224, 224, 4)
+    assert ready.views.images.dtype == torch.uint8
+    assert ready.views.planes.shape == (3, 3)
+    assert ready.views.planes.dtype == torch.float32
     assert ready.grid.shape == (13, 17, 11)
 
 
 @pytest.mark.parametrize("tilt", [False, True])
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_voxel_order_of_files_does_not_matter(tmp_path, write_case, patient, order, tilt):
+def test_the_voxel_order_of_files_does_not_matter(
+    tmp_path, write_case, patient, order, tilt, equal_views
+):
     due = preprocess(write_as(write_case, tmp_path / "lps", *patient, "LPS"), BRATS_2020)
     case = write_as(write_case, tmp_path / "turned", *patient, order, tilt=tilt)
     got = preprocess(case, BRATS_2020)
     torch.testing.assert_close(got.image, due.image, rtol=0, atol=1e-6)
     torch.testing.assert_close(got.statistics, due.statistics, rtol=0, atol=1e-6)
-    assert torch.equal(got.views, due.views)
+    assert equal_views(got.views, due.views)
     np.testing.assert_array_equal(got.label, due.label)
     assert got.grid.box == due.grid.box
 
@@ -300,12 +304,16 @@ def test_a_constant_sequence_becomes_zero(tmp_path, write_case, patient):
     assert torch.isfinite(ready.image).all()
 
 
-def test_views_are_those_of_the_whole_volume(tmp_path, write_case, patient):
+@pytest.mark.parametrize("selection", [None, "center", "energy", "attention"])
+def test_views_are_those_of_the_whole_volume(tmp_path, write_case, patient, selection, equal_views):
     images, label = patient
-    ready = preprocess(case_of(write_case, tmp_path, images=images, label=label), BRATS_2020)
+    case = case_of(write_case, tmp_path, images=images, label=label)
+    chosen = {} if selection is None else {"view_selection": selection}
+    ready = preprocess(case, BRATS_2020, **chosen)
     whole = torch.from_numpy(images.astype(np.float32))[None]
-    assert torch.equal(ready.views, cut_views(whole)[0])
-    assert ready.views.max() > 200
+    due = cut_views(whole, selection=selection or "center")
+    assert equal_views(ready.views, Views(due.images[0], due.planes[0]))
+    assert ready.views.images.max() > 200
 
 
 # Faults

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clipseg3d.data.transforms import Augmentation
+from clipseg3d.volume import Views
 
 SHAPE = (13, 17, 11)
 START, SIZE = (0.125, 0.25, 0.375), (0.5, 0.375, 0.625)  # exact in floating point
@@ -27,7 +28,8 @@ def sample():
         "label": label,
         "window": torch.tensor([START, SIZE]),
         "statistics": torch.arange(16.0).view(4, 4),
-        "views": torch.zeros(3, 224, 224, 3, dtype=torch.uint8),
+        "views": Views(torch.zeros(3, 224, 224, 4, dtype=torch.uint8), torch.zeros(3, 3)),
+        "grade": 1,
         "report": "a report",
         "case_id": "a case",
     }
@@ -64,7 +66,7 @@ def test_shapes_types_and_the_rest(sample):
             assert type(result[key]) is torch.Tensor
             assert result[key].shape == sample[key].shape
             assert result[key].dtype == torch.float32
-        for key in ("statistics", "views", "report", "case_id"):
+        for key in ("statistics", "views", "report", "grade", "case_id"):
             assert result[key] is sample[key]
 
 

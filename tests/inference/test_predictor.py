@@ -1,17 +1,22 @@
 """Mirrors clipseg3d/inference/predictor.py: geometry, labels, reports, checkpoints, bad input."""
 
+from dataclasses import asdict, replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.data.cases import DataError, find_cases
 from clipseg3d.data.phantom import simulate_phantom, write_phantom
+from clipseg3d.data.preprocess import preprocess
 from clipseg3d.data.releases import BRATS_2020, PHANTOM, SEQUENCES
 from clipseg3d.inference.predictor import Predictor
-from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.clipseg3d import Prediction, build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.volume import Views
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPACING_MM = 8.0
@@ -27,11 +32,13 @@ class BrightFlair(nn.Module):
         return None, None
 
     def encode_semantics(self, views, text, mask):
+        self.views = views
         return None
 
     def segment(self, image, semantics, *, window=None, statistics=None):
         flair = image[:, 3:]
-        return [torch.cat([flair - 0.5, flair - 1.0, flair - 1.5], dim=1)]
+        logits = torch.cat([flair - 0.5, flair - 1.0, flair - 1.5], dim=1)
+        return Prediction(logits, [], None, None)
 
 
 @pytest.fixture
@@ -138,11 +145,7 @@ def test_two_windows_or_one_give_the_same_for_a_voxelwise_network(folder):
 
 def test_report_changes_a_network_whose_semantic_path_is_open(folder):
     torch.manual_seed(0)
-    network = build_clipseg3d(
-        NetworkConfig(
-            channels=(4, 8), num_auxiliary=0, semantic_dim=16, num_heads=2, clip="tiny-random"
-        )
-    )
+    network = build_clipseg3d(SMALL)
     for parameter in network.semantic_fusion.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter)
@@ -152,6 +155,98 @@ def test_report_changes_a_network_whose_semantic_path_is_open(folder):
     left = run(case_in(folder), text="A tumour in the left temporal lobe.").label
     right = run(case_in(folder), text="Nothing to be seen anywhere.").label
     assert (left != right).any()
+
+
+@pytest.mark.parametrize(("selection", "count"), [("center", 3), ("energy", 3), ("attention", 24)])
+def test_views_are_those_selected(folder, selection, count):
+    run = predictor(device="cpu", view_selection=selection)
+    case = case_in(folder)
+    run(case)
+    due = preprocess(case, PHANTOM, view_selection=selection).views
+    assert isinstance(run.network.views, Views)
+    assert len(due.planes) == count
+    for found, wanted in zip(run.network.views, due, strict=True):
+        assert torch.equal(found, wanted[None])
+
+
+SMALL = NetworkConfig(
+    channels=(4, 8), num_auxiliary=0, semantic_dim=16, num_heads=2, clip="tiny-random"
+)
+VARIANTS = {
+    "attention views": {"view_selection": "attention", "dense": True},
+    "nested": {"head": "nested", "conditional_norm": True, "grade_classifier": True},
+    "paper": {"attention_mode": "paper", "view_selection": "center", "guidance_tokens": "mean"},
+    "no text": {"text": "none"},
+    "baseline": {"semantics": False, "pixel_fusion": False},
+}
+
+
+def checkpoint_of(network, config, path, **changes):
+    """Write a checkpoint as training does."""
+    settings = {
+        "network": asdict(config),
+        "release": "phantom",
+        "spacing_mm": SPACING_MM,
+        "window": (16, 20, 12),
+        "overlap": 0.25,
+    }
+    torch.save(
+        {
+            "hyper_parameters": settings,
+            "state_dict": {f"network.{name}": w for name, w in network.state_dict().items()},
+            "encoders": network.encoder_identities(),
+            **changes,
+        },
+        path,
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_checkpoint_gives_the_network_back_whatever_it_is(folder, tmp_path, randomise, variant):
+    torch.manual_seed(0)
+    config = replace(SMALL, **VARIANTS[variant])
+    network = randomise(build_clipseg3d(config))
+    checkpoint_of(network, config, tmp_path / "w.ckpt")
+    loaded = Predictor.from_checkpoint(tmp_path / "w.ckpt", device="cpu")
+    assert loaded.view_selection == config.view_selection
+    assert (loaded.window, loaded.overlap, loaded.spacing_mm) == ((16, 20, 12), 0.25, SPACING_MM)
+    direct = Predictor(
+        network,
+        release=PHANTOM,
+        spacing_mm=SPACING_MM,
+        view_selection=config.view_selection,
+        window=(16, 20, 12),
+        overlap=0.25,
+        device="cpu",
+    )
+    case = case_in(folder)
+    label = loaded(case).label
+    np.testing.assert_array_equal(label, direct(case).label)
+    assert label.any()
+
+
+def test_clip_may_lie_elsewhere_but_must_be_the_same(folder, tmp_path, randomise):
+    torch.manual_seed(0)
+    network = build_clipseg3d(SMALL)
+    for seed in (0, 1):
+        clip = HuggingFaceCLIP.tiny_random(seed=seed)
+        clip.frozen_model.save_pretrained(tmp_path / f"clip{seed}")
+        clip.tokenizer.save_pretrained(tmp_path / f"clip{seed}")
+    checkpoint_of(network, replace(SMALL, clip="nowhere/at-all"), tmp_path / "w.ckpt")
+    found = Predictor.from_checkpoint(tmp_path / "w.ckpt", clip=str(tmp_path / "clip0"))
+    assert found.network.encoder_identities()["CLIP"]["name"] == str(tmp_path / "clip0")
+    with pytest.raises(ValueError, match=r"clip1' has other weights than 'tiny-random'"):
+        Predictor.from_checkpoint(tmp_path / "w.ckpt", clip=str(tmp_path / "clip1"))
+
+
+def test_checkpoint_of_before_encoders_were_named_is_refused(tmp_path):
+    network = build_clipseg3d(SMALL)
+    checkpoint_of(network, SMALL, tmp_path / "w.ckpt")
+    checkpoint = torch.load(tmp_path / "w.ckpt", weights_only=True)
+    checkpoint["clip"] = checkpoint.pop("encoders")["CLIP"]
+    torch.save(checkpoint, tmp_path / "w.ckpt")
+    with pytest.raises(ValueError, match=r"w\.ckpt: not a checkpoint of clipseg3d"):
+        Predictor.from_checkpoint(tmp_path / "w.ckpt")
 
 
 def test_checkpoint_errors_name_file_and_cure(tmp_path):

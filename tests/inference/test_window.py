@@ -6,6 +6,7 @@ import torch
 import clipseg3d.inference.window
 from clipseg3d.blocks.attention import voxel_positions
 from clipseg3d.inference.window import segment_volume
+from clipseg3d.networks.clipseg3d import Prediction
 
 S, X, Y, Z = 4, 21, 13, 30
 WINDOWS = [(16, 8, 12), (16, 20, 12), (24, 18, 33), (21, 13, 30)]
@@ -21,7 +22,7 @@ class StubNetwork:
 
     def segment(self, image, semantics, *, window=None, statistics=None, deep=False):
         self.calls.append((tuple(image.shape), semantics, statistics))
-        return [self.function(image, window)]
+        return Prediction(self.function(image, window), [], None, None)
 
 
 @pytest.fixture

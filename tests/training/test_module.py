@@ -1,21 +1,27 @@
 """Mirrors clipseg3d/training/module.py and its way into the predictor."""
 
-from dataclasses import asdict
+import copy
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.nifti import read_voxels
 from clipseg3d.data.phantom_datamodule import PhantomDataModule
 from clipseg3d.data.releases import PHANTOM
 from clipseg3d.inference.predictor import Predictor
+from clipseg3d.losses import cosine_loss
 from clipseg3d.metrics.dice import dice_score
+from clipseg3d.networks.clipseg3d import Prediction, build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.training.module import CLIPSeg3DModule
+from clipseg3d.training.plan import PLANS, TrainingPlan
+from clipseg3d.volume import Views
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPACING_MM = 8.0
@@ -23,6 +29,34 @@ SMALL = NetworkConfig(
     channels=(4, 8), num_auxiliary=0, semantic_dim=16, num_heads=2, clip="tiny-random"
 )
 WINDOW = (16, 20, 12)
+FROM_THE_START = TrainingPlan()
+
+
+def phantoms(folder, **options):
+    """Five simulated patients in a folder, four of them to train on."""
+    defaults = {
+        "num_cases": 5,
+        "spacing_mm": SPACING_MM,
+        "num_folds": 5,
+        "patch_size": (16, 16, 16),
+        "num_workers": 0,
+        "view_selection": SMALL.view_selection,
+        "cache_dir": str(folder / "cache"),
+    }
+    return PhantomDataModule(str(folder / "phantoms"), **{**defaults, **options})
+
+
+def quick_trainer(folder, **options):
+    defaults = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "default_root_dir": folder,
+    }
+    return Trainer(**{**defaults, **options})
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +64,14 @@ def fitted(tmp_path_factory):
     """A module after one epoch with validation, its data, its trainer and its checkpoint."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("fit")
-    data = PhantomDataModule(
-        str(folder / "phantoms"),
-        num_cases=5,
-        spacing_mm=SPACING_MM,
-        num_folds=5,
-        patch_size=(16, 16, 16),
-        num_workers=0,
-        cache_dir=str(folder / "cache"),
-    )
+    data = phantoms(folder)
     module = CLIPSeg3DModule(
-        SMALL, release="phantom", spacing_mm=SPACING_MM, lr=1e-2, window=WINDOW
+        SMALL,
+        release="phantom",
+        spacing_mm=SPACING_MM,
+        plan=FROM_THE_START,
+        lr=1e-2,
+        window=WINDOW,
     )
     trainer = Trainer(
         max_epochs=3,
@@ -58,6 +89,29 @@ def small_module(**options):
     return CLIPSeg3DModule(SMALL, **options)
 
 
+def some_batch(count=1, *, generator=None, grade=-1):
+    """A batch of noise with a box as its tumour."""
+    label = torch.zeros(count, 3, 8, 12, 10)
+    label[:, :, 2:6, 3:8, 4:9] = 1
+    images = torch.randint(1, 255, (count, 3, 32, 32, 4), dtype=torch.uint8, generator=generator)
+    return {
+        "image": label[:, :1] + torch.rand(count, 4, 8, 12, 10, generator=generator),
+        "label": label,
+        "window": torch.tensor([[[0.0] * 3, [1.0] * 3]]).expand(count, 2, 3),
+        "statistics": torch.tensor([[[0.0, 2.0, 0.0, 1.0]] * 4]).expand(count, 4, 4),
+        "views": Views(images, torch.tensor([0.5, 1.0, 1.0]).expand(count, 3, 3)),
+        "report": ["left frontal"] * count,
+        "grade": torch.full((count,), grade),
+        "case_id": ["a"] * count,
+    }
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """Let training steps run without a trainer."""
+    monkeypatch.setattr(CLIPSeg3DModule, "log", lambda *args, **kwargs: None)
+
+
 def test_validation_logs_every_region_and_their_mean(fitted):
     _, _, trainer, _ = fitted
     logged = trainer.callback_metrics
@@ -72,8 +126,10 @@ def test_checkpoint_is_plain_and_holds_no_clip(fitted):
     assert [name for name in checkpoint["state_dict"] if "clip" in name.lower()] == []
     assert checkpoint["hyper_parameters"]["network"] == asdict(SMALL)
     assert checkpoint["hyper_parameters"]["release"] == "phantom"
-    assert checkpoint["clip"]["name"] == "tiny-random"
-    assert len(checkpoint["clip"]["sha256"]) == 64
+    assert checkpoint["hyper_parameters"]["plan"] == asdict(replace(FROM_THE_START, lr=1e-2))
+    assert set(checkpoint["encoders"]) == {"CLIP"}
+    assert checkpoint["encoders"]["CLIP"]["name"] == "tiny-random"
+    assert len(checkpoint["encoders"]["CLIP"]["sha256"]) == 64
 
 
 def test_checkpoint_loads_to_the_same_logits(fitted):
@@ -81,10 +137,12 @@ def test_checkpoint_loads_to_the_same_logits(fitted):
     first = CLIPSeg3DModule.load_from_checkpoint(path, weights_only=True)
     second = CLIPSeg3DModule.load_from_checkpoint(path, weights_only=True)
     stored = torch.load(path, weights_only=True)["state_dict"]
+    assert first.plan == replace(FROM_THE_START, lr=1e-2)
+    assert first.config == SMALL
     for name, weight in first.state_dict().items():
         torch.testing.assert_close(weight, stored[name], rtol=0, atol=0)
     sample = data.val_set[0]
-    image, views = sample["image"][None], sample["views"][None]
+    image, views = sample["image"][None], Views(*(part[None] for part in sample["views"]))
     outputs = [m.eval().network(image, views=views) for m in (first, second)]
     torch.testing.assert_close(*outputs, rtol=0, atol=0)
 
@@ -92,9 +150,14 @@ def test_checkpoint_loads_to_the_same_logits(fitted):
 def test_another_clip_is_refused(fitted):
     *_, path = fitted
     checkpoint = torch.load(path, weights_only=True)
-    checkpoint["clip"]["sha256"] = "0" * 64
+    checkpoint["encoders"]["CLIP"]["sha256"] = "0" * 64
     with pytest.raises(ValueError, match=r"SHA-256 000000000000.*load that one"):
         small_module().on_load_checkpoint(checkpoint)
+    forged = path.with_name("forged.ckpt")
+    torch.save(checkpoint, forged)
+    for load in (CLIPSeg3DModule.load_from_checkpoint, Predictor.from_checkpoint):
+        with pytest.raises(ValueError, match=r"SHA-256 000000000000.*load that one"):
+            load(forged)
 
 
 def test_validation_scores_are_those_of_the_written_segmentations(fitted):
@@ -138,21 +201,10 @@ def test_mixed_precision_trains_and_validates(fitted, tmp_path):
     assert all(w.dtype == torch.float32 for w in module.parameters())
 
 
-def test_training_lowers_the_loss():
+def test_training_lowers_the_loss(quiet):
     torch.manual_seed(0)
     module = small_module(lr=1e-2, report_dropout=0.0)
-    module.log = lambda *args, **kwargs: None
-    label = torch.zeros(1, 3, 8, 12, 10)
-    label[:, :, 2:6, 3:8, 4:9] = 1
-    batch = {
-        "image": (label[:, :1] + torch.rand(1, 4, 8, 12, 10)).contiguous(),
-        "label": label,
-        "window": torch.tensor([[[0.0] * 3, [1.0] * 3]]),
-        "statistics": torch.tensor([[[0.0, 2.0, 0.0, 1.0]] * 4]),
-        "views": torch.randint(0, 255, (1, 3, 32, 32, 3), dtype=torch.uint8),
-        "report": ["left frontal"],
-        "case_id": ["a"],
-    }
+    batch = some_batch()
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(15):
@@ -164,33 +216,318 @@ def test_training_lowers_the_loss():
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_withheld_reports_leave_the_prompts(monkeypatch):
-    module = small_module(report_dropout=1.0)
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.3, 100, 140), (1.0, 400, 400)])
+def test_withheld_reports_leave_the_prompts(monkeypatch, quiet, share, low, high):
+    torch.manual_seed(0)
+    module = small_module(report_dropout=share)
     seen = []
+    embed = module.network.embed_text
     monkeypatch.setattr(
-        module.network, "embed_text", lambda reports: seen.append(reports) or (None, None)
+        module.network, "embed_text", lambda reports: seen.extend(reports) or embed(reports)
     )
-    monkeypatch.setattr(module.network, "segment", lambda *a, **k: [torch.zeros(2, 3, 4, 4, 4)])
-    module.log = lambda *args, **kwargs: None
-    batch = {
-        "image": torch.zeros(2, 4, 4, 4, 4),
-        "label": torch.zeros(2, 3, 4, 4, 4),
-        "window": None,
-        "statistics": None,
-        "views": None,
-        "report": ["one", "two"],
-        "case_id": ["a", "b"],
-    }
+    batch = some_batch(4)
+    monkeypatch.setattr(
+        module.network,
+        "segment",
+        lambda *a, **k: Prediction(torch.zeros_like(batch["label"]), [], None, None),
+    )
+    for _ in range(100):
+        module.training_step(batch, 0)
+    assert len(seen) == 400
+    assert low <= seen.count("") <= high
+    assert seen.count("left frontal") == 400 - seen.count("")
+    assert embed(["", ""])[1].tolist() == [[True] * 3] * 2
+
+
+def test_validation_withholds_nothing(fitted, monkeypatch):
+    module, data, trainer, _ = fitted
+    monkeypatch.setitem(module.hparams, "report_dropout", 1.0)
+    monkeypatch.setitem(module.hparams, "sequence_dropout", 1.0)
+    seen = []
+    embed = module.network.embed_text
+    monkeypatch.setattr(
+        module.network, "embed_text", lambda reports: seen.extend(reports) or embed(reports)
+    )
+    encode = module.network.encode_semantics
+    views = []
+    monkeypatch.setattr(
+        module.network, "encode_semantics", lambda v, *rest: views.append(v) or encode(v, *rest)
+    )
+    trainer.validate(module, data, verbose=False)
+    assert seen == [case.report for case in data.val_set.cases]
+    assert "" not in seen
+    assert all(v.images.amax(dim=(0, 1, 2, 3)).min() > 0 for v in views)
+
+
+# sequences withheld
+
+
+def test_drawn_sequences_are_non_empty_proper_subsets_equally_often():
+    torch.manual_seed(0)
+    module = small_module(sequence_dropout=1.0)
+    kept = module._draw_sequences(14_000, 4)
+    assert kept.dtype == torch.bool
+    counts = {}
+    for row in kept.tolist():
+        counts[tuple(row)] = counts.get(tuple(row), 0) + 1
+    assert len(counts) == 14
+    assert {sum(subset) for subset in counts} == {1, 2, 3}
+    assert all(850 < count < 1150 for count in counts.values())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_share_of_samples_without_some_sequences(share):
+    torch.manual_seed(0)
+    kept = small_module(sequence_dropout=share)._draw_sequences(10_000, 4)
+    assert float((~kept.all(dim=1)).float().mean()) == pytest.approx(share, abs=0.02)
+
+
+def test_withheld_sequences_are_gone_from_image_statistics_and_views(monkeypatch, quiet):
+    torch.manual_seed(0)
+    module = small_module(sequence_dropout=1.0)
+    batch, given = some_batch(6), {}
+    encode, segment = module.network.encode_semantics, module.network.segment
+
+    def spy_encode(views, *rest):
+        given["views"] = views.images.amax(dim=(1, 2, 3)) > 0
+        return encode(views, *rest)
+
+    def spy_segment(image, semantics, *, statistics, **rest):
+        given["image"] = image.abs().amax(dim=(2, 3, 4)) > 0
+        given["statistics"] = statistics.abs().amax(dim=2) > 0
+        return segment(image, semantics, statistics=statistics, **rest)
+
+    monkeypatch.setattr(module.network, "encode_semantics", spy_encode)
+    monkeypatch.setattr(module.network, "segment", spy_segment)
+    before = copy.deepcopy(batch)
+    loss = module.training_step(batch, 0)
+    assert loss.isfinite()
+    assert torch.equal(given["image"], given["statistics"])
+    assert torch.equal(given["image"], given["views"])
+    assert {int(n) for n in given["image"].sum(dim=1)} <= {1, 2, 3}
+    assert len({tuple(row) for row in given["image"].tolist()}) > 1
+    assert torch.equal(batch["image"], before["image"])  # the batch itself is left alone
+    assert torch.equal(batch["views"].images, before["views"].images)
+
+
+# losses
+
+
+@pytest.mark.parametrize("guided", [("TC", "ET"), ("ET",)])
+def test_cosine_weight_adds_the_loss_of_the_guided_regions(quiet, guided):
+    torch.manual_seed(0)
+    config = replace(SMALL, guided=guided)
+    module = CLIPSeg3DModule(config, plan=TrainingPlan(cosine_weight=0.5, cosine_temperature=0.1))
+    without = CLIPSeg3DModule(config, plan=TrainingPlan())
+    without.load_state_dict(module.state_dict())
+    batch = some_batch(2)
+    batch["label"][:, 1, :4] = 0
+    batch["label"][:, 2, :5] = 0
+    module.eval(), without.eval()  # no dropout: the same maps in every call
+    module.hparams["report_dropout"] = without.hparams["report_dropout"] = 0.0
+    text, mask = module.network.embed_text(batch["report"])
+    semantics = module.network.encode_semantics(batch["views"], text, mask)
+    maps = module.network.segment(
+        batch["image"], semantics, window=batch["window"], statistics=batch["statistics"]
+    ).maps
+    due = cosine_loss(maps.cosines, batch["label"][:, 3 - len(guided) :], temperature=0.1)
+    extra = module.training_step(batch, 0) - without.training_step(batch, 0)
+    torch.testing.assert_close(extra, 0.5 * due)
+    assert due > 0.1
+
+
+@pytest.mark.parametrize(("grade", "weight"), [(-1, 0.1), (1, 0.1), (1, 0.3), (0, 0.1)])
+def test_grade_loss_counts_known_grades_and_always_has_a_gradient(quiet, grade, weight):
+    torch.manual_seed(0)
+    config = replace(SMALL, grade_classifier=True)
+    module = CLIPSeg3DModule(config, plan=TrainingPlan(grade_weight=weight)).eval()
+    without = CLIPSeg3DModule(config, plan=TrainingPlan(grade_weight=0.0)).eval()
+    without.load_state_dict(module.state_dict())
+    module.hparams["report_dropout"] = without.hparams["report_dropout"] = 0.0
+    batch = some_batch(2, grade=grade)
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    extra = float((loss - without.training_step(batch, 0)).detach())
+    grads = [weight.grad for weight in module.network.grade_classifier.parameters()]
+    assert all(grad is not None for grad in grads)
+    assert any(grad.any() for grad in grads) == (grade >= 0)
+    if grade < 0:
+        assert extra == 0
+    else:
+        text, mask = module.network.embed_text(batch["report"])
+        semantics = module.network.encode_semantics(batch["views"], text, mask)
+        logit = module.network.segment(
+            batch["image"], semantics, window=batch["window"], statistics=batch["statistics"]
+        ).grade
+        signed = logit if grade else -logit
+        due = float(-torch.nn.functional.logsigmoid(signed).mean().detach())
+        assert extra == pytest.approx(weight * due, rel=1e-3)
+
+
+@pytest.mark.parametrize("contrast", [0.0, 0.5])
+def test_true_regions_are_shown_for_region_contrast_only(monkeypatch, quiet, contrast):
+    module = CLIPSeg3DModule(replace(SMALL, region_contrast=contrast))
+    segment, seen = module.network.segment, []
+
+    def spy(*args, regions=None, **rest):
+        seen.append(regions)
+        return segment(*args, regions=regions, **rest)
+
+    monkeypatch.setattr(module.network, "segment", spy)
+    batch = some_batch()
     module.training_step(batch, 0)
-    assert seen == [["", ""]]
+    assert seen == [None] if contrast == 0 else seen[0] is batch["label"]
+
+
+# semantics switched in
+
+
+class Strengths(Callback):
+    """Notes the strength of semantics at the end of every epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seen.append(float(pl_module.network.semantic_strength))
+
+
+def test_semantics_are_switched_in_as_the_plan_says(fitted, tmp_path):
+    _, data, _, _ = fitted
+    module = small_module(plan=TrainingPlan(semantic_ramp=(1, 2)))
+    strengths = Strengths()
+    trainer = quick_trainer(tmp_path, max_epochs=4, limit_train_batches=1, callbacks=[strengths])
+    trainer.fit(module, data)
+    assert strengths.seen == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_checkpoint_from_before_the_ramp_predicts_without_semantics(fitted, tmp_path, randomise):
+    _, data, _, _ = fitted
+    torch.manual_seed(0)
+    module = small_module(
+        plan="recommended", release="phantom", spacing_mm=SPACING_MM, window=WINDOW
+    )
+    randomise(module.network.semantic_fusion, size=1.0)
+    trainer = quick_trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "early.ckpt")
+    early = Predictor.from_checkpoint(tmp_path / "early.ckpt", device="cpu").network
+    assert early.semantic_strength == 0
+    batch = some_batch()
+    given = {name: batch[name] for name in ("window", "statistics")}
+    text, mask = early.embed_text(batch["report"])
+    seen = {**given, "views": batch["views"], "text": text, "text_mask": mask}
+    alone = early(batch["image"], **given)
+    assert torch.equal(early(batch["image"], **seen), alone)
+    early.semantic_strength.fill_(1.0)
+    assert not torch.equal(early(batch["image"], **seen), alone)
+    again = CLIPSeg3DModule.load_from_checkpoint(tmp_path / "early.ckpt", weights_only=True)
+    assert again.network.semantic_strength == 0
+
+
+def test_resumed_fit_goes_on_with_the_ramp(fitted, tmp_path):
+    _, data, _, _ = fitted
+    plan = TrainingPlan(semantic_ramp=(1, 3))
+    every = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    short = {"max_epochs": 4, "limit_train_batches": 1, "enable_checkpointing": True}
+    quick_trainer(tmp_path, **short, callbacks=[every]).fit(small_module(plan=plan), data)
+    strengths = Strengths()
+    resumed = quick_trainer(tmp_path, **short, callbacks=[strengths])
+    resumed.fit(small_module(plan=plan), data, ckpt_path=tmp_path / "epoch=1.ckpt")
+    assert strengths.seen == pytest.approx([2 / 3, 1.0])
+    saved = [torch.load(tmp_path / f"epoch={n}.ckpt", weights_only=True) for n in range(4)]
+    found = [float(one["state_dict"]["network.semantic_strength"]) for one in saved]
+    assert found == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+# what data must give
+
+
+@pytest.mark.parametrize(
+    ("network", "data", "message"),
+    [
+        ({}, {"view_selection": "center"}, "view_selection='center', but the network needs 'ener"),
+        ({}, {"shuffle_reports": True}, "shuffle_reports=True, but the network needs False"),
+        ({"text": "shuffled"}, {}, "shuffle_reports=False, but the network needs True"),
+        ({"view_selection": "attention"}, {}, "give the data module view_selection='attention'"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(fitted, tmp_path, network, data, message):
+    _, own, _, _ = fitted
+    module = CLIPSeg3DModule(replace(SMALL, **network), release="phantom", spacing_mm=SPACING_MM)
+    other = phantoms(own.cache_dir.parent, **data)
+    with pytest.raises(ValueError, match=message):
+        quick_trainer(tmp_path, max_steps=1).fit(module, other)
+
+
+@pytest.mark.parametrize(
+    ("network", "data"),
+    [
+        ({"text": "shuffled"}, {"shuffle_reports": True}),
+        ({"view_selection": "attention"}, {"view_selection": "attention"}),
+        ({"text": "none", "view_selection": "center"}, {"view_selection": "center"}),
+        ({"semantics": False}, {"view_selection": "center", "shuffle_reports": True}),
+    ],
+)
+def test_data_that_fit_are_trained_on(fitted, tmp_path, network, data):
+    _, own, _, _ = fitted
+    module = CLIPSeg3DModule(replace(SMALL, **network), release="phantom", spacing_mm=SPACING_MM)
+    trainer = quick_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, phantoms(own.cache_dir.parent, **data))
+    assert trainer.global_step == 1
+
+
+def test_loaders_without_a_data_module_are_trusted(fitted, tmp_path):
+    _, data, _, _ = fitted
+    trainer = quick_trainer(tmp_path, max_steps=1)
+    trainer.fit(small_module(), DataLoader(data.train_set, batch_size=2))
+    assert trainer.global_step == 1
+
+
+# plans and texts
+
+
+def test_plan_is_the_networks_unless_given():
+    assert small_module().plan == PLANS["recommended"]
+    assert CLIPSeg3DModule("tiny").plan == PLANS["tiny"]
+    assert CLIPSeg3DModule("tiny", plan="paper_body").plan == PLANS["paper_body"]
+    assert small_module(plan=asdict(PLANS["paper_appendix"])).plan == PLANS["paper_appendix"]
+    assert small_module(plan="paper_body", lr=0.5).plan == replace(PLANS["paper_body"], lr=0.5)
+
+
+def test_fit_uses_optimizer_and_schedule_of_the_plan(fitted, tmp_path):
+    _, data, _, _ = fitted
+    module = small_module(plan="paper_appendix")
+    trainer = quick_trainer(tmp_path, max_epochs=2)
+    trainer.fit(module, data)
+    (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert config.interval == "step"
+    assert config.scheduler.total_steps == 8  # of two epochs of four cases
+    peaks = sorted(20 * group["initial_lr"] for group in optimizer.param_groups)
+    assert peaks == pytest.approx([2e-3, 3e-3])
+
+
+def test_texts_are_read_from_a_file_of_embeddings(quiet, tmp_path, monkeypatch):
+    batch = some_batch()
+    path = str(tmp_path / "texts.safetensors")
+    build_clipseg3d(SMALL).text_bank.save(path, batch["report"])
+    module = small_module(text_cache=path)
+    monkeypatch.setattr(module.network.text_bank.encoder, "encode_text", None)
+    assert module.training_step(batch, 0).isfinite()
+    assert "text_cache" not in module.hparams
+    broken = str(tmp_path / "gone.safetensors")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        small_module(text_cache=broken)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"network": "huge"}, "unknown preset 'huge': choose one of paper, recommended, tiny"),
+        ({"network": "huge"}, "unknown preset 'huge': choose one of paper, .*recommended, tiny"),
         ({"network": "tiny", "ablation": "no_brain"}, "unknown ablation 'no_brain'"),
         ({"network": "tiny", "release": "brats1999"}, "unknown release 'brats1999'"),
+        ({"network": "tiny", "plan": "fast"}, "unknown plan 'fast': choose one of paper_body"),
     ],
 )
 def test_unknown_names_say_what_there_is(options, message):

@@ -1,0 +1,54 @@
+"""Mirrors clipseg3d/blocks/positions.py. Sizes differ pairwise, so a swapped axis fails."""
+
+import numpy as np
+import pytest
+import torch
+
+from clipseg3d.blocks.positions import voxel_positions
+
+B, C, X, Y, Z = 2, 6, 5, 3, 4
+
+
+@pytest.fixture
+def features():
+    return torch.zeros(B, C, X, Y, Z)
+
+
+def test_positions_run_between_the_corners_of_the_box(features):
+    positions = voxel_positions(features)
+    assert positions.shape == (B, 3, X, Y, Z)
+    for b, x, y, z in np.ndindex(B, X, Y, Z):
+        expected = [(2 * x + 1) / X - 1, (2 * y + 1) / Y - 1, (2 * z + 1) / Z - 1]
+        assert positions[b, :, x, y, z].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_window_is_read_per_case(features):
+    window = torch.tensor([[[0.0] * 3, [1.0] * 3], [[0.1, 0.5, 0.9], [0.4, 0.25, -0.6]]])
+    positions = voxel_positions(features, window)
+    torch.testing.assert_close(positions[0], voxel_positions(features)[0])
+    first, last = positions[1, :, 0, 0, 0], positions[1, :, -1, -1, -1]
+    corner, size, grid = window[1, 0], window[1, 1], torch.tensor([X, Y, Z])
+    torch.testing.assert_close(first, 2 * (corner + size * 0.5 / grid) - 1)
+    torch.testing.assert_close(last, 2 * (corner + size * (grid - 0.5) / grid) - 1)
+
+
+def test_positions_of_a_padded_window_leave_the_box():
+    window = torch.tensor([[[-0.5, 0.0, 0.0], [2.0, 1.0, 1.0]]])
+    along_x = voxel_positions(torch.zeros(1, 1, 4, 1, 1), window)[0, 0].flatten()
+    torch.testing.assert_close(along_x, torch.tensor([-1.5, -0.5, 0.5, 1.5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_positions_have_the_type_of_the_features(features, dtype):
+    positions = voxel_positions(features.to(dtype))
+    assert positions.dtype == dtype
+    exact = voxel_positions(features.double())
+    torch.testing.assert_close(positions, exact.to(dtype), rtol=0, atol=0)
+
+
+def test_low_precision_is_only_the_last_step():
+    # In bf16 arithmetic, the places of a small window far from 0 would be a step off.
+    window = torch.tensor([[[0.9, 0.9, 0.9], [0.1, 0.05, 0.02]]])
+    grid = torch.zeros(1, 1, 40, 30, 20)
+    exact = voxel_positions(grid.double(), window)
+    assert torch.equal(voxel_positions(grid.bfloat16(), window), exact.bfloat16())
