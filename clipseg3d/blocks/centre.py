@@ -46,7 +46,8 @@ class RunningCentre(nn.Module):
             self._update(tokens.detach(), mask)
         centred = tokens - self.mean
         length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-        return centred * (tokens.shape[-1] ** 0.5 / (length + 1e-4))
+        stretched: Tensor = centred * (tokens.shape[-1] ** 0.5 / (length + 1e-4))
+        return stretched
 
     @torch.no_grad()
     def _update(self, tokens: Tensor, mask: Tensor) -> None:

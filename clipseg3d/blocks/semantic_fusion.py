@@ -66,6 +66,7 @@ class SemanticFusion(nn.Module):
         regions: names of the output channels, in order; the first text tokens are their prompts.
         guided: regions whose logits semantics may change; none builds no semantic attention.
         mode: how; see :func:`clipseg3d.blocks.attention.steer_logits`.
+        attention_stride: see :class:`clipseg3d.blocks.SemanticAttention`.
         conditional: also gate the decoder features by the summary before the head. After a norm,
             this is conditional instance normalisation.
 
@@ -85,6 +86,7 @@ class SemanticFusion(nn.Module):
         regions: Sequence[str] = ("WT", "TC", "ET"),
         guided: Sequence[str] = ("TC", "ET"),
         mode: AttentionMode = "residual",
+        attention_stride: int = 1,
         conditional: bool = False,
     ) -> None:
         super().__init__()
@@ -122,7 +124,10 @@ class SemanticFusion(nn.Module):
             self.centre_reports = RunningCentre(guidance.text_dim)
         self.condition = SemanticGate(decoder_channels, dim) if conditional else None
         self.attention = nn.ModuleDict(
-            {region: SemanticAttention(decoder_channels, dim) for region in guided}
+            {
+                region: SemanticAttention(decoder_channels, dim, stride=attention_stride)
+                for region in guided
+            }
         )
 
     def encode(
@@ -229,8 +234,9 @@ class SemanticFusion(nn.Module):
             guided = self.sequential(bottleneck, semantics.tokens, semantics.mask, window)
         elif self.gate is not None:
             guided = self.gate(bottleneck, semantics.summary)
-        if self.from_patches is not None and semantics.patches is not None:
-            lifted = lift_patches(semantics.patches, semantics.planes, bottleneck, window)
+        patches, planes = semantics.patches, semantics.planes
+        if self.from_patches is not None and patches is not None and planes is not None:
+            lifted = lift_patches(patches, planes, bottleneck, window)
             guided = guided + self.from_patches(lifted)
         return _blend(bottleneck, guided, semantics.weight)
 

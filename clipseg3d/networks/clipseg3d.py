@@ -30,7 +30,8 @@ class Prediction(NamedTuple):
     auxiliary: list[Tensor]
     """Logits of lower decoder levels on their own, padded grids, for deep supervision."""
     maps: RegionMaps | None
-    """Scores and text-voxel cosines of the guided regions, on the stem's padded grid."""
+    """Scores and text-voxel cosines of the guided regions, at half resolution or the folded stem's,
+    of the padded image."""
     grade: Tensor | None
     """(b,) logits of a high grade; None without classifier."""
 
@@ -277,6 +278,7 @@ def build_clipseg3d(
         regions=config.regions,
         guided=config.guided,
         mode=config.attention_mode,
+        attention_stride=1 if config.fold > 1 else 2,
         conditional=config.conditional_norm,
     )
     return CLIPSeg3D(

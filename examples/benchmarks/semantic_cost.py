@@ -1,0 +1,150 @@
+"""What the semantic path adds to a training step and to the inference of a whole volume.
+
+The ``recommended`` network with and without its semantic path, in turn, in one run. CLIP has the
+size of the one it is named after, with random weights: time does not depend on them. Views are
+cut and text is embedded beforehand, as the cache and the text bank do; the image tower runs in
+every training step, and once per volume in inference.
+
+``ratio`` is the median over pairs of (training step with semantics) / (without).
+"""
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from clipseg3d.clip.encoder import HuggingFaceCLIP
+from clipseg3d.inference.window import segment_volume
+from clipseg3d.losses import RegionLoss
+from clipseg3d.networks.clipseg3d import CLIPSeg3D, build_clipseg3d
+from clipseg3d.networks.config import network_config
+from clipseg3d.volume import cut_views, intensity_statistics
+
+BRAIN = (140, 175, 140)
+REPORT = "A mass in the left temporal lobe. Marked oedema. A thick enhancing rim."
+
+
+def full_size_clip(patch_size: int) -> HuggingFaceCLIP:
+    """Return a CLIP of the size of ViT-B with this patch size, its weights random."""
+    tokenizer = HuggingFaceCLIP.tiny_random().tokenizer
+    config = CLIPConfig(
+        text_config={"vocab_size": 49408},
+        vision_config={"patch_size": patch_size},
+    )
+    return HuggingFaceCLIP(CLIPModel(config), tokenizer, name=f"random ViT-B/{patch_size}")
+
+
+def training_step(network: CLIPSeg3D, size: int) -> Callable[[], None]:
+    """Return one forward, backward and optimiser step on a cube of ``size`` voxels."""
+    brain = torch.rand(1, 4, *BRAIN) + 0.1
+    views = cut_views(brain, selection="energy")
+    statistics = intensity_statistics(brain)
+    image = brain[..., :size, :size, :size].contiguous()
+    label = (torch.rand(1, 3, size, size, size) > 0.9).float()
+    text, mask = network.embed_text([REPORT])
+    loss = RegionLoss()
+    optimizer = torch.optim.AdamW([w for w in network.parameters() if w.requires_grad], 1e-4)
+
+    def step() -> None:
+        network.train()
+        semantics = network.encode_semantics(views, text, mask)
+        prediction = network.segment(image, semantics, statistics=statistics, deep=True)
+        optimizer.zero_grad()
+        loss([prediction.logits, *prediction.auxiliary], label).backward()
+        optimizer.step()
+
+    return step
+
+
+def inference(network: CLIPSeg3D, size: int) -> Callable[[], None]:
+    """Return the segmentation of a brain box by sliding windows."""
+    brain = torch.rand(1, 4, *BRAIN) + 0.1
+    views = cut_views(brain, selection="energy")
+    statistics = intensity_statistics(brain)
+    text, mask = network.embed_text([REPORT])
+
+    @torch.no_grad()
+    def segment() -> None:
+        network.eval()
+        semantics = network.encode_semantics(views, text, mask)
+        segment_volume(network, brain, semantics, statistics, window=(size,) * 3)
+
+    return segment
+
+
+def seconds(action: Callable[[], None]) -> float:
+    """Return how long an action takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=128, help="patch edge in voxels")
+    parser.add_argument("--repeats", type=int, default=3, help="measured rounds")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-inference", action="store_true", help="training steps only")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", message="the weights of the tiny CLIP are random")
+
+    base = network_config("recommended")
+    clip, large = full_size_clip(32), full_size_clip(16)
+    networks = {
+        "without semantics": build_clipseg3d(network_config(base, ablation="no_semantic")),
+        "ViT-B/32": build_clipseg3d(base, encoder=clip),
+        "ViT-B/32, learned RGB mixing": build_clipseg3d(replace(base, mix_rgb=True), encoder=clip),
+        "ViT-B/16": build_clipseg3d(base, encoder=large),
+    }
+    tasks = {"training step": training_step}
+    if not arguments.no_inference:
+        tasks["inference, brain box 140x175x140"] = inference
+    ratios: dict[str, dict[str, float]] = {}
+    medians: dict[str, float] = {}
+    for task, make in tasks.items():
+        chosen = networks if make is training_step else dict(list(networks.items())[:2])
+        actions = {name: make(network, arguments.size) for name, network in chosen.items()}
+        rounds = arguments.repeats if make is training_step else 1
+        if make is training_step:
+            for action in actions.values():
+                action()
+        times = [{name: seconds(action) for name, action in actions.items()} for _ in range(rounds)]
+        plain = "without semantics"
+        ratios[task] = {
+            name: statistics.median(row[name] / row[plain] for row in times) for name in actions
+        }
+        for name in actions:
+            median = statistics.median(row[name] for row in times)
+            medians.setdefault(name, median)
+            print(f"{task:36s} {name:30s} {median:8.2f} s   x {ratios[task][name]:.3f}")
+    step = ratios["training step"]
+    print(
+        json.dumps(
+            {
+                "benchmark": "semantic_cost",
+                "ratio": step["ViT-B/32"],
+                "ours": medians["ViT-B/32"],
+                "peer": medians["without semantics"],
+                "unit": "s per training step",
+                "size": arguments.size,
+                "repeats": arguments.repeats,
+                "ratio_rgb_mixing": step["ViT-B/32, learned RGB mixing"],
+                "ratio_vit_b16": step["ViT-B/16"],
+                "ratio_inference": {
+                    name: rows["ViT-B/32"] for name, rows in ratios.items() if "infer" in name
+                },
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
