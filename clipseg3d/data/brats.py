@@ -65,7 +65,7 @@ class BraTSDataModule(LightningDataModule):
         batch_size: int = 1,
         num_workers: int = 2,
         augment: bool = True,
-        view_selection: ViewSelection = "center",
+        view_selection: ViewSelection = "energy",
         shuffle_reports: bool = False,
         spacing_mm: float = 1.0,
         cache_dir: str | None = None,

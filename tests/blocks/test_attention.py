@@ -86,15 +86,18 @@ def test_attention_equations(features, summary, region, opened):
     scores, cosines = opened(features.double(), summary.double(), region.double())
     for b, x, y, z in np.ndindex(B, X, Y, Z):
         place = [(2 * x + 1) / X - 1, (2 * y + 1) / Y - 1, (2 * z + 1) / Z - 1]
-        given = np.concatenate([features[b, :, x, y, z].double().numpy(), place])
+        given, said = features[b, :, x, y, z].double().numpy(), region[b].double().numpy()
         query = w["query.weight"] @ given + w["query.bias"]
-        text = torch.cat([summary[b], region[b]]).double().numpy()
-        key = w["key.weight"] @ text + w["key.bias"]
+        key = w["key.weight"] @ said + w["key.bias"]
         cosine = query @ key / math.sqrt((query @ query + 1e-6) * (key @ key + 1e-6))
+        there = w["place.0.weight"] @ place + w["place.0.bias"]
+        there = w["place.2.weight"] @ np.where(there > 0, there, 0.01 * there) + w["place.2.bias"]
+        hints = [cosine / 0.07, there @ (w["place_key.weight"] @ said + w["place_key.bias"])]
+        text = torch.cat([summary[b], region[b]]).double().numpy()
         context = w["context.weight"] @ text + w["context.bias"]
-        mixed = w["mix.weight"] @ np.append(query, cosine) + w["mix.bias"] + context
+        mixed = w["mix.weight"] @ np.append(query, hints) + w["mix.bias"] + context
         mixed = np.where(mixed > 0, mixed, 0.01 * mixed)
-        expected = w["score.weight"] @ mixed + w["score.bias"]
+        expected = w["score.weight"] @ np.append(mixed, hints) + w["score.bias"]
         assert scores[b, 0, x, y, z].item() == pytest.approx(expected.item(), abs=1e-10)
         assert cosines[b, 0, x, y, z].item() == pytest.approx(cosine, abs=1e-10)
 
@@ -127,7 +130,15 @@ def test_text_constant_over_space_changes_the_scores(features, summary, region, 
     after, moved = opened(features, **given)
     # the level moves, not only the contrast
     assert ((after - before).flatten(1).mean(dim=1).abs() > 1e-3).all()
-    assert not torch.allclose(moved, cosines, atol=1e-2)
+    assert torch.allclose(moved, cosines, atol=1e-2) == (changed == "summary")
+
+
+def test_stride_averages_the_features_first(features, summary, region, opened):
+    coarse = torch.nn.functional.avg_pool3d(features, 2, ceil_mode=True, count_include_pad=False)
+    expected = opened(coarse, summary, region)
+    opened.stride = 2
+    for found, due in zip(opened(features, summary, region), expected, strict=True):
+        assert torch.equal(found, due)
 
 
 def test_crop_with_its_window_is_a_crop_of_the_whole(features, summary, region, opened):
