@@ -6,7 +6,7 @@
   tumour, once of one that does not enhance, with masks to match.
 
 Trained are the full network and the plain 3D U-Net, on equal samples; the full network is scored
-with true reports and with those of other patients. Text is read by a frozen encoder given by
+with true reports and with the same reports dealt out at random. Text is read by a frozen encoder given by
 ``--text-encoder``, such as the folder of a MiniLM; views go through a CLIP with random weights,
 which adds nothing but noise. Finished runs are kept in ``--output`` and not repeated.
 """
@@ -170,7 +170,8 @@ def run(task: str, ablation: str | None, seed: int, steps: int, encoder: str) ->
     own = [item.report for item in test]
     scores = {"own reports": score(network, test, own, regions)}
     if network.text_bank is not None:
-        scores["reports of others"] = score(network, test, own[1:] + own[:1], regions)
+        dealt = [own[i] for i in np.random.default_rng(seed).permutation(len(own))]
+        scores["reports of others"] = score(network, test, dealt, regions)
     return scores
 
 
@@ -185,8 +186,8 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message="the weights of the tiny CLIP are random")
     done = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
-    for seed in range(arguments.seeds):
-        for ablation in (None, "unet3d"):
+    for ablation in (None, "unet3d"):
+        for seed in range(arguments.seeds):
             key = f"{arguments.task} {ablation or 'full'} seed {seed} steps {arguments.steps}"
             if key not in done:
                 done[key] = run(
