@@ -6,9 +6,9 @@
   tumour, once of one that does not enhance, with masks to match.
 
 Trained are the full network and the plain 3D U-Net, on equal samples; the full network is scored
-with true reports and with the same reports dealt out at random. Text is read by a frozen encoder given by
-``--text-encoder``, such as the folder of a MiniLM; views go through a CLIP with random weights,
-which adds nothing but noise. Finished runs are kept in ``--output`` and not repeated.
+with true reports and with the same reports dealt out at random. Text is read by the frozen encoder
+that ``--text-encoder`` names, such as a folder with MiniLM; views go through a CLIP with random
+weights, which adds nothing but noise. Finished runs are kept in ``--output`` and not repeated.
 """
 
 import argparse
