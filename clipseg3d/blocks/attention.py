@@ -47,8 +47,8 @@ class SemanticGate(nn.Module):
 class SemanticAttention(nn.Module):
     """How far semantics speak for one region, voxel by voxel.
 
-    Two hints say whether a voxel is meant: the cosine of its features with the text, and how well
-    its place in the brain fits the text, a product of both ("left temporal" is a matter of place).
+    Hints say whether a voxel is meant: the cosine of its features with the text, and the products
+    of text and the voxel's place in the brain, channel by channel ("left" is a matter of place).
     A small voxel-wise network mixes them with features and text; its last layer, which reads the
     hints directly too, starts at zero: a new block says nothing. :func:`steer_logits` puts what it
     says to use.
@@ -75,8 +75,8 @@ class SemanticAttention(nn.Module):
         )
         self.place_key = nn.Linear(dim, hidden)
         self.context = nn.Linear(2 * dim, hidden)
-        self.mix = nn.Conv3d(hidden + 2, hidden, 1)
-        self.score = nn.Linear(hidden + 2, 1)
+        self.mix = nn.Conv3d(2 * hidden + 1, hidden, 1)
+        self.score = nn.Linear(2 * hidden + 1, 1)
         zero_init(self.score)
 
     def forward(
@@ -99,7 +99,7 @@ class SemanticAttention(nn.Module):
         query = self.query(features)
         cosine = (query * key).sum(dim=1, keepdim=True) / (_norm(query) * _norm(key))
         place_key = rearrange(self.place_key(region), "b h -> b h 1 1 1")
-        place = (self.place(voxel_positions(features, window)) * place_key).sum(dim=1, keepdim=True)
+        place = self.place(voxel_positions(features, window)) * place_key
         context = self.context(torch.cat([summary, region], dim=1))
         hints = torch.cat([cosine / TEMPERATURE, place], dim=1)
         mixed = self.mix(torch.cat([query, hints], dim=1)) + rearrange(context, "b h -> b h 1 1 1")

@@ -33,7 +33,8 @@ class CLIPSeg3DModule(LightningModule):
         release: label convention of the training data; predictions are written in it.
         spacing_mm: voxel size of the training data; the predictor refuses other scans.
         plan: optimiser, schedule and losses: a name of :data:`clipseg3d.training.plan.PLANS`, or
-            a TrainingPlan (as a dict in checkpoints); None takes the plan named as the network.
+            a TrainingPlan (as a dict in checkpoints); None takes the plan named as the network, or
+            ``recommended``.
         lr: peak learning rate; None takes the plan's.
         report_dropout: share of training samples whose report is withheld, so that the network
             also works without one.

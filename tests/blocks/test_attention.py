@@ -92,7 +92,8 @@ def test_attention_equations(features, summary, region, opened):
         cosine = query @ key / math.sqrt((query @ query + 1e-6) * (key @ key + 1e-6))
         there = w["place.0.weight"] @ place + w["place.0.bias"]
         there = w["place.2.weight"] @ np.where(there > 0, there, 0.01 * there) + w["place.2.bias"]
-        hints = [cosine / 0.07, there @ (w["place_key.weight"] @ said + w["place_key.bias"])]
+        meant = w["place_key.weight"] @ said + w["place_key.bias"]
+        hints = [cosine / 0.07, *(there * meant)]
         text = torch.cat([summary[b], region[b]]).double().numpy()
         context = w["context.weight"] @ text + w["context.bias"]
         mixed = w["mix.weight"] @ np.append(query, hints) + w["mix.bias"] + context
