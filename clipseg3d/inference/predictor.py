@@ -17,7 +17,7 @@ from clipseg3d.data.releases import BraTSRelease, get_release
 from clipseg3d.inference.window import segment_volume
 from clipseg3d.networks.clipseg3d import CLIPSeg3D, build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
-from clipseg3d.volume import Views, ViewSelection
+from clipseg3d.volume import Views
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class Predictor:
         network: trained; moved to ``device`` and put into evaluation mode.
         release: label convention to write.
         spacing_mm: voxel size the network was trained at; scans of another one are refused.
-        view_selection: which slices CLIP sees, as in training.
         window: sliding window (x, y, z), in voxels.
         overlap: of neighbouring windows, in [0, 1).
         device: where to compute; None takes a CUDA device if there is one.
@@ -60,7 +59,6 @@ class Predictor:
         *,
         release: BraTSRelease,
         spacing_mm: float = 1.0,
-        view_selection: ViewSelection = "center",
         window: tuple[int, int, int] = (128, 128, 128),
         overlap: float = 0.5,
         device: str | None = None,
@@ -69,7 +67,6 @@ class Predictor:
         self.network = network.to(self.device).eval()
         self.release = release
         self.spacing_mm = spacing_mm
-        self.view_selection: ViewSelection = view_selection
         self.window = window
         self.overlap = overlap
 
@@ -108,7 +105,6 @@ class Predictor:
             network,
             release=get_release(settings["release"]),
             spacing_mm=settings["spacing_mm"],
-            view_selection=config.view_selection,
             window=tuple(settings["window"]),
             overlap=settings["overlap"],
             device=device,
@@ -133,7 +129,7 @@ class Predictor:
         faults = check_geometry(case, spacing_mm=self.spacing_mm)
         if faults:
             raise DataError(faults)
-        ready = preprocess(case, self.release, view_selection=self.view_selection)
+        ready = preprocess(case, self.release, view_selection=self.network.view_selection)
         report = case.report if text is None else text
         embedded, mask = self.network.embed_text([report])
         views = Views(*(part[None].to(self.device) for part in ready.views))

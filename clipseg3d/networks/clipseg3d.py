@@ -16,7 +16,7 @@ from clipseg3d.clip.text_bank import TextBank
 from clipseg3d.clip.text_encoder import TextEncoder, load_text_encoder
 from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.networks.unet import UNet3D
-from clipseg3d.volume import Views
+from clipseg3d.volume import Views, ViewSelection
 
 DIFFERENCES = ((1, 0), (2, 3))
 """Pairs of sequences that difference channels are made of: t1ce - t1, t2 - flair."""
@@ -113,6 +113,11 @@ class CLIPSeg3D(nn.Module):
             return None
         semantics = self.semantic_fusion.encode(views, text, text_mask)
         return semantics._replace(weight=semantics.weight * self.semantic_strength)
+
+    @property
+    def view_selection(self) -> ViewSelection:
+        """Which slices CLIP is to see; see :func:`clipseg3d.volume.cut_views`."""
+        return "center" if self.semantic_fusion is None else self.semantic_fusion.bridge.selection
 
     def embed_text(self, reports: list[str]) -> tuple[Tensor | None, Tensor | None]:
         """Return text embeddings (b, n, e) and their mask (b, n); None where no text is read."""
