@@ -17,6 +17,7 @@ from clipseg3d.blocks.bridge import SemanticBridge, ViewTokens, lift_patches
 from clipseg3d.blocks.centre import RunningCentre
 from clipseg3d.blocks.guidance import CrossModalGuidance
 from clipseg3d.blocks.sequential_attention import SequentialCrossAttention
+from clipseg3d.blocks.whitening import RunningWhitening
 from clipseg3d.blocks.zero_init import zero_init
 from clipseg3d.volume import Views
 
@@ -114,14 +115,14 @@ class SemanticFusion(nn.Module):
             self.from_patches = nn.Conv3d(dim, bottleneck_channels, 1)
             zero_init(self.from_patches)
         # What views, patches, prompts and reports have in common, each kind for itself, tells
-        # nothing of a case.
+        # nothing of a case. Reports also vary in much that is not what a voxel is to be told.
         self.centre_views = RunningCentre(guidance.embed_dim)
         self.centre_patches = RunningCentre(guidance.embed_dim) if bridge.dense else None
         self.centre_prompts: RunningCentre | None = None
-        self.centre_reports: RunningCentre | None = None
+        self.whiten_reports: RunningWhitening | None = None
         if guidance.text_dim:
             self.centre_prompts = RunningCentre(guidance.text_dim)
-            self.centre_reports = RunningCentre(guidance.text_dim)
+            self.whiten_reports = RunningWhitening(guidance.text_dim)
         self.condition = SemanticGate(decoder_channels, dim) if conditional else None
         self.attention = nn.ModuleDict(
             {
@@ -203,9 +204,9 @@ class SemanticFusion(nn.Module):
                 raise ValueError(f"a {name} embedding holds NaN or infinity; check its encoder")
 
     def _centre_text(self, text: Tensor, mask: Tensor) -> Tensor:
-        """Return prompts and report, each centred among its like."""
+        """Return prompts centred among their like, and reports whitened among theirs."""
         count = len(self.regions)
-        parts = ((self.centre_prompts, slice(count)), (self.centre_reports, slice(count, None)))
+        parts = ((self.centre_prompts, slice(count)), (self.whiten_reports, slice(count, None)))
         return torch.cat([c(text[:, p], mask[:, p]) for c, p in parts if c is not None], dim=1)
 
     def _speaking(self, text_mask: Tensor) -> Tensor:
