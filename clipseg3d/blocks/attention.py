@@ -1,7 +1,7 @@
 """Where semantics meet voxels: the bottleneck gate and the attention of each guided region."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +144,12 @@ def steer_logits(
 
     Returns:
         Logits (b, r, x, y, z).
+
+    Raises:
+        ValueError: unknown ``mode``.
     """
+    if mode not in get_args(AttentionMode):
+        raise ValueError(f"mode={mode!r}: choose from {', '.join(get_args(AttentionMode))}")
     weight = rearrange(weight.to(scores.dtype), "b -> b 1 1 1")
     logits = head(features)
     regions = list(logits.unbind(1))

@@ -10,9 +10,9 @@ class RunningWhitening(nn.Module):
     """Give every direction in which embeddings vary the same variance; stretch to length sqrt(e).
 
     What a network is to act on may be a small part of what embeddings vary in: of the variance of
-    96 reports about simulated tumours, 1 % tells left from right (MiniLM). Directions that training has not seen varying are dropped, since
-    nothing could be learned of them: one with variance s is scaled by ``s / (s + r)^1.5``, with r
-    a share of the mean variance.
+    96 reports about simulated tumours, 1 % tells left from right (MiniLM). Directions that
+    training has not seen varying are dropped, since nothing could be learned of them: one with
+    variance s is scaled by ``s / (s + r)^1.5``, with r a share of the mean variance.
 
     Training gathers mean and covariance over the batches of all ranks, each token counting once,
     and takes a new matrix whenever their number has doubled; evaluation keeps it. A new
@@ -20,7 +20,7 @@ class RunningWhitening(nn.Module):
 
     Args:
         dim: embedding channels e.
-        floor: r as a share of the mean variance.
+        floor: r as a share of the mean variance, above 0.
 
     Source: Su et al., Whitening sentence representations, 2021,
     https://arxiv.org/abs/2103.15316. Differs: gathered while training, and a floor.
@@ -80,16 +80,16 @@ class RunningWhitening(nn.Module):
             self.covariance.copy_(moved - torch.outer(shift, shift) / safe**2)
             self.mean += shift / safe
             self.count.copy_(count)
-            if count >= 2 * self.used and number > 0:
+            if count >= 2 * self.used:
                 self.used.copy_(count)
                 self.matrix.copy_(self._whitening())
 
     def _whitening(self) -> Tensor:
         """Return the matrix (e, e) that whitens."""
         variances, axes = torch.linalg.eigh(self.covariance.float())
-        # Rounding leaves some 1e-7 of an embedding's square; what is below varies in nothing.
-        if variances.mean() <= 1e-7 * self.mean.square().mean():
-            return torch.eye(len(variances), device=variances.device)
+        # Rounding leaves some 1e-7 of the mean's square, of either sign.
         variances = variances.clamp(min=0)
+        if variances.mean() <= 1e-6 * self.mean.square().mean():
+            return torch.eye(len(variances), device=variances.device)
         scale = variances * (variances + self.floor * variances.mean()) ** -1.5
         return einsum(axes, scale, axes, "i k, k, j k -> i j")

@@ -88,6 +88,10 @@ class NetworkConfig:
                 "difference_channels and region_contrast are parts of pixel fusion; "
                 "set pixel_fusion, or leave them out"
             )
+        if self.conditional_norm and not self.semantics:
+            raise ValueError(
+                "conditional_norm is steered by semantics; set semantics, or leave it out"
+            )
 
 
 # Every mechanism as the paper words it, where it does: a middle slice per axis, their mean, and

@@ -89,7 +89,7 @@ class CLIPSeg3DModule(LightningModule):
         self.val_dice = CaseDice(config.regions)
         self.test_dice = CaseDice(config.regions)
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """Check that the data give what the network is built for.
 
         Raises:

@@ -363,3 +363,13 @@ def test_coarser_scores_are_interpolated():
 def test_scores_and_regions_must_be_equally_many(head, features, scores, mode):
     with pytest.raises(ValueError, match="argument"):
         steer(head, features, scores, guided=(0,), mode=mode)
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="mode='product': choose from residual, gain, paper"):
+        steer(
+            torch.nn.Identity(),
+            torch.zeros(1, 1, 2, 2, 2),
+            torch.zeros(1, 1, 2, 2, 2),
+            mode="product",
+        )

@@ -153,3 +153,8 @@ def test_unknown_preset_lists_those_there_are():
 def test_unknown_ablation_lists_those_there_are():
     with pytest.raises(ValueError, match=r"'no_brain'.*no_pixel, .*unet3d, shuffled_text, no_text"):
         network_config("tiny", ablation="no_brain")
+
+
+def test_conditional_norm_needs_semantics():
+    with pytest.raises(ValueError, match="conditional_norm is steered by semantics; set semantics"):
+        NetworkConfig(conditional_norm=True, semantics=False)

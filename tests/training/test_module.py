@@ -460,6 +460,14 @@ def test_data_that_do_not_fit_are_refused(fitted, tmp_path, network, data, messa
         quick_trainer(tmp_path, max_steps=1).fit(module, other)
 
 
+def test_validation_refuses_them_too(fitted, tmp_path):
+    _, own, _, _ = fitted
+    module = CLIPSeg3DModule(SMALL, release="phantom", spacing_mm=SPACING_MM)
+    other = phantoms(own.cache_dir.parent, view_selection="center")
+    with pytest.raises(ValueError, match="give the data module view_selection='energy'"):
+        quick_trainer(tmp_path, max_steps=1).validate(module, other)
+
+
 @pytest.mark.parametrize(
     ("network", "data"),
     [
