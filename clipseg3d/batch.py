@@ -1,14 +1,31 @@
-"""What a batch holds: the one contract between data, networks and training."""
+"""What a batch holds: the one contract between data, networks and training.
 
-from typing import TypedDict
+Also how it travels: loaders send batches packed, and :func:`unpack` makes them what networks take,
+on the device. A packed crop of 128 voxels a side takes 10 MB instead of 59.
+"""
 
+from typing import TypedDict, TypeVar
+
+import torch
 from torch import Tensor
 
 from clipseg3d.volume import Views
 
+LEVELS = 255
+"""Intensities of a packed image, from a sequence's low to its high; a code of 0 is background.
+
+Rounding to them adds 0.007 SD; the noise of nine BraTS 2018 cases is 0.03 to 0.06 SD (medians by
+sequence).
+"""
+NUM_REGIONS = 3
+
 
 class Sample(TypedDict):
-    """One crop, or one whole case, as a dataset gives it; the shapes of Batch without ``b``."""
+    """One crop, or one whole case, as a dataset gives it; the shapes of Batch without ``b``.
+
+    Packed, ``image`` is (s, x, y, z) uint8 codes, or float16 where augmentation leaves the range of
+    the codes, and ``label`` (x, y, z) uint8 with a bit for each region.
+    """
 
     image: Tensor
     label: Tensor
@@ -46,3 +63,49 @@ class Batch(TypedDict):
     """(b,) int64: 1 for a high-grade, 0 for a low-grade glioma, -1 where it is not known."""
     case_id: list[str]
     """b case names."""
+
+
+Batches = TypeVar("Batches", Sample, Batch)
+
+
+def pack_image(image: Tensor, statistics: Tensor) -> Tensor:
+    """Return codes of an image (..., s, x, y, z) whose intensities lie between low and high.
+
+    Args:
+        image: z-scored, background 0.
+        statistics: (..., s, 4), in the units of ``image``.
+
+    Returns:
+        (..., s, x, y, z) uint8, 0 where ``image`` is 0.
+    """
+    low, high, _, _ = statistics[..., None, None, None, :].unbind(-1)
+    span = torch.where(high > low, high - low, 1)
+    codes = ((image - low) / span * (LEVELS - 1)).round() + 1
+    return (codes.clamp(1, LEVELS) * (image != 0)).to(torch.uint8)
+
+
+def unpack_image(packed: Tensor, statistics: Tensor) -> Tensor:
+    """Return an image (..., s, x, y, z) float32 from its codes, or from float16."""
+    if packed.dtype != torch.uint8:
+        return packed.float()
+    low, high, _, _ = statistics[..., None, None, None, :].unbind(-1)
+    step = (high - low) / (LEVELS - 1)
+    # in place: fresh memory costs more than the arithmetic
+    return packed.float().mul_(step).add_(low - step).masked_fill_(packed == 0, 0)
+
+
+def pack_regions(regions: Tensor) -> Tensor:
+    """Return region masks (..., r, x, y, z) bool as bits of (..., x, y, z) uint8, WT the lowest."""
+    bits = torch.arange(NUM_REGIONS, device=regions.device)
+    return (regions.byte() << bits[:, None, None, None]).sum(dim=-4, dtype=torch.uint8)
+
+
+def unpack(batch: Batches) -> Batches:
+    """Return a batch, or a sample, as networks take it; one that is not packed stays as it is."""
+    unpacked = batch.copy()
+    unpacked["image"] = unpack_image(batch["image"], batch["statistics"])
+    label = batch["label"]
+    if label.dtype == torch.uint8:
+        bits = torch.arange(NUM_REGIONS, device=label.device)[:, None, None, None]
+        unpacked["label"] = (label.unsqueeze(-4) >> bits & 1).float()
+    return unpacked

@@ -143,7 +143,7 @@ def test_one_bad_case_does_not_stop_the_others(weights, patients, tmp_path, caps
     nib.save(nib.Nifti1Image(np.zeros(image.shape, np.int16), image.affine), broken)
     out = tmp_path / "out"
     assert main(["segment", str(root), "-o", str(out), "--weights", str(weights)]) == 1
-    assert f"{broken}: every voxel is 0" in capsys.readouterr().err
+    assert f"{broken}: every voxel of flair is 0" in capsys.readouterr().err
     assert len(list(out.iterdir())) == 5
 
 

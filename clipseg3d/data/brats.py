@@ -1,8 +1,8 @@
 """Lightning data modules for BraTS: one base class, one short subclass per release."""
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
@@ -10,15 +10,31 @@ from torch.utils.data import DataLoader
 
 from clipseg3d.batch import Sample
 from clipseg3d.data.cache import CachedCase, build_cache, default_cache_dir
-from clipseg3d.data.cases import Case, find_cases, split_by_patient
+from clipseg3d.data.cases import Case, detect_release, find_cases
 from clipseg3d.data.dataset import BraTSDataset
-from clipseg3d.data.releases import BRATS_2018, BRATS_2019, BRATS_2020, BRATS_2021, BraTSRelease
+from clipseg3d.data.releases import (
+    BRATS_2018,
+    BRATS_2019,
+    BRATS_2020,
+    BRATS_2021,
+    BRATS_2023_GLI,
+    BRATS_2023_MEN,
+    BRATS_2023_MET,
+    BRATS_2023_PED,
+    BRATS_2023_SSA,
+    BRATS_2024_GLI,
+    BRATS_2024_PED,
+    MSD_TASK01,
+    BraTSRelease,
+    get_release,
+)
+from clipseg3d.data.splits import Splits
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.volume import ViewSelection
 
 
 class BraTSDataModule(LightningDataModule):
-    """Training and validation cases of one BraTS release; knows nothing of any model.
+    """Training, validation and test cases of one release; knows nothing of any model.
 
     Batches are :class:`clipseg3d.batch.Batch`. Training gives random crops, two thirds of them
     with tumour; validation and test give the whole brain, one case a batch, so that scores are
@@ -26,11 +42,19 @@ class BraTSDataModule(LightningDataModule):
 
     Args:
         root: folder that holds the cases, however deep; read only.
-        reports: JSON file of reports by case name; None takes ``{case}_flair_text.txt`` beside a
-            case where there is one.
-        fold: the part to validate on, 0 to ``num_folds`` - 1.
-        num_folds: number of parts that patients (not scans) are split into.
-        seed: split seed; equal seeds give equal splits on every rank.
+        release: name of the release, one of :data:`clipseg3d.data.releases.RELEASES`; ``auto``
+            tells it from case names and label values, and takes that of a subclass for granted.
+        reports: JSON or CSV file of reports by case name (see
+            :func:`clipseg3d.data.reports.read_reports`); None takes ``{case}_flair_text.txt``
+            beside a case where there is one.
+        allow_missing_sequences: whether a case may lack sequences; they are 0, as those that
+            ``sequence_dropout`` of the network's training withholds (``clipseg3d fit`` allows them
+            with it).
+        splits: file of folds, or TextBraTS' folder of two, as
+            :meth:`clipseg3d.data.splits.Splits.read` takes it; None draws folds.
+        fold: the part to validate on, 0 for the first.
+        num_folds: number of folds to draw; patients are never separated, grades spread evenly.
+        seed: of the folds drawn; equal seeds give equal folds on every rank.
         patch_size: training crop (x, y, z), in voxels.
         crops_per_case: crops of each training case in one epoch.
         batch_size: crops per device, so the global batch is this times the world size.
@@ -45,18 +69,20 @@ class BraTSDataModule(LightningDataModule):
             ``$CLIPSEG3D_CACHE`` or ``clipseg3d`` in the user's cache folder.
 
     Raises:
-        ValueError: ``patch_size``, ``batch_size`` or ``crops_per_case`` is not positive.
+        ValueError: ``patch_size``, ``batch_size`` or ``crops_per_case`` is not positive, or
+            ``release`` is unknown, not that of the subclass, or not to be told.
         FileNotFoundError: from :meth:`prepare_data`, if ``root`` holds no case.
         DataError: from :meth:`prepare_data`, listing every fault of every case.
     """
-
-    release: ClassVar[BraTSRelease]
 
     def __init__(
         self,
         root: str,
         *,
+        release: str = "auto",
         reports: str | None = None,
+        allow_missing_sequences: bool = False,
+        splits: str | None = None,
         fold: int = 0,
         num_folds: int = 5,
         seed: int = 0,
@@ -80,9 +106,19 @@ class BraTSDataModule(LightningDataModule):
         ):
             if value < 1:
                 raise ValueError(f"{name}={value} is not positive")
-        self.save_hyperparameters()  # plain values only: checkpoints load with weights_only=True
+        # Plain values only: checkpoints load with weights_only=True. The module stores the name of
+        # the release, and Lightning refuses another value of it here.
+        self.save_hyperparameters(ignore="release" if release == "auto" else None)
         self.root = Path(root)
+        self.release_name = release
+        if release != "auto" and self.release.name != release:
+            raise ValueError(
+                f"{type(self).__name__} reads {self.release.name}, not release={release!r}; use "
+                "BraTSDataModule"
+            )
         self.reports = reports
+        self.allow_missing_sequences = allow_missing_sequences
+        self.splits = splits
         self.fold = fold
         self.num_folds = num_folds
         self.seed = seed
@@ -96,15 +132,22 @@ class BraTSDataModule(LightningDataModule):
         self.spacing_mm = spacing_mm
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
 
+    @cached_property
+    def release(self) -> BraTSRelease:
+        """The release that the cases are from."""
+        if self.release_name == "auto":
+            return detect_release(self.root)
+        return get_release(self.release_name)
+
     def prepare_data(self) -> None:
         """Check all cases and fill the cache; runs once per node."""
-        self._entries(self._cases())
+        cases = self._cases()
+        self._divide(cases)
+        self._entries(cases)
 
     def setup(self, stage: str) -> None:
         """Split the cases; runs on every rank and may run more than once."""
-        train, held_out = split_by_patient(
-            self._cases(), fold=self.fold, num_folds=self.num_folds, seed=self.seed
-        )
+        train, held_out, test = self._divide(self._cases())
         self.train_set = BraTSDataset(
             self._entries(train),
             self.release,
@@ -113,6 +156,8 @@ class BraTSDataModule(LightningDataModule):
             augment=Augmentation() if self.augment else None,
         )
         self.val_set = BraTSDataset(self._entries(held_out), self.release)
+        # Without test cases, the held-out fold: BraTS publishes no labels to test on.
+        self.test_set = BraTSDataset(self._entries(test or held_out), self.release)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled crops; Lightning adds the distributed sampler."""
@@ -123,15 +168,27 @@ class BraTSDataModule(LightningDataModule):
         return self._loader(self.val_set, batch_size=1, shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Give the held-out fold, as for validation: BraTS publishes no test labels."""
-        return self.val_dataloader()
+        """Whole brains of the split file's test cases, else those of validation."""
+        return self._loader(self.test_set, batch_size=1, shuffle=False)
 
     def _cases(self) -> list[Case]:
         """Index the folder."""
         cases = find_cases(
-            self.root, self.release, reports=self.reports, spacing_mm=self.spacing_mm
+            self.root,
+            self.release,
+            reports=self.reports,
+            allow_missing=self.allow_missing_sequences,
+            spacing_mm=self.spacing_mm,
         )
         return self._reported(cases)
+
+    def _divide(self, cases: list[Case]) -> tuple[list[Case], list[Case], list[Case]]:
+        """Return the cases to train, validate and test on."""
+        if self.splits is None:
+            splits = Splits.draw(cases, num_folds=self.num_folds, seed=self.seed)
+        else:
+            splits = Splits.read(self.splits, cases)
+        return splits.divide(cases, fold=self.fold)
 
     def _reported(self, cases: list[Case]) -> list[Case]:
         """Hand the reports round in a circle of random order, if they are to be shuffled."""
@@ -185,3 +242,51 @@ class BraTS2021DataModule(BraTSDataModule):
     """BraTS 2021: the last release in which enhancing tumour is label 4."""
 
     release = BRATS_2021
+
+
+class BraTS2023GLIDataModule(BraTSDataModule):
+    """BraTS 2023 adult glioma: sequences have new names, enhancing tumour is label 3."""
+
+    release = BRATS_2023_GLI
+
+
+class BraTS2024GLIDataModule(BraTSDataModule):
+    """BraTS 2024 glioma after treatment: label 4 is the resection cavity, in no region."""
+
+    release = BRATS_2024_GLI
+
+
+class BraTS2023PEDDataModule(BraTSDataModule):
+    """BraTS-PEDs 2023, tumours of children: labels as in adults."""
+
+    release = BRATS_2023_PED
+
+
+class BraTS2024PEDDataModule(BraTSDataModule):
+    """BraTS-PEDs 2024: enhancing tumour is label 1, cysts have their own."""
+
+    release = BRATS_2024_PED
+
+
+class BraTS2023SSADataModule(BraTSDataModule):
+    """BraTS-Africa 2023: gliomas from Sub-Saharan Africa."""
+
+    release = BRATS_2023_SSA
+
+
+class BraTS2023MENDataModule(BraTSDataModule):
+    """BraTS 2023 meningioma, before surgery."""
+
+    release = BRATS_2023_MEN
+
+
+class BraTS2023METDataModule(BraTSDataModule):
+    """BraTS metastases of 2023 and later: from 2025, label 4 is the resection cavity."""
+
+    release = BRATS_2023_MET
+
+
+class MSDTask01DataModule(BraTSDataModule):
+    """Task01_BrainTumour of the Medical Segmentation Decathlon: 4D images, its own labels."""
+
+    release = MSD_TASK01

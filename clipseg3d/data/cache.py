@@ -1,30 +1,41 @@
-"""The preprocessed cases on disk: brain-cropped, fp16, memory-mapped, shared by all ranks."""
+"""The preprocessed cases on disk: brain-cropped, packed, memory-mapped, shared by all ranks."""
 
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Sequence
+import struct
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from clipseg3d import __version__
+from clipseg3d.batch import pack_image
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.preprocess import preprocess
 from clipseg3d.data.releases import BraTSRelease
 from clipseg3d.volume import Views, ViewSelection
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key: raise it when preprocessing or the files below change."""
 MAX_FOREGROUND = 20_000
 """Tumour voxels kept as crop centres; more would only cost memory."""
+MEGABYTES = 20
+"""What a case takes at 1 mm, views included."""
+MAX_NAME = 50
+"""Letters of a case name in its file name, which file systems limit to 255 bytes."""
 
 
 def default_cache_dir() -> Path:
@@ -36,43 +47,65 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class CachedCase:
-    """One case in the cache; arrays are memory-mapped, so a crop reads only its own voxels.
+    """One case in the cache: a safetensors file, memory-mapped.
+
+    Tensors are views of the file: a crop reads only its own voxels, and what is written to one
+    never reaches the file.
 
     Attributes:
         case_id: name of the case.
         report: its report, or an empty string.
         grade: 1 for a high-grade, 0 for a low-grade glioma, -1 where it is not known.
-        folder: where its files lie.
+        path: its file.
     """
 
     case_id: str
     report: str
     grade: int
-    folder: Path
+    path: Path
 
-    def image(self) -> npt.NDArray[np.float16]:
-        """Return the z-scored sequences (s, x, y, z) of the brain box."""
-        image: npt.NDArray[np.float16] = np.load(self.folder / "image.npy", mmap_mode="r")
-        return image
+    def image(self) -> Tensor:
+        """Return the sequences (s, x, y, z) of the brain box, uint8, packed by ``pack_image``."""
+        return self._tensor("image")
 
-    def label(self) -> npt.NDArray[np.uint8]:
-        """Return the label map (x, y, z) in the release's label values."""
-        label: npt.NDArray[np.uint8] = np.load(self.folder / "label.npy", mmap_mode="r")
-        return label
+    def label(self) -> Tensor:
+        """Return the label map (x, y, z) in the release's label values, uint8."""
+        return self._tensor("label")
 
-    def foreground(self) -> npt.NDArray[np.int16]:
-        """Return voxel indices (n, 3) inside the tumour; n is 0 for a mask without tumour."""
-        foreground: npt.NDArray[np.int16] = np.load(self.folder / "foreground.npy", mmap_mode="r")
-        return foreground
+    def foreground(self) -> Tensor:
+        """Return voxel indices (n, 3) inside the tumour, int16; n is 0 without tumour."""
+        return self._tensor("foreground")
 
     def statistics(self) -> Tensor:
-        """Return the intensity statistics (s, 4) in the units of the image."""
-        return torch.from_numpy(np.load(self.folder / "statistics.npy"))
+        """Return the intensity statistics (s, 4) in the units of the image, float32."""
+        return self._tensor("statistics")
 
     def views(self) -> Views:
         """Return the views that CLIP sees, (v, 224, 224, s) uint8, and their planes (v, 3)."""
-        images, planes = (np.load(self.folder / f"{name}.npy") for name in ("views", "planes"))
-        return Views(torch.from_numpy(images), torch.from_numpy(planes))
+        return Views(self._tensor("views"), self._tensor("planes"))
+
+    def _tensor(self, name: str) -> Tensor:
+        """Return one tensor of the file.
+
+        Raises:
+            DataError: the file is gone, or not whole.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                [f"{self.path}: not readable ({error}); delete it, the next run makes it anew"]
+            ) from error
+        return tensor
+
+    def is_whole(self) -> bool:
+        """Say whether the file is there and as long as it was written; only its head is read."""
+        try:
+            with safe_open(self.path, framework="pt"):
+                return True
+        except (SafetensorError, OSError):
+            return False
 
 
 def cached_case(
@@ -80,15 +113,38 @@ def cached_case(
 ) -> CachedCase:
     """Say where a case lies in the cache, whether or not it is there yet.
 
-    The key covers the source files (path, size, time of change), the release, the selection of
-    views and the format: a changed file gets a new entry and never meets a stale one.
+    The key covers the content of the source files (see :func:`fingerprint`), the release, the
+    selection of views, and the version of this library: a changed file gets a new entry and never
+    meets a stale one, a moved folder keeps its entries.
     """
-    files = [*case.sequences.values(), *([case.label] if case.label else [])]
-    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    facts = json.dumps([FORMAT, release.name, view_selection, stamps])
+    files = {**case.sequences, **({"label": case.label} if case.label else {})}
+    sources = {name: fingerprint(path) for name, path in files.items()}
+    settings = [FORMAT, __version__, release.name, view_selection, dict(case.channels)]
+    facts = json.dumps([*settings, sources], sort_keys=True)
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    folder = root / release.name / f"{case.case_id}-{key}"
-    return CachedCase(case.case_id, case.report, case.grade, folder)
+    path = root / release.name / f"{case.case_id[:MAX_NAME]}-{key}.safetensors"
+    return CachedCase(case.case_id, case.report, case.grade, path)
+
+
+def fingerprint(path: Path) -> str:
+    """Tell the content of a file by a few bytes of it.
+
+    A gzip file ends with the check sum and the length of all that was compressed; with its own
+    size they tell its content, wherever it lies and whenever it was written. Of other files
+    (uncompressed ones, and those of several gzip members, whose last length is less than their
+    size) it is the size, the time of change and 64 KiB from their middle.
+    """
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        size = status.st_size
+        if size >= 18 and file.read(2) == b"\x1f\x8b":
+            file.seek(-8, os.SEEK_END)
+            checksum, length = struct.unpack("<II", file.read(8))
+            if length >= size:
+                return f"{size}-{checksum}-{length}"
+        file.seek(max(0, size // 2 - 2**15))
+        middle = hashlib.sha256(file.read(2**16)).hexdigest()
+        return f"{size}-{status.st_mtime_ns}-{middle}"
 
 
 def build_cache(
@@ -99,7 +155,10 @@ def build_cache(
     view_selection: ViewSelection = "center",
     num_threads: int = 2,
 ) -> list[CachedCase]:
-    """Preprocess the cases that are not in the cache yet.
+    """Preprocess the cases that are not in the cache yet, or whose file is not whole.
+
+    One process builds at a time: others wait, and find what it has made. A process that is killed
+    leaves whole files only, besides what it was writing, which the next one removes.
 
     Args:
         cases: labelled cases.
@@ -114,21 +173,55 @@ def build_cache(
     Raises:
         DataError: voxels of a case cannot be used. Faults of all cases are listed; good cases
             are in the cache all the same.
+        OSError: the cache cannot be written, for want of space or permission; what is in it stays.
     """
     entries = [cached_case(case, release, root, view_selection=view_selection) for case in cases]
-    missing = [
-        (case, entry)
-        for case, entry in zip(cases, entries, strict=True)
-        if not entry.folder.is_dir()
-    ]
+    if all(entry.is_whole() for entry in entries):
+        return entries
+    folder = root / release.name
     faults: list[str] = []
-    with ThreadPoolExecutor(max_workers=num_threads) as pool:
-        results = pool.map(lambda pair: _build(pair[0], pair[1], release, view_selection), missing)
-        for found in tqdm(results, total=len(missing), desc="Caching cases", unit="case", delay=2):
-            faults.extend(found)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f".{release.name}.lock"), ThreadPoolExecutor(num_threads) as pool:
+            for part in folder.glob(".*.part"):  # of a process that was killed
+                part.unlink()
+            missing = [
+                (case, entry)
+                for case, entry in zip(cases, entries, strict=True)
+                if not entry.is_whole()
+            ]
+            results = pool.map(
+                lambda pair: _build(pair[0], pair[1], release, view_selection), missing
+            )
+            title = {"desc": "Caching cases", "unit": "case", "delay": 2}
+            for found in tqdm(results, total=len(missing), **title):
+                faults.extend(found)
+    except OSError as error:
+        done = sum(entry.is_whole() for entry in entries)
+        raise OSError(
+            error.errno,
+            f"{root}: the cache cannot be written ({error.strerror or error}); {done} of "
+            f"{len(cases)} cases are in it and stay. Make room, {MEGABYTES} MB for each case at "
+            "1 mm, or give another folder as cache_dir or $CLIPSEG3D_CACHE",
+        ) from error
     if faults:
         raise DataError(faults)
     return entries
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the system takes back from a process that dies; say so when waiting."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        tqdm.write(f"{path.parent}: waiting for another process that fills this cache", sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _build(
@@ -141,23 +234,25 @@ def _build(
         return error.faults
     if ready.label is None:
         return (f"{case.case_id}: has no expert mask; only labelled cases can be cached",)
-    entry.folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{entry.folder.name}.", dir=entry.folder.parent))
+    content = save(
+        {
+            "image": pack_image(ready.image, ready.statistics),
+            "label": torch.from_numpy(ready.label),
+            "foreground": torch.from_numpy(_some_tumour_voxels(ready.label)),
+            "statistics": ready.statistics,
+            "views": ready.views.images,
+            "planes": ready.views.planes,
+        }
+    )
+    part = entry.path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        np.save(part / "image.npy", ready.image.half().numpy())
-        np.save(part / "label.npy", ready.label)
-        np.save(part / "statistics.npy", ready.statistics.numpy())
-        np.save(part / "views.npy", ready.views.images.numpy())
-        np.save(part / "planes.npy", ready.views.planes.numpy())
-        np.save(part / "foreground.npy", _some_tumour_voxels(ready.label))
-        part.chmod(entry.folder.parent.stat().st_mode & 0o777)  # mkdtemp shuts others out
-        try:
-            os.rename(part, entry.folder)
-        except OSError:
-            if not entry.folder.is_dir():  # otherwise another process finished the same case first
-                raise
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # a name must not reach the disk before its content
+        os.replace(part, entry.path)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        part.unlink(missing_ok=True)
     return ()
 
 
@@ -165,4 +260,4 @@ def _some_tumour_voxels(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
     """Return up to MAX_FOREGROUND voxel indices (n, 3) inside the tumour, evenly spread."""
     voxels = np.argwhere(label > 0)
     step = max(1, -(-len(voxels) // MAX_FOREGROUND))
-    return voxels[::step].astype(np.int16)
+    return np.ascontiguousarray(voxels[::step], dtype=np.int16)

@@ -1,23 +1,26 @@
-"""Index a folder of BraTS cases, check it, and split it by patient."""
+"""Index a folder of BraTS cases and check it; tell which release it is."""
 
-import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from clipseg3d.data.nifti import open_nifti, strip_extension
-from clipseg3d.data.releases import SEQUENCES, BraTSRelease
+from clipseg3d.data.layout import CaseFiles, group, walk
+from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension
+from clipseg3d.data.releases import LABEL, RELEASES, SEQUENCES, BraTSRelease
+from clipseg3d.data.reports import REPORT_SUFFIX, read_reports
+from clipseg3d.data.text_files import read_table, read_text
 
-REPORT_SUFFIX = "_flair_text.txt"
-"""A report beside its case, named as in TextBraTS: ``{case}_flair_text.txt``."""
 AFFINE_TOLERANCE_MM = 1e-2
-LABEL = "label"
 GRADES = {"HGG": 1, "LGG": 0}
+NAME_MAPPING = "name_mapping.csv"
+"""Table of BraTS 2019 and 2020: a column Grade, and the case's name in every year's release."""
+MASKS_READ = 10
+"""Masks that are compared with a release that names tell already."""
 
 
 class DataError(ValueError):
@@ -40,10 +43,13 @@ class Case:
     Attributes:
         case_id: name, shared by the case's files.
         patient: who it is; splits keep all cases of a patient together.
-        sequences: sequence -> file, in ``SEQUENCES`` order.
+        sequences: sequence -> file, in ``SEQUENCES`` order; a sequence that was not acquired is
+            left out.
         label: expert mask, where known.
         report: free text about this case; empty if there is none.
         grade: 1 for a high-grade, 0 for a low-grade glioma, -1 where it is not known.
+        channels: sequence -> index along the fourth axis of its file, where one file holds all
+            sequences; empty where each has its own.
     """
 
     case_id: str
@@ -52,6 +58,12 @@ class Case:
     label: Path | None = None
     report: str = ""
     grade: int = -1
+    channels: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> int:
+        """Number of axes of an image file: 4 where one file holds all sequences, else 3."""
+        return 4 if self.channels else 3
 
 
 def find_cases(
@@ -60,82 +72,153 @@ def find_cases(
     *,
     reports: str | Path | None = None,
     require_label: bool = True,
-    spacing_mm: float = 1.0,
+    allow_missing: bool = False,
+    spacing_mm: float | None = 1.0,
 ) -> list[Case]:
-    """Find every case of a release below a folder, however deep, and check file headers.
-
-    Files are told apart by name: ``{case}_{suffix}.nii.gz`` or ``.nii``. Hidden files are passed
-    over. Nothing is guessed: a NIfTI file that is no part of a case is a fault.
-
-    Args:
-        root: folder to search; only read.
-        release: how files are named.
-        reports: JSON file, case name -> report text (or an object with the key ``report``); None
-            takes ``{case}_flair_text.txt`` beside a case's images where there is one.
-        require_label: whether a case without expert mask is a fault.
-        spacing_mm: voxel size that every volume must have.
-
-    Returns:
-        Cases by name.
+    """Find every case of a release below a folder, as :func:`index_cases`, or fail.
 
     Raises:
         FileNotFoundError: ``root`` or ``reports`` is missing, or there is no case below ``root``.
         DataError: files are missing, doubled, not understood, broken or of different geometry.
             All faults of all cases are listed.
     """
+    cases, faults = index_cases(
+        root,
+        release,
+        reports=reports,
+        require_label=require_label,
+        allow_missing=allow_missing,
+        spacing_mm=spacing_mm,
+    )
+    if not cases:
+        raise FileNotFoundError("\n".join(faults))
+    if faults:
+        raise DataError(faults)
+    return cases
+
+
+def index_cases(
+    root: str | Path,
+    release: BraTSRelease,
+    *,
+    reports: str | Path | None = None,
+    require_label: bool = True,
+    allow_missing: bool = False,
+    spacing_mm: float | None = None,
+) -> tuple[list[Case], list[str]]:
+    """Find every case of a release below a folder, however deep, and check file headers.
+
+    Files are told apart by name: ``{case}_{suffix}.nii.gz`` or ``.nii``, with the suffixes and the
+    separator of the release, or as its manifest lists them. Hidden files are passed over. Nothing
+    is guessed: a NIfTI file that is no part of a case is a fault. Grades are those of folders HGG
+    and LGG, or of ``name_mapping.csv``, in or above ``root``.
+
+    Args:
+        root: folder to search; only read.
+        release: how files are named.
+        reports: JSON or CSV file of reports by case name, see
+            :func:`clipseg3d.data.reports.read_reports`; None takes ``{case}_flair_text.txt``
+            beside a case's images where there is one.
+        require_label: whether a case without expert mask is a fault.
+        allow_missing: whether a case may lack sequences, though not all.
+        spacing_mm: voxel size that every volume must have; None takes any.
+
+    Returns:
+        Cases by name, also those with faults; and every fault of every case, one line each, by
+        the name of the file.
+
+    Raises:
+        FileNotFoundError: ``root`` or ``reports`` is missing.
+    """
     root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; give the folder that holds the cases")
-    texts = None if reports is None else read_reports(Path(reports))
-    found, faults = _index(root, release)
-    if not found:
-        suffixes = ", ".join(f"_{suffix}.nii.gz" for suffix in release.suffixes.values())
-        seen = f"; files there are {faults[0].split(': ')[0]} and the like" if faults else ""
-        raise FileNotFoundError(
-            f"{root}: no case of {release.name} in it (files ending in {suffixes}){seen}; "
-            "check the path, and that the data module fits the release"
-        )
+    files, faults = walk(root)
+    texts = None
+    try:
+        texts = None if reports is None else read_reports(Path(reports))
+    except ValueError as error:
+        faults.append(str(error))
+    required = (*(() if allow_missing else SEQUENCES), *((LABEL,) if require_label else ()))
+    found = group(files, release, required)
+    faults += found.faults
+    if not found.cases:
+        return [], [_no_case(root, release, found.strays), *faults]
+    faults += [
+        f"{path}: not a file of {release.name}; {_naming(release)}, or move it out of {root}"
+        for path in found.strays
+    ]
+    grades, unusable = _read_grades(root, files)
+    faults += unusable
+    there = set(files)
     cases = []
-    for (folder, case_id), files in found.items():
-        required = {sequence: release.suffixes[sequence] for sequence in SEQUENCES}
-        if require_label:
-            required[LABEL] = release.label_suffix
-        missing = [suffix for kind, suffix in required.items() if kind not in files]
-        faults.extend(
-            f"{folder / f'{case_id}_{suffix}.nii.gz'}: missing; add it, or move the case out "
-            f"of {root}"
-            for suffix in missing
-        )
-        beside = folder / f"{case_id}{REPORT_SUFFIX}"
-        report = "" if texts is None else texts.get(case_id, "")
-        if texts is None and beside.is_file():
+    for entry in found.cases:
+        report = "" if texts is None else texts.get(entry.case_id, "")
+        beside = entry.folder / f"{entry.case_id}{REPORT_SUFFIX}"
+        if texts is None and beside in there:
             try:
                 report = read_text(beside)
-            except ValueError as error:
+            except (ValueError, FileNotFoundError) as error:
                 faults.append(str(error))
         case = Case(
-            case_id=case_id,
-            patient=release.patient(case_id),
-            sequences={s: files[s] for s in SEQUENCES if s in files},  # all, unless a fault
-            label=files.get(LABEL),
+            case_id=entry.case_id,
+            patient=release.patient(entry.case_id),
+            sequences={s: entry.files[s] for s in SEQUENCES if s in entry.files},
+            label=entry.files.get(LABEL),
             report=report,
-            grade=_grade(folder),
+            grade=_grade(entry, grades),
+            channels=entry.channels,
         )
-        faults.extend(check_geometry(case, spacing_mm=spacing_mm))
+        faults += check_geometry(case, spacing_mm=spacing_mm)
         cases.append(case)
     places = defaultdict(list)
-    for folder, case_id in found:
-        places[case_id].append(str(folder))
-    faults.extend(
+    for entry in found.cases:
+        places[entry.case_id].append(str(entry.folder))
+    faults += [
         f"{' and '.join(folders)}: both hold case {case_id}; keep one"
         for case_id, folders in places.items()
         if len(folders) > 1
-    )
+    ]
     if texts is not None and not any(case.report for case in cases):
         faults.append(f"{reports}: names none of the cases in {root}; check the case names in it")
-    if faults:
-        raise DataError(faults)
-    return sorted(cases, key=lambda case: case.case_id)
+    return sorted(cases, key=lambda case: case.case_id), sorted(faults)  # files of a case together
+
+
+def detect_release(root: str | Path) -> BraTSRelease:
+    """Tell which release the cases below a folder are from, by case names and label values.
+
+    Masks are read: some where the names leave no choice, else as many as it takes.
+
+    Raises:
+        FileNotFoundError: ``root`` is missing.
+        ValueError: the names are of no release or of several, or the labels leave none or
+            several to choose from; the message shows what was seen.
+    """
+    root = Path(root)
+    files, _ = walk(root)
+    owned: dict[str, dict[str, Path | None]] = {}
+    for release in RELEASES.values():
+        found = group(files, release, ()).cases
+        cases = {c.case_id: c.files.get(LABEL) for c in found if release.owns(c.case_id)}
+        if cases:
+            owned[release.name] = cases
+    cure = f"name the release, one of {', '.join(RELEASES)}"
+    if not owned:
+        volumes = [path.name for path in files if strip_extension(path.name)]
+        seen = f"files such as {', '.join(volumes[:3])}" if volumes else "no NIfTI file"
+        raise ValueError(f"{root}: holds {seen}, which are of no known release; {cure}")
+    names = " and ".join(
+        f"{name} ({len(cases)}, such as {next(iter(cases))})" for name, cases in owned.items()
+    )
+    one, *others = owned.values()
+    if any(cases.keys() != one.keys() for cases in others):
+        raise ValueError(f"{root}: holds cases of {names}; give a folder with those of one")
+    labels, fitting = _match_labels([mask for mask in one.values() if mask], list(owned))
+    if len(fitting) == 1:
+        return RELEASES[fitting[0]]
+    due = " and ".join(f"{name} ({_listed(RELEASES[name].labels)})" for name in owned)
+    raise ValueError(
+        f"{root}: holds case names of {names}, and masks with the labels {_listed(labels)}, which "
+        f"{'fit each of' if fitting else 'do not fit'} {due}; {cure}"
+    )
 
 
 def case_from_files(files: Mapping[str, str | Path]) -> Case:
@@ -175,53 +258,6 @@ def case_from_files(files: Mapping[str, str | Path]) -> Case:
     return case
 
 
-def _grade(folder: Path) -> int:
-    """Return the grade that BraTS 2018 and 2019 tell by a folder HGG or LGG, -1 without one."""
-    for part in reversed(folder.absolute().parts):
-        if part in GRADES:
-            return GRADES[part]
-    return -1
-
-
-def _index(
-    root: Path, release: BraTSRelease
-) -> tuple[dict[tuple[Path, str], dict[str, Path]], list[str]]:
-    """Group NIfTI files by folder and case; return them and the faults met."""
-    kinds = {suffix: sequence for sequence, suffix in release.suffixes.items()}
-    kinds[release.label_suffix] = LABEL
-    found: dict[tuple[Path, str], dict[str, Path]] = defaultdict(dict)
-    faults = []
-    searched = set()
-    for folder_name, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        place = os.path.realpath(folder_name)
-        if place in searched:  # a link in a circle
-            subfolders.clear()
-            continue
-        searched.add(place)
-        for name in sorted(names):
-            stem = strip_extension(name)
-            if stem is None or name.startswith("."):
-                continue
-            path = Path(folder_name, name)
-            if stem in release.misnamed_labels:
-                case_id, kind = release.misnamed_labels[stem], LABEL
-            else:
-                case_id, _, suffix = stem.rpartition("_")
-                kind = kinds.get(suffix, "")
-            if not case_id or not kind:
-                faults.append(
-                    f"{path}: not a file of {release.name}; rename it to {{case}}_SUFFIX.nii.gz "
-                    f"with SUFFIX one of {', '.join(kinds)}, or move it out of {root}"
-                )
-                continue
-            files = found[Path(folder_name), case_id]
-            if kind in files:
-                faults.append(f"{path}: the same as {files[kind].name}; keep one of the two")
-            files.setdefault(kind, path)
-    return dict(found), faults
-
-
 def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
     """Compare the grids of a case's files; only headers are read.
 
@@ -235,26 +271,35 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
     """
     faults: list[str] = []
     first: tuple[Path, tuple[int, ...], np.ndarray] | None = None
-    for path in [*case.sequences.values(), *([case.label] if case.label else [])]:
+    files = dict.fromkeys(case.sequences.values(), case.axes)
+    if case.label:
+        files[case.label] = 3
+    for path, axes in files.items():
         try:
-            image = open_nifti(path)
+            image = open_nifti(path, axes=axes)
         except (ValueError, FileNotFoundError) as error:
             faults.append(str(error))
             continue
         if not np.isfinite(image.affine).all() or np.linalg.det(image.affine) == 0:
             faults.append(f"{path}: its affine is no place in space; export the file again")
             continue
+        shape = image.shape[:3]
+        if axes == 4 and image.shape[3] <= max(case.channels.values()):
+            faults.append(
+                f"{path}: holds {image.shape[3]} volumes, too few for channels "
+                f"{_listed(case.channels.values())}; export the file again"
+            )
         if first is None:
-            first = path, image.shape, image.affine
+            first = path, shape, image.affine
             spacing = voxel_sizes(image.affine)
             if spacing_mm is not None and not np.allclose(spacing, spacing_mm, rtol=0.02):
                 faults.append(
                     f"{path}: voxels of {_by(spacing.round(3))} mm, expected {spacing_mm:g} mm; "
                     "resample the case, or set spacing_mm to what all cases have"
                 )
-        elif image.shape != first[1]:
+        elif shape != first[1]:
             faults.append(
-                f"{path}: shape {_by(image.shape)} differs from {_by(first[1])} of "
+                f"{path}: shape {_by(shape)} differs from {_by(first[1])} of "
                 f"{first[0].name}; register both to one grid"
             )
         elif not np.allclose(image.affine, first[2], atol=AFFINE_TOLERANCE_MM):
@@ -266,82 +311,81 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
     return faults
 
 
-def split_by_patient(
-    cases: Sequence[Case], *, fold: int = 0, num_folds: int = 5, seed: int = 0
-) -> tuple[list[Case], list[Case]]:
-    """Split cases for cross-validation; a patient is never on both sides.
+def _match_labels(masks: Sequence[Path], names: list[str]) -> tuple[list[float], list[str]]:
+    """Return labels seen in masks, and the releases that have all of them.
 
-    Patients are shuffled by ``seed`` and dealt out to the folds in turn, so that fold sizes
-    differ by one patient at most and every patient is validated in exactly one fold.
-
-    Args:
-        cases: what to split, in any order.
-        fold: the part to validate on, 0 to ``num_folds`` - 1.
-        num_folds: number of parts, 2 or more.
-        seed: equal seeds give equal splits.
-
-    Returns:
-        Training and validation cases, both by name.
-
-    Raises:
-        ValueError: ``fold`` is out of range, or there are fewer patients than folds.
+    Reads ``MASKS_READ`` masks from all over the folder, then the others while there is a choice.
     """
-    if num_folds < 2 or not 0 <= fold < num_folds:
-        raise ValueError(f"fold={fold} is not in 0..num_folds-1 with num_folds={num_folds} >= 2")
-    patients = sorted({case.patient for case in cases})
-    if len(patients) < num_folds:
-        raise ValueError(
-            f"{len(patients)} patients cannot fill num_folds={num_folds} folds; "
-            "add cases or lower num_folds"
-        )
-    order = np.random.default_rng(seed).permutation(len(patients))
-    held_out = {patients[i] for i in order[fold::num_folds]}
-    by_name = sorted(cases, key=lambda case: case.case_id)
+    spread = masks[:: max(1, len(masks) // MASKS_READ)]
+    seen: set[float] = {0}
+    fitting = names
+    for count, mask in enumerate([*spread, *sorted(set(masks) - set(spread))]):
+        if not fitting or (len(fitting) == 1 and count >= MASKS_READ):
+            break
+        try:
+            voxels = read_voxels(mask)
+        except (ValueError, FileNotFoundError):  # index_cases tells of it
+            continue
+        seen.update(np.unique(voxels[voxels != 0]).tolist())
+        fitting = [name for name in names if seen <= set(RELEASES[name].labels)]
+    return sorted(seen), fitting
+
+
+def _no_case(root: Path, release: BraTSRelease, strays: Sequence[Path]) -> str:
+    """Say that a folder holds no case, and what it holds."""
+    endings = ", ".join(f"{release.separator}{s}.nii.gz" for s in release.suffixes.values())
+    due = f"listed in {release.manifest}" if release.manifest else f"ending in {endings}"
+    seen = f"; files there are {strays[0]} and the like" if strays else ""
     return (
-        [case for case in by_name if case.patient not in held_out],
-        [case for case in by_name if case.patient in held_out],
+        f"{root}: no case of {release.name} in it (files {due}){seen}; check the path, and that "
+        "the data module fits the release"
     )
 
 
-def read_reports(path: Path) -> dict[str, str]:
-    """Read a JSON file of reports: case name -> text, or -> an object with the key ``report``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not such a JSON file.
-    """
-    try:
-        entries = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); repair it") from error
-    if not isinstance(entries, dict):
-        raise ValueError(f"{path}: holds a {type(entries).__name__}, expected case name -> report")
-    texts: dict[str, str] = {}
-    for name, entry in entries.items():
-        text = entry.get("report") if isinstance(entry, dict) else entry
-        if not isinstance(text, str):
-            raise ValueError(
-                f"{path}: the report of {name} is a {type(text).__name__}, expected text"
-            )
-        texts[name] = text
-    return texts
+def _naming(release: BraTSRelease) -> str:
+    """Say how to make a volume part of a case."""
+    if release.manifest:
+        return f"list it in {release.manifest}"
+    suffixes = ", ".join([*release.suffixes.values(), release.label_suffix])
+    return f"rename it to {{case}}{release.separator}SUFFIX.nii.gz with SUFFIX one of {suffixes}"
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text file.
+def _read_grades(root: Path, files: Sequence[Path]) -> tuple[dict[str, int], list[str]]:
+    """Read the grades in name mappings below ``root``, or else in the nearest one above it."""
+    above = (parent / NAME_MAPPING for parent in root.absolute().parents)
+    tables = [path for path in files if path.name == NAME_MAPPING]
+    tables = tables or [path for path in above if os.path.isfile(path)][:1]
+    grades: dict[str, int] = {}
+    faults = []
+    for path in tables:
+        try:
+            rows = read_table(path)
+        except (ValueError, FileNotFoundError) as error:
+            faults.append(str(error))
+            continue
+        if rows and "Grade" not in rows[0]:
+            faults.append(f"{path}: has no column Grade; restore the file as published")
+            continue
+        for row in rows:
+            for column, name in row.items():
+                if column.endswith("_subject_ID") and row["Grade"] in GRADES:
+                    grades[name] = GRADES[row["Grade"]]
+    return grades, faults
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not UTF-8.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path")
-    try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+def _grade(entry: CaseFiles, grades: Mapping[str, int]) -> int:
+    """Return a grade from the nearest folder HGG or LGG, else from a name mapping, else -1."""
+    for part in reversed(entry.folder.absolute().parts):
+        if part in GRADES:
+            return GRADES[part]
+    return grades.get(entry.case_id, -1)
 
 
 def _by(sizes: Sequence[float]) -> str:
     """Format sizes as 240x240x155."""
     return "x".join(f"{size:g}" for size in sizes)
+
+
+def _listed(values: Iterable[float]) -> str:
+    """Format numbers as 0, 1, 2."""
+    return ", ".join(f"{value:g}" for value in values)

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from clipseg3d.batch import Sample
+from clipseg3d.batch import Sample, pack_regions, unpack
 from clipseg3d.data.cache import CachedCase
 from clipseg3d.data.releases import BraTSRelease
 
@@ -26,7 +28,9 @@ class BraTSDataset(Dataset[Sample]):
         crop: (x, y, z) size of random crops in voxels, padded where the brain is smaller; None
             gives the whole brain.
         crops_per_case: how many crops of each case one pass holds; needs ``crop``.
-        augment: changes a crop, such as :class:`clipseg3d.data.transforms.Augmentation`.
+        augment: changes a packed crop, such as :class:`clipseg3d.data.transforms.Augmentation`.
+        packed: leave samples small, for :func:`clipseg3d.batch.unpack` on the device: what workers
+            send costs more than what they do.
     """
 
     def __init__(
@@ -37,12 +41,17 @@ class BraTSDataset(Dataset[Sample]):
         crop: tuple[int, int, int] | None = None,
         crops_per_case: int = 1,
         augment: Callable[[Sample], Sample] | None = None,
+        packed: bool = False,
     ) -> None:
         self.cases = list(cases)
         self.release = release
         self.crop = crop
         self.crops_per_case = crops_per_case
         self.augment = augment
+        self.packed = packed
+        values = np.arange(256, dtype=np.uint8)[:, None, None]  # every label there may be
+        regions = torch.from_numpy(release.to_regions(values))
+        self.bits = pack_regions(regions).flatten().numpy()
 
     def __len__(self) -> int:
         """Return the number of samples in one pass."""
@@ -58,15 +67,12 @@ class BraTSDataset(Dataset[Sample]):
         crop = size if self.crop is None else np.array(self.crop)
         start = np.zeros(3, dtype=int) if self.crop is None else self._corner(case, size, crop)
         first, last = np.maximum(start, 0), np.minimum(start + crop, size)
-        (x, y, z), (to_x, to_y, to_z) = first, last
-        padding = np.stack([first - start, start + crop - last], axis=1)
-        pixels = np.pad(
-            image[:, x:to_x, y:to_y, z:to_z].astype(np.float32), np.vstack([[(0, 0)], padding])
-        )
-        regions = self.release.to_regions(np.pad(label[x:to_x, y:to_y, z:to_z], padding))
+        inside = tuple(slice(*side) for side in zip(first, last, strict=True))
+        padding = np.stack([first - start, start + crop - last], axis=1)[::-1].ravel().tolist()
+        bits = torch.from_numpy(np.take(self.bits, label[inside].numpy()))
         sample: Sample = {
-            "image": torch.from_numpy(pixels),
-            "label": torch.from_numpy(regions.astype(np.float32)),
+            "image": _padded(image[(slice(None), *inside)], padding),
+            "label": _padded(bits, padding),
             "window": torch.from_numpy(np.stack([start / size, crop / size]).astype(np.float32)),
             "statistics": case.statistics(),
             "views": case.views(),
@@ -74,17 +80,24 @@ class BraTSDataset(Dataset[Sample]):
             "grade": case.grade,
             "case_id": case.case_id,
         }
-        return self.augment(sample) if self.augment else sample
+        if self.augment:
+            sample = self.augment(sample)
+        return sample if self.packed else unpack(sample)
 
     def _corner(self, case: CachedCase, size: Indices, crop: Indices) -> Indices:
         """Draw the first corner of a crop; a crop larger than the brain is centred on it."""
         tumour = case.foreground()
         room = size - crop
         if len(tumour) and torch.rand(()) < TUMOUR_SHARE:
-            centre = tumour[int(torch.randint(len(tumour), ()))].astype(int)
+            centre = tumour[int(torch.randint(len(tumour), ()))].numpy()
             jitter = (torch.rand(3).numpy() - 0.5) * crop / 2
             corner = np.round(centre - crop / 2 + jitter).astype(int)
         else:
             corner = np.floor(torch.rand(3).numpy() * (np.maximum(room, 0) + 1)).astype(int)
         placed: Indices = np.where(room > 0, np.clip(corner, 0, np.maximum(room, 0)), room // 2)
         return placed
+
+
+def _padded(volume: Tensor, padding: list[int]) -> Tensor:
+    """Put 0 around a volume, which is copied only if need be."""
+    return F.pad(volume, padding) if any(padding) else volume

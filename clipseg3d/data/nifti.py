@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import stat
 import zlib
 from pathlib import Path
 from typing import Any
@@ -32,45 +33,56 @@ def strip_extension(name: str) -> str | None:
     return None
 
 
-def open_nifti(path: Path) -> Any:
+def open_nifti(path: Path, *, axes: int = 3) -> Any:
     """Open a NIfTI file and read its header; the voxels stay on disk.
+
+    Args:
+        path: file to open.
+        axes: 3 for (x, y, z), 4 for (x, y, z, sequence).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a readable 3D NIfTI volume.
+        ValueError: the file may not be read, or is no NIfTI volume of real numbers with so many
+            axes.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path")
+    _require_readable(path)
     try:
         image = nib.load(path)
+        dtype = image.get_data_dtype()
     except _BROKEN as error:
         raise ValueError(_broken(path, error)) from error
     if not isinstance(image, nib.Nifti1Image):
         raise ValueError(f"{path}: not a NIfTI volume; convert it to .nii.gz")
-    if len(image.shape) != 3:
+    if len(image.shape) != axes:
+        due = "3 (x, y, z); save one 3D volume per sequence"
+        if axes == 4:
+            due = "4 (x, y, z, sequence); save all sequences in one file"
+        raise ValueError(f"{path}: has {len(image.shape)} axes {image.shape}, expected {due}")
+    if dtype.kind not in "biuf":
         raise ValueError(
-            f"{path}: has {len(image.shape)} axes {image.shape}, expected 3 (x, y, z); "
-            "save one 3D volume per sequence"
+            f"{path}: voxels are {dtype}, expected real numbers; export one number per voxel"
         )
     return image
 
 
-def read_voxels(path: Path) -> npt.NDArray[Any]:
-    """Read the voxels of a 3D NIfTI file, scaled as its header says.
+def read_voxels(path: Path, *, axes: int = 3) -> npt.NDArray[Any]:
+    """Read the voxels of a NIfTI file, scaled as its header says.
+
+    Args:
+        path: file to read, to its very end: a damaged one is found.
+        axes: as for :func:`open_nifti`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is broken, holds NaN or infinite voxels, or no real numbers.
     """
-    image = open_nifti(path)
+    image = open_nifti(path, axes=axes)
     try:
         if path.name.endswith(".gz"):  # nibabel stops reading before the check sum
             image = type(image).from_bytes(gzip.decompress(path.read_bytes()))
         voxels: npt.NDArray[Any] = np.asanyarray(image.dataobj)
     except _BROKEN as error:
         raise ValueError(_broken(path, error)) from error
-    if voxels.dtype.kind not in "biuf":
-        raise ValueError(f"{path}: voxels are {voxels.dtype}, expected real numbers")
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         count = int((~np.isfinite(voxels)).sum())
         raise ValueError(
@@ -79,21 +91,22 @@ def read_voxels(path: Path) -> npt.NDArray[Any]:
     return voxels
 
 
-def write_label(path: Path, label: npt.NDArray[np.uint8], *, source: Path) -> None:
+def write_label(path: Path, label: npt.NDArray[np.uint8], *, source: Path, axes: int = 3) -> None:
     """Write a label map with the header, affine and shape of ``source``, all or nothing.
 
     Args:
         path: file to write, ending in .nii.gz or .nii; its folder is made if missing.
         label: (x, y, z), in the source's own voxel order.
         source: NIfTI file whose grid the label lies on; only read.
+        axes: of the source; the label has the first three of them.
 
     Raises:
         ValueError: the shapes differ, or ``path`` has another ending.
     """
     if strip_extension(path.name) is None:
         raise ValueError(f"{path}: a segmentation is written as .nii.gz or .nii; rename it")
-    reference = open_nifti(source)
-    if label.shape != reference.shape:
+    reference = open_nifti(source, axes=axes)
+    if label.shape != reference.shape[:3]:
         raise ValueError(
             f"{source}: shape {reference.shape} differs from the label's {label.shape}"
         )
@@ -110,6 +123,31 @@ def write_label(path: Path, label: npt.NDArray[np.uint8], *, source: Path) -> No
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _require_readable(path: Path) -> None:
+    """Tell a missing file from one that may not be read; nibabel calls both unknown formats.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the system refuses to open it.
+    """
+    try:
+        if stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+            path.open("rb").close()
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be opened ({error.strerror}); check its permissions and its path"
+        ) from error
+    if os.path.islink(path):
+        raise FileNotFoundError(
+            f"{path}: a link to {os.readlink(path)}, which is no file; restore that, or remove "
+            "the link"
+        )
+    raise FileNotFoundError(f"{path}: no such file; check the path")
 
 
 def _broken(path: Path, error: BaseException) -> str:

@@ -3,7 +3,10 @@
 Training (through the cache) and prediction both go through :func:`preprocess`.
 """
 
+import math
 from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -15,11 +18,15 @@ from torch import Tensor
 
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.nifti import open_nifti, read_voxels
-from clipseg3d.data.releases import SEQUENCES, BraTSRelease
+from clipseg3d.data.releases import RELEASES, SEQUENCES, BraTSRelease
 from clipseg3d.volume import Views, ViewSelection, cut_views, intensity_statistics, scale
 
 ORIENTATION = "LPS"
 """The voxel order of official BraTS files; every case is turned to it."""
+ROUNDING = 1e-3
+"""How far a label stored as a float may be from a whole number."""
+MAX_BESIDE = 0.1
+"""Share of labelled voxels that may lie beside the brain before the label map is refused."""
 
 
 @dataclass(frozen=True)
@@ -75,29 +82,33 @@ def preprocess(
 ) -> Preprocessed:
     """Read, check, turn, crop and normalise one case.
 
-    The box holds every voxel that is non-zero in a sequence or in the label, so that cropping
-    never costs a labelled voxel.
+    The box holds every voxel that is non-zero in some sequence. The label has no say in it: a
+    case must have the same box, and a crop the same place in it, with and without expert mask.
+    Labelled voxels beside the box are dropped, since no prediction can be made there.
 
     Args:
-        case: its files.
+        case: its files, of at least one sequence; a sequence without a file becomes 0 throughout,
+            with an SD of 0 in its statistics.
         release: what its labels mean.
         view_selection: which slices CLIP sees; see :func:`clipseg3d.volume.cut_views`.
 
     Raises:
-        DataError: a file is missing, broken, without any signal, or holds labels that the release
-            does not know. All faults of the case are listed.
+        DataError: a file is missing or broken, a sequence shows nothing, or the label holds values
+            that the release does not know or lies beside the brain. All faults of the case are
+            listed.
     """
     faults: list[str] = []
-    volumes = []
-    for path in (case.sequences[sequence] for sequence in SEQUENCES):
+    volumes: dict[str, npt.NDArray[Any]] = {}
+    for path in dict.fromkeys(case.sequences.values()):
         try:
-            voxels = read_voxels(path)
+            voxels = read_voxels(path, axes=case.axes)
         except (ValueError, FileNotFoundError) as error:
             faults.append(str(error))
             continue
-        if not voxels.any():
-            faults.append(f"{path}: every voxel is 0; export the sequence again")
-        volumes.append(voxels.astype(np.float32))
+        for name in (name for name, file in case.sequences.items() if file == path):
+            volumes[name] = voxels[..., case.channels[name]] if case.channels else voxels
+            if not volumes[name].any():
+                faults.append(f"{path}: every voxel of {name} is 0; export the sequence again")
     label = None
     if case.label is not None:
         try:
@@ -105,30 +116,43 @@ def preprocess(
         except (ValueError, FileNotFoundError) as error:
             faults.append(str(error))
         else:
-            unknown = sorted(set(np.unique(label).tolist()) - set(release.labels))
-            if unknown:
-                faults.append(
-                    f"{case.label}: holds label {', '.join(f'{v:g}' for v in unknown[:5])}, but "
-                    f"{release.name} has {', '.join(map(str, release.labels))}; use the data "
-                    "module of the release the case is from"
-                )
+            faults.extend(_label_faults(case.label, label, release))
+    if not case.sequences:
+        faults.append(f"{case.case_id}: has no sequence; give one of {', '.join(SEQUENCES)}")
     if faults:
         raise DataError(faults)
-    shapes = {volume.shape for volume in [*volumes, *([] if label is None else [label])]}
+    shapes = {volume.shape for volume in [*volumes.values(), *([] if label is None else [label])]}
     if len(shapes) > 1:
         raise DataError([f"{case.case_id}: its files have different shapes {sorted(shapes)}"])
 
-    source = open_nifti(next(iter(case.sequences.values())))
+    source = open_nifti(next(iter(case.sequences.values())), axes=case.axes)
     turn = _orientation(source.affine)
-    image = np.stack([nib.apply_orientation(volume, turn) for volume in volumes])
-    occupied = (image != 0).any(axis=0)
-    if label is not None:
-        label = nib.apply_orientation(label.astype(np.uint8), turn)
-        occupied |= label > 0
-    box = _bounding_box(occupied)
-    (x, to_x), (y, to_y), (z, to_z) = box
-    tensor = torch.from_numpy(np.ascontiguousarray(image[:, x:to_x, y:to_y, z:to_z]))
+    turned = {name: nib.apply_orientation(volume, turn) for name, volume in volumes.items()}
+    box = _bounding_box(reduce(np.logical_or, (volume != 0 for volume in turned.values())))
+    inside = tuple(slice(*side) for side in box)
+    image = np.zeros((len(SEQUENCES), *(stop - start for start, stop in box)), np.float32)
+    with np.errstate(over="ignore"):  # voxels beyond float32 are a fault, found below
+        for name, volume in turned.items():
+            image[SEQUENCES.index(name)] = volume[inside]
+    tensor = torch.from_numpy(image)
     raw = intensity_statistics(tensor[None])[0]
+    for name, (low, high, _, std) in zip(SEQUENCES, raw.tolist(), strict=True):
+        if name in turned and not 0 < std < math.inf:
+            faults.append(
+                f"{case.sequences[name]}: voxels of {name} are {low:g} to {high:g} all over the "
+                "brain; export the sequence again"
+            )
+    if label is not None:
+        count = np.count_nonzero(label)
+        label = np.rint(nib.apply_orientation(label, turn)[inside]).astype(np.uint8, order="C")
+        beside = count - np.count_nonzero(label)
+        if beside > MAX_BESIDE * count:
+            faults.append(
+                f"{case.label}: {beside} of its {count} labelled voxels lie beside the brain; "
+                "register mask and sequences to one grid"
+            )
+    if faults:
+        raise DataError(faults)
     low, high, mean, std = raw.unbind(dim=1)
     statistics = torch.stack(
         [scale(low, mean, std), scale(high, mean, std), torch.zeros_like(mean), (std > 0).float()],
@@ -140,9 +164,36 @@ def preprocess(
         image=scale(tensor.clamp(low, high), mean, std) * (tensor != 0),
         statistics=statistics,
         views=Views(views.images[0], views.planes[0]),
-        label=None if label is None else np.ascontiguousarray(label[x:to_x, y:to_y, z:to_z]),
-        grid=Grid(shape=source.shape, affine=source.affine, box=box),
+        label=label,
+        grid=Grid(shape=source.shape[:3], affine=source.affine, box=box),
     )
+
+
+def _label_faults(path: Path, label: npt.NDArray[Any], release: BraTSRelease) -> list[str]:
+    """Return what is wrong with the values of a label map, if anything."""
+    values = np.unique(label[label != 0])  # of few voxels: sorting all of them takes long
+    broken = values[np.abs(values - np.rint(values)) > ROUNDING]
+    if len(broken):
+        return [
+            f"{path}: holds {_listed(broken)}, no whole number; resample label maps by nearest "
+            "neighbour"
+        ]
+    values = np.unique(np.rint(values))
+    unknown = values[~np.isin(values, release.labels)]
+    if not len(unknown):
+        return []
+    fitting = [other.name for other in RELEASES.values() if np.isin(values, other.labels).all()]
+    cure = f"; such labels has {' or '.join(fitting)}" if fitting else ""
+    return [
+        f"{path}: holds label {_listed(unknown)}, but {release.name} has "
+        f"{', '.join(map(str, release.labels))}; use the data module of the release the case is "
+        f"from{cure}"
+    ]
+
+
+def _listed(values: npt.NDArray[Any]) -> str:
+    """Name up to five values."""
+    return ", ".join(f"{value:g}" for value in values[:5].tolist())
 
 
 def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:

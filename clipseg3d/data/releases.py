@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 REGIONS = ("WT", "TC", "ET")
+LABEL = "label"
+"""What an expert mask is called where sequences go by their names."""
 
 
 @dataclass(frozen=True)
@@ -17,28 +19,55 @@ class BraTSRelease:
 
     Attributes:
         name: short name, as stored in checkpoints.
-        suffixes: sequence -> what follows the case name and an underscore in its file name.
-        label_suffix: the same for the expert mask.
+        suffixes: sequence -> what follows the case name and the separator in its file name; with
+            a ``manifest``, what the sequence is called in it.
         regions: region -> label values that belong to it, in ``REGIONS`` order.
         labels_out: region -> label value to write, painted in this order, later over earlier.
         case_pattern: regular expression of an official case name; its group ``patient`` is what a
             split must not separate. A name that does not match is a patient of its own.
+        label_suffix: as ``suffixes``, for the expert mask.
+        separator: between case name and suffix.
+        outside: label values that a mask may hold and that belong to no region.
+        own_pattern: regular expression of the case names that no other release with the same file
+            names has; None takes ``case_pattern``.
         misnamed_labels: file names (without extension) of masks published under a wrong name ->
             the case they belong to.
+        manifest: name of the file that lists 4D images and masks, as in the Medical Segmentation
+            Decathlon; None where every sequence is a file of its own.
     """
 
     name: str
     suffixes: Mapping[str, str]
-    label_suffix: str
     regions: Mapping[str, tuple[int, ...]]
     labels_out: Mapping[str, int]
     case_pattern: str
+    label_suffix: str = "seg"
+    separator: str = "_"
+    outside: tuple[int, ...] = ()
+    own_pattern: str | None = None
     misnamed_labels: Mapping[str, str] = field(default_factory=dict)
+    manifest: str | None = None
 
     @property
     def labels(self) -> tuple[int, ...]:
         """Every label value a mask may hold, background included."""
-        return tuple(sorted({0}.union(*self.regions.values())))
+        return tuple(sorted({0, *self.outside}.union(*self.regions.values())))
+
+    def parse(self, stem: str) -> tuple[str, str] | None:
+        """Return the case and the sequence, or ``LABEL``, of a file name without extension.
+
+        None where the name follows another rule.
+        """
+        if stem in self.misnamed_labels:
+            return self.misnamed_labels[stem], LABEL
+        kinds = {suffix: sequence for sequence, suffix in self.suffixes.items()}
+        kinds[self.label_suffix] = LABEL
+        case_id, _, suffix = stem.rpartition(self.separator)
+        return (case_id, kinds[suffix]) if case_id and suffix in kinds else None
+
+    def owns(self, case_id: str) -> bool:
+        """Say whether this is an official case name of this release."""
+        return re.fullmatch(self.own_pattern or self.case_pattern, case_id) is not None
 
     def patient(self, case_id: str) -> str:
         """Return the patient that a case belongs to."""
@@ -52,8 +81,11 @@ class BraTSRelease:
     def to_labels(self, regions: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
         """Turn region masks (3, x, y, z) into a label map (x, y, z) of this release.
 
-        The inverse of :meth:`to_regions` for nested masks. Where masks are not nested, the inner
-        region wins.
+        :meth:`to_regions` gives the same masks back if they are nested; where they are not, the
+        inner region wins. Labels that three nested regions cannot tell apart are not restored: a
+        resection cavity (``outside``) becomes background, and a part of the core that does not
+        enhance gets the one label in ``labels_out``, so that cysts of BraTS-PEDs 2024 (label 3)
+        come back as non-enhancing tumour (label 2).
         """
         label = np.zeros(regions.shape[1:], dtype=np.uint8)
         for region, value in self.labels_out.items():
@@ -61,14 +93,13 @@ class BraTSRelease:
         return label
 
 
-def _glioma_until_2021(
+def _until_2021(
     name: str, case_pattern: str, misnamed_labels: Mapping[str, str] | None = None
 ) -> BraTSRelease:
     """Return a release with the labels used from 2017 to 2021: 1 core, 2 oedema, 4 enhancing."""
     return BraTSRelease(
         name=name,
         suffixes={sequence: sequence for sequence in SEQUENCES},
-        label_suffix="seg",
         regions={"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)},
         labels_out={"WT": 2, "TC": 1, "ET": 4},
         case_pattern=case_pattern,
@@ -76,19 +107,82 @@ def _glioma_until_2021(
     )
 
 
+def _since_2023(
+    name: str, kind: str, *, outside: tuple[int, ...] = (), timepoints: str | None = None
+) -> BraTSRelease:
+    """Return a release with the labels used since 2023: 1 core, 2 oedema, 3 enhancing.
+
+    Args:
+        name: of the release.
+        kind: of tumour, as in case names ``BraTS-GLI-00000-000``: patient, then time point.
+        outside: label values of no region.
+        timepoints: regular expression of the time points that only this release has.
+    """
+    patient = rf"(?P<patient>BraTS-{kind}-\d+)"
+    return BraTSRelease(
+        name=name,
+        suffixes={"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"},
+        separator="-",
+        regions={"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)},
+        labels_out={"WT": 2, "TC": 1, "ET": 3},
+        outside=outside,
+        case_pattern=rf"{patient}-\d+",
+        own_pattern=None if timepoints is None else rf"{patient}-{timepoints}",
+    )
+
+
 # In 2018 and 2019 the trailing number counts the scans of a patient; from 2020 names are numbers.
-BRATS_2018 = _glioma_until_2021("brats2018", r"(?P<patient>Brats18_.+)_\d+")
-BRATS_2019 = _glioma_until_2021("brats2019", r"(?P<patient>BraTS19_.+)_\d+")
-BRATS_2020 = _glioma_until_2021(
+BRATS_2018 = _until_2021("brats2018", r"(?P<patient>Brats18_.+)_\d+")
+BRATS_2019 = _until_2021("brats2019", r"(?P<patient>BraTS19_.+)_\d+")
+BRATS_2020 = _until_2021(
     "brats2020",
     r"(?P<patient>BraTS20_(Training|Validation)_\d+)",
     {"W39_1998.09.19_Segm": "BraTS20_Training_355"},
 )
-BRATS_2021 = _glioma_until_2021("brats2021", r"(?P<patient>BraTS2021_\d+)")
-PHANTOM = _glioma_until_2021("phantom", r"(?P<patient>Phantom_\d+)")
+BRATS_2021 = _until_2021("brats2021", r"(?P<patient>BraTS2021_\d+)")
+# Scans after treatment, the cavity of resection being label 4, count their time points from 100.
+BRATS_2023_GLI = _since_2023("brats2023_gli", "GLI", timepoints=r"0\d\d")
+BRATS_2024_GLI = _since_2023("brats2024_gli", "GLI", timepoints=r"1\d\d", outside=(4,))
+BRATS_2023_SSA = _since_2023("brats2023_ssa", "SSA")
+BRATS_2023_MEN = _since_2023("brats2023_men", "MEN")
+# The cavity, label 4, came in 2025; the other labels and the names are those of 2023.
+BRATS_2023_MET = _since_2023("brats2023_met", "MET", outside=(4,))
+BRATS_2023_PED = _since_2023("brats2023_ped", "PED")
+# Names as in 2023, other numbers: 1 enhancing, 2 non-enhancing, 3 cyst, 4 oedema.
+BRATS_2024_PED = replace(
+    BRATS_2023_PED,
+    name="brats2024_ped",
+    regions={"WT": (1, 2, 3, 4), "TC": (1, 2, 3), "ET": (1,)},
+    labels_out={"WT": 4, "TC": 2, "ET": 1},
+)
+# Cases of BraTS 2016 and 2017 under numbers that no longer tell which are of one patient.
+MSD_TASK01 = BraTSRelease(
+    name="msd_task01",
+    suffixes={"t1": "T1w", "t1ce": "t1gd", "t2": "T2w", "flair": "FLAIR"},
+    regions={"WT": (1, 2, 3), "TC": (2, 3), "ET": (3,)},
+    labels_out={"WT": 1, "TC": 2, "ET": 3},
+    case_pattern=r"(?P<patient>BRATS_\d+)",
+    manifest="dataset.json",
+)
+PHANTOM = _until_2021("phantom", r"(?P<patient>Phantom_\d+)")
 
 RELEASES: Mapping[str, BraTSRelease] = {
-    release.name: release for release in (BRATS_2018, BRATS_2019, BRATS_2020, BRATS_2021, PHANTOM)
+    release.name: release
+    for release in (
+        BRATS_2018,
+        BRATS_2019,
+        BRATS_2020,
+        BRATS_2021,
+        BRATS_2023_GLI,
+        BRATS_2024_GLI,
+        BRATS_2023_PED,
+        BRATS_2024_PED,
+        BRATS_2023_SSA,
+        BRATS_2023_MEN,
+        BRATS_2023_MET,
+        MSD_TASK01,
+        PHANTOM,
+    )
 }
 
 

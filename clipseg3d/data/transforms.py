@@ -1,27 +1,42 @@
-"""Augmentation of training crops: MONAI's random transforms, and mirroring that tells where it is.
+"""Augmentation of training crops in plain torch, and mirroring that tells where it is.
 
-Source of the ranges: arXiv 2507.09966, appendix (flips p .5 per axis, rotation +-15 degrees p .3,
-gamma U(.8, 1.2) p .3). Scaling, brightness and noise are ours.
+Source of flips, rotation and gamma: arXiv 2507.09966, appendix (flips p .5 per axis, rotation +-15
+degrees p .3, gamma U(.8, 1.2) p .3). Scaling, bias field, contrast, brightness and noise are ours.
 """
 
 import math
 
 import numpy as np
 import torch
-from monai.transforms import (
-    Compose,
-    RandAdjustContrastd,
-    RandAffined,
-    RandGaussianNoised,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-)
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
 
-from clipseg3d.batch import Sample
+from clipseg3d.batch import Sample, unpack_image
+
+SHARES = {
+    "affine": 0.3,
+    "bias": 0.15,
+    "gamma": 0.3,
+    "contrast": 0.5,
+    "brightness": 0.5,
+    "noise": 0.15,
+    "mirror": 0.5,
+}
+"""Share of samples that each step changes; of ``mirror``, for each axis."""
+ANGLE = math.radians(15)
+BIAS_WAVES = 3
+"""Cosines that a bias field is made of along each axis of a crop, the constant one included."""
+BIAS_SD = 0.03
+"""SD of the weight of each product of cosines; 27 of them give fields of 0.8 to 1.25, or so."""
 
 
 class Augmentation:
-    """Random mirroring, rotation, scaling, gamma, brightness and noise.
+    """Random mirroring, rotation, scaling, bias field, gamma, contrast, brightness and noise.
+
+    Intensities of each sequence change on their own. What is 0 stays 0: the background, and a
+    sequence that was not acquired. Gamma and bias field work on intensities that count from the
+    darkest voxels of the whole brain, as those of a scanner do.
 
     Mirroring keeps ``window`` true: the mirrored axis runs from its far corner with a negative
     size, so a network that reads the window still knows the patient's left from right.
@@ -29,42 +44,73 @@ class Augmentation:
     All randomness is drawn from torch's generator, which loaders seed per worker and epoch.
     """
 
-    def __init__(self) -> None:
-        angle = math.radians(15)
-        self.spatial = RandAffined(
-            keys=("image", "label"),
-            prob=0.3,
-            rotate_range=(angle,) * 3,
-            scale_range=(0.1,) * 3,
-            mode=("bilinear", "nearest"),
-            padding_mode="zeros",
-        )
-        self.intensity = Compose(
-            [
-                RandAdjustContrastd(keys="image", prob=0.3, gamma=(0.8, 1.2), retain_stats=True),
-                RandScaleIntensityd(keys="image", prob=0.5, factors=0.1, channel_wise=True),
-                RandShiftIntensityd(keys="image", prob=0.5, offsets=0.1),
-                RandGaussianNoised(keys="image", prob=0.15, std=0.05),
-            ]
-        )
-
     def __call__(self, sample: Sample) -> Sample:
-        """Return a changed copy of one sample; the background stays 0."""
-        seed = int(torch.randint(2**31, ()))
-        self.spatial.set_random_state(seed=seed)
-        self.intensity.set_random_state(seed=seed)
-        pair = self.spatial({"image": sample["image"], "label": sample["label"]})
-        brain = (pair["image"].as_tensor() != 0).any(dim=0, keepdim=True)
-        image = self.intensity({"image": pair["image"]})["image"].as_tensor() * brain
-        label = pair["label"].as_tensor()
-        mirrored = np.flatnonzero(torch.rand(3).numpy() < 0.5).tolist()
+        """Return a changed copy of one sample."""
+        mirrored = np.flatnonzero(torch.rand(3).numpy() < SHARES["mirror"]).tolist()
         window = sample["window"].clone()
         window[0, mirrored] += window[1, mirrored]
         window[1, mirrored] *= -1
         axes = [1 + axis for axis in mirrored]
-        return {
-            **sample,
-            "image": image.flip(axes),
-            "label": label.flip(axes),
-            "window": window,
-        }
+        label = sample["label"].flip([axis - 1 for axis in axes])
+        # a copy, so that the rest may work in place
+        image = unpack_image(sample["image"].flip(axes), sample["statistics"])
+        if _happens("affine"):
+            image, label = _turn(image, label)
+        _change_intensities(image, sample["statistics"])
+        return {**sample, "image": image.half(), "label": label, "window": window}
+
+
+def _turn(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate about any axis by up to 15 degrees, and scale each by up to 10 percent."""
+    x, y, z = _between(-ANGLE, ANGLE, 3).tolist()
+    turn = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]]))
+    sides = torch.tensor(image.shape[1:])
+    # torch counts each axis from -1 to 1, the last one first
+    share = turn * _between(0.9, 1.1, 3) * sides / sides[:, None]
+    theta = torch.cat([share.flip(0, 1), torch.zeros(3, 1)], dim=1)
+    grid = F.affine_grid(theta[None], [1, 1, *image.shape[1:]], align_corners=False)
+    turned = F.grid_sample(image[None], grid, align_corners=False)
+    bits = F.grid_sample(label[None, None].float(), grid, mode="nearest", align_corners=False)
+    return turned[0], bits[0, 0].byte()
+
+
+def _change_intensities(image: Tensor, statistics: Tensor) -> None:
+    """Change an image (s, x, y, z) in place."""
+    background = image == 0
+    low, high, _, _ = rearrange(statistics, "s k -> k s 1 1 1")
+    bias, gamma = _happens("bias"), _happens("gamma")
+    if bias or gamma:
+        span = torch.where(high > low, high - low, 1)
+        image.sub_(low).div_(span).clamp_(min=0)  # rounding may leave it just below
+        if bias:
+            image.mul_(_bias_field(image))
+        if gamma:
+            image.pow_(_between(0.8, 1.2, len(image), 1, 1, 1))
+        image.mul_(span).add_(low)
+    if _happens("contrast"):
+        image.mul_(_between(0.9, 1.1, len(image), 1, 1, 1))
+    if _happens("brightness"):
+        image.add_(_between(-0.1, 0.1, len(image), 1, 1, 1))
+    if _happens("noise"):
+        image.add_(torch.randn(image.shape), alpha=float(_between(0, 0.1)))
+    image.masked_fill_(background, 0)
+
+
+def _bias_field(image: Tensor) -> Tensor:
+    """Return a smooth field around 1 of the shape of an image: exp of random cosines."""
+    order = torch.arange(BIAS_WAVES)
+    places = [math.pi * (torch.arange(side) + 0.5) / side for side in image.shape[1:]]
+    waves = [torch.cos(torch.outer(order, place)) for place in places]
+    weights = BIAS_SD * torch.randn(len(image), *(BIAS_WAVES,) * 3)
+    field = torch.einsum("sijk,ix,jy,kz->sxyz", weights, *waves)
+    return field.exp_()
+
+
+def _happens(step: str) -> bool:
+    """Draw whether a step changes a sample."""
+    return bool(torch.rand(()) < SHARES[step])
+
+
+def _between(low: float, high: float, *shape: int) -> Tensor:
+    """Draw uniform numbers."""
+    return low + (high - low) * torch.rand(shape)

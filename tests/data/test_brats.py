@@ -10,14 +10,11 @@ import torch
 import yaml
 
 from clipseg3d.batch import Batch
-from clipseg3d.data.brats import (
-    BraTS2018DataModule,
-    BraTS2019DataModule,
-    BraTS2020DataModule,
-    BraTS2021DataModule,
-)
-from clipseg3d.data.cases import DataError
-from clipseg3d.data.releases import BRATS_2018, BRATS_2019, BRATS_2020, BRATS_2021
+from clipseg3d.data import brats
+from clipseg3d.data.brats import BraTS2018DataModule, BraTS2020DataModule, BraTSDataModule
+from clipseg3d.data.cases import DataError, find_cases
+from clipseg3d.data.releases import BRATS_2018, BRATS_2023_GLI, PHANTOM, RELEASES
+from clipseg3d.data.splits import Splits
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.volume import Views
 
@@ -54,17 +51,31 @@ def ids(cases):
     return [case.case_id for case in cases.cases]
 
 
-@pytest.mark.parametrize(
-    ("kind", "release"),
-    [
-        (BraTS2018DataModule, BRATS_2018),
-        (BraTS2019DataModule, BRATS_2019),
-        (BraTS2020DataModule, BRATS_2020),
-        (BraTS2021DataModule, BRATS_2021),
-    ],
-)
-def test_every_module_has_its_release(kind, release):
-    assert kind.release is release
+def test_there_is_one_module_for_each_release():
+    kinds = [kind for kind in vars(brats).values() if isinstance(kind, type)]
+    modules = [kind for kind in kinds if issubclass(kind, BraTSDataModule)]
+    modules.remove(BraTSDataModule)
+    assert len(modules) == len({kind.release.name for kind in modules})
+    assert {kind("anywhere").release.name for kind in modules} == RELEASES.keys() - {PHANTOM.name}
+
+
+def test_the_release_may_be_named_told_or_that_of_the_class(make, root):
+    named = make(BraTSDataModule, release="brats2023_gli")
+    assert named.release is BRATS_2023_GLI
+    assert make(BraTSDataModule).release is BRATS_2018
+    assert make(BraTS2018DataModule, release="brats2018").release is BRATS_2018
+    module = ready(make(BraTSDataModule))
+    assert sorted(ids(module.train_set) + ids(module.val_set)) == sorted(NAMES)
+
+
+def test_a_release_that_cannot_be(make, root, write_case):
+    with pytest.raises(ValueError, match="unknown release 'brats1999'"):
+        make(BraTSDataModule, release="brats1999")
+    with pytest.raises(ValueError, match="reads brats2018, not release='brats2020'; use BraTSData"):
+        make(BraTS2018DataModule, release="brats2020")
+    write_case(root, "BraTS20_Training_001")
+    with pytest.raises(ValueError, match=r"cases of brats2018 .* and brats2020 "):
+        make(BraTSDataModule).release  # noqa: B018 - telling it is what fails
 
 
 def test_every_scan_is_validated_once_and_patients_stay_together(make):
@@ -84,6 +95,49 @@ def test_folds_and_seed_reach_the_split(make):
     assert {len(two.train_set), len(two.val_set)} <= {2, 3, 4}
     held_out = {tuple(ids(ready(make(seed=seed)).val_set)) for seed in range(8)}
     assert len(held_out) > 1
+
+
+def test_folds_of_a_file(make, root, tmp_path):
+    cases = find_cases(root, BRATS_2018)
+    splits = Splits.draw(cases, num_folds=3, seed=9)
+    splits.write(tmp_path / "splits.json")
+    drawn = ready(make(num_folds=3, seed=9, fold=1))
+    read = ready(make(splits=str(tmp_path / "splits.json"), fold=1))
+    assert ids(read.val_set) == ids(drawn.val_set) == list(splits.folds[1])
+    assert ids(read.train_set) == ids(drawn.train_set)
+    assert ids(read.test_set) == ids(read.val_set)
+
+
+def test_test_cases_of_a_file_are_neither_trained_nor_validated_on(make, tmp_path):
+    one, two, three = sorted(NAMES)[2:5]
+    rest = [name for name in sorted(NAMES) if name not in (one, two, three)]
+    content = {"folds": [[one], rest], "test": [three, two]}
+    (tmp_path / "splits.json").write_text(json.dumps(content))
+    module = ready(make(splits=str(tmp_path / "splits.json")))
+    assert (ids(module.train_set), ids(module.val_set)) == (rest, [one])
+    assert [batch["case_id"] for batch in module.test_dataloader()] == [[two], [three]]
+
+
+def test_a_file_of_folds_is_checked_before_the_cache_is_filled(make, tmp_path):
+    (tmp_path / "splits.json").write_text(json.dumps({"folds": [["x"], NAMES]}))
+    with pytest.raises(DataError, match="names x, not among the cases found"):
+        make(splits=str(tmp_path / "splits.json")).prepare_data()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_grades_are_spread_over_folds(make):
+    module = ready(make(num_folds=2))
+    for part in (module.train_set, module.val_set):
+        grades = [case.grade for case in part.cases]
+        assert 1 <= sum(grades) <= 2
+
+
+def test_missing_sequences_are_refused_unless_allowed(make, root):
+    (root / "LGG" / NAMES[0] / f"{NAMES[0]}_t2.nii.gz").unlink()
+    with pytest.raises(DataError, match=f"{NAMES[0]}_t2.nii.gz: missing"):
+        make().prepare_data()
+    module = ready(make(allow_missing_sequences=True))
+    assert NAMES[0] in ids(module.train_set) + ids(module.val_set)
 
 
 def test_training_batches(make):
@@ -208,7 +262,7 @@ def test_seeds_shuffle_reports_differently(make):
 def test_shuffling_leaves_everything_but_reports(make):
     one, other = ready(make()), ready(make(shuffle_reports=True))
     for a, b in zip(one.train_set.cases, other.train_set.cases, strict=True):
-        assert (a.case_id, a.folder, a.grade) == (b.case_id, b.folder, b.grade)
+        assert (a.case_id, a.path, a.grade) == (b.case_id, b.path, b.grade)
 
 
 def test_cache_lies_where_it_is_asked_for(make, tmp_path, monkeypatch, root, content):
@@ -267,7 +321,7 @@ def test_refuses_a_patch_that_has_not_three_sizes(make, size):
 
 @pytest.mark.parametrize("options", [{"fold": 5}, {"fold": 1, "num_folds": 1}, {"num_folds": 6}])
 def test_refuses_a_split_that_cannot_be_made(make, options):
-    with pytest.raises(ValueError, match="num_folds="):
+    with pytest.raises(ValueError, match=r"num_folds=|fold=5 is not in 0\.\.4"):
         make(**options).setup("fit")
 
 
@@ -280,8 +334,9 @@ def test_another_spacing_is_refused_unless_asked_for(make, root, write_case):
     write_case(root / "x", "Brats18_2013_9_1", affine=np.diag([-2.0, -2, 2, 1]))
     with pytest.raises(DataError, match="voxels of 2x2x2 mm, expected 1 mm"):
         make().prepare_data()
+    write_case(root / "x", "Brats18_2013_8_1", affine=np.diag([-2.0, -2, 2, 1]))
     module = BraTS2018DataModule(
-        str(root / "x"), spacing_mm=2.0, cache_dir=make().hparams["cache_dir"]
+        str(root / "x"), spacing_mm=2.0, num_folds=2, cache_dir=make().hparams["cache_dir"]
     )
     module.prepare_data()
 
@@ -320,6 +375,8 @@ def test_hyperparameters_are_plain_values(make, tmp_path):
     again = BraTS2018DataModule(**yaml.safe_load(yaml.safe_dump(listed)))
     assert tuple(again.patch_size) == PATCH
     assert dict(again.hparams) == listed
+    assert "release" not in saved  # the module stores it; Lightning refuses two that differ
+    assert make(BraTSDataModule, release="brats2018").hparams["release"] == "brats2018"
 
 
 def test_defaults_are_those_documented():

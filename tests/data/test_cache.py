@@ -1,27 +1,30 @@
 """Mirrors clipseg3d/data/cache.py."""
 
+import errno
+import gzip
 import multiprocessing
 import os
+import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
+from clipseg3d.batch import pack_image, unpack_image
 from clipseg3d.data import cache
-from clipseg3d.data.cache import build_cache, cached_case, default_cache_dir
-from clipseg3d.data.cases import DataError, find_cases
+from clipseg3d.data.cache import build_cache, cached_case, default_cache_dir, fingerprint
+from clipseg3d.data.cases import Case, DataError, find_cases
 from clipseg3d.data.preprocess import preprocess
 from clipseg3d.data.releases import BRATS_2020, BRATS_2021
 
 NAMES = [f"BraTS20_Training_{number:03d}" for number in (1, 2, 3)]
-FILES = {
-    *("image.npy", "label.npy", "foreground.npy"),
-    *("statistics.npy", "views.npy", "planes.npy"),
-}
 
 
 @pytest.fixture
@@ -45,6 +48,31 @@ def spoil_label(case, write_nifti, value):
     write_nifti(case.label, label)
 
 
+def change_a_voxel(path):
+    """Change one voxel: label 4 to 2, an intensity a little."""
+    image = nib.load(path)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[6, 8, 5] ^= 6
+    nib.save(nib.Nifti1Image(voxels, None, image.header), path)
+
+
+def parts(root):
+    return list(root.rglob(".*.part"))
+
+
+def files(root):
+    return sorted(path.name for path in root.glob("*/*"))
+
+
+def check(entry, case):
+    """Fail if an entry does not hold what preprocessing makes of its case."""
+    due = preprocess(case, BRATS_2020)
+    assert torch.equal(entry.image(), pack_image(due.image, due.statistics))
+    np.testing.assert_array_equal(entry.label(), due.label)
+    np.testing.assert_array_equal(entry.foreground(), np.argwhere(due.label > 0))
+    assert all(map(torch.equal, entry.views(), due.views))
+
+
 @pytest.mark.parametrize("selection", ["center", "energy", "attention"])
 def test_entries_hold_what_preprocessing_made(cases, root, selection, equal_views):
     entries = build_cache(cases, BRATS_2020, root, view_selection=selection)
@@ -53,15 +81,17 @@ def test_entries_hold_what_preprocessing_made(cases, root, selection, equal_view
     for case, entry in zip(cases, entries, strict=True):
         due = preprocess(case, BRATS_2020, view_selection=selection)
         image, label, tumour = entry.image(), entry.label(), entry.foreground()
-        assert (image.dtype, label.dtype, tumour.dtype) == (np.float16, np.uint8, np.int16)
-        np.testing.assert_allclose(image, due.image.numpy(), rtol=2e-3, atol=1e-6)
-        np.testing.assert_array_equal(image == 0, due.image.numpy() == 0)
+        assert (image.dtype, label.dtype, tumour.dtype) == (torch.uint8, torch.uint8, torch.int16)
+        step = (due.statistics[:, 1] - due.statistics[:, 0]) / 254
+        error = (unpack_image(image, entry.statistics()) - due.image).abs().flatten(1)
+        assert (error.max(dim=1).values <= 0.501 * step).all()
+        np.testing.assert_array_equal(image == 0, due.image == 0)
         np.testing.assert_array_equal(label, due.label)
         np.testing.assert_array_equal(tumour, np.argwhere(due.label > 0))
         assert torch.equal(entry.statistics(), due.statistics)
         assert equal_views(entry.views(), due.views)
         assert len(entry.views().planes) == (24 if selection == "attention" else 3)
-        assert {path.name for path in entry.folder.iterdir()} == FILES
+    assert files(root) == sorted(entry.path.name for entry in entries)
 
 
 def test_entries_come_in_the_order_of_the_cases(cases, root):
@@ -70,16 +100,26 @@ def test_entries_come_in_the_order_of_the_cases(cases, root):
     assert [e.case_id for e in entries] == NAMES[::-1]
     assert [e.report for e in entries] == ["report 2", "report 1", "report 0"]
     for case, entry in zip(cases[::-1], entries, strict=True):
-        due = preprocess(case, BRATS_2020).image.half().numpy()
-        np.testing.assert_array_equal(entry.image(), due)
+        check(entry, case)
 
 
-def test_volumes_are_memory_mapped_and_read_only(cases, root):
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_tensors_are_memory_mapped(cases, root):
     (entry,) = build_cache(cases[:1], BRATS_2020, root)
-    for array in (entry.image(), entry.label(), entry.foreground()):
-        assert isinstance(array, np.memmap)
-        with pytest.raises(ValueError, match="read-only"):
-            array[...] = 0
+    image = entry.image()
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    (line,) = [line for line in maps if str(entry.path) in line]
+    start, stop = (int(place, 16) for place in line.split()[0].split("-"))
+    assert start <= image.data_ptr() < stop
+
+
+def test_what_is_written_to_a_tensor_does_not_reach_the_file(cases, root, content):
+    (entry,) = build_cache(cases[:1], BRATS_2020, root)
+    before = content(root)
+    for tensor in (entry.image(), entry.label(), entry.statistics(), *entry.views()):
+        tensor.fill_(7)
+    assert content(root) == before
+    check(entry, cases[0])
 
 
 def test_a_second_build_does_no_work(cases, root, monkeypatch):
@@ -92,22 +132,109 @@ def test_a_second_build_does_no_work(cases, root, monkeypatch):
 
 def test_a_build_adds_only_what_is_missing(cases, root):
     first = build_cache(cases[:2], BRATS_2020, root)
-    before = {entry.folder: times(entry.folder) for entry in first}
+    before = [entry.path.stat().st_mtime_ns for entry in first]
     entries = build_cache(cases, BRATS_2020, root)
     assert entries[:2] == first
-    assert {entry.folder: times(entry.folder) for entry in first} == before
-    assert entries[2].folder.is_dir()
+    assert [entry.path.stat().st_mtime_ns for entry in first] == before
+    assert entries[2].is_whole()
+
+
+def source_of(case, kind):
+    return case.label if kind == "label" else case.sequences[kind]
 
 
 @pytest.mark.parametrize("kind", ["t1", "t1ce", "t2", "flair", "label"])
 def test_a_changed_file_gets_a_new_entry(cases, root, kind):
     case = cases[0]
     (old,) = build_cache([case], BRATS_2020, root)
-    path = case.label if kind == "label" else case.sequences[kind]
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
+    path = source_of(case, kind)
+    status = path.stat()
+    change_a_voxel(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     (new,) = build_cache([case], BRATS_2020, root)
-    assert new.folder != old.folder
-    assert new.folder.is_dir()
+    assert new.path != old.path
+    check(new, case)
+
+
+def test_a_moved_folder_keeps_its_entries(cases, root, tmp_path, monkeypatch):
+    built = build_cache(cases, BRATS_2020, root)
+    shutil.copytree(tmp_path / "cases", tmp_path / "moved", copy_function=shutil.copyfile)
+    shutil.rmtree(tmp_path / "cases")
+    monkeypatch.setattr(cache, "preprocess", None)  # any call would fail
+    moved = find_cases(tmp_path / "moved", BRATS_2020)
+    assert [e.path for e in build_cache(moved, BRATS_2020, root)] == [e.path for e in built]
+
+
+def test_files_that_change_places_get_a_new_entry(cases, root):
+    one, other = cases[0].sequences["t1"], cases[0].sequences["t2"]
+    before = cached_case(cases[0], BRATS_2020, root)
+    swapped = {**cases[0].sequences, "t1": other, "t2": one}
+    assert cached_case(replace(cases[0], sequences=swapped), BRATS_2020, root) != before
+    few = {name: path for name, path in cases[0].sequences.items() if name != "t2"}
+    assert cached_case(replace(cases[0], sequences=few), BRATS_2020, root) != before
+
+
+def test_volumes_of_a_4d_file_that_change_places_get_a_new_entry(tmp_path, write_nifti, root):
+    path = write_nifti(tmp_path / "all.nii.gz", np.ones((3, 4, 5, 4), np.int16))
+    names = ("t1", "t1ce", "t2", "flair")
+    sequences = dict.fromkeys(names, path)
+    one, other = (
+        cached_case(
+            Case("a", "a", sequences, channels=dict(zip(names, order, strict=True))),
+            BRATS_2020,
+            root,
+        )
+        for order in ((0, 1, 2, 3), (3, 1, 2, 0))
+    )
+    assert one.path != other.path
+
+
+# What tells a file
+
+
+def test_a_compressed_file_is_told_by_its_content_alone(tmp_path):
+    one, other = tmp_path / "one.nii.gz", tmp_path / "b" / "other.nii.gz"
+    other.parent.mkdir()
+    content = np.random.default_rng(0).integers(0, 90, 5000, np.uint8).tobytes()
+    one.write_bytes(gzip.compress(content, mtime=1))
+    shutil.copyfile(one, other)
+    os.utime(other, (5, 5))
+    assert fingerprint(one) == fingerprint(other)
+    changed = content[:2500] + bytes([content[2500] ^ 1]) + content[2501:]
+    other.write_bytes(gzip.compress(changed, mtime=1))
+    os.utime(other, ns=(one.stat().st_atime_ns, one.stat().st_mtime_ns))
+    assert fingerprint(one) != fingerprint(other)
+
+
+@pytest.mark.parametrize("kind", ["plain", "members"])
+def test_other_files_are_told_by_size_time_and_their_middle(tmp_path, kind):
+    """Of several gzip members only the last one's check sum is at the end."""
+    rng = np.random.default_rng(0)
+    content = rng.integers(0, 256, 300_000, np.uint8).tobytes()
+
+    def write(data, seconds):
+        path = tmp_path / "x.nii.gz"
+        halves = gzip.compress(data[:-9], mtime=1) + gzip.compress(data[-9:], mtime=1)
+        path.write_bytes(data if kind == "plain" else halves)
+        os.utime(path, (seconds, seconds))
+        return fingerprint(path)
+
+    first = write(content, 1000)
+    assert write(content, 1000) == first
+    assert write(content, 1001) != first
+    assert write(content + b"x", 1000) != first
+    middle = content[:150_000] + bytes([content[150_000] ^ 1]) + content[150_001:]
+    assert write(middle, 1000) != first
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"\x1f\x8b" + b"x" * 17, b"plain"])
+def test_broken_files_can_be_told_too(tmp_path, content):
+    path = tmp_path / "x.nii.gz"
+    path.write_bytes(content)
+    assert fingerprint(path) == fingerprint(path)
+
+
+# Keys and names
 
 
 def test_a_changed_mask_is_not_served_from_the_old_entry(cases, root, write_nifti):
@@ -121,20 +248,30 @@ def test_a_changed_mask_is_not_served_from_the_old_entry(cases, root, write_nift
 
 def test_releases_do_not_share_entries(cases, root):
     one, other = (cached_case(cases[0], release, root) for release in (BRATS_2020, BRATS_2021))
-    assert one.folder != other.folder
-    assert one.folder.name != other.folder.name
+    assert one.path.parent != other.path.parent
+    assert one.path.name != other.path.name
 
 
-def test_the_format_is_part_of_the_key(cases, root, monkeypatch):
+@pytest.mark.parametrize(("name", "value"), [("FORMAT", 99), ("__version__", "99.0")])
+def test_format_and_version_are_part_of_the_key(cases, root, monkeypatch, name, value):
     before = cached_case(cases[0], BRATS_2020, root)
-    monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
+    monkeypatch.setattr(cache, name, value)
     assert cached_case(cases[0], BRATS_2020, root) != before
+
+
+@pytest.mark.parametrize("name", ["Ünïcode 脳腫瘍", "x" * 230, "脳" * 70])
+def test_any_name_of_a_case_will_do(tmp_path, root, write_case, name):
+    drawn = write_case(tmp_path / "cases", "a")
+    case = Case(name, name, {k: drawn[k] for k in ("t1", "t1ce", "t2", "flair")}, drawn["label"])
+    (entry,) = build_cache([case], BRATS_2020, root)
+    assert entry.case_id == name
+    check(entry, case)
 
 
 def test_entries_of_another_selection_of_views_do_not_collide(cases, root, equal_views):
     kinds = ("center", "energy", "attention")
     built = {kind: build_cache(cases, BRATS_2020, root, view_selection=kind) for kind in kinds}
-    assert len({entry.folder for entries in built.values() for entry in entries}) == 9
+    assert len({entry.path for entries in built.values() for entry in entries}) == 9
     for kind, entries in built.items():
         for case, entry in zip(cases, entries, strict=True):
             assert entry == cached_case(case, BRATS_2020, root, view_selection=kind)
@@ -154,7 +291,7 @@ def test_a_new_report_needs_no_new_entry(cases, root, monkeypatch):
     (old,) = build_cache(cases[:1], BRATS_2020, root)
     monkeypatch.setattr(cache, "preprocess", None)
     (new,) = build_cache([replace(cases[0], report="another")], BRATS_2020, root)
-    assert (new.folder, new.report) == (old.folder, "another")
+    assert (new.path, new.report) == (old.path, "another")
 
 
 def test_a_mask_without_tumour_has_no_foreground(cases, root, write_nifti):
@@ -168,10 +305,11 @@ def test_a_mask_without_tumour_has_no_foreground(cases, root, write_nifti):
 def test_foreground_is_bounded_and_spread(cases, root, monkeypatch, limit, kept):
     monkeypatch.setattr(cache, "MAX_FOREGROUND", limit)
     (entry,) = build_cache(cases[:1], BRATS_2020, root)
-    tumour = np.argwhere(entry.label() > 0)  # 120 voxels
-    chosen = entry.foreground()
+    label = entry.label().numpy()
+    tumour = np.argwhere(label > 0)  # 120 voxels
+    chosen = entry.foreground().numpy()
     assert len(chosen) == kept
-    assert (entry.label()[tuple(chosen.T)] > 0).all()
+    assert (label[tuple(chosen.T)] > 0).all()
     assert len({tuple(voxel) for voxel in chosen}) == kept
     assert np.ptp(chosen, axis=0)[0] == np.ptp(tumour, axis=0)[0]  # not the first few slices
 
@@ -187,66 +325,199 @@ def test_faults_of_all_cases_are_listed_and_good_ones_cached(cases, root, write_
     ]
     good = cached_case(cases[1], BRATS_2020, root)
     assert good.label().any()
-    assert [path.name for path in root.glob("*/*")] == [good.folder.name]
+    assert files(root) == [good.path.name]
 
 
 def test_a_case_without_mask_is_a_fault(cases, root):
     with pytest.raises(DataError, match=f"{NAMES[0]}: has no expert mask; only labelled cases"):
         build_cache([replace(cases[0], label=None)], BRATS_2020, root)
-    assert list(root.rglob("*")) == []
+    assert files(root) == []
 
 
-def test_a_crash_while_writing_leaves_nothing(cases, root, monkeypatch):
-    save = np.save
+# Crashes, kills, full disks, broken files
 
-    def crash(path, array):
-        save(path, array)
-        if Path(path).name == "foreground.npy":
-            raise OSError("No space left on device")
 
-    monkeypatch.setattr(np, "save", crash)
-    with pytest.raises(OSError, match="No space left"):
-        build_cache(cases[:1], BRATS_2020, root)
-    entry = cached_case(cases[0], BRATS_2020, root)
-    assert not entry.folder.exists()
-    assert [path for path in root.rglob("*") if path.is_file()] == []
-    assert list(entry.folder.parent.iterdir()) == []
+def fail(error):
+    def fails(*arguments, **options):
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Quota exceeded")],
+)
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk(cases, root, monkeypatch, error, step):
+    good = build_cache(cases[:1], BRATS_2020, root)
+    monkeypatch.setattr(os, step, fail(error))
+    with pytest.raises(OSError, match=error.strerror) as caught:
+        build_cache(cases, BRATS_2020, root)
+    assert caught.value.errno == error.errno
+    message = str(caught.value)
+    assert f"{root}: the cache cannot be written ({error.strerror}); 1 of 3 cases" in message
+    assert "20 MB for each case" in message
+    assert "$CLIPSEG3D_CACHE" in message
     monkeypatch.undo()
-    assert build_cache(cases[:1], BRATS_2020, root) == [entry]
-    assert entry.label().any()
+    assert files(root) == [good[0].path.name]
+    check(good[0], cases[0])
+    for entry, case in zip(build_cache(cases, BRATS_2020, root), cases, strict=True):
+        check(entry, case)
 
 
-def test_entries_are_as_open_to_others_as_the_cache(cases, root):
-    root.joinpath(BRATS_2020.name).mkdir(parents=True)
-    root.joinpath(BRATS_2020.name).chmod(0o775)
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_a_folder_that_may_not_be_written_to(cases, root):
+    root.mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match="the cache cannot be written"):
+        build_cache(cases, BRATS_2020, root)
+
+
+def test_a_cache_that_is_complete_is_only_read(cases, root, monkeypatch):
+    first = build_cache(cases, BRATS_2020, root)
+    monkeypatch.setattr(cache, "FileLock", None)
+    monkeypatch.setattr(Path, "mkdir", None)
+    assert build_cache(cases, BRATS_2020, root) == first
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_truncated_entry_is_made_anew(cases, root, keep):
+    entries = build_cache(cases, BRATS_2020, root)
+    broken = entries[1].path
+    content = broken.read_bytes()
+    broken.write_bytes(content[:keep])
+    assert [entry.is_whole() for entry in entries] == [True, False, True]
+    with pytest.raises(DataError, match=f"{broken.name}: not readable .*; delete it, the next run"):
+        entries[1].image()
+    before = entries[0].path.stat().st_mtime_ns
+    build_cache(cases, BRATS_2020, root)
+    assert broken.read_bytes() == content
+    assert entries[0].path.stat().st_mtime_ns == before
+
+
+def test_an_entry_that_is_gone_says_so(cases, root):
     (entry,) = build_cache(cases[:1], BRATS_2020, root)
-    assert entry.folder.stat().st_mode & 0o777 == 0o775
+    entry.path.unlink()
+    with pytest.raises(DataError, match=f"{entry.path.name}: not readable"):
+        entry.views()
 
 
-def test_a_killed_build_is_not_taken_for_an_entry(cases, root):
+def test_an_entry_may_be_replaced_while_it_is_read(cases, root):
+    (entry,) = build_cache(cases[:1], BRATS_2020, root)
+    image = entry.image()
+    before = image.clone()
+    (other,) = build_cache(cases[1:2], BRATS_2020, root)
+    os.replace(other.path, entry.path)
+    assert torch.equal(image, before)
+
+
+def test_entries_are_as_open_to_others_as_any_file(cases, root):
+    (entry,) = build_cache(cases[:1], BRATS_2020, root)
+    plain = root / "plain"
+    plain.touch()
+    assert entry.path.stat().st_mode == plain.stat().st_mode
+
+
+def test_what_a_killed_build_left_is_removed(cases, root):
     entry = cached_case(cases[0], BRATS_2020, root)
-    part = entry.folder.with_name(f".{entry.folder.name}.half")
-    part.mkdir(parents=True)
-    (part / "image.npy").write_bytes(b"half")
+    part = entry.path.with_name(".0123.part")
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"half")
     assert build_cache(cases[:1], BRATS_2020, root) == [entry]
-    assert {path.name for path in entry.folder.iterdir()} == FILES
+    assert files(root) == [entry.path.name]
 
 
-def test_threads_that_build_one_case_at_once(cases, root, monkeypatch):
-    together = threading.Barrier(2)
+needs_fork = pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork"
+)
 
-    def wait(case, release, **options):
-        ready = preprocess(case, release, **options)
-        together.wait(timeout=120)  # both have found no entry and are about to write one
-        return ready
 
-    monkeypatch.setattr(cache, "preprocess", wait)
+def build_slowly(cases, root, started):
+    """Fill a cache so slowly that a kill meets it at every step."""
+    torch.set_num_threads(1)  # threads do not survive a fork
+    sync, swap = os.fsync, os.replace
+
+    def slow_sync(descriptor):
+        started.set()
+        time.sleep(0.01)
+        sync(descriptor)
+
+    def slow_swap(source, target):
+        time.sleep(0.01)
+        swap(source, target)
+
+    os.fsync, os.replace = slow_sync, slow_swap
+    build_cache(cases, BRATS_2020, root)
+
+
+@needs_fork
+def test_a_build_killed_at_any_moment(cases, root):
+    context = multiprocessing.get_context("fork")
+    rng = np.random.default_rng(0)
+    left, kept = 0, set()
+    for _ in range(12):
+        started = context.Event()
+        process = context.Process(target=build_slowly, args=(cases, root, started))
+        process.start()
+        started.wait(timeout=60)
+        time.sleep(rng.uniform(0, 0.04))
+        process.kill()
+        process.join(timeout=60)
+        left += len(parts(root))
+        entries = [cached_case(case, BRATS_2020, root) for case in cases]
+        kept.add(sum(entry.path.exists() for entry in entries))
+        for entry, case in zip(entries, cases, strict=True):
+            if entry.path.exists():
+                check(entry, case)
+        if kept >= {3}:
+            shutil.rmtree(root)
+            kept.add(0)
+    assert left > 0
+    assert len(kept) > 1
+    for entry, case in zip(build_cache(cases, BRATS_2020, root), cases, strict=True):
+        check(entry, case)
+    assert parts(root) == []
+
+
+def test_a_process_that_comes_second_waits(cases, root, monkeypatch, capsys):
+    """It takes nothing from under the first one, and does nothing over again."""
+    writing, go, calls = threading.Event(), threading.Event(), []
+
+    def count(case, release, **options):
+        calls.append(case.case_id)
+        return preprocess(case, release, **options)
+
+    sync = os.fsync
+
+    def hold(descriptor):
+        writing.set()
+        assert go.wait(timeout=60)
+        sync(descriptor)
+
+    monkeypatch.setattr(cache, "preprocess", count)
+    monkeypatch.setattr(os, "fsync", hold)
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(build_cache, cases[:1], BRATS_2020, root) for _ in range(2)]
-        one, other = (job.result() for job in jobs)
-    assert one == other
-    assert [path.name for path in root.glob("*/*")] == [one[0].folder.name]
-    np.testing.assert_array_equal(one[0].label(), preprocess(cases[0], BRATS_2020).label)
+        first = pool.submit(build_cache, cases, BRATS_2020, root)
+        assert writing.wait(timeout=60)
+        second = pool.submit(build_cache, cases, BRATS_2020, root)
+        time.sleep(0.2)
+        assert len(parts(root)) >= 1
+        assert not second.done()
+        go.set()
+        assert first.result() == second.result()
+    assert sorted(calls) == NAMES
+    assert f"{root}: waiting for another process that fills this cache" in capsys.readouterr().err
+    for entry, case in zip(first.result(), cases, strict=True):
+        check(entry, case)
+
+
+def test_a_lock_file_that_nobody_holds_stops_nobody(cases, root):
+    root.mkdir()
+    with FileLock(root / f".{BRATS_2020.name}.lock"):
+        pass
+    assert all(entry.is_whole() for entry in build_cache(cases, BRATS_2020, root))
 
 
 def test_processes_that_build_the_same_cases(cases, root):
@@ -259,17 +530,16 @@ def test_processes_that_build_the_same_cases(cases, root):
     for process in processes:
         process.join(timeout=300)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert len(list(root.glob("*/*"))) == len(cases)
-    assert all(entry.label().any() for entry in build_cache(cases, BRATS_2020, root))
+    assert len(files(root)) == len(cases)
+    for entry, case in zip(build_cache(cases, BRATS_2020, root), cases, strict=True):
+        check(entry, case)
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_any_number_of_threads_gives_the_same(cases, root, num_threads):
     entries = build_cache(cases, BRATS_2020, root, num_threads=num_threads)
     for case, entry in zip(cases, entries, strict=True):
-        np.testing.assert_array_equal(
-            entry.image(), preprocess(case, BRATS_2020).image.half().numpy()
-        )
+        check(entry, case)
 
 
 def test_the_source_folder_is_only_read(cases, root, tmp_path, content):

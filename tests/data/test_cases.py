@@ -1,33 +1,43 @@
 """Mirrors clipseg3d/data/cases.py."""
 
+import errno
 import json
-import re
+import os
 import shutil
-from collections import Counter
-from itertools import combinations
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+import clipseg3d.data.cases as cases_module
 from clipseg3d.data.cases import (
-    LABEL,
     Case,
     DataError,
     case_from_files,
     check_geometry,
+    detect_release,
     find_cases,
-    read_reports,
-    split_by_patient,
+    index_cases,
 )
 from clipseg3d.data.releases import (
     BRATS_2018,
     BRATS_2019,
     BRATS_2020,
     BRATS_2021,
+    BRATS_2023_GLI,
+    BRATS_2023_MEN,
+    BRATS_2023_MET,
+    BRATS_2023_SSA,
+    BRATS_2024_GLI,
+    BRATS_2024_PED,
+    LABEL,
+    MSD_TASK01,
+    PHANTOM,
     SEQUENCES,
 )
 
+SHAPE = (13, 17, 11)
 ONE, TWO = "BraTS20_Training_001", "BraTS20_Training_002"
 OFFICIAL = {
     "2018": (BRATS_2018, "HGG", "Brats18_2013_2_1", "Brats18_2013_2"),
@@ -397,25 +407,13 @@ def test_reports_that_are_not_there(tmp_path, write_case):
         find_cases(tmp_path, BRATS_2020, reports=tmp_path / "reports.json")
 
 
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b'{"a": "text"', "not valid JSON"),
-        (b"", "not valid JSON"),
-        (b'["a", "b"]', "holds a list, expected case name -> report"),
-        (b'"text"', "holds a str, expected case name -> report"),
-        (b'{"a": 3}', "the report of a is a int, expected text"),
-        (b'{"a": null}', "the report of a is a NoneType, expected text"),
-        (b'{"a": {"text": "b"}}', "the report of a is a NoneType, expected text"),
-        ('{"a": "Ödem"}'.encode("latin-1"), "not UTF-8 text"),
-    ],
-)
-def test_reports_that_cannot_be_read(tmp_path, write_case, data, reason):
-    write_case(tmp_path / "cases")
+def test_reports_that_cannot_be_read_are_one_of_the_faults(tmp_path, write_case):
+    write_case(tmp_path / "cases", drop=["t1"])
     path = tmp_path / "reports.json"
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=re.escape(f"{path}: {reason}")):
-        find_cases(tmp_path / "cases", BRATS_2020, reports=path)
+    path.write_text("{")
+    first, second = find_faults(tmp_path / "cases", reports=path)
+    assert "_t1.nii.gz: missing" in first
+    assert second.startswith(f"{path}: not valid JSON")
 
 
 def test_reports_of_other_cases(tmp_path, write_case):
@@ -485,12 +483,6 @@ def test_a_colon_in_the_path_is_kept(tmp_path, write_nifti):
     stray = write_nifti(tmp_path / "a:b" / "x.nii.gz", np.ones((3, 4, 5), np.int16))
     with pytest.raises(FileNotFoundError, match=f"files there are {stray} and the like"):
         find_cases(tmp_path / "a:b", BRATS_2020)
-
-
-def test_reports_of_one_file_are_read_as_utf8(tmp_path):
-    path = tmp_path / "reports.json"
-    path.write_text('{"a": "Größe 3 cm³", "b": {"report": ""}}', encoding="utf-8")
-    assert read_reports(path) == {"a": "Größe 3 cm³", "b": ""}
 
 
 # Cases of loose files
@@ -572,85 +564,571 @@ def test_check_geometry_of_a_good_case_finds_nothing(tmp_path, write_case):
     assert len(check_geometry(case, spacing_mm=2.0)) == 1
 
 
-# Splits
+# Releases of other names
 
 
-def cases_of(scans_per_patient):
-    """Cases without files; patient i has scans_per_patient[i] scans."""
-    return [
-        Case(f"p{patient:02d}_{scan}", f"p{patient:02d}", {})
-        for patient, count in enumerate(scans_per_patient)
-        for scan in range(count)
+def write_release(write_nifti, root, release, case_id, labels=None, *, drop=()):
+    """Write one case as a release names its files; the mask holds 0 and the labels given."""
+    rng = np.random.default_rng(len(case_id))
+    files = {}
+    for sequence, suffix in release.suffixes.items():
+        if sequence not in drop:
+            path = root / case_id / f"{case_id}{release.separator}{suffix}.nii.gz"
+            files[sequence] = write_nifti(path, rng.integers(1, 9, SHAPE).astype(np.int16))
+    if labels is not None:
+        mask = np.zeros(SHAPE, np.uint8)
+        mask.flat[: len(labels)] = labels
+        path = root / case_id / f"{case_id}{release.separator}{release.label_suffix}.nii.gz"
+        files[LABEL] = write_nifti(path, mask)
+    return files
+
+
+def write_msd(
+    write_nifti, root, training, test=(), *, modality=None, shape=SHAPE, labels=(1, 2, 3)
+):
+    """Write a folder as the Medical Segmentation Decathlon lays it out."""
+    modality = modality or {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+    volumes = np.arange(np.prod(shape) * len(modality), dtype=np.float32) % 251 + 1
+    mask = np.zeros(shape, np.uint8)
+    mask.flat[: len(labels)] = labels
+    for name in training:
+        write_nifti(root / "labelsTr" / f"{name}.nii.gz", mask)
+    for folder, names_there in (("imagesTr", training), ("imagesTs", test)):
+        for name in names_there:
+            path = root / folder / f"{name}.nii.gz"
+            write_nifti(path, volumes.reshape(*shape, len(modality)))
+    content = {
+        "name": "BRATS",
+        "modality": modality,
+        "training": [
+            {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+            for name in training
+        ],
+        "test": [f"./imagesTs/{name}.nii.gz" for name in test],
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("release", "one", "patient"),
+    [
+        (BRATS_2023_GLI, "BraTS-GLI-00008-001", "BraTS-GLI-00008"),
+        (BRATS_2024_GLI, "BraTS-GLI-00005-100", "BraTS-GLI-00005"),
+        (BRATS_2024_PED, "BraTS-PED-00001-000", "BraTS-PED-00001"),
+        (BRATS_2023_MET, "BraTS-MET-00001-000", "BraTS-MET-00001"),
+    ],
+)
+def test_layout_since_2023(tmp_path, write_nifti, release, one, patient):
+    files = write_release(write_nifti, tmp_path, release, one, [1, 2, 3])
+    assert find_cases(tmp_path, release) == [
+        Case(one, patient, {s: files[s] for s in SEQUENCES}, label=files[LABEL])
+    ]
+    assert [files[s].name[len(one) :] for s in SEQUENCES] == [
+        f"-{suffix}.nii.gz" for suffix in ("t1n", "t1c", "t2w", "t2f")
     ]
 
 
-COUNTS = [1, 3, 1, 2, 1, 1, 4, 1, 2, 1, 1, 2, 1]  # 13 patients, 21 scans
-
-
-@pytest.mark.parametrize("num_folds", [2, 3, 5, 13])
-@pytest.mark.parametrize("seed", [0, 7])
-def test_every_case_is_validated_exactly_once(num_folds, seed):
-    cases = cases_of(COUNTS)
-    validated = []
-    for fold in range(num_folds):
-        train, val = split_by_patient(cases, fold=fold, num_folds=num_folds, seed=seed)
-        assert sorted(names(train) + names(val)) == names(cases)
-        assert not {c.patient for c in train} & {c.patient for c in val}
-        assert names(train) == sorted(names(train))
-        assert names(val) == sorted(names(val))
-        validated += names(val)
-    assert sorted(validated) == names(cases)
-
-
-@pytest.mark.parametrize("num_folds", [2, 5, 13])
-def test_folds_differ_by_one_patient_at_most(num_folds):
-    sizes = [
-        len({c.patient for c in split_by_patient(cases_of(COUNTS), fold=f, num_folds=num_folds)[1]})
-        for f in range(num_folds)
+def test_a_missing_file_is_named_as_the_release_names_it(tmp_path, write_nifti):
+    name = "BraTS-GLI-00008-001"
+    write_release(write_nifti, tmp_path, BRATS_2023_GLI, name, drop=["t1ce"])
+    _, faults = index_cases(tmp_path, BRATS_2023_GLI)
+    assert [fault.split(": ")[0] for fault in faults] == [
+        str(tmp_path / name / f"{name}-{suffix}.nii.gz") for suffix in ("seg", "t1c")
     ]
-    assert max(sizes) - min(sizes) <= 1
-    assert sum(sizes) == len(COUNTS)
 
 
-def test_equal_seeds_give_equal_splits_in_any_order():
-    cases = cases_of(COUNTS)
-    mixed = [cases[i] for i in np.random.default_rng(0).permutation(len(cases))]
-    for fold in range(5):
-        assert split_by_patient(cases, fold=fold, seed=3) == split_by_patient(
-            mixed, fold=fold, seed=3
-        )
+def test_decathlon(tmp_path, write_nifti):
+    root = write_msd(write_nifti, tmp_path / "Task01_BrainTumour", ["BRATS_002", "BRATS_001"])
+    (root / "imagesTr" / "._BRATS_001.nii.gz").write_bytes(b"resource fork")
+    one, two = find_cases(tmp_path, MSD_TASK01)
+    image = root / "imagesTr" / "BRATS_001.nii.gz"
+    assert one == Case(
+        "BRATS_001",
+        "BRATS_001",
+        dict.fromkeys(SEQUENCES, image),
+        label=root / "labelsTr" / "BRATS_001.nii.gz",
+        channels={"t1": 1, "t1ce": 2, "t2": 3, "flair": 0},
+    )
+    assert tuple(one.sequences) == SEQUENCES
+    assert (one.axes, two.case_id) == (4, "BRATS_002")
 
 
-def test_seeds_differ():
-    held_out = [tuple(names(split_by_patient(cases_of(COUNTS), seed=s)[1])) for s in range(6)]
-    assert all(one != other for one, other in combinations(held_out, 2))
+def test_decathlon_channels_go_by_their_names(tmp_path, write_nifti):
+    modality = {"0": "T2w", "1": "T1gd", "2": "FLAIR", "3": "T1w"}
+    write_msd(write_nifti, tmp_path, ["BRATS_001"], modality=modality)
+    (case,) = find_cases(tmp_path, MSD_TASK01)
+    assert case.channels == {"t1": 3, "t1ce": 1, "t2": 0, "flair": 2}
 
 
-def test_no_patient_is_favoured():
-    cases = cases_of([1] * 10)
-    often = Counter(c.patient for seed in range(300) for c in split_by_patient(cases, seed=seed)[1])
-    assert min(often.values()) > 30  # 60 on average
-    assert len(often) == 10
+def test_decathlon_test_images_are_cases_without_label(tmp_path, write_nifti):
+    write_msd(write_nifti, tmp_path, ["BRATS_001"], ["BRATS_485"])
+    assert names(find_cases(tmp_path, MSD_TASK01)) == ["BRATS_001"]
+    both = find_cases(tmp_path, MSD_TASK01, require_label=False)
+    assert [(case.case_id, case.label is None) for case in both] == [
+        ("BRATS_001", False),
+        ("BRATS_485", True),
+    ]
 
 
-def test_scans_of_brats_2018_stay_together(tmp_path, write_case):
-    for name in ("TCIA01_201_1", "TCIA01_201_2", "TCIA01_203_1", "2013_20_1", "2013_21_1"):
-        write_case(tmp_path, f"Brats18_{name}")
-    cases = find_cases(tmp_path, BRATS_2018)
-    for fold in range(4):
-        for part in split_by_patient(cases, fold=fold, num_folds=4):
-            scans = [c.case_id for c in part if "_201_" in c.case_id]
-            assert len(scans) in (0, 2)
+def test_faults_of_decathlon(tmp_path, write_nifti):
+    write_msd(write_nifti, tmp_path, ["BRATS_001", "BRATS_002", "BRATS_003", "BRATS_004"])
+    images = tmp_path / "imagesTr"
+    (images / "BRATS_001.nii.gz").unlink()
+    write_nifti(images / "BRATS_002.nii.gz", np.ones(SHAPE, np.int16))
+    write_nifti(images / "BRATS_003.nii.gz", np.ones((*SHAPE, 3), np.int16))
+    write_nifti(tmp_path / "labelsTr" / "BRATS_004.nii.gz", np.ones((3, 4, 5), np.uint8))
+    write_nifti(images / "BRATS_009.nii.gz", np.ones((*SHAPE, 4), np.int16))
+    cases, faults = index_cases(tmp_path, MSD_TASK01)
+    assert len(cases) == 4
+    assert [fault.removeprefix(f"{images}/") for fault in faults] == [
+        "BRATS_001.nii.gz: no such file; check the path",
+        "BRATS_002.nii.gz: has 3 axes (13, 17, 11), expected 4 (x, y, z, sequence); save all "
+        "sequences in one file",
+        "BRATS_003.nii.gz: holds 3 volumes, too few for channels 1, 2, 3, 0; export the file again",
+        "BRATS_009.nii.gz: not a file of msd_task01; list it in dataset.json, or move it out of "
+        f"{tmp_path}",
+        f"{tmp_path}/labelsTr/BRATS_004.nii.gz: shape 3x4x5 differs from 13x17x11 of "
+        "BRATS_004.nii.gz; register both to one grid",
+    ]
 
 
-@pytest.mark.parametrize(("fold", "num_folds"), [(5, 5), (-1, 5), (0, 1), (0, 0), (1, 1)])
-def test_bad_fold(fold, num_folds):
-    with pytest.raises(ValueError, match=rf"fold={fold} .*num_folds={num_folds}"):
-        split_by_patient(cases_of(COUNTS), fold=fold, num_folds=num_folds)
+@pytest.mark.parametrize("spacing", [1.0, 2.0])
+def test_the_grid_of_decathlon_is_checked(tmp_path, write_nifti, spacing):
+    write_msd(write_nifti, tmp_path, ["BRATS_001"])
+    _, faults = index_cases(tmp_path, MSD_TASK01, spacing_mm=spacing)
+    assert len(faults) == (spacing != 1.0)
 
 
-def test_too_few_patients():
-    with pytest.raises(ValueError, match=r"2 patients cannot fill num_folds=3 folds; add cases"):
-        split_by_patient(cases_of([2, 3]), num_folds=3)
-    train, val = split_by_patient(cases_of([2, 3]), num_folds=2)
-    assert {len(train), len(val)} == {2, 3}
+def test_a_modality_that_decathlon_lacks(tmp_path, write_nifti):
+    write_msd(write_nifti, tmp_path, ["BRATS_001"], modality={"0": "T1w", "1": "T2w", "2": "CT"})
+    cases, faults = index_cases(tmp_path, MSD_TASK01)
+    assert cases == []
+    assert faults[1:] == [
+        f"{tmp_path / 'dataset.json'}: its modalities lack t1gd, FLAIR; restore the file as "
+        "published"
+    ]
+    (case,) = find_cases(tmp_path, MSD_TASK01, allow_missing=True)
+    assert case.channels == {"t1": 0, "t2": 1}
+    assert tuple(case.sequences) == ("t1", "t2")
+
+
+def test_a_decathlon_of_no_sequence(tmp_path, write_nifti):
+    write_msd(write_nifti, tmp_path, ["BRATS_001"], modality={"0": "CT"})
+    cases, faults = index_cases(tmp_path, MSD_TASK01, allow_missing=True)
+    assert cases == []
+    assert "its modalities lack T1w, t1gd, T2w, FLAIR" in faults[1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"modality": {"0": "T1w"}}',
+        '{"modality": ["T1w"], "training": []}',
+        '{"modality": {"first": "T1w"}, "training": []}',
+        '{"modality": {"0": 1}, "training": []}',
+        '{"modality": {"0": "T1w"}, "training": ["a.nii.gz"]}',
+        '{"modality": {"0": "T1w"}, "training": [{"image": "a.nii.gz"}]}',
+        '{"modality": {"0": "T1w"}, "training": [], "test": [3]}',
+    ],
+)
+def test_a_manifest_that_cannot_be_used(tmp_path, content):
+    (tmp_path / "dataset.json").write_text(content)
+    cases, (none, fault) = index_cases(tmp_path, MSD_TASK01)
+    assert cases == []
+    assert none.startswith(
+        f"{tmp_path}: no case of msd_task01 in it (files listed in dataset.json)"
+    )
+    assert fault.startswith(f"{tmp_path / 'dataset.json'}: not ")
+    assert "\n" not in fault
+
+
+def test_a_manifest_of_something_else_does_not_disturb(tmp_path, write_case):
+    write_case(tmp_path)
+    (tmp_path / "dataset.json").write_text("[]")
+    assert names(find_cases(tmp_path, BRATS_2020)) == [ONE]
+    assert detect_release(tmp_path) is BRATS_2020
+
+
+# Missing sequences
+
+
+@pytest.mark.parametrize("drop", [["t1"], ["t1", "t2", "flair"]])
+def test_sequences_may_be_missing_where_that_is_allowed(tmp_path, write_case, drop):
+    files = write_case(tmp_path, ONE, drop=drop)
+    (case,) = find_cases(tmp_path, BRATS_2020, allow_missing=True)
+    assert case.sequences == {s: files[s] for s in SEQUENCES if s not in drop}
+    assert tuple(case.sequences) == tuple(s for s in SEQUENCES if s not in drop)
+
+
+def test_a_label_may_not_be_missing_with_them(tmp_path, write_case):
+    write_case(tmp_path, ONE, drop=["t2"], label=False)
+    assert "_seg.nii.gz: missing" in one_fault(tmp_path, allow_missing=True)
+
+
+@pytest.mark.parametrize("allow_missing", [True, False])
+def test_a_case_of_a_label_only_is_no_case(tmp_path, write_case, allow_missing):
+    write_case(tmp_path, ONE)
+    write_case(tmp_path, TWO, drop=SEQUENCES)
+    faults = find_faults(tmp_path, allow_missing=allow_missing)
+    assert [fault.split(": ")[0] for fault in faults] == [
+        str(tmp_path / f"{TWO}_{sequence}.nii.gz") for sequence in sorted(SEQUENCES)
+    ]
+
+
+# Cases and their faults
+
+
+def test_an_index_has_faulty_cases_too_and_never_fails_for_them(tmp_path, write_case):
+    write_case(tmp_path / "a", ONE)
+    files = write_case(tmp_path / "b", TWO, drop=["t2"], affine=np.diag([2.0, 2, 2, 1]))
+    empty(files["t1"])
+    cases, faults = index_cases(tmp_path, BRATS_2020)
+    assert names(cases) == [ONE, TWO]
+    assert tuple(cases[1].sequences) == ("t1", "t1ce", "flair")
+    assert [fault.split(": ")[1].split(";")[0] for fault in faults] == [
+        "the file is empty",
+        "missing",
+    ]
+
+
+def test_an_index_of_nothing(tmp_path, write_nifti):
+    assert index_cases(tmp_path, BRATS_2020)[0] == []
+    write_nifti(tmp_path / "x.nii.gz", np.ones((3, 4, 5), np.int16))
+    cases, (fault,) = index_cases(tmp_path, BRATS_2020)
+    assert cases == []
+    assert "no case of brats2020" in fault
+    assert "x.nii.gz and the like" in fault
+
+
+def test_an_index_wants_its_folder_and_its_reports(tmp_path, write_case):
+    write_case(tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent: no such folder"):
+        index_cases(tmp_path / "absent", BRATS_2020)
+    with pytest.raises(FileNotFoundError, match=r"absent\.json: no such file"):
+        index_cases(tmp_path, BRATS_2020, reports=tmp_path / "absent.json")
+
+
+def test_an_index_takes_any_spacing_unless_one_is_due(tmp_path, write_case):
+    write_case(tmp_path, affine=np.diag([-3.0, -2, 1, 1]))
+    assert index_cases(tmp_path, BRATS_2020)[1] == []
+    assert len(index_cases(tmp_path, BRATS_2020, spacing_mm=1.0)[1]) == 1
+
+
+def test_files_of_textbrats_beside_a_case_are_no_faults(tmp_path, write_case):
+    write_case(tmp_path, report="Left.")
+    np.save(tmp_path / f"{ONE}_flair_text.npy", np.zeros((1, 128, 768), np.float32))
+    (case,) = find_cases(tmp_path, BRATS_2020)
+    assert case.report == "Left."
+
+
+def test_reports_of_a_table(tmp_path, write_case):
+    write_case(tmp_path / "cases", report="beside")
+    (tmp_path / "reports.csv").write_text(f'case,report\n{ONE},"Left, large."\n')
+    (case,) = find_cases(tmp_path / "cases", BRATS_2020, reports=tmp_path / "reports.csv")
+    assert case.report == "Left, large."
+
+
+# Grades
+
+MAPPING = (
+    "Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,BraTS_2019_subject_ID,BraTS_2020_subject_ID\n"
+    "HGG,NA,NA,BraTS19_CBICA_AAB_1,BraTS20_Training_001\n"
+    "LGG,Brats17_TCIA_101_1,Brats18_TCIA09_141_1,BraTS19_TCIA09_141_1,BraTS20_Training_002\n"
+    "NA,NA,NA,NA,BraTS20_Training_003\n"
+)
+
+
+@pytest.mark.parametrize("place", ["", "a", "a/b", "a/b/c"])
+def test_grades_of_2020_come_from_the_table_wherever_it_lies(tmp_path, write_case, place):
+    root = tmp_path / "a" / "b"
+    for number in (1, 2, 3, 4):
+        name = f"BraTS20_Training_{number:03d}"
+        write_case(root / "c" / name, name)
+    (tmp_path / place / "name_mapping.csv").write_text(MAPPING)
+    assert [case.grade for case in find_cases(root, BRATS_2020)] == [1, 0, -1, -1]
+
+
+def test_the_nearest_table_above_counts(tmp_path, write_case):
+    write_case(tmp_path / "a" / ONE, ONE)
+    (tmp_path / "name_mapping.csv").write_text(MAPPING)
+    (tmp_path / "a" / "name_mapping.csv").write_text(MAPPING.replace("HGG", "LGG"))
+    (case,) = find_cases(tmp_path / "a" / ONE, BRATS_2020)
+    assert case.grade == 0
+
+
+def test_a_folder_of_a_grade_counts_before_the_table(tmp_path, write_case):
+    one, two = "BraTS19_CBICA_AAB_1", "BraTS19_TCIA09_141_1"
+    write_case(tmp_path / "LGG" / one, one)
+    write_case(tmp_path / two, two)
+    (tmp_path / "name_mapping.csv").write_text(MAPPING)
+    assert [case.grade for case in find_cases(tmp_path, BRATS_2019)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("Subject,BraTS_2020_subject_ID\na,b\n", "has no column Grade"),
+        ("Grade,BraTS_2020_subject_ID\nHGG\n", "row 1 has not as many cells"),
+        ("Grade,Größe\n", "not UTF-8 text"),
+    ],
+)
+def test_a_table_of_grades_that_cannot_be_used(tmp_path, write_case, content, reason):
+    write_case(tmp_path)
+    path = tmp_path / "name_mapping.csv"
+    path.write_bytes(content.encode("latin-1"))
+    assert one_fault(tmp_path).startswith(f"{path}: {reason}")
+
+
+# Which release
+
+CASES_OF = {
+    "brats2018": (BRATS_2018, "Brats18_2013_2_1", [1, 2, 4]),
+    "brats2019": (BRATS_2019, "BraTS19_TCIA10_109_1", [2]),
+    "brats2020": (BRATS_2020, ONE, [1, 2, 4]),
+    "brats2021": (BRATS_2021, "BraTS2021_00495", [1, 2, 4]),
+    "brats2023_gli": (BRATS_2023_GLI, "BraTS-GLI-00008-001", [1, 2, 3]),
+    "brats2024_gli": (BRATS_2024_GLI, "BraTS-GLI-00005-100", [1, 2, 3, 4]),
+    "brats2024_ped": (BRATS_2024_PED, "BraTS-PED-00001-000", [1, 2, 3, 4]),
+    "brats2023_ssa": (BRATS_2023_SSA, "BraTS-SSA-00002-000", [1, 2, 3]),
+    "brats2023_men": (BRATS_2023_MEN, "BraTS-MEN-00004-000", [3]),
+    "brats2023_met": (BRATS_2023_MET, "BraTS-MET-00001-000", [1, 2, 3]),
+    "phantom": (PHANTOM, "Phantom_00000", [1, 2, 4]),
+}
+
+
+@pytest.mark.parametrize("name", CASES_OF)
+def test_a_release_is_told_by_names_and_labels(tmp_path, write_nifti, name):
+    release, case_id, labels = CASES_OF[name]
+    write_release(write_nifti, tmp_path, release, case_id, labels)
+    write_release(write_nifti, tmp_path, release, f"{case_id[:-1]}7", [])
+    assert detect_release(str(tmp_path)) is release
+
+
+def test_decathlon_is_told(tmp_path, write_nifti):
+    write_msd(write_nifti, tmp_path / "Task01_BrainTumour", ["BRATS_001"])
+    assert detect_release(tmp_path) is MSD_TASK01
+
+
+@pytest.mark.parametrize("name", [name for name in CASES_OF if "ped" not in name])
+def test_names_suffice_where_there_are_no_masks(tmp_path, write_nifti, name):
+    release, case_id, _ = CASES_OF[name]
+    write_release(write_nifti, tmp_path, release, case_id)
+    assert detect_release(tmp_path) is release
+
+
+def test_the_misnamed_mask_does_not_disturb(tmp_path, write_case):
+    name = "BraTS20_Training_355"
+    write_case(tmp_path, name, label_stem="W39_1998.09.19_Segm")
+    assert detect_release(tmp_path) is BRATS_2020
+
+
+def undecided(root):
+    with pytest.raises(ValueError, match="name the release, one of brats2018, ") as error:
+        detect_release(root)
+    message = str(error.value)
+    assert message.startswith(f"{root}: holds ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("release", "case_id", "labels", "seen"),
+    [
+        (BRATS_2020, ONE, [1, 2, 3], "0, 1, 2, 3, which do not fit brats2020 (0, 1, 2, 4)"),
+        (BRATS_2020, ONE, [1, 2, 3, 4], "0, 1, 2, 3, 4, which do not fit brats2020"),
+        (BRATS_2023_GLI, "BraTS-GLI-00008-001", [1, 2, 4], "0, 1, 2, 4, which do not"),
+        (BRATS_2018, "Brats18_2013_2_1", [5], "0, 5, which do not fit brats2018"),
+    ],
+)
+def test_labels_that_contradict_names(tmp_path, write_nifti, release, case_id, labels, seen):
+    write_release(write_nifti, tmp_path, release, case_id, labels)
+    message = undecided(tmp_path)
+    assert f"{release.name} (1, such as {case_id})" in message
+    assert f"masks with the labels {seen}" in message
+
+
+def test_children_of_2023_and_2024_differ_by_label_4_alone(tmp_path, write_nifti):
+    name = "BraTS-PED-{:05d}-000"
+    for number in range(30):
+        write_release(write_nifti, tmp_path, BRATS_2024_PED, name.format(number), [1, 2, 3])
+    message = undecided(tmp_path)
+    assert (
+        "which fit each of brats2023_ped (0, 1, 2, 3) and brats2024_ped (0, 1, 2, 3, 4)" in message
+    )
+    assert "brats2024_ped (30, such as BraTS-PED-00000-000)" in message
+    write_release(write_nifti, tmp_path, BRATS_2024_PED, name.format(17), [4])
+    assert detect_release(tmp_path) is BRATS_2024_PED
+
+
+def test_releases_may_not_be_mixed(tmp_path, write_case):
+    write_case(tmp_path / "a", ONE)
+    write_case(tmp_path / "b", "BraTS2021_00495")
+    with pytest.raises(ValueError, match=r"holds cases of brats2020 \(1, .*\) and brats2021 \(1, "):
+        detect_release(tmp_path)
+
+
+def test_names_of_no_release(tmp_path, write_case):
+    write_case(tmp_path, "patient7")
+    assert "files such as patient7_flair.nii.gz, " in undecided(tmp_path)
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    assert "holds no NIfTI file, " in undecided(tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent: no such folder"):
+        detect_release(tmp_path / "absent")
+
+
+def test_broken_masks_are_left_to_the_index(tmp_path, write_nifti):
+    one = write_release(write_nifti, tmp_path, BRATS_2024_PED, "BraTS-PED-00001-000", [1])
+    write_release(write_nifti, tmp_path, BRATS_2024_PED, "BraTS-PED-00002-000", [4])
+    cut(one[LABEL])
+    assert detect_release(tmp_path) is BRATS_2024_PED
+
+
+def test_few_masks_are_read_where_names_leave_no_choice(tmp_path, write_case, monkeypatch):
+    for number in range(45):
+        write_case(tmp_path, f"BraTS20_Training_{number:03d}", seed=number)
+    read = []
+    original = cases_module.read_voxels
+    monkeypatch.setattr(
+        cases_module, "read_voxels", lambda path, **o: read.append(path) or original(path, **o)
+    )
+    assert detect_release(tmp_path) is BRATS_2020
+    numbers = sorted(int(path.name.split("_")[2]) for path in read)
+    assert len(numbers) == 10
+    assert numbers[-1] > 30  # not the first ones alone
+
+
+# Odd file systems
+
+
+def test_a_folder_that_may_not_be_searched(tmp_path, write_case, monkeypatch):
+    write_case(tmp_path / "open" / ONE, ONE)
+    write_case(tmp_path / "shut" / TWO, TWO)
+    original = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "shut":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    fault = one_fault(tmp_path)
+    assert fault == (
+        f"{tmp_path / 'shut'}: cannot be searched (Permission denied); check its permissions and "
+        "its path"
+    )
+
+
+@pytest.mark.parametrize("kind", ["t2", LABEL])
+def test_a_file_that_may_not_be_read(tmp_path, write_case, monkeypatch, kind):
+    files = write_case(tmp_path)
+    original = Path.open
+
+    def refuse(self, *args, **options):
+        if self == files[kind]:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    fault = one_fault(tmp_path)
+    assert fault.startswith(f"{files[kind]}: cannot be opened (Permission denied); check its perm")
+
+
+def test_a_link_to_a_file_that_is_gone(tmp_path, write_case):
+    files = write_case(tmp_path)
+    files["t2"].unlink()
+    files["t2"].symlink_to(tmp_path / "gone.nii.gz")
+    fault = one_fault(tmp_path)
+    assert fault.startswith(
+        f"{files['t2']}: a link to {tmp_path / 'gone.nii.gz'}, which is no file"
+    )
+
+
+def test_a_link_to_a_folder_that_is_gone(tmp_path, write_case):
+    write_case(tmp_path)
+    (tmp_path / "HGG").symlink_to("/mnt/unmounted")
+    fault = one_fault(tmp_path)
+    assert fault.startswith(f"{tmp_path / 'HGG'}: a link to /mnt/unmounted, which is not there")
+
+
+def test_a_file_that_is_a_link_to_itself(tmp_path, write_case):
+    files = write_case(tmp_path)
+    files["t1"].unlink()
+    files["t1"].symlink_to(files["t1"])
+    fault = one_fault(tmp_path)
+    assert fault.startswith(f"{files['t1']}: cannot be opened (Too many levels of symbolic links)")
+
+
+def test_a_folder_that_is_a_link_to_itself(tmp_path, write_case):
+    write_case(tmp_path)
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert "circle: a link to " in one_fault(tmp_path)
+
+
+def test_names_in_other_scripts(tmp_path, write_case):
+    folder = tmp_path / "Üniversite hastanesi" / "患者 7 术前"
+    write_case(folder, "患者_7é", report="左")
+    (case,) = find_cases(tmp_path, BRATS_2020)
+    assert (case.case_id, case.report) == ("患者_7é", "左")
+
+
+def test_a_name_that_is_no_text(tmp_path, write_case):
+    files = write_case(tmp_path)
+    bad = os.fsencode(tmp_path) + b"/\xe4_t1.nii.gz"
+    shutil.copy(files["t1"], bad)
+    fault = one_fault(tmp_path)
+    assert fault == f"{tmp_path}/\\udce4_t1.nii.gz: its name is not UTF-8; rename it"
+    fault.encode()
+
+
+def test_a_very_long_path(tmp_path, write_case):
+    folder = tmp_path.joinpath(*["x" * 200] * 15)
+    write_case(folder, ONE)
+    assert len(str(folder)) > 3000
+    assert names(find_cases(tmp_path, BRATS_2020)) == [ONE]
+
+
+def test_a_path_that_is_too_long(tmp_path, write_case, monkeypatch):
+    write_case(tmp_path, ONE)
+    place = tmp_path
+    monkeypatch.chdir(tmp_path)
+    for _ in range(21):  # made step by step: the whole path is longer than the system takes
+        os.mkdir("y" * 200)
+        os.chdir("y" * 200)
+        place = place / ("y" * 200)
+    fault = one_fault(tmp_path)
+    assert ": cannot be searched (File name too long); check its permissions and its path" in fault
+    os.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [np.complex64, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])],
+    ids=["complex", "RGB"],
+)
+@pytest.mark.parametrize("kind", ["t1", LABEL])
+def test_voxels_that_are_no_numbers_are_seen_in_the_header(tmp_path, write_case, dtype, kind):
+    files = write_case(tmp_path)
+    affine = nib.load(files[kind]).affine
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, dtype), affine), files[kind])
+    fault = one_fault(tmp_path)
+    assert fault.startswith(f"{files[kind]}: voxels are ")
+    assert fault.endswith("expected real numbers; export one number per voxel")
+
+
+# Real cases, where there are some
+
+REAL = os.environ.get("CLIPSEG3D_BRATS_DIR")
+
+
+@pytest.mark.skipif(REAL is None, reason="set CLIPSEG3D_BRATS_DIR to a folder of BraTS 2018")
+def test_real_cases_are_told_and_found():
+    release = detect_release(REAL)
+    assert release is BRATS_2018
+    cases, faults = index_cases(REAL, release, spacing_mm=1.0)
+    assert cases
+    assert faults == []

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from clipseg3d.batch import Batch, Sample
+from clipseg3d.batch import Batch, Sample, unpack, unpack_image
 from clipseg3d.data.cache import build_cache
-from clipseg3d.data.cases import find_cases
+from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.dataset import BraTSDataset
-from clipseg3d.data.releases import BRATS_2020
+from clipseg3d.data.releases import BRATS_2020, BRATS_2024_GLI
 from clipseg3d.volume import Views
 
 NAMES = [f"BraTS20_Training_{number:03d}" for number in (1, 2, 3)]
@@ -80,8 +80,9 @@ def test_a_sample_holds_what_the_contract_says(entries):
 def test_a_whole_brain(entries, equal_views):
     for entry, sample in zip(entries, whole(entries), strict=True):
         assert sample["window"].tolist() == [[0, 0, 0], [1, 1, 1]]
-        np.testing.assert_array_equal(sample["image"], entry.image().astype(np.float32))
-        np.testing.assert_array_equal(sample["label"], BRATS_2020.to_regions(entry.label()))
+        assert torch.equal(sample["image"], unpack_image(entry.image(), entry.statistics()))
+        regions = BRATS_2020.to_regions(entry.label().numpy())
+        np.testing.assert_array_equal(sample["label"], regions)
         assert torch.equal(sample["statistics"], entry.statistics())
         assert equal_views(sample["views"], entry.views())
         assert sample["case_id"] == entry.case_id
@@ -119,7 +120,7 @@ def test_every_place_that_fits_is_drawn(big):
     """Without tumour, corners are uniform over all places, the last one included."""
     dataset = BraTSDataset(big[1:], BRATS_2020, crop=(20, 27, 16))
     box = big[1].label().shape
-    room = np.array(box) - (20, 27, 16)
+    room = np.array(tuple(box)) - (20, 27, 16)
     drawn = np.array([place(dataset[0], box)[0] for _ in range(150)])
     assert drawn.min(axis=0).tolist() == [0, 0, 0]
     assert drawn.max(axis=0).tolist() == room.tolist()
@@ -163,7 +164,7 @@ def test_a_tumour_voxel_lies_near_the_centre_but_not_at_it(big, monkeypatch):
     monkeypatch.setattr("clipseg3d.data.dataset.TUMOUR_SHARE", 1.0)
     crop = np.array([4, 5, 3])
     dataset = BraTSDataset(big[:1], BRATS_2020, crop=tuple(crop))
-    tumour = np.argwhere(big[0].label())
+    tumour = np.argwhere(big[0].label().numpy())
     corners = set()
     for _ in range(80):
         sample = dataset[0]
@@ -179,6 +180,45 @@ def test_a_case_without_tumour_gives_crops_too(big):
     sample = BraTSDataset(big[1:], BRATS_2020, crop=(8, 9, 7))[0]
     assert not sample["label"].any()
     assert sample["image"].any()
+
+
+@pytest.mark.parametrize("crop", [None, CROP, (13, 6, 4)])
+def test_packed_samples_are_the_same_but_small(entries, crop, equal_views):
+    plain = BraTSDataset(entries, BRATS_2020, crop=crop)
+    packed = BraTSDataset(entries, BRATS_2020, crop=crop, packed=True)
+    for index in range(3):
+        torch.manual_seed(index)
+        due = plain[index]
+        torch.manual_seed(index)
+        small = packed[index]
+        assert (small["image"].dtype, small["label"].dtype) == (torch.uint8, torch.uint8)
+        assert small["image"].shape == due["image"].shape
+        assert small["label"].shape == due["label"].shape[1:]
+        got = unpack(small)
+        for key in ("image", "label", "window", "statistics"):
+            assert torch.equal(got[key], due[key])
+        assert equal_views(got["views"], due["views"])
+    batch = unpack(next(iter(DataLoader(BraTSDataset(entries, BRATS_2020, packed=True)))))
+    assert torch.equal(batch["image"], whole(entries)[0]["image"][None])
+    assert torch.equal(batch["label"], whole(entries)[0]["label"][None])
+
+
+def test_regions_are_those_of_the_release(tmp_path, write_case, fake_patient):
+    images, label = fake_patient()
+    label[label == 4] = 3
+    label[3, 8, 5] = 4  # a cavity, of no region
+    files = write_case(tmp_path / "cases", "a", images=images, label=label)
+    mask = files.pop("label")
+    case = Case("a", "a", files, label=mask)
+    (entry,) = build_cache([case], BRATS_2024_GLI, tmp_path / "cache")
+    (sample,) = BraTSDataset([entry], BRATS_2024_GLI)
+    inside = label[1:12, 2:16, 3:10]
+    for region, due in zip(
+        sample["label"],
+        (np.isin(inside, (1, 2, 3)), np.isin(inside, (1, 3)), inside == 3),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(region, due)
 
 
 def test_length_and_order(entries):
@@ -220,11 +260,15 @@ def test_samples_do_not_share_memory_with_the_cache(entries):
 
 
 def test_augment_gets_the_sample(entries):
-    dataset = BraTSDataset(
-        entries, BRATS_2020, crop=CROP, augment=lambda sample: {**sample, "report": "changed"}
-    )
-    assert dataset[0]["report"] == "changed"
-    assert dataset[0]["case_id"] == NAMES[0]
+    def augment(sample):
+        assert sample["image"].dtype == sample["label"].dtype == torch.uint8
+        return {**sample, "image": sample["image"].half(), "report": "changed"}
+
+    sample = BraTSDataset(entries, BRATS_2020, crop=CROP, augment=augment)[0]
+    assert (sample["report"], sample["case_id"]) == ("changed", NAMES[0])
+    assert sample["image"].dtype == sample["label"].dtype == torch.float32
+    packed = BraTSDataset(entries, BRATS_2020, crop=CROP, augment=augment, packed=True)[0]
+    assert packed["image"].dtype == torch.float16
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

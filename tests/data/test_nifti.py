@@ -1,6 +1,8 @@
 """Mirrors clipseg3d/data/nifti.py."""
 
+import errno
 import gzip
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -311,3 +313,59 @@ def test_refuses_a_label_of_another_shape(tmp_path):
     with pytest.raises(ValueError, match=r"scan\.nii\.gz: shape \(4, 6, 5\) .*\(6, 4, 5\)"):
         write_label(tmp_path / "label.nii.gz", label_map().swapaxes(0, 1), source=source)
     assert [p.name for p in tmp_path.iterdir()] == ["scan.nii.gz"]
+
+
+def test_reads_a_file_of_four_axes_where_it_is_due(tmp_path):
+    nib.save(nib.Nifti1Image(np.stack([voxels(), 2 * voxels()], axis=-1), LPS), tmp_path / "a.nii")
+    assert open_nifti(tmp_path / "a.nii", axes=4).shape == (*SHAPE, 2)
+    np.testing.assert_array_equal(read_voxels(tmp_path / "a.nii", axes=4)[..., 1], 2 * voxels())
+    nib.save(nib.Nifti1Image(voxels(), LPS), tmp_path / "b.nii")
+    with pytest.raises(ValueError, match=r"b\.nii: has 3 axes .*, expected 4 .*all sequences in"):
+        read_voxels(tmp_path / "b.nii", axes=4)
+
+
+def test_a_label_of_a_file_of_four_axes_has_three(tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((*SHAPE, 4), np.float32), oblique()), tmp_path / "a.nii.gz")
+    write_label(tmp_path / "label.nii.gz", label_map(), source=tmp_path / "a.nii.gz", axes=4)
+    stored = open_nifti(tmp_path / "label.nii.gz")
+    np.testing.assert_array_equal(np.asarray(stored.dataobj), label_map())
+    np.testing.assert_allclose(stored.affine, oblique(), atol=1e-4)
+    np.testing.assert_allclose(
+        stored.header.get_zooms(), nib.load(tmp_path / "a.nii.gz").header.get_zooms()[:3]
+    )
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(voxels(), LPS), path)
+
+    def refuse(self, *args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(
+        ValueError, match=r"a\.nii\.gz: cannot be opened \(Permission denied\); check"
+    ):
+        open_nifti(path)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.nii")
+    with pytest.raises(FileNotFoundError, match=r"a\.nii: no such file"):
+        open_nifti(tmp_path / "a.nii")
+
+
+def test_links_that_lead_nowhere(tmp_path):
+    (tmp_path / "a.nii").symlink_to("gone.nii")
+    with pytest.raises(FileNotFoundError, match=r"a\.nii: a link to gone\.nii, which is no file"):
+        open_nifti(tmp_path / "a.nii")
+    (tmp_path / "b.nii").symlink_to("b.nii")
+    with pytest.raises(ValueError, match=r"b\.nii: cannot be opened \(Too many levels"):
+        open_nifti(tmp_path / "b.nii")
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"cannot be opened \(File name too long\); check its perm"
+    ):
+        open_nifti(tmp_path / f"{'x' * 300}.nii")

@@ -8,30 +8,22 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from clipseg3d.data.phantom import (
-    SEQUENCES,
-    PhantomFacts,
-    describe,
-    measure_facts,
-    simulate_phantom,
-    write_phantom,
-)
+from clipseg3d.data.phantom import simulate_phantom, write_phantom
+from clipseg3d.data.phantom_report import measure_facts
+from clipseg3d.data.releases import SEQUENCES
 
 SIDES = {"left", "right"}
 LOBES = {"frontal", "parietal", "temporal", "occipital"}
-FACTS = PhantomFacts("left", "frontal", True, True, wt_ml=90.0, tc_ml=40.0, et_ml=15.0)
-LOW_GRADE = replace(FACTS, enhancing=False, necrosis=False, et_ml=0.0)
-SOLID = replace(FACTS, necrosis=False, et_ml=40.0)
 
 
 @pytest.fixture(scope="module")
 def phantoms():
-    return [simulate_phantom(seed, spacing_mm=5.0) for seed in range(24)]
+    return [simulate_phantom(seed, spacing_mm=6.0) for seed in range(26)]
 
 
 @pytest.fixture(scope="module")
 def sharp():
-    return [simulate_phantom(seed, spacing_mm=3.0) for seed in range(6)]
+    return [simulate_phantom(seed, spacing_mm=3.0) for seed in range(4)]
 
 
 def core_of(label):
@@ -46,13 +38,7 @@ def words(text):
     return set(re.findall(r"[a-z0-9]+", text.lower()))
 
 
-def wordings(facts):
-    return {describe(facts, np.random.default_rng(seed)) for seed in range(60)}
-
-
-@pytest.mark.parametrize(
-    ("spacing", "shape"), [(4.0, (60, 60, 39)), (5.0, (48, 48, 31)), (7, (35, 35, 23))]
-)
+@pytest.mark.parametrize(("spacing", "shape"), [(5.0, (48, 48, 31)), (7, (35, 35, 23))])
 def test_grid_covers_the_brats_field_of_view(spacing, shape):
     phantom = simulate_phantom(1, spacing_mm=spacing)
     assert phantom.image.shape == (4, *shape)
@@ -66,7 +52,7 @@ def test_grid_covers_the_brats_field_of_view(spacing, shape):
 
 
 def test_equal_seeds_give_equal_patients():
-    one, two = (simulate_phantom(3, spacing_mm=5.0) for _ in range(2))
+    one, two = (simulate_phantom(3, spacing_mm=6.0) for _ in range(2))
     np.testing.assert_array_equal(one.image, two.image)
     np.testing.assert_array_equal(one.label, two.label)
     assert (one.report, one.facts) == (two.report, two.facts)
@@ -90,62 +76,73 @@ def test_a_seed_is_one_patient_at_every_spacing(sharp, phantoms):
 
 def test_background_is_zero_and_brain_is_positive(phantoms):
     for phantom in phantoms:
-        brain = phantom.image > 0
-        assert (brain == brain[0]).all()
-        assert not phantom.image[~brain].any()
-        assert phantom.image[brain].min() >= 1
-        assert 1100 < brain[0].sum() * 5**3 / 1000 < 2300
-        assert ndimage.label(brain[0])[1] == 1
+        brain = phantom.image.any(axis=0)
+        for scan in phantom.image:
+            # A sequence may end below the top of the head; elsewhere it shows the whole brain.
+            top = np.flatnonzero(scan.any(axis=(0, 1)))[-1]
+            assert (scan[..., : top + 1] > 0).sum() == brain[..., : top + 1].sum()
+            assert scan[scan > 0].min() >= 1
+        assert 1000 < brain.sum() * 6**3 / 1000 < 1900
+        assert ndimage.label(brain)[1] == 1
+
+
+def test_some_fields_of_view_end_below_the_top_of_the_head(phantoms):
+    cut = [len({scan.any(axis=(0, 1)).sum() for scan in p.image}) > 1 for p in phantoms]
+    assert 0 < sum(cut) < 10
 
 
 def test_brain_is_about_as_large_as_a_brain(phantoms):
-    extents = [5.0 * np.ptp(np.argwhere(p.image[0] > 0), axis=0) for p in phantoms]
+    extents = [6.0 * np.ptp(np.argwhere(p.image[0] > 0), axis=0) for p in phantoms]
     np.testing.assert_allclose(np.mean(extents, axis=0), (135, 175, 138), atol=10)
 
 
-def test_tumour_lies_inside_the_brain_in_one_piece(phantoms):
+def test_tumour_lies_inside_the_brain_around_its_core(phantoms):
     for phantom in phantoms:
         label = phantom.label
         assert set(np.unique(label)) <= {0, 1, 2, 4}
-        assert (phantom.image[0][label > 0] > 0).all()
-        assert ndimage.label(label > 0)[1] == 1
+        assert phantom.image.any(axis=0)[label > 0].all()
+        parts, _ = ndimage.label(label > 0, structure=np.ones((3, 3, 3)))
+        with_core = np.unique(parts[core_of(label)])
+        assert np.isin(parts[label > 0], with_core).mean() > 0.98
         assert core_of(label).any()
         assert (label == 2).any()
-        assert 18 < (label > 0).sum() * 5**3 / 1000 < 185
-
-
-def test_necrosis_lies_behind_the_rim(sharp):
-    for phantom in (p for p in sharp if p.facts.necrosis):
-        outside = ~core_of(phantom.label)
-        assert not (ndimage.binary_dilation(outside) & (phantom.label == 1)).any()
+        assert 6 < (label > 0).sum() * 6**3 / 1000 < 300
 
 
 def test_all_kinds_of_tumour_occur(phantoms):
     facts = [p.facts for p in phantoms]
     assert {f.side for f in facts} == SIDES
     assert {f.lobe for f in facts} == LOBES
-    kinds = {(f.enhancing, f.necrosis) for f in facts}
-    assert kinds == {(True, True), (True, False), (False, False)}
+    assert {f.enhancement for f in facts} >= {"none", "spots", "rim", "solid"}
+    assert {f.foci > 1 for f in facts} == {True, False}
+    assert {f.crosses_midline for f in facts} == {True, False}
+    assert min(f.ventricle_loss for f in facts) < 0.05 < 0.2 < max(f.ventricle_loss for f in facts)
+    assert min(f.midline_shift_mm for f in facts) < 1 < 4 < max(f.midline_shift_mm for f in facts)
 
 
 def test_facts_agree_with_the_label_map(phantoms):
     for phantom in phantoms:
         label, facts = phantom.label, phantom.facts
-        counts = {value: int((label == value).sum()) * 0.125 for value in (1, 2, 4)}
+        counts = {value: int((label == value).sum()) * 0.216 for value in (1, 2, 4)}
         assert facts.wt_ml == pytest.approx(sum(counts.values()))
         assert facts.tc_ml == pytest.approx(counts[1] + counts[4])
         assert facts.et_ml == pytest.approx(counts[4])
         assert facts.oedema_ml == pytest.approx(counts[2])
         assert facts.enhancing == (counts[4] > 0)
-        assert facts.necrosis == (counts[4] > 0 and counts[1] > 0)
+        brain = phantom.image.any(axis=0)
+        measured = measure_facts(label, brain, spacing_mm=6.0)
+        own = {"necrosis": False, "ventricle_loss": None, "midline_shift_mm": None}
+        assert replace(facts, **own) == replace(measured, **own)
+        assert measured.necrosis or not facts.necrosis
 
         # In world axes, which grow to the right, front and top.
-        brain = phantom.image[0] > 0
+        parts, _ = ndimage.label(core_of(label), structure=np.ones((3, 3, 3)))
+        largest = parts == np.argmax(np.bincount(parts.ravel())[1:]) + 1
         corners = [world(f(np.argwhere(brain), axis=0), phantom.affine) for f in (np.min, np.max)]
-        low, high = np.minimum(*corners) - 2.5, np.maximum(*corners) + 2.5
-        right, front, top = (
-            world(ndimage.center_of_mass(core_of(label)), phantom.affine) - low
-        ) / (high - low)
+        low, high = np.minimum(*corners) - 3, np.maximum(*corners) + 3
+        right, front, top = (world(ndimage.center_of_mass(largest), phantom.affine) - low) / (
+            high - low
+        )
         assert facts.side == ("right" if right > 0.5 else "left")
         if top < 0.42 and 0.28 < front <= 0.78:
             assert facts.lobe == "temporal"
@@ -155,48 +152,6 @@ def test_facts_agree_with_the_label_map(phantoms):
             assert facts.lobe == ("frontal" if front > 0.52 else "parietal")
 
 
-@pytest.mark.parametrize(
-    ("place", "side", "lobe"),
-    [
-        ((45, 15, 35), "left", "frontal"),
-        ((10, 15, 35), "right", "frontal"),
-        ((45, 45, 35), "left", "parietal"),
-        ((10, 72, 25), "right", "occipital"),
-        ((8, 35, 10), "right", "temporal"),
-        ((50, 10, 10), "left", "frontal"),
-    ],
-)
-def test_measures_a_label_map_made_by_hand(place, side, lobe):
-    label = np.zeros((80, 100, 60), np.uint8)
-    brain = np.zeros(label.shape, bool)
-    brain[10:70, 5:85, 4:54] = True
-    x, y, z = np.add(place, (10, 5, 4))
-    label[x - 2 : x + 3, y - 2 : y + 3, z - 2 : z + 3] = 2
-    label[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2] = 4
-    label[x, y, z] = 1
-    facts = measure_facts(label, brain, spacing_mm=2.0)
-    assert (facts.side, facts.lobe) == (side, lobe)
-    assert (facts.wt_ml, facts.tc_ml, facts.et_ml) == pytest.approx((1.0, 0.216, 0.208))
-    assert facts.enhancing
-    assert facts.necrosis
-
-
-def test_measuring_names_what_is_wrong():
-    label, brain = np.zeros((3, 4, 5), np.uint8), np.ones((3, 4, 5), bool)
-    with pytest.raises(ValueError, match="core"):
-        measure_facts(label, brain, spacing_mm=1.0)
-    with pytest.raises(ValueError, match=r"\(3, 4, 5\).*\(3, 4\)"):
-        measure_facts(label, brain[..., 0], spacing_mm=1.0)
-
-
-def test_rim_is_measured_between_spheres():
-    ml = 4 / 3 * np.pi / 1000
-    facts = replace(FACTS, tc_ml=20**3 * ml, et_ml=(20**3 - 14**3) * ml)
-    assert facts.rim_mm == pytest.approx(6)
-    assert all("thick" in words(text) - words("thin") for text in wordings(facts))
-    assert all("thin" in words(text) for text in wordings(replace(facts, et_ml=facts.tc_ml / 3)))
-
-
 def test_report_names_the_true_place_only(phantoms):
     for phantom in phantoms:
         said = words(phantom.report)
@@ -204,78 +159,39 @@ def test_report_names_the_true_place_only(phantoms):
         assert said & LOBES == {phantom.facts.lobe}
 
 
-def test_report_has_three_to_five_sentences():
-    for facts in (FACTS, LOW_GRADE, SOLID):
-        for text in wordings(facts):
-            assert 3 <= len(re.findall(r"\.(?= |$)", text)) <= 5
-            assert "\n" not in text
-
-
-def test_wording_varies():
-    assert len(wordings(FACTS)) > 20
-
-
-@pytest.mark.parametrize(
-    ("oedema_ml", "word"),
-    [(19.9, "limited"), (20.0, "moderate"), (59.9, "moderate"), (60.0, "extensive")],
-)
-def test_oedema_is_named_by_volume(oedema_ml, word):
-    extents = {"limited", "moderate", "extensive"}
-    for text in wordings(replace(FACTS, tc_ml=40.0, wt_ml=40 + oedema_ml)):
-        assert words(text) & extents == {word}
-
-
-def test_no_oedema_is_not_called_limited():
-    assert all("No edema" in text for text in wordings(replace(FACTS, wt_ml=FACTS.tc_ml)))
-
-
-def test_low_grade_report_claims_no_enhancement():
-    for text in wordings(LOW_GRADE):
-        sentences = [s for s in text.split(". ") if re.search("enhanc|contrast", s.lower())]
-        assert sentences
-        assert all(words(s) & {"no", "not", "nor", "absent"} for s in sentences)
-        assert not words(text) & {"rim", "ring", "thick", "thin", "solid", "solidly", "enhances"}
-        assert words(text) & {"no", "not", "neither"}
-
-
-def test_solid_tumour_has_no_rim_and_no_necrosis():
-    for text in wordings(SOLID):
-        assert words(text) & {"solid", "solidly"}
-        assert not words(text) & {"rim", "ring", "thick", "thin"}
-        about = [s for s in text.split(". ") if "necrosis" in s.lower()]
-        assert about
-        assert all(words(s) & {"no", "not"} for s in about)
-
-
-def test_contrast_is_that_of_mri(sharp, phantoms):
-    for phantom in [*sharp, *phantoms]:
-        label = phantom.label
-        healthy = (phantom.image[0] > 0) & (label == 0)
-        scans = dict(zip(SEQUENCES, phantom.image, strict=True))
-        scans = {name: scan / np.median(scan[healthy]) for name, scan in scans.items()}
-
-        assert np.median(scans["t1"][label > 0]) < 0.9
-        assert np.median(scans["t2"][label == 2]) > 1.3
-        assert np.median(scans["flair"][label == 2]) > 1.3
-        if phantom.facts.enhancing:
-            assert np.median(scans["t1ce"][label == 4]) > 1.3
-        else:
-            assert np.median(scans["t1ce"][core_of(label)]) < 0.9
-
-        fluid = healthy & (scans["t2"] > np.percentile(scans["t2"][healthy], 98))
-        assert np.median(scans["t1"][fluid]) < 0.85
-        assert np.median(scans["flair"][fluid]) < 0.85
-        # White matter is brighter than grey on T1 and darker on T2.
-        assert np.corrcoef(scans["t1"][healthy], scans["t2"][healthy])[0, 1] < -0.4
-
-
-def test_vessels_are_bright_after_contrast_and_are_not_tumour(sharp):
+def test_what_reports_say_of_signals_is_so(sharp):
     for phantom in sharp:
-        healthy = (phantom.image[0] > 0) & (phantom.label == 0)
-        before, after = (scan / np.median(scan[healthy]) for scan in phantom.image[:2])
-        away = ~ndimage.binary_dilation(phantom.label > 0, iterations=2)
-        bright = healthy & away & (after > before + 0.35)
-        assert 10 < bright.sum() < 0.02 * healthy.sum()
+        label, facts = phantom.label, phantom.facts
+        healthy = phantom.image.all(axis=0) & (label == 0)
+        scans = dict(zip(SEQUENCES, phantom.image, strict=True))
+        usual = {name: np.median(scan[healthy]) for name, scan in scans.items()}
+        oedema = (label == 2) & phantom.image.all(axis=0)
+        assert np.median(scans["flair"][oedema]) > 1.15 * usual["flair"]
+        assert np.median(scans["t2"][oedema]) > 1.05 * usual["t2"]
+        if facts.necrosis:
+            behind = label == 1
+            assert np.median(scans["t1"][behind]) < 1.02 * usual["t1"]
+            assert np.median(scans["t2"][behind]) > 1.2 * usual["t2"]
+        gain = np.median(
+            (scans["t1ce"] / usual["t1ce"] - scans["t1"] / usual["t1"])[core_of(label)]
+        )
+        if facts.enhancement in ("rim", "solid"):
+            around = label == 4
+            assert np.median(scans["t1ce"][around]) > 1.1 * usual["t1ce"]
+        elif not facts.enhancing:
+            assert gain < 0.35
+
+
+def test_fluid_is_bright_on_t2_and_dark_on_flair_and_t1(sharp):
+    for phantom in sharp:
+        healthy = phantom.image.all(axis=0) & (phantom.label == 0)
+        inner = ndimage.binary_erosion(healthy, iterations=3)
+        t1, _, t2, flair = (
+            phantom.image / np.median(phantom.image[:, healthy], axis=1)[:, None, None, None]
+        )
+        fluid = inner & (t2 > np.percentile(t2[inner], 99))
+        assert np.median(t1[fluid]) < 0.85
+        assert np.median(flair[fluid]) < 0.85
 
 
 def test_scanner_gain_varies(phantoms):
@@ -283,6 +199,14 @@ def test_scanner_gain_varies(phantoms):
     assert peaks.min() >= 254
     assert peaks.max() <= 32767
     assert peaks.max() > 10 * peaks.min()
+
+
+def test_scanner_settings_vary(phantoms):
+    contrasts = []
+    for phantom in phantoms:
+        t1 = phantom.image[0][phantom.image[0] > 0]
+        contrasts.append(np.subtract(*np.percentile(t1, [80, 20])) / np.median(t1))
+    assert max(contrasts) > 1.5 * min(contrasts)
 
 
 @pytest.mark.parametrize("spacing", [0, -1.0, 8.1, float("nan")])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipseg3d.data.cases import DataError, find_cases
+from clipseg3d.data.cases import Case, DataError, find_cases
 from clipseg3d.data.nifti import read_voxels, write_label
 from clipseg3d.data.preprocess import Grid, preprocess
-from clipseg3d.data.releases import BRATS_2018, BRATS_2020, SEQUENCES
+from clipseg3d.data.releases import BRATS_2018, BRATS_2020, BRATS_2023_GLI, SEQUENCES
 from clipseg3d.volume import Views, cut_views, intensity_statistics
 
 ONE = "BraTS20_Training_001"
@@ -150,12 +150,41 @@ def test_the_order_in_which_a_case_names_its_sequences_does_not_matter(tmp_path,
     assert torch.equal(preprocess(shuffled, BRATS_2020).image, preprocess(case, BRATS_2020).image)
 
 
-def test_the_box_covers_a_label_outside_the_brain(tmp_path, write_case, patient):
+def test_the_label_has_no_say_in_the_box(tmp_path, write_case, patient):
+    """Or else crops of labelled and of unlabelled cases would lie elsewhere in their boxes."""
     images, label = patient
-    label[12, 0, 10] = 2
-    ready = preprocess(case_of(write_case, tmp_path, images=images, label=label), BRATS_2020)
-    assert ready.grid.box == ((1, 13), (0, 16), (3, 11))
+    label[12, 0, 10] = label[0, 16, 3] = 2
+    case = case_of(write_case, tmp_path, images=images, label=label)
+    ready, unlabelled = (preprocess(one, BRATS_2020) for one in (case, replace(case, label=None)))
+    assert ready.grid.box == unlabelled.grid.box == ((1, 12), (2, 16), (3, 10))
+    assert torch.equal(ready.image, unlabelled.image)
+    assert torch.equal(ready.statistics, unlabelled.statistics)
+    assert all(map(torch.equal, ready.views, unlabelled.views))
+    label[12, 0, 10] = label[0, 16, 3] = 0  # where no prediction is made
     np.testing.assert_array_equal(ready.grid.restore(ready.label), label)
+
+
+def test_labels_in_the_box_are_kept_where_there_is_no_signal(tmp_path, write_case, patient):
+    images, label = patient
+    images[:, 5, 8, 5] = 0
+    assert label[5, 8, 5] > 0
+    ready = preprocess(case_of(write_case, tmp_path, images=images, label=label), BRATS_2020)
+    np.testing.assert_array_equal(ready.grid.restore(ready.label), label)
+
+
+@pytest.mark.parametrize(("beside", "refused"), [(13, False), (14, True), (40, True)])
+def test_a_mask_beside_the_brain(tmp_path, write_case, patient, beside, refused):
+    images, label = patient
+    label[0].flat[:beside] = 2  # 120 voxels lie inside
+    case = case_of(write_case, tmp_path, images=images, label=label)
+    if not refused:
+        assert np.count_nonzero(preprocess(case, BRATS_2020).label) == 120
+        return
+    (fault,) = faults_of(case)
+    assert fault == (
+        f"{case.label}: {beside} of its {120 + beside} labelled voxels lie beside the brain; "
+        "register mask and sequences to one grid"
+    )
 
 
 def test_the_box_covers_every_sequence(tmp_path, write_case, patient):
@@ -172,7 +201,97 @@ def test_a_case_without_label(tmp_path, write_case):
     assert torch.equal(ready.image, labelled.image)
 
 
+# Sequences that were not acquired, sequences in one file
+
+
+@pytest.mark.parametrize("missing", [("t1",), ("flair",), ("t1", "t2", "flair")])
+def test_missing_sequences_are_zero(tmp_path, write_case, patient, missing):
+    images, label = patient
+    whole = case_of(write_case, tmp_path, images=images, label=label)
+    kept = {name: path for name, path in whole.sequences.items() if name not in missing}
+    ready = preprocess(replace(whole, sequences=kept), BRATS_2020)
+    due = preprocess(whole, BRATS_2020)
+    assert ready.image.shape == due.image.shape
+    for channel, name in enumerate(SEQUENCES):
+        if name in missing:
+            assert not ready.image[channel].any()
+            assert not ready.statistics[channel].any()
+            assert not ready.views.images[..., channel].any()
+        else:
+            assert torch.equal(ready.image[channel], due.image[channel])
+            assert torch.equal(ready.statistics[channel], due.statistics[channel])
+            assert torch.equal(ready.views.images[..., channel], due.views.images[..., channel])
+
+
+def test_the_box_is_that_of_the_sequences_there_are(tmp_path, write_case, patient):
+    images, label = patient
+    images[3, 0, 9, 4] = 7  # flair alone
+    case = case_of(write_case, tmp_path, images=images, label=label)
+    few = {name: case.sequences[name] for name in ("t1", "t2")}
+    ready = preprocess(replace(case, sequences=few), BRATS_2020)
+    assert ready.grid.box == ((1, 12), (2, 16), (3, 10))
+
+
+def test_at_least_one_sequence_is_needed(tmp_path, write_case):
+    case = replace(case_of(write_case, tmp_path), sequences={})
+    assert faults_of(case) == (f"{ONE}: has no sequence; give one of t1, t1ce, t2, flair",)
+
+
+def in_one_file(write_nifti, folder, images, label, order, *, spacing=(1, 1, 1)):
+    """Write the sequences into one 4D file, flair first, as the Medical Decathlon does."""
+    stored = np.stack([turn(volume, order)[0] for volume in images[[3, 0, 1, 2]]], axis=-1)
+    mask, affine = turn(label, order)
+    affine[:3, :3] *= spacing
+    path = write_nifti(folder / "BRATS_001.nii.gz", stored, affine)
+    return Case(
+        ONE,
+        ONE,
+        dict.fromkeys(SEQUENCES, path),
+        label=write_nifti(folder / "labels" / "BRATS_001.nii.gz", mask, affine),
+        channels={"flair": 0, "t1": 1, "t1ce": 2, "t2": 3},
+    )
+
+
+@pytest.mark.parametrize("order", ["LPS", "RAS", "PIR"])
+def test_sequences_in_one_file(tmp_path, write_case, write_nifti, patient, order, equal_views):
+    due = preprocess(write_as(write_case, tmp_path / "a", *patient, "LPS"), BRATS_2020)
+    case = in_one_file(write_nifti, tmp_path / "b", *patient, order)
+    got = preprocess(case, BRATS_2020)
+    torch.testing.assert_close(got.image, due.image, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got.statistics, due.statistics, rtol=0, atol=1e-6)
+    assert equal_views(got.views, due.views)
+    np.testing.assert_array_equal(got.label, due.label)
+    np.testing.assert_array_equal(got.grid.restore(got.label), read_voxels(case.label))
+    fewer = {name: path for name, path in case.sequences.items() if name != "t1"}
+    assert not preprocess(replace(case, sequences=fewer), BRATS_2020).image[0].any()
+
+
+def test_a_fault_in_one_of_the_volumes_of_a_file(tmp_path, write_nifti, patient):
+    images, label = patient
+    images[1] = 0
+    case = in_one_file(write_nifti, tmp_path, images, label, "LPS")
+    assert faults_of(case) == (
+        f"{case.sequences['t1ce']}: every voxel of t1ce is 0; export the sequence again",
+    )
+
+
 # The way back
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 3), (0.5, 2, 0.9)])
+@pytest.mark.parametrize("order", ["LPS", "RAS", "ASL"])
+def test_the_way_back_from_voxels_that_are_no_cubes(tmp_path, write_nifti, patient, order, spacing):
+    case = in_one_file(write_nifti, tmp_path, *patient, order, spacing=spacing)
+    ready = preprocess(case, BRATS_2020)
+    assert ready.grid.box == ((1, 12), (2, 16), (3, 10))
+    np.testing.assert_array_equal(ready.grid.restore(ready.label), read_voxels(case.label))
+    back = ready.grid.restore(ready.image.numpy())
+    assert back.shape == (4, *read_voxels(case.label).shape)
+    raw = np.moveaxis(read_voxels(case.sequences["t1"], axes=4), -1, 0)[[1, 2, 3, 0]]
+    np.testing.assert_array_equal(back != 0, raw != 0)
+    for z_scored, intensities in zip(back, raw, strict=True):  # ranks survive clipping and scaling
+        ranked = np.argsort(intensities[intensities != 0], kind="stable")
+        assert (np.diff(z_scored[intensities != 0][ranked]) >= 0).all()
 
 
 @pytest.mark.parametrize("tilt", [False, True])
@@ -295,15 +414,6 @@ def test_negative_intensities_are_brain(tmp_path, write_case, patient):
     assert float(inside.std(correction=0)) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_constant_sequence_becomes_zero(tmp_path, write_case, patient):
-    images, label = patient
-    images[2] = 300 * (images[2] != 0)
-    ready = preprocess(case_of(write_case, tmp_path, images=images, label=label), BRATS_2020)
-    assert (ready.image[2] == 0).all()
-    assert torch.equal(ready.statistics[2], torch.zeros(4))
-    assert torch.isfinite(ready.image).all()
-
-
 @pytest.mark.parametrize("selection", [None, "center", "energy", "attention"])
 def test_views_are_those_of_the_whole_volume(tmp_path, write_case, patient, selection, equal_views):
     images, label = patient
@@ -324,11 +434,48 @@ def test_a_sequence_without_signal(tmp_path, write_case, patient):
     images[1] = 0
     case = case_of(write_case, tmp_path, images=images, label=label)
     (fault,) = faults_of(case)
-    assert fault == f"{case.sequences['t1ce']}: every voxel is 0; export the sequence again"
+    assert fault == (
+        f"{case.sequences['t1ce']}: every voxel of t1ce is 0; export the sequence again"
+    )
+
+
+@pytest.mark.parametrize("spots", [0, 3])
+def test_a_sequence_without_contrast(tmp_path, write_case, patient, spots):
+    """A mask in the place of a scan, say; a few odd voxels make no scan of it."""
+    images, label = patient
+    images[2] = 300 * (images[2] != 0)
+    images[2, 6, 8, 5 : 5 + spots] = 9000
+    case = case_of(write_case, tmp_path, images=images, label=label)
+    (fault,) = faults_of(case)
+    assert fault == (
+        f"{case.sequences['t2']}: voxels of t2 are 300 to 300 all over the brain; export the "
+        "sequence again"
+    )
+
+
+def test_numbers_that_are_too_large_to_compute_with(tmp_path, write_case, patient):
+    images, label = patient
+    huge = images.astype(np.float64)
+    huge[3] *= 1e100
+    case = case_of(write_case, tmp_path, label=label)
+    image = nib.Nifti1Image(huge[3], nib.load(case.label).affine)
+    nib.save(image, case.sequences["flair"])
+    (fault,) = faults_of(case)
+    assert fault.startswith(f"{case.sequences['flair']}: voxels of flair are inf to inf all over")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_voxel_that_is_no_number(tmp_path, write_case, patient, value):
+    images, label = patient
+    images = images.astype(np.float32)
+    images[0, 6, 8, 5] = value
+    case = case_of(write_case, tmp_path, images=images, label=label)
+    (fault,) = faults_of(case)
+    assert fault.startswith(f"{case.sequences['t1']}: 1 voxels are NaN or infinite;")
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(3, "3"), (-1, "-1"), (1.5, "1.5"), (255, "255"), (np.nan, None)]
+    ("value", "shown"), [(3, "3"), (-1, "-1"), (255, "255"), (300, "300"), (np.nan, None)]
 )
 def test_a_label_that_the_release_does_not_know(tmp_path, write_case, patient, value, shown):
     images, label = patient
@@ -340,7 +487,45 @@ def test_a_label_that_the_release_does_not_know(tmp_path, write_case, patient, v
         assert fault.startswith(f"{case.label}: 1 voxels are NaN")
     else:
         assert fault.startswith(f"{case.label}: holds label {shown}, but brats2020 has 0, 1, 2, 4;")
-        assert fault.endswith("use the data module of the release the case is from")
+        assert "use the data module of the release the case is from" in fault
+
+
+@pytest.mark.parametrize("value", [1.5, 0.25, 3.99])
+def test_labels_between_whole_numbers(tmp_path, write_case, patient, value):
+    images, label = patient
+    label = label.astype(np.float32)
+    label[6, 8, 5] = value
+    case = case_of(write_case, tmp_path, images=images, label=label)
+    assert faults_of(case) == (
+        f"{case.label}: holds {value:g}, no whole number; resample label maps by nearest neighbour",
+    )
+
+
+def test_labels_that_are_whole_but_for_rounding(tmp_path, write_case, patient):
+    images, label = patient
+    rounded = label.astype(np.float32) - np.float32(1e-4) * (label > 0)
+    case = case_of(write_case, tmp_path, images=images, label=rounded)
+    np.testing.assert_array_equal(preprocess(case, BRATS_2020).label, label[1:12, 2:16, 3:10])
+
+
+def test_the_releases_that_have_such_labels_are_named(tmp_path, write_case, patient):
+    images, label = patient
+    late = np.where(label == 4, 3, label)
+    one = case_of(write_case, tmp_path / "a", images=images, label=late)
+    (fault,) = faults_of(one, BRATS_2020)
+    assert "holds label 3, but brats2020 has 0, 1, 2, 4; use the data module" in fault
+    assert "brats2023_gli or" in fault.partition("; such labels has ")[2]
+    other = case_of(write_case, tmp_path / "b", images=images, label=label)
+    (fault,) = faults_of(other, BRATS_2023_GLI)
+    assert "holds label 4, but brats2023_gli has 0, 1, 2, 3; use the data module" in fault
+    assert "brats2018 or" in fault.partition("; such labels has ")[2]
+
+
+def test_a_mask_without_tumour(tmp_path, write_case, patient):
+    images, label = patient
+    ready = preprocess(case_of(write_case, tmp_path, images=images, label=0 * label), BRATS_2020)
+    assert ready.label.shape == (11, 14, 7)
+    assert not ready.label.any()
 
 
 def test_another_release_may_know_it(tmp_path, write_case, patient):

@@ -1,6 +1,6 @@
 """Mirrors clipseg3d/data/releases.py."""
 
-from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,6 +10,15 @@ from clipseg3d.data.releases import (
     BRATS_2019,
     BRATS_2020,
     BRATS_2021,
+    BRATS_2023_GLI,
+    BRATS_2023_MEN,
+    BRATS_2023_MET,
+    BRATS_2023_PED,
+    BRATS_2023_SSA,
+    BRATS_2024_GLI,
+    BRATS_2024_PED,
+    LABEL,
+    MSD_TASK01,
     PHANTOM,
     REGIONS,
     RELEASES,
@@ -19,6 +28,29 @@ from clipseg3d.data.releases import (
 
 every_release = pytest.mark.parametrize("release", RELEASES.values(), ids=lambda r: r.name)
 
+# Label value -> the innermost region it belongs to, as published; None for outside all.
+UNTIL_2021 = {0: None, 1: "TC", 2: "WT", 4: "ET"}
+SINCE_2023 = {0: None, 1: "TC", 2: "WT", 3: "ET"}
+AFTER_TREATMENT = {**SINCE_2023, 4: None}
+MEANING = {
+    "brats2018": UNTIL_2021,
+    "brats2019": UNTIL_2021,
+    "brats2020": UNTIL_2021,
+    "brats2021": UNTIL_2021,
+    "brats2023_gli": SINCE_2023,
+    "brats2024_gli": AFTER_TREATMENT,
+    "brats2023_ped": SINCE_2023,
+    "brats2024_ped": {0: None, 1: "ET", 2: "TC", 3: "TC", 4: "WT"},
+    "brats2023_ssa": SINCE_2023,
+    "brats2023_men": SINCE_2023,
+    "brats2023_met": AFTER_TREATMENT,
+    "msd_task01": {0: None, 1: "WT", 2: "TC", 3: "ET"},
+    "phantom": UNTIL_2021,
+}
+# What comes back from three nested regions, where it is not the label itself.
+LOST = {"brats2024_gli": {4: 0}, "brats2023_met": {4: 0}, "brats2024_ped": {3: 2}}
+INSIDE = {None: (0, 0, 0), "WT": (1, 0, 0), "TC": (1, 1, 0), "ET": (1, 1, 1)}
+
 
 def test_order_of_channels():
     assert SEQUENCES == ("t1", "t1ce", "t2", "flair")
@@ -26,20 +58,20 @@ def test_order_of_channels():
 
 
 @every_release
-def test_numbering_until_2021(release):
-    assert release.labels == (0, 1, 2, 4)
-    assert tuple(release.suffixes) == SEQUENCES
-    assert tuple(release.suffixes.values()) == ("t1", "t1ce", "t2", "flair")
-    assert release.label_suffix == "seg"
+def test_what_each_label_means(release):
+    meaning = MEANING[release.name]
+    assert release.labels == tuple(meaning)
+    label = np.array(release.labels).reshape(1, -1, 1)
+    regions = release.to_regions(label)
+    assert regions.shape == (3, 1, len(meaning), 1)
+    assert regions[:, 0, :, 0].T.tolist() == [
+        [bool(inside) for inside in INSIDE[innermost]] for innermost in meaning.values()
+    ]
 
 
 @every_release
-def test_regions_of_hand_written_labels(release):
-    label = np.array([[[0, 1], [2, 4]]])  # (1, 2, 2)
-    whole, core, enhancing = release.to_regions(label).tolist()
-    assert whole == [[[False, True], [True, True]]]
-    assert core == [[[False, True], [False, True]]]
-    assert enhancing == [[[False, False], [False, True]]]
+def test_a_label_that_the_release_has_not_is_in_no_region(release):
+    assert not release.to_regions(np.array([[[5, 7]]])).any()
 
 
 @every_release
@@ -49,34 +81,93 @@ def test_labels_of_regions_is_the_way_back(release, dtype):
     assert set(np.unique(label)) == set(release.labels)
     back = release.to_labels(release.to_regions(label))
     assert back.dtype == np.uint8
-    np.testing.assert_array_equal(back, label)
+    due = label.copy()
+    for value, written in LOST.get(release.name, {}).items():
+        due[label == value] = written
+    np.testing.assert_array_equal(back, due)
+
+
+@every_release
+def test_nested_regions_come_back_from_labels(release):
+    depth = np.random.default_rng(1).integers(0, 4, (3, 4, 5))
+    regions = depth > np.arange(3)[:, None, None, None]
+    np.testing.assert_array_equal(release.to_regions(release.to_labels(regions)), regions)
 
 
 @every_release
 def test_the_inner_region_wins_where_masks_are_not_nested(release):
-    masks = np.array(
-        [
-            [0, 0, 1, 0, 0, 1, 1, 1],  # WT
-            [0, 1, 0, 0, 1, 0, 1, 1],  # TC
-            [0, 0, 0, 1, 1, 1, 0, 1],  # ET
-        ],
-        dtype=bool,
-    )
+    masks = np.array(list(product([False, True], repeat=3))).T  # (WT TC ET, every combination)
     label = release.to_labels(masks.reshape(3, 2, 4, 1))
-    assert label.ravel().tolist() == [0, 1, 2, 4, 4, 4, 1, 4]
     assert label.shape == (2, 4, 1)
+    back = release.to_regions(label).reshape(3, -1)
+    for (whole, core, enhancing), got in zip(masks.T, back.T, strict=True):
+        innermost = "ET" if enhancing else "TC" if core else "WT" if whole else None
+        assert tuple(got) == INSIDE[innermost]
 
 
-def test_other_numbers_need_only_another_record():
-    later = replace(
-        BRATS_2021,
-        regions={"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)},
-        labels_out={"WT": 2, "TC": 1, "ET": 3},
-    )
-    label = np.array([[[0, 1, 2, 3]]])
-    assert later.labels == (0, 1, 2, 3)
-    assert later.to_regions(label)[2].ravel().tolist() == [False, False, False, True]
-    np.testing.assert_array_equal(later.to_labels(later.to_regions(label)), label)
+@pytest.mark.parametrize(
+    ("release", "stem", "case_id", "kind"),
+    [
+        (BRATS_2018, "Brats18_TCIA10_637_1_t1ce", "Brats18_TCIA10_637_1", "t1ce"),
+        (BRATS_2019, "BraTS19_2013_2_1_flair", "BraTS19_2013_2_1", "flair"),
+        (BRATS_2020, "BraTS20_Training_001_t1", "BraTS20_Training_001", "t1"),
+        (BRATS_2020, "W39_1998.09.19_Segm", "BraTS20_Training_355", LABEL),
+        (BRATS_2021, "BraTS2021_00495_seg", "BraTS2021_00495", LABEL),
+        (BRATS_2023_GLI, "BraTS-GLI-00000-000-t1n", "BraTS-GLI-00000-000", "t1"),
+        (BRATS_2023_GLI, "BraTS-GLI-00000-000-t1c", "BraTS-GLI-00000-000", "t1ce"),
+        (BRATS_2023_GLI, "BraTS-GLI-00000-000-t2w", "BraTS-GLI-00000-000", "t2"),
+        (BRATS_2023_GLI, "BraTS-GLI-00000-000-t2f", "BraTS-GLI-00000-000", "flair"),
+        (BRATS_2023_GLI, "BraTS-GLI-00000-000-seg", "BraTS-GLI-00000-000", LABEL),
+        (BRATS_2024_PED, "BraTS-PED-00001-000-t2w", "BraTS-PED-00001-000", "t2"),
+        (BRATS_2023_GLI, "my_site-7-t1n", "my_site-7", "t1"),
+        (PHANTOM, "Phantom_00003_t2", "Phantom_00003", "t2"),
+    ],
+)
+def test_names_of_files(release, stem, case_id, kind):
+    assert release.parse(stem) == (case_id, kind)
+
+
+@pytest.mark.parametrize(
+    ("release", "stem"),
+    [
+        (BRATS_2020, "BraTS-GLI-00000-000-t1n"),
+        (BRATS_2020, "BraTS20_Training_001_t1c"),
+        (BRATS_2020, "BraTS20_Training_001-t1"),
+        (BRATS_2020, "_t1"),
+        (BRATS_2020, "t1"),
+        (BRATS_2018, "W39_1998.09.19_Segm"),
+        (BRATS_2023_GLI, "BraTS20_Training_001_t1"),
+        (BRATS_2023_GLI, "BraTS-GLI-00000-000-t1"),
+        (BRATS_2023_GLI, "BraTS-GLI-00000-000_t1n"),
+        (BRATS_2023_GLI, "-seg"),
+    ],
+)
+def test_names_of_other_files(release, stem):
+    assert release.parse(stem) is None
+
+
+OWN_NAMES = {
+    "brats2018": ["Brats18_2013_2_1", "Brats18_CBICA_AVG_1"],
+    "brats2019": ["BraTS19_TCIA10_109_1"],
+    "brats2020": ["BraTS20_Training_001", "BraTS20_Validation_125"],
+    "brats2021": ["BraTS2021_00495"],
+    "brats2023_gli": ["BraTS-GLI-00000-000", "BraTS-GLI-00008-001"],
+    "brats2024_gli": ["BraTS-GLI-00005-100", "BraTS-GLI-02405-103"],
+    "brats2023_ped": ["BraTS-PED-00002-000"],
+    "brats2024_ped": ["BraTS-PED-00002-000"],
+    "brats2023_ssa": ["BraTS-SSA-00002-000"],
+    "brats2023_men": ["BraTS-MEN-00004-000"],
+    "brats2023_met": ["BraTS-MET-00001-000"],
+    "msd_task01": ["BRATS_001"],
+    "phantom": ["Phantom_00000"],
+}
+
+
+@every_release
+def test_only_one_release_owns_a_name_save_for_both_of_children(release):
+    for name, cases in OWN_NAMES.items():
+        due = name == release.name or ("ped" in name and "ped" in release.name)
+        assert [release.owns(case) for case in cases] == [due] * len(cases)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +176,17 @@ def test_other_numbers_need_only_another_record():
         (BRATS_2018, "Brats18_TCIA01_201_1", "Brats18_TCIA01_201_2"),
         (BRATS_2018, "Brats18_2013_20_1", "Brats18_2013_20_12"),
         (BRATS_2019, "BraTS19_CBICA_AAB_1", "BraTS19_CBICA_AAB_3"),
+        (BRATS_2023_GLI, "BraTS-GLI-00008-000", "BraTS-GLI-00008-001"),
+        (BRATS_2023_GLI, "BraTS-GLI-00008-000", "BraTS-GLI-00008-100"),
+        (BRATS_2024_GLI, "BraTS-GLI-00008-100", "BraTS-GLI-00008-103"),
+        (BRATS_2023_MEN, "BraTS-MEN-00008-000", "BraTS-MEN-00008-001"),
+        (BRATS_2023_MET, "BraTS-MET-00086-000", "BraTS-MET-00086-002"),
+        (BRATS_2023_PED, "BraTS-PED-00008-000", "BraTS-PED-00008-001"),
+        (BRATS_2023_SSA, "BraTS-SSA-00008-000", "BraTS-SSA-00008-001"),
     ],
 )
 def test_scans_of_one_patient(release, one, other):
-    assert release.patient(one) == release.patient(other)
+    assert release.patient(one) == release.patient(other) != one
 
 
 @pytest.mark.parametrize(
@@ -101,6 +199,9 @@ def test_scans_of_one_patient(release, one, other):
         (BRATS_2020, "BraTS20_Training_001", "BraTS20_Training_002"),
         (BRATS_2020, "BraTS20_Training_001", "BraTS20_Validation_001"),
         (BRATS_2021, "BraTS2021_00000", "BraTS2021_00002"),
+        (BRATS_2023_GLI, "BraTS-GLI-00000-000", "BraTS-GLI-00002-000"),
+        (BRATS_2023_MET, "BraTS-MET-00001-000", "BraTS-MET-00010-000"),
+        (MSD_TASK01, "BRATS_001", "BRATS_010"),
         (PHANTOM, "Phantom_00001", "Phantom_00010"),
     ],
 )
@@ -109,7 +210,7 @@ def test_different_patients(release, one, other):
 
 
 @every_release
-@pytest.mark.parametrize("name", ["sub-01", "clinic_7_1", "x_1", "Brats18", "BraTS-GLI-00000-001"])
+@pytest.mark.parametrize("name", ["sub-01", "clinic_7_1", "x_1", "Brats18", "BraTS-XYZ-00000-001"])
 def test_a_foreign_name_is_its_own_patient(release, name):
     assert release.patient(name) == name
 
@@ -121,9 +222,7 @@ def test_a_name_of_another_year_is_its_own_patient():
 
 def test_every_release_is_found_by_its_name():
     assert all(get_release(name) is release for name, release in RELEASES.items())
-    assert [r.name for r in (BRATS_2018, BRATS_2019, BRATS_2020, BRATS_2021, PHANTOM)] == list(
-        RELEASES
-    )
+    assert RELEASES.keys() == MEANING.keys()
 
 
 def test_unknown_release_lists_the_known_ones():

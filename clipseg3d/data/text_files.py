@@ -1,0 +1,60 @@
+"""Reading text, JSON and CSV files, with errors that name the file and the cure."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file, without white space around it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not UTF-8, or may not be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be opened ({error.strerror}); check its permissions and its path"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); repair it") from error
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file with a header: column -> cell, for each row.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no table of full rows.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}: not valid CSV ({error}); repair it") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{path}: row {number} has not as many cells as the header; put quotation marks "
+                "around cells that hold a comma"
+            )
+    return [{column.strip(): cell.strip() for column, cell in row.items()} for row in rows]

@@ -1,0 +1,278 @@
+"""Samples per second of random crops: this library's cache against three ways of MONAI's.
+
+Every way gives crops of four z-scored sequences with their labels, two thirds of them with tumour,
+in batches of one from worker processes; ours also cuts the labels into regions and gives the place
+of the crop and the views that CLIP sees. What arrives is copied into float32 buffers that stay, as
+a transfer to a device would read it; our batches are packed and unpacked there, which is timed
+apart. The ways take turns; before the clock runs, caches are filled and workers have started.
+
+``ratio`` is the median over rounds of our samples per second / those of MONAI's transforms on the
+.nii.gz files. Memory is what a further worker adds to the peak of all processes together while it
+augments, pages that are shared counting once. Augmentation and unpacking are timed in this process,
+on one thread.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import CacheDataset, PersistentDataset
+from monai.data import Dataset as FileDataset
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    EnsureChannelFirstd,
+    LoadImaged,
+    NormalizeIntensityd,
+    RandCropByPosNegLabeld,
+    SpatialPadd,
+)
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clipseg3d.batch import unpack
+from clipseg3d.data.cache import CachedCase, build_cache
+from clipseg3d.data.cases import Case, find_cases
+from clipseg3d.data.dataset import BraTSDataset
+from clipseg3d.data.nifti import open_nifti
+from clipseg3d.data.phantom_datamodule import write_phantoms
+from clipseg3d.data.releases import BRATS_2018, PHANTOM, BraTSRelease
+from clipseg3d.data.transforms import Augmentation
+
+KEYS = ("image", "label")
+OURS, FILES = "clipseg3d cache", "MONAI from files"
+STEP_SECONDS = 0.25
+"""Of a training step on a GPU that loaders have to keep up with."""
+
+
+def monai_transforms(size: int) -> Compose:
+    """Return MONAI's way from files to a list of one crop."""
+    shape = (size,) * 3
+    return Compose(
+        [
+            LoadImaged(KEYS),  # a list of files becomes channels
+            EnsureChannelFirstd("label"),
+            CropForegroundd(KEYS, source_key="image", allow_smaller=True),
+            NormalizeIntensityd("image", nonzero=True, channel_wise=True),
+            SpatialPadd(KEYS, shape),
+            RandCropByPosNegLabeld(KEYS, "label", shape, pos=2, neg=1, num_samples=1),
+        ]
+    )
+
+
+def monai_items(cases: list[Case]) -> list[dict[str, Any]]:
+    """Return cases as MONAI takes them."""
+    return [
+        {"image": [str(path) for path in case.sequences.values()], "label": str(case.label)}
+        for case in cases
+    ]
+
+
+class Source:
+    """Batches without end from one way of loading, and buffers that they are copied into."""
+
+    def __init__(self, dataset: Dataset[Any], num_workers: int) -> None:
+        self.loader = DataLoader(dataset, batch_size=1, shuffle=True, num_workers=num_workers)
+        self.buffers: dict[str, Tensor] = {}
+
+    def batches(self) -> Iterator[Any]:
+        """Give batches, epoch after epoch."""
+        while True:
+            yield from self.loader
+
+    def take(self, batch: Any) -> None:
+        """Copy what has arrived."""
+        crop = batch[0] if isinstance(batch, list) else batch
+        for key in KEYS:
+            if key not in self.buffers:
+                self.buffers[key] = torch.empty(crop[key].shape)
+            self.buffers[key].copy_(crop[key])
+
+    def speed(self, num_samples: int) -> float:
+        """Return samples per second, the workers' start not counted."""
+        batches = self.batches()
+        for _ in range(2 * self.loader.num_workers + 2):  # what workers have made ahead
+            self.take(next(batches))
+        start = time.perf_counter()
+        for _ in range(num_samples):
+            self.take(next(batches))
+        return num_samples / (time.perf_counter() - start)
+
+
+class Sampled(Dataset[Any]):
+    """A data set that is repeated: an epoch of few cases would end before workers are busy."""
+
+    def __init__(self, dataset: Any, length: int) -> None:
+        self.dataset = dataset
+        self.length = length
+
+    def __len__(self) -> int:
+        """Return the length that is asked for."""
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a sample of the data set."""
+        return self.dataset[index % len(self.dataset)]
+
+
+def memory_of(process: int) -> float:
+    """Return the proportional set size of a process and its children, in MB."""
+    total = 0.0
+    try:
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) / 1024
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:  # it has ended meanwhile
+        return total
+    return total + sum(memory_of(int(child)) for child in children)
+
+
+def memory_added(dataset: Dataset[Any], num_workers: int, num_samples: int) -> float:
+    """Return how much loading adds to the memory of this process and its workers, in MB."""
+    before = peak = memory_of(os.getpid())
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, memory_of(os.getpid()))
+            time.sleep(0.02)
+
+    source = Source(dataset, num_workers)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    source.speed(num_samples)
+    done.set()
+    watcher.join()
+    return peak - before
+
+
+def milliseconds(action: Callable[[int], Any], count: int) -> float:
+    """Return the mean time of what is done in this process."""
+    start = time.perf_counter()
+    for index in range(count):
+        action(index)
+    return (time.perf_counter() - start) / count * 1e3
+
+
+def disk_share(cases: list[Case], entries: list[CachedCase]) -> float:
+    """Return the size of the cache as a share of the uncompressed float32 volumes."""
+    volumes = [open_nifti(path) for case in cases for path in case.sequences.values()]
+    whole = sum(4 * math.prod(volume.shape) for volume in volumes)
+    return sum(entry.path.stat().st_size for entry in entries) / whole
+
+
+def load_cases(data: Path | None, count: int, folder: Path) -> tuple[list[Case], BraTSRelease]:
+    """Return real cases, or phantoms of the same size."""
+    if data is not None:
+        return find_cases(data, BRATS_2018)[:count], BRATS_2018
+    write_phantoms(folder, count, spacing_mm=1.0)
+    return find_cases(folder, PHANTOM), PHANTOM
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder of BraTS 2018 cases; phantoms without")
+    parser.add_argument("--cases", type=int, default=4)
+    parser.add_argument("--size", type=int, default=128, help="crop edge in voxels")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=10, help="from files; more from caches")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cases, release = load_cases(arguments.data, arguments.cases, folder / "phantoms")
+        start = time.perf_counter()
+        entries = build_cache(cases, release, folder / "cache", view_selection="energy")
+        seconds = time.perf_counter() - start
+        share = disk_share(cases, entries)
+        print(
+            f"{len(cases)} cases, cached in {seconds / len(cases):.1f} s each, "
+            f"{share:.1%} of their float32 volumes"
+        )
+        crop = (arguments.size,) * 3
+        ours = BraTSDataset(entries, release, crop=crop, packed=True)
+        augmented = BraTSDataset(entries, release, crop=crop, augment=Augmentation(), packed=True)
+        added = {
+            workers: memory_added(Sampled(augmented, 100_000), workers, 20 * workers)
+            for workers in (1, 3)
+        }
+        memory = (added[3] - added[1]) / 2
+        print(f"one worker takes {added[1]:.0f} MB, a further one {memory:.0f} MB")
+        transforms, items = monai_transforms(arguments.size), monai_items(cases)
+        peers = {
+            FILES: FileDataset(items, transforms),
+            "MONAI PersistentDataset": PersistentDataset(items, transforms, folder / "persistent"),
+            "MONAI CacheDataset in RAM": CacheDataset(items, transforms, progress=False),
+        }
+        for index in range(len(cases)):
+            peers["MONAI PersistentDataset"][index]  # written on first use
+        ways = {OURS: ours, **peers, "clipseg3d cache, augmented": augmented}
+        counts = {way: arguments.samples * (1 if way == FILES else 6) for way in ways}
+        sources = {
+            way: Source(Sampled(dataset, 100_000), arguments.workers)
+            for way, dataset in ways.items()
+        }
+        rounds = [
+            {way: source.speed(counts[way]) for way, source in sources.items()}
+            for _ in range(arguments.rounds)
+        ]
+        speeds = {way: statistics.median(row[way] for row in rounds) for way in ways}
+        ratios = {way: statistics.median(row[OURS] / row[way] for row in rounds) for way in ways}
+        for way in ways:
+            print(f"{way:28s} {speeds[way]:7.1f} samples/s   ours x {ratios[way]:.1f}")
+
+        plain = milliseconds(lambda index: ours[index % len(ours)], 20)
+        changed = milliseconds(lambda index: augmented[index % len(ours)], 60)
+        batch = next(Source(ours, 0).batches())
+        unpacking = milliseconds(lambda index: unpack(batch), 10)
+        print(
+            f"a crop {plain:.0f} ms, augmentation {changed - plain:.0f} ms more, unpacking "
+            f"{unpacking:.0f} ms, on one thread"
+        )
+
+    fed = speeds["clipseg3d cache, augmented"] * STEP_SECONDS
+    print(
+        json.dumps(
+            {
+                "benchmark": "loading",
+                "ratio": round(ratios[FILES], 2),
+                "ours": round(speeds[OURS], 2),
+                "peer": round(speeds[FILES], 3),
+                "unit": "samples per second",
+                "data": "phantoms" if arguments.data is None else "brats2018",
+                "cases": len(cases),
+                "workers": arguments.workers,
+                "size": arguments.size,
+                "rounds": arguments.rounds,
+                "ratio_persistent": round(ratios["MONAI PersistentDataset"], 2),
+                "ratio_ram": round(ratios["MONAI CacheDataset in RAM"], 2),
+                "augmented": round(speeds["clipseg3d cache, augmented"], 2),
+                "augmentation_ms": round(changed - plain, 1),
+                "steps_fed": round(fed, 2),
+                "unpack_ms": round(unpacking, 1),
+                "memory_per_worker_mb": round(memory, 1),
+                "disk_share": round(share, 4),
+                "build_seconds_per_case": round(seconds / len(cases), 2),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
