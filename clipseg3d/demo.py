@@ -16,7 +16,7 @@ from clipseg3d.networks.config import network_config
 from clipseg3d.reporting.figures import save_overlay
 from clipseg3d.training.module import CLIPSeg3DModule
 
-PATIENT_SEED = 8
+PATIENT_SEED = 12
 SPACING_MM = 2.0
 NUM_TRAINING_CASES = 12
 NUM_EPOCHS = 5

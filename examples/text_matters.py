@@ -38,6 +38,7 @@ SPACING_MM = 6.0
 NUM_TRAIN, NUM_TEST, TEST_SEED = 96, 24, 1000
 BATCH = 4
 DEALS = 5
+MIN_ET_ML = 10
 T1CE = 1
 CORE, ENHANCING = 1, 4
 
@@ -56,7 +57,7 @@ def twins(seed: int) -> Iterator[Item]:
     """Give a patient with two like lesions twice, one of them named each time."""
     phantom = simulate_phantom(seed, spacing_mm=SPACING_MM)
     mirrored = phantom.label[::-1]
-    if ((phantom.label > 0) & (mirrored > 0)).any():
+    if phantom.facts.foci > 1 or ((phantom.label > 0) & (mirrored > 0)).any():
         return
     image = np.where(mirrored > 0, phantom.image[:, ::-1], phantom.image)
     for label in (phantom.label, np.ascontiguousarray(mirrored)):
@@ -66,7 +67,7 @@ def twins(seed: int) -> Iterator[Item]:
 def with_and_without(seed: int) -> Iterator[Item]:
     """Give an enhancing tumour without T1ce, and the same as one that does not enhance."""
     phantom = simulate_phantom(seed, spacing_mm=SPACING_MM)
-    if not phantom.facts.enhancing:
+    if phantom.facts.et_ml < MIN_ET_ML:
         return
     image = phantom.image.copy()
     image[T1CE] = 0

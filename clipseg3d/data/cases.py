@@ -367,9 +367,8 @@ def _read_grades(root: Path, files: Sequence[Path]) -> tuple[dict[str, int], lis
             faults.append(f"{path}: has no column Grade; restore the file as published")
             continue
         for row in rows:
-            for column, name in row.items():
-                if column.endswith("_subject_ID") and row["Grade"] in GRADES:
-                    grades[name] = GRADES[row["Grade"]]
+            if row["Grade"] in GRADES:
+                grades.update(dict.fromkeys(row.values(), GRADES[row["Grade"]]))
     return grades, faults
 
 

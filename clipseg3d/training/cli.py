@@ -58,6 +58,9 @@ class CLIPSeg3DCLI(LightningCLI):
         choice = ("model.network", "model.ablation")
         parser.link_arguments(choice, "data.init_args.view_selection", compute_fn=view_selection)
         parser.link_arguments(choice, "data.init_args.shuffle_reports", compute_fn=is_shuffled)
+        parser.link_arguments(
+            "model.sequence_dropout", "data.init_args.allow_missing_sequences", compute_fn=bool
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from clipseg3d.batch import Batch
+from clipseg3d.batch import Batch, unpack
 from clipseg3d.data.releases import get_release
 from clipseg3d.inference.window import segment_volume
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
@@ -114,6 +114,7 @@ class CLIPSeg3DModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch of crops."""
+        batch = unpack(batch)
         count = len(batch["report"])
         dropped = torch.rand(count) < self.hparams["report_dropout"]
         reports = [

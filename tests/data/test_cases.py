@@ -860,6 +860,14 @@ def test_the_nearest_table_above_counts(tmp_path, write_case):
     assert case.grade == 0
 
 
+def test_a_table_above_counts_only_without_one_below(tmp_path, write_case):
+    write_case(tmp_path / "a" / ONE, ONE)
+    (tmp_path / "a" / "name_mapping.csv").write_text(MAPPING)
+    (tmp_path / "name_mapping.csv").write_text(MAPPING.replace("HGG", "LGG"))
+    (case,) = find_cases(tmp_path / "a", BRATS_2020)
+    assert case.grade == 1
+
+
 def test_a_folder_of_a_grade_counts_before_the_table(tmp_path, write_case):
     one, two = "BraTS19_CBICA_AAB_1", "BraTS19_TCIA09_141_1"
     write_case(tmp_path / "LGG" / one, one)

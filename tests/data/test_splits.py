@@ -70,6 +70,14 @@ def test_patients_with_many_scans_do_not_unbalance_folds(seed):
     assert sorted(sizes) == [4, 4, 4, 4, 5]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_many_scans_of_one_grade_do_not_keep_another_from_a_fold(seed):
+    cases = cases_of([4, 1, 1, 1, 1, 1], (0, 0, 0, 1, 1, 1))
+    splits = Splits.draw(cases, num_folds=3, seed=seed)
+    for fold in range(3):
+        assert sorted({case.grade for case in splits.divide(cases, fold=fold)[1]}) == [0, 1]
+
+
 def test_scans_of_several_grades_count_as_the_highest():
     grades = {"q_1": 0, "q_2": 1, "r_1": 1}
     cases = [Case(name, name[0], {}, grade=grade) for name, grade in grades.items()]

@@ -264,7 +264,7 @@ def test_a_bias_field_is_smooth_and_brightens_what_is_bright(sample, only):
 
 
 def test_noise_is_white_and_of_random_strength(sample, only):
-    sample["image"].fill_(128)
+    sample["image"].fill_(100)
     strengths = []
     for result in runs(only("noise"), sample, 30):
         image, _ = unmirror(result)
@@ -304,8 +304,7 @@ def test_image_and_label_move_together(sample, only):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_turns_are_rigid_about_the_centre(only, axis, monkeypatch):
-    """A rod through the centre of a crop with unequal sides turns by 15 degrees, no more, and
-    keeps its length: voxels stay cubes."""
+    """A rod through the centre keeps its length, though the sides of the crop are not equal."""
     monkeypatch.setitem(transforms.SHARES, "mirror", 0.0)
     shape = (31, 41, 51)
     rod = torch.zeros(shape, dtype=torch.uint8)
