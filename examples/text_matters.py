@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--text-encoder", required=True, help="folder or hub name")
     parser.add_argument("--output", type=Path, default=Path("text_matters.json"))
     parser.add_argument("--task", choices=TASKS, default="side")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message="the weights of the tiny CLIP are random")

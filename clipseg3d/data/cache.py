@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from clipseg3d import __version__
 from clipseg3d.batch import pack_image
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.preprocess import preprocess
@@ -29,7 +29,8 @@ from clipseg3d.data.releases import BraTSRelease
 from clipseg3d.volume import Views, ViewSelection
 
 FORMAT = 3
-"""Part of every key: raise it when preprocessing or the files below change."""
+"""Part of every key: raise it when preprocessing or the files below change within a version."""
+VERSION = version("clipseg3d")
 MAX_FOREGROUND = 20_000
 """Tumour voxels kept as crop centres; more would only cost memory."""
 MEGABYTES = 20
@@ -119,7 +120,7 @@ def cached_case(
     """
     files = {**case.sequences, **({"label": case.label} if case.label else {})}
     sources = {name: fingerprint(path) for name, path in files.items()}
-    settings = [FORMAT, __version__, release.name, view_selection, dict(case.channels)]
+    settings = [FORMAT, VERSION, release.name, view_selection, dict(case.channels)]
     facts = json.dumps([*settings, sources], sort_keys=True)
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     path = root / release.name / f"{case.case_id[:MAX_NAME]}-{key}.safetensors"

@@ -67,11 +67,11 @@ class BraTSDataset(Dataset[Sample]):
         crop = size if self.crop is None else np.array(self.crop)
         start = np.zeros(3, dtype=int) if self.crop is None else self._corner(case, size, crop)
         first, last = np.maximum(start, 0), np.minimum(start + crop, size)
-        inside = tuple(slice(*side) for side in zip(first, last, strict=True))
+        x, y, z = (slice(*side) for side in zip(first, last, strict=True))
         padding = np.stack([first - start, start + crop - last], axis=1)[::-1].ravel().tolist()
-        bits = torch.from_numpy(np.take(self.bits, label[inside].numpy()))
+        bits = torch.from_numpy(np.take(self.bits, label[x, y, z].numpy()))
         sample: Sample = {
-            "image": _padded(image[(slice(None), *inside)], padding),
+            "image": _padded(image[:, x, y, z], padding),
             "label": _padded(bits, padding),
             "window": torch.from_numpy(np.stack([start / size, crop / size]).astype(np.float32)),
             "statistics": case.statistics(),

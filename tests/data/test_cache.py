@@ -252,7 +252,7 @@ def test_releases_do_not_share_entries(cases, root):
     assert one.path.name != other.path.name
 
 
-@pytest.mark.parametrize(("name", "value"), [("FORMAT", 99), ("__version__", "99.0")])
+@pytest.mark.parametrize(("name", "value"), [("FORMAT", 99), ("VERSION", "99.0")])
 def test_format_and_version_are_part_of_the_key(cases, root, monkeypatch, name, value):
     before = cached_case(cases[0], BRATS_2020, root)
     monkeypatch.setattr(cache, name, value)

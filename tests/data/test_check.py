@@ -180,17 +180,31 @@ def test_every_fault_is_found_and_stops_training(
     assert check(tmp_path / "cases").faults == ([fault] if cheap else [])
 
 
+def write_case_of_2023(write_nifti, images, label, folder, name):
+    """Write one case under names of 2023, and return its mask."""
+    for suffix, voxels in zip(("t1n", "t1c", "t2w", "t2f"), images, strict=True):
+        write_nifti(folder / f"{name}-{suffix}.nii.gz", voxels)
+    return write_nifti(folder / f"{name}-seg.nii.gz", label)
+
+
 def test_label_4_in_a_case_of_2023(tmp_path, write_nifti, fake_patient):
     for patient, enhancing in ((2, 3), (3, 4)):
-        name = f"BraTS-GLI-{patient:05d}-000"
         images, label = fake_patient(seed=patient)
-        for suffix, voxels in zip(("t1n", "t1c", "t2w", "t2f"), images, strict=True):
-            write_nifti(tmp_path / name / f"{name}-{suffix}.nii.gz", voxels)
         label = np.where(label == 4, enhancing, label)
-        mask = write_nifti(tmp_path / name / f"{name}-seg.nii.gz", label)
+        name = f"BraTS-GLI-{patient:05d}-000"
+        mask = write_case_of_2023(write_nifti, images, label, tmp_path / name, name)
     (fault,) = check(tmp_path, BRATS_2023_GLI).faults
     assert fault.startswith(f"{mask}: holds label 4, but brats2023_gli has 0, 1, 2, 3; use")
     assert refused(tmp_path, tmp_path / "cache", BRATS_2023_GLI) == [fault]
+
+
+def test_a_missing_file_of_2023_is_a_fault_of_its_case(tmp_path, write_nifti, fake_patient):
+    name = "BraTS-GLI-00002-000"
+    write_case_of_2023(write_nifti, *fake_patient(), tmp_path, name)
+    (tmp_path / f"{name}-t1c.nii.gz").unlink()
+    report = check(tmp_path, BRATS_2023_GLI)
+    assert (report.cases[0].missing, report.other_faults) == (("t1ce",), ())
+    assert report.cases[0].faults[0].startswith(f"{tmp_path / name}-t1c.nii.gz: missing")
 
 
 def test_every_fault_of_one_case_at_once(tmp_path, write_case):
