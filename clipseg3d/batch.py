@@ -81,7 +81,7 @@ def pack_image(image: Tensor, statistics: Tensor) -> Tensor:
     low, high, _, _ = statistics[..., None, None, None, :].unbind(-1)
     span = torch.where(high > low, high - low, 1)
     codes = ((image - low) / span * (LEVELS - 1)).round() + 1
-    return (codes.clamp(1, LEVELS) * (image != 0)).to(torch.uint8)
+    return (codes * (image != 0)).to(torch.uint8)
 
 
 def unpack_image(packed: Tensor, statistics: Tensor) -> Tensor:

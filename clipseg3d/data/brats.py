@@ -8,7 +8,7 @@ import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from clipseg3d.batch import Sample
+from clipseg3d.batch import Batch, Sample, unpack
 from clipseg3d.data.cache import CachedCase, build_cache, default_cache_dir
 from clipseg3d.data.cases import Case, detect_release, find_cases
 from clipseg3d.data.dataset import BraTSDataset
@@ -154,13 +154,18 @@ class BraTSDataModule(LightningDataModule):
             crop=self.patch_size,
             crops_per_case=self.crops_per_case,
             augment=Augmentation() if self.augment else None,
+            packed=True,
         )
         self.val_set = BraTSDataset(self._entries(held_out), self.release)
         # Without test cases, the held-out fold: BraTS publishes no labels to test on.
         self.test_set = BraTSDataset(self._entries(test or held_out), self.release)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled crops; Lightning adds the distributed sampler."""
+        """Shuffled crops, packed until the trainer has moved them to the device.
+
+        Outside of a trainer, :func:`clipseg3d.batch.unpack` makes them a ``Batch``. Lightning adds
+        the distributed sampler.
+        """
         return self._loader(self.train_set, batch_size=self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -170,6 +175,10 @@ class BraTSDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Sample]:
         """Whole brains of the split file's test cases, else those of validation."""
         return self._loader(self.test_set, batch_size=1, shuffle=False)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Unpack a batch on the device that it was moved to."""
+        return unpack(batch)
 
     def _cases(self) -> list[Case]:
         """Index the folder."""

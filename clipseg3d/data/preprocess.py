@@ -3,7 +3,6 @@
 Training (through the cache) and prediction both go through :func:`preprocess`.
 """
 
-import math
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -137,7 +136,7 @@ def preprocess(
     tensor = torch.from_numpy(image)
     raw = intensity_statistics(tensor[None])[0]
     for name, (low, high, _, std) in zip(SEQUENCES, raw.tolist(), strict=True):
-        if name in turned and not 0 < std < math.inf:
+        if name in turned and not std > 0:  # NaN where intensities are infinite
             faults.append(
                 f"{case.sequences[name]}: voxels of {name} are {low:g} to {high:g} all over the "
                 "brain; export the sequence again"

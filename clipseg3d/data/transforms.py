@@ -25,6 +25,8 @@ SHARES = {
 }
 """Share of samples that each step changes; of ``mirror``, for each axis."""
 ANGLE = math.radians(15)
+SLAB = 16
+"""Planes that are rotated at once."""
 BIAS_WAVES = 3
 """Cosines that a bias field is made of along each axis of a crop, the constant one included."""
 BIAS_SD = 0.03
@@ -66,12 +68,18 @@ def _turn(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     turn = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]]))
     sides = torch.tensor(image.shape[1:])
     # torch counts each axis from -1 to 1, the last one first
-    share = turn * _between(0.9, 1.1, 3) * sides / sides[:, None]
-    theta = torch.cat([share.flip(0, 1), torch.zeros(3, 1)], dim=1)
-    grid = F.affine_grid(theta[None], [1, 1, *image.shape[1:]], align_corners=False)
-    turned = F.grid_sample(image[None], grid, align_corners=False)
-    bits = F.grid_sample(label[None, None].float(), grid, mode="nearest", align_corners=False)
-    return turned[0], bits[0, 0].byte()
+    share = (turn * _between(0.9, 1.1, 3) * sides / sides[:, None]).flip(0, 1)
+    turned, turned_label = torch.empty_like(image), torch.empty_like(label)
+    whole, codes = image[None], label[None, None].float()
+    for start in range(0, len(label), SLAB):  # little memory, little of it fresh
+        part = turned_label[start : start + SLAB]
+        middle = (2 * start + len(part)) / len(label) - 1
+        theta = torch.cat([share, share[:, 2:] * middle], dim=1)
+        theta[:, 2] *= len(part) / len(label)
+        grid = F.affine_grid(theta[None], [1, 1, *part.shape], align_corners=False)
+        turned[:, start : start + SLAB] = F.grid_sample(whole, grid, align_corners=False)[0]
+        part[:] = F.grid_sample(codes, grid, mode="nearest", align_corners=False)[0, 0]
+    return turned, turned_label
 
 
 def _change_intensities(image: Tensor, statistics: Tensor) -> None:
@@ -83,7 +91,8 @@ def _change_intensities(image: Tensor, statistics: Tensor) -> None:
         span = torch.where(high > low, high - low, 1)
         image.sub_(low).div_(span).clamp_(min=0)  # rounding may leave it just below
         if bias:
-            image.mul_(_bias_field(image))
+            for sequence in image:
+                sequence.mul_(_bias_field(sequence))
         if gamma:
             image.pow_(_between(0.8, 1.2, len(image), 1, 1, 1))
         image.mul_(span).add_(low)
@@ -92,18 +101,19 @@ def _change_intensities(image: Tensor, statistics: Tensor) -> None:
     if _happens("brightness"):
         image.add_(_between(-0.1, 0.1, len(image), 1, 1, 1))
     if _happens("noise"):
-        image.add_(torch.randn(image.shape), alpha=float(_between(0, 0.1)))
+        strength = float(_between(0, 0.1))
+        for sequence in image:
+            sequence.add_(torch.randn(sequence.shape), alpha=strength)
     image.masked_fill_(background, 0)
 
 
-def _bias_field(image: Tensor) -> Tensor:
-    """Return a smooth field around 1 of the shape of an image: exp of random cosines."""
+def _bias_field(sequence: Tensor) -> Tensor:
+    """Return a smooth field around 1 of the shape of a volume (x, y, z): exp of random cosines."""
     order = torch.arange(BIAS_WAVES)
-    places = [math.pi * (torch.arange(side) + 0.5) / side for side in image.shape[1:]]
+    places = [math.pi * (torch.arange(side) + 0.5) / side for side in sequence.shape]
     waves = [torch.cos(torch.outer(order, place)) for place in places]
-    weights = BIAS_SD * torch.randn(len(image), *(BIAS_WAVES,) * 3)
-    field = torch.einsum("sijk,ix,jy,kz->sxyz", weights, *waves)
-    return field.exp_()
+    weights = BIAS_SD * torch.randn((BIAS_WAVES,) * 3)
+    return torch.einsum("ijk,ix,jy,kz->xyz", weights, *waves).exp_()
 
 
 def _happens(step: str) -> bool:

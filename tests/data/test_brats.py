@@ -143,7 +143,7 @@ def test_missing_sequences_are_refused_unless_allowed(make, root):
 def test_training_batches(make):
     module = ready(make(batch_size=2, crops_per_case=3))
     assert len(module.train_set) == 3 * len(module.train_set.cases)
-    batches = list(module.train_dataloader())
+    batches = [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
     assert len(batches) == len(module.train_set) // 2
     for batch in batches:
         assert batch.keys() == Batch.__annotations__.keys()
@@ -158,6 +158,24 @@ def test_training_batches(make):
         assert all(report.startswith("report ") for report in batch["report"])
     seen = {name for batch in batches for name in batch["case_id"]}
     assert seen <= set(ids(module.train_set))
+
+
+def test_workers_send_packed_crops(make):
+    """A quarter of the bytes, or half of them after augmentation; the device unpacks them."""
+    for augment, dtype in ((False, torch.uint8), (True, torch.float16)):
+        module = ready(make(augment=augment))
+        batch = next(iter(module.train_dataloader()))
+        assert batch["image"].dtype == dtype
+        assert batch["label"].dtype == torch.uint8
+        assert batch["label"].shape == (1, *PATCH)
+        unpacked = module.on_after_batch_transfer(batch, 0)
+        assert unpacked["image"].dtype == unpacked["label"].dtype == torch.float32
+        assert unpacked["label"].shape == (1, 3, *PATCH)
+        assert set(unpacked["label"].unique().tolist()) <= {0, 1}
+        assert torch.equal(unpacked["image"] == 0, batch["image"] == 0)
+        again = module.on_after_batch_transfer(unpacked, 0)
+        assert torch.equal(again["image"], unpacked["image"])
+        assert torch.equal(again["label"], unpacked["label"])
 
 
 def test_training_order_is_shuffled(make):

@@ -353,7 +353,7 @@ def test_long_and_foreign_paths(tmp_path, write_case):
 
 def test_facts_of_a_case(tmp_path, write_case, fake_patient):
     images, label = fake_patient()
-    affine = np.array([[0, 0, 2.0, 5], [-2, 0, 0, 7], [0, -1.5, 0, 9], [0, 0, 0, 1]])
+    affine = np.array([[0, 0, -2.0, 5], [-2, 0, 0, 7], [0, -1.5, 0, 9], [0, 0, 0, 1]])
     name = "Brats18_TCIA01_201_1"
     folder = tmp_path / "LGG" / name
     files = write_case(
@@ -369,7 +369,7 @@ def test_facts_of_a_case(tmp_path, write_case, fake_patient):
         assert facts.path == str(files[sequence])
         assert facts.shape == (13, 17, 11)
         assert facts.spacing_mm == (2, 1.5, 2)
-        assert facts.orientation == "PIR"
+        assert facts.orientation == "PIL"  # a left-handed grid: its volume must not be negative
         assert facts.affine == tuple(map(tuple, affine.tolist()))
         assert facts.dtype == "int16"
         assert (facts.low, facts.high) == (images[index].min(), images[index].max())
@@ -608,18 +608,21 @@ def test_the_file_holds_all_that_was_seen(tmp_path, write_case):
 
 def test_an_affine_without_numbers_is_still_json(tmp_path, write_case):
     files = write_case(tmp_path, ONE)
-    image = nib.load(files["t2"])
-    image.header["srow_x"] = np.nan
-    image.header["qform_code"] = 0
-    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), None, image.header), files["t2"])
+    for kind in ("t2", "label"):
+        image = nib.load(files[kind])
+        image.header["srow_x"] = np.nan
+        image.header["qform_code"] = 0
+        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), None, image.header), files[kind])
     report = check(tmp_path, read_all=True)
-    (fault,) = report.faults
-    assert fault.startswith(f"{files['t2']}: its affine is no place in space")
+    for fault, kind in zip(report.faults, ("t2", "label"), strict=True):
+        assert fault.startswith(f"{files[kind]}: its affine is no place in space")
     report.save(tmp_path / "report.json")
-    stored = json.loads((tmp_path / "report.json").read_text())["cases"][0]["files"]["t2"]
-    assert stored["affine"][0] == [None] * 4
-    assert stored["orientation"] is None
-    assert "t2" in report.cases[0].files
+    (case,) = json.loads((tmp_path / "report.json").read_text())["cases"]
+    assert case["files"]["t2"]["affine"][0] == [None] * 4
+    assert case["files"]["t2"]["orientation"] is None
+    assert case["labels"] == report.cases[0].labels
+    assert case["volumes_ml"] is None
+    assert report.table()
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, write_case, monkeypatch):

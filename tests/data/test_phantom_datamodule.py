@@ -72,7 +72,7 @@ def test_end_to_end(written):
         f"Phantom_{number:05d}" for number in range(3, 8)
     ]
     assert len(module.val_set) == 1
-    train = list(module.train_dataloader())
+    train = [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
     assert len(train) == 2
     for batch in train:
         assert batch.keys() == Batch.__annotations__.keys()
