@@ -56,10 +56,9 @@ class RunningWhitening(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):  # bf16 rounds off the small ones
             white = (tokens.float() - self.mean.float()) @ self.matrix.float()
             length = torch.linalg.vector_norm(white, dim=-1, keepdim=True)
-            stretched = white * (tokens.shape[-1] ** 0.5 / (length + 1e-4))
+            stretched: Tensor = white * (tokens.shape[-1] ** 0.5 / (length + 1e-4))
         return stretched.to(tokens.dtype)
 
-    @torch.compiler.disable
     @torch.no_grad()
     def _update(self, tokens: Tensor, mask: Tensor) -> None:
         """Add the tokens that count, and take a new matrix if their number has doubled."""
@@ -92,4 +91,5 @@ class RunningWhitening(nn.Module):
         if variances.mean() <= 1e-6 * self.mean.square().mean():
             return torch.eye(len(variances), device=variances.device)
         scale = variances * (variances + self.floor * variances.mean()) ** -1.5
-        return einsum(axes, scale, axes, "i k, k, j k -> i j")
+        matrix: Tensor = einsum(axes, scale, axes, "i k, k, j k -> i j")
+        return matrix
