@@ -73,6 +73,8 @@ def test_the_two_set_up_commands_are_what_ci_runs():
     assert 'readme_block "-m pytest"' in script
 
 
-def test_the_picture_is_there():
-    (name,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (REPO / "README.md").read_text())
-    assert (REPO / name).stat().st_size > 10_000
+def test_the_pictures_are_there():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (REPO / "README.md").read_text())
+    assert len(pictures) == 2
+    for name in pictures:
+        assert (REPO / name).stat().st_size > 10_000

@@ -614,7 +614,7 @@ def test_an_affine_without_numbers_is_still_json(tmp_path, write_case):
         image.header["qform_code"] = 0
         nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), None, image.header), files[kind])
     report = check(tmp_path, read_all=True)
-    for fault, kind in zip(report.faults, ("t2", "label"), strict=True):
+    for fault, kind in zip(report.faults, ("label", "t2"), strict=True):
         assert fault.startswith(f"{files[kind]}: its affine is no place in space")
     report.save(tmp_path / "report.json")
     (case,) = json.loads((tmp_path / "report.json").read_text())["cases"]

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 import clipseg3d.training.cli
-from clipseg3d.cli import main
+from clipseg3d.cli.main import main
 from clipseg3d.networks.config import ABLATIONS, PRESETS, NetworkConfig, network_config
 from clipseg3d.training.cli import CLIPSeg3DCLI, run
 from clipseg3d.training.plan import PLANS, TrainingPlan

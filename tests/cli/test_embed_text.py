@@ -1,11 +1,11 @@
-"""The command ``clipseg3d embed-text`` of clipseg3d/cli.py."""
+"""Mirrors clipseg3d/cli/embed_text.py."""
 
 import json
 
 import pytest
 import torch
 
-from clipseg3d.cli import main
+from clipseg3d.cli.main import main
 from clipseg3d.clip.prompts import REGION_PROMPTS, TEMPLATES
 from clipseg3d.clip.text_bank import TextBank
 from clipseg3d.clip.text_cache import TextCache

@@ -1,4 +1,4 @@
-"""The command ``clipseg3d check-data`` of clipseg3d/cli.py."""
+"""Mirrors clipseg3d/cli/check_data.py."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from clipseg3d.cli import main
+from clipseg3d.cli.main import main
 from clipseg3d.data.releases import SEQUENCES
 
 NAMES = ("BraTS20_Training_001", "BraTS20_Training_002")

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/cli.py: what a person types, and what a person reads when it goes wrong."""
+"""Mirrors clipseg3d/cli/main.py: what a person types and reads, also when it goes wrong."""
 
 import shutil
 from pathlib import Path
@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 
-from clipseg3d.cli import main
+from clipseg3d.cli.main import main
 from clipseg3d.data.phantom import simulate_phantom, write_phantom
 from clipseg3d.data.releases import SEQUENCES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-CONFIGS = sorted(Path(__file__).parents[1].glob("examples/configs/*.yaml"))
+CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*.yaml"))
 SPACING_MM = 8.0
 OFFICIAL = {
     "clipseg3d.BraTS2018DataModule": "Brats18_TCIA{:02d}_201_1",
@@ -189,7 +189,7 @@ def test_wrong_weights_end_in_one_message(tmp_path, capsys):
     [
         (["--model.network", "huge"], "unknown preset 'huge'"),
         (["--data.root", "nowhere"], "nowhere: no such folder"),
-        (["--data.fold", "9"], "fold=9 is not in 0..num_folds-1"),
+        (["--data.fold", "9"], "fold=9 is not in 0..2, the folds there are"),
     ],
 )
 def test_fit_says_what_is_wrong_before_it_trains(options, message, capsys, tmp_path, monkeypatch):

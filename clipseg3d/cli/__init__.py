@@ -1,0 +1,1 @@
+"""The command line: arguments in, messages out; one file per command."""

@@ -1,0 +1,95 @@
+"""``clipseg3d check-data``."""
+
+import argparse
+import os
+from pathlib import Path
+
+from clipseg3d.cli.terminal import Commands, say
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command to the command line."""
+    check = commands.add_parser(
+        "check-data",
+        help="list what a data set holds, and everything that is wrong with it",
+        description="Check every case below ROOT: missing, broken and copied files, grids, labels. "
+        "Prints a line per case and every fault; ends with 1 if there is any.",
+    )
+    check.add_argument("root", type=Path, metavar="ROOT", help="folder that holds the cases")
+    check.add_argument(
+        "--release",
+        default="auto",
+        metavar="NAME",
+        help="such as brats2020 (default: tell it from case names and labels)",
+    )
+    check.add_argument(
+        "--reports",
+        type=Path,
+        metavar="FILE",
+        help="JSON or CSV file of reports (default: CASE_flair_text.txt beside the scans)",
+    )
+    check.add_argument(
+        "--encoder",
+        metavar="NAME",
+        help="count the tokens of reports, not their words, as this text encoder does: folder, "
+        "Hugging Face hub name, or tiny-random",
+    )
+    check.add_argument(
+        "--spacing",
+        type=float,
+        default=1.0,
+        metavar="MM",
+        help="voxel size that every case must have (default: 1 mm)",
+    )
+    check.add_argument(
+        "--unlabelled", action="store_true", help="let cases be without an expert mask"
+    )
+    check.add_argument(
+        "--allow-missing", action="store_true", help="let cases be without some of the sequences"
+    )
+    check.add_argument(
+        "--voxels",
+        action="store_true",
+        help="read all voxels, not only headers and masks: NaN, empty and constant sequences, "
+        "masks beside the brain, all copies",
+    )
+    check.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write all that was seen to a .json file"
+    )
+    check.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run ``clipseg3d check-data``."""
+    if arguments.output is not None and arguments.output.suffix != ".json":
+        raise ValueError(f"{arguments.output}: does not end in .json; rename it")
+
+    from clipseg3d.data.cases import detect_release
+    from clipseg3d.data.check import check_data
+    from clipseg3d.data.releases import get_release
+
+    auto = arguments.release == "auto"
+    release = detect_release(arguments.root) if auto else get_release(arguments.release)
+    count_tokens = None
+    if arguments.encoder is not None:
+        from clipseg3d.clip.text_encoder import load_text_encoder
+
+        count_tokens = load_text_encoder(arguments.encoder).count_tokens
+    report = check_data(
+        arguments.root,
+        release,
+        reports=arguments.reports,
+        require_label=not arguments.unlabelled,
+        allow_missing=arguments.allow_missing,
+        spacing_mm=arguments.spacing,
+        read_all=arguments.voxels,
+        count_tokens=count_tokens,
+        num_threads=min(8, os.cpu_count() or 1),
+    )
+    say(report.table())
+    if not arguments.voxels:
+        say("Of sequences only headers were read; --voxels reads all.")
+    if arguments.output is not None:
+        report.save(arguments.output)
+        say(str(arguments.output))
+    return 1 if report.faults else 0

@@ -1,0 +1,61 @@
+"""The entry point: picks a command, and turns errors of this library into one message."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+from clipseg3d.cli import check_data, demo, embed_text, phantom, segment
+from clipseg3d.cli.terminal import say
+
+TRAINING_COMMANDS = {
+    "fit": "train on a data set, as a YAML configuration says (Lightning)",
+    "validate": "score a checkpoint on the validation fold (Lightning)",
+    "test": "score a checkpoint on the data module's test cases (Lightning)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Errors that this library raises on purpose end in one message on stderr; any other error
+    keeps its traceback, since it is a defect.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if argv and argv[0] in TRAINING_COMMANDS:
+            from clipseg3d.training.cli import run
+
+            run(argv)
+            return 0
+        arguments = _parser().parse_args(argv)
+        code: int = arguments.command(arguments)
+    except (ValueError, OSError) as error:
+        if not _raised_here(error):
+            raise
+        say(f"clipseg3d: {error}", stream=sys.stderr)
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of everything that is not Lightning's."""
+    parser = argparse.ArgumentParser(
+        prog="clipseg3d",
+        description="Text-guided 3D segmentation of brain tumours in four MRI sequences.",
+        epilog="'clipseg3d COMMAND --help' says more about a command.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (demo, segment):
+        command.add_command(commands)
+    for name, text in TRAINING_COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    for command in (check_data, phantom, embed_text):
+        command.add_command(commands)
+    return parser
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Say whether this library raised the error itself, with a message made for its user."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("clipseg3d")

@@ -1,0 +1,41 @@
+"""``clipseg3d phantom``."""
+
+import argparse
+from pathlib import Path
+
+from clipseg3d.cli.terminal import Commands, say
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command to the command line."""
+    phantom = commands.add_parser(
+        "phantom",
+        help="write simulated patients in BraTS layout",
+        description="Write simulated patients (four sequences, expert mask, true report) as "
+        "OUT/Phantom_00000, ... Those already there stay.",
+    )
+    phantom.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the patients"
+    )
+    phantom.add_argument(
+        "-n", "--number", type=int, default=1, metavar="N", help="patients (default: %(default)s)"
+    )
+    phantom.add_argument(
+        "--spacing", type=float, default=1.0, metavar="MM", help="voxel size (default: 1 mm)"
+    )
+    phantom.add_argument(
+        "--seed", type=int, default=0, metavar="K", help="of the first patient (default: 0)"
+    )
+    phantom.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run ``clipseg3d phantom``."""
+    from clipseg3d.data.phantom_datamodule import write_phantoms
+
+    names = write_phantoms(
+        arguments.output, arguments.number, spacing_mm=arguments.spacing, seed=arguments.seed
+    )
+    for name in names:
+        say(str(arguments.output / name))
+    return 0

@@ -1,0 +1,16 @@
+"""What the commands share: how they are added, and how they speak to a person."""
+
+import argparse
+import sys
+from typing import TextIO, TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What a command adds its parser to."""
+
+
+def say(message: str, *, stream: TextIO | None = None) -> None:
+    """Write a line for the person at the terminal, whatever letters it can show."""
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"
+    shown = message.encode(encoding, errors="backslashreplace").decode(encoding)
+    stream.write(f"{shown}\n")
