@@ -182,6 +182,31 @@ def index_cases(
     return sorted(cases, key=lambda case: case.case_id), sorted(faults)  # files of a case together
 
 
+def faults_by_case(
+    cases: Sequence[Case], faults: Iterable[str]
+) -> tuple[list[list[str]], list[str]]:
+    """Deal the faults of :func:`index_cases` out to the cases whose files they start with.
+
+    Returns:
+        Faults of each case, in the order of ``cases``; and those of no single case.
+    """
+    marks: dict[str, int] = {}
+    for index, case in enumerate(cases):
+        for path in [*case.sequences.values(), *([case.label] if case.label else [])]:
+            marks[f"{path}: "] = index
+            for separator in "_-":  # before the suffix of a file that is missing
+                marks[str(path.parent / f"{case.case_id}{separator}")] = index
+    owned: list[list[str]] = [[] for _ in cases]
+    others = []
+    for fault in faults:
+        fitting = [mark for mark in marks if fault.startswith(mark)]
+        if fitting:
+            owned[marks[max(fitting, key=len)]].append(fault)
+        else:
+            others.append(fault)
+    return owned, others
+
+
 def detect_release(root: str | Path) -> BraTSRelease:
     """Tell which release the cases below a folder are from, by case names and label values.
 
@@ -221,11 +246,12 @@ def detect_release(root: str | Path) -> BraTSRelease:
     )
 
 
-def case_from_files(files: Mapping[str, str | Path]) -> Case:
-    """Make an unlabelled case of four files that follow no naming rule.
+def case_from_files(files: Mapping[str, str | Path], *, allow_missing: bool = False) -> Case:
+    """Make an unlabelled case of files that follow no naming rule.
 
     Args:
         files: sequence -> file, every one of ``SEQUENCES``.
+        allow_missing: whether the case may lack sequences, though not all.
 
     Returns:
         The case, named by what the file names start with alike, else by the folder of the first.
@@ -234,23 +260,23 @@ def case_from_files(files: Mapping[str, str | Path]) -> Case:
         DataError: a sequence is not given, or its file is missing, broken or of another grid.
     """
     missing = [sequence for sequence in SEQUENCES if sequence not in files]
-    if missing:
+    if missing and not (allow_missing and files):
         raise DataError(
             [
                 f"{name}: no file given; name one for each of {', '.join(SEQUENCES)}"
                 for name in missing
             ]
         )
-    paths = {sequence: Path(files[sequence]) for sequence in SEQUENCES}
+    paths = {sequence: Path(files[sequence]) for sequence in SEQUENCES if sequence in files}
     stems = [strip_extension(path.name) or path.name for path in paths.values()]
     shared = os.path.commonprefix(stems)  # noqa: RUF071 - names, not paths: by characters
     name = shared.rstrip("_-. ")
-    name = name or paths[SEQUENCES[0]].absolute().parent.name
+    name = name or next(iter(paths.values())).absolute().parent.name
     case = Case(case_id=name, patient=name, sequences=paths)
     faults = [
         f"{path}: given for {' and '.join(same)}; name one file for each"
         for path in dict.fromkeys(paths.values())
-        if len(same := [sequence for sequence in SEQUENCES if paths[sequence] == path]) > 1
+        if len(same := [sequence for sequence, other in paths.items() if other == path]) > 1
     ]
     faults += check_geometry(case)
     if faults:

@@ -6,7 +6,7 @@ import math
 import os
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,7 +19,13 @@ import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
-from clipseg3d.data.cases import Case, DataError, check_geometry, index_cases
+from clipseg3d.data.cases import (
+    Case,
+    DataError,
+    check_geometry,
+    faults_by_case,
+    index_cases,
+)
 from clipseg3d.data.nifti import open_nifti, read_voxels
 from clipseg3d.data.preprocess import _label_faults, preprocess
 from clipseg3d.data.releases import LABEL, REGIONS, SEQUENCES, BraTSRelease
@@ -184,7 +190,7 @@ def check_data(
         allow_missing=allow_missing,
         spacing_mm=spacing_mm,
     )
-    owned, others = _by_case(cases, found)
+    owned, others = faults_by_case(cases, found)
     check = partial(_check_case, release=release, read_all=read_all, count_tokens=count_tokens)
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
         results = pool.map(check, cases, owned)
@@ -198,25 +204,6 @@ def check_data(
         other_faults=(*others, *_copies(facts)),
         notes=notes,
     )
-
-
-def _by_case(cases: Sequence[Case], faults: Iterable[str]) -> tuple[list[list[str]], list[str]]:
-    """Deal faults out to the cases whose files they start with; return those, and the others."""
-    marks: dict[str, int] = {}
-    for index, case in enumerate(cases):
-        for path in [*case.sequences.values(), *([case.label] if case.label else [])]:
-            marks[f"{path}: "] = index
-            for separator in "_-":  # before the suffix of a file that is missing
-                marks[str(path.parent / f"{case.case_id}{separator}")] = index
-    owned: list[list[str]] = [[] for _ in cases]
-    others = []
-    for fault in faults:
-        fitting = [mark for mark in marks if fault.startswith(mark)]
-        if fitting:
-            owned[marks[max(fitting, key=len)]].append(fault)
-        else:
-            others.append(fault)
-    return owned, others
 
 
 def _check_case(

@@ -102,27 +102,50 @@ def write_label(path: Path, label: npt.NDArray[np.uint8], *, source: Path, axes:
 
     Raises:
         ValueError: the shapes differ, or ``path`` has another ending.
+        OSError: ``path`` cannot be written; an older file there stays.
     """
+    _write_like(path, label, np.uint8, source=source, axes=axes)
+
+
+def write_map(path: Path, values: npt.NDArray[np.floating], *, source: Path, axes: int = 3) -> None:
+    """Write a map, such as a probability, as float32; otherwise as :func:`write_label`.
+
+    Values are rounded to the 11 bits of float16 on the way, which NIfTI does not know: the files
+    are about a third as large.
+    """
+    _write_like(path, values.astype(np.float16), np.float32, source=source, axes=axes)
+
+
+def _write_like(
+    path: Path, volume: npt.NDArray[Any], dtype: type[np.generic], *, source: Path, axes: int
+) -> None:
+    """Write a volume in the grid of ``source``."""
     if strip_extension(path.name) is None:
         raise ValueError(f"{path}: a segmentation is written as .nii.gz or .nii; rename it")
     reference = open_nifti(source, axes=axes)
-    if label.shape != reference.shape[:3]:
+    if volume.shape != reference.shape[:3]:
         raise ValueError(
-            f"{source}: shape {reference.shape} differs from the label's {label.shape}"
+            f"{source}: shape {reference.shape} differs from the segmentation's {volume.shape}"
         )
     header = reference.header.copy()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the scan's display window would hide the labels
     # No affine is passed: qform, sform and their codes stay the source's, to the bit.
-    image = type(reference)(label, None, header)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    image = type(reference)(volume.astype(dtype, copy=False), None, header)
     part = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        nib.save(image, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            nib.save(image, part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space, or choose "
+            "another place"
+        ) from error
 
 
 def _require_readable(path: Path) -> None:

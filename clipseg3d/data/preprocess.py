@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from einops import rearrange
+from nibabel.affines import voxel_sizes
 from torch import Tensor
 
 from clipseg3d.data.cases import Case, DataError
@@ -54,6 +55,21 @@ class Grid:
         back = _inverse(transform)
         parts = [nib.apply_orientation(part, back) for part in full.reshape(-1, *turned)]
         return np.ascontiguousarray(np.stack(parts)).reshape(*volume.shape[:-3], *self.shape)
+
+    def crop(self, volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Cut the brain box, in LPS order, out of a volume (x, y, z) of the source grid."""
+        inside = tuple(slice(*side) for side in self.box)
+        turned: npt.NDArray[Any] = nib.apply_orientation(volume, _orientation(self.affine))[inside]
+        return turned
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along the axes of the brain box."""
+        sizes = [0.0, 0.0, 0.0]
+        axes = _orientation(self.affine)[:, 0].astype(int)
+        for axis, size in zip(axes, voxel_sizes(self.affine), strict=True):
+            sizes[axis] = float(size)
+        return sizes[0], sizes[1], sizes[2]
 
 
 @dataclass(frozen=True)
