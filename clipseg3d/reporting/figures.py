@@ -3,9 +3,7 @@
 Figures are drawn without pyplot, so nothing here touches a caller's plots or needs a display.
 """
 
-import os
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +15,20 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from clipseg3d.reporting.map_colours import MapScale, scale_of
+from clipseg3d.reporting.whole_file import whole_file
+
 REGIONS = ("WT", "TC", "ET")
 REGION_COLOURS = {"WT": "#56B4E9", "TC": "#F0E442", "ET": "#D55E00"}
 """One colour per region, from the palette of Okabe and Ito: safe for colour-blind readers."""
 
 _PAPER, _INK, _FAINT = "#0d1117", "#f0f3f6", "#9aa4af"
-_NAMES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
+SEQUENCE_NAMES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
 _MARGIN = 3  # voxels around the brain
 _FINER = 4  # outlines are drawn on a grid this much finer
 
 Slice = NDArray[np.floating]
+Box = tuple[float, float, float, float]
 
 
 def save_overlay(
@@ -63,20 +65,19 @@ def save_overlay(
             ``path`` is no ``.png``.
         OSError: ``path`` cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"path={path} does not end in .png; only PNG is written")
+    _check_path(path)
     _check(image, prediction, reference, sequences, regions)
     k = _busiest_slice(prediction if reference is None else reference, prediction)
     x, y = _brain_window(image[..., k])
     shown = dict(zip(sequences, image[:, x, y, k], strict=True))
     under = shown.get("flair", shown[sequences[0]])
 
-    panels = [(_NAMES.get(name, name), plane, None) for name, plane in shown.items()]
+    panels = [(SEQUENCE_NAMES.get(name, name), plane, None) for name, plane in shown.items()]
     found = prediction[:, x, y, k]
     overlays: list[tuple[str, Slice, NDArray[np.bool_] | None]]
     if reference is None:
         overlays = [
-            (f"Prediction on {_NAMES.get(name, name)}", shown[name], found)
+            (f"Prediction on {SEQUENCE_NAMES.get(name, name)}", shown[name], found)
             for name in dict.fromkeys(n if n in shown else sequences[0] for n in ("t1ce", "flair"))
         ]
     else:
@@ -84,13 +85,107 @@ def save_overlay(
         overlays = [("Reference", under, truth), ("Prediction", under, found)]
     figure = _draw([*panels, *overlays], regions, title)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    _save(figure, path)
+
+
+def save_maps(
+    path: Path,
+    image: NDArray[np.floating],
+    *,
+    maps: Mapping[str, Mapping[str, NDArray[np.floating]]],
+    prediction: NDArray[np.bool_],
+    regions: Sequence[str] = REGIONS,
+    title: str = "",
+) -> None:
+    """Save maps of one axial slice as a PNG: a row for each kind, a column for each region.
+
+    The slice is the one with the largest tumour in the prediction, or the middle one; it is seen
+    as :func:`save_overlay` shows it. Maps of one kind share a scale, drawn beside them; the less a
+    map says, the more of the scan shows through. Each region's outline is the prediction's.
+
+    Args:
+        path: PNG file to write or replace; its folder is made if missing.
+        image: scan to lay maps over, (x, y, z), in LPS voxel order with equal in-plane spacing; 0
+            is background.
+        maps: kind, such as "Semantic attention", -> region -> (x, y, z).
+        prediction: segmented regions, (r, x, y, z) bool.
+        regions: r names out of :data:`REGION_COLOURS`, in the order of ``prediction``.
+        title: headline; none if empty.
+
+    Raises:
+        ValueError: there is no map, shapes or names do not fit together, a map is not finite, or
+            ``path`` is no ``.png``.
+        OSError: ``path`` cannot be written.
+    """
+    _check_path(path)
+    _check(image[None], prediction, None, ("image",), regions)
+    _check_maps(image, maps, regions)
+    k = _busiest_slice(prediction)
+    x, y = _brain_window(image[None, ..., k])
+    plane = image[x, y, k]
+    columns = [name for name in regions if any(name in row for row in maps.values())]
+
+    # Inches: panels keep the shape of the slice, names above them, a scale at the end of a row.
+    width, gap, name_height, bar, head = 2.2, 0.12, 0.3, 1.1, 0.5 if title else 0.1
+    height = width * plane.shape[1] / plane.shape[0]
+    total = (
+        gap + len(columns) * (width + gap) + bar,
+        head + len(maps) * (2 * name_height + height),
+    )
+    figure = Figure(figsize=total, dpi=160, facecolor=_PAPER)
+    FigureCanvasAgg(figure)
+
+    def box(left: float, top: float, wide: float, high: float) -> Box:
+        """Place axes by their upper left corner, in inches."""
+        return (left / total[0], 1 - (top + high) / total[1], wide / total[0], high / total[1])
+
+    for row, (kind, by_region) in enumerate(maps.items()):
+        scale = scale_of(values[image != 0] for values in by_region.values())
+        top = head + row * (2 * name_height + height) + name_height
+        for column, region in enumerate(columns):
+            if region not in by_region:
+                continue
+            axes = figure.add_axes(box(gap + column * (width + gap), top, width, height))
+            mask = prediction[[*regions].index(region), x, y, k]
+            _draw_map(axes, plane, by_region[region][x, y, k], scale, mask, region)
+            axes.set_title(f"{kind}, {region}", color=_INK, fontsize=10, pad=4)
+        axes = figure.add_axes(box(total[0] - bar + 0.1, top + 0.1 * height, 0.14, 0.8 * height))
+        _draw_scale(axes, scale)
+    if title:
+        _draw_title(figure, title, total[1])
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_file(path) as aside:
         figure.savefig(aside, format="png", facecolor=_PAPER)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+
+
+def _check_path(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"path={path} does not end in .png; only PNG is written")
+
+
+def _check_maps(
+    image: NDArray[np.floating],
+    maps: Mapping[str, Mapping[str, NDArray[np.floating]]],
+    regions: Sequence[str],
+) -> None:
+    if not any(maps.values()):
+        raise ValueError("maps is empty; pass at least one map, as kind -> region -> (x, y, z)")
+    for kind, by_region in maps.items():
+        for region, values in by_region.items():
+            if region not in regions:
+                raise ValueError(f"maps[{kind!r}] has {region!r}; choose from {tuple(regions)}")
+            if values.shape != image.shape:
+                raise ValueError(
+                    f"maps[{kind!r}][{region!r}] has shape {values.shape} but image has shape "
+                    f"{image.shape}; bring it to the image's grid"
+                )
+            if not np.isfinite(values).all():
+                raise ValueError(
+                    f"maps[{kind!r}][{region!r}] holds NaN or infinite voxels; repeat what made it"
+                )
 
 
 def _check(
@@ -159,16 +254,7 @@ def _draw(
         _draw_panel(axes, plane, masks, regions)
         axes.set_title(label, color=_INK, fontsize=11, pad=4)
     if title:
-        figure.text(
-            0.5,
-            1 - 0.28 / total[1],
-            title,
-            color=_INK,
-            fontsize=13,
-            weight="bold",
-            ha="center",
-            va="center",
-        )
+        _draw_title(figure, title, total[1])
     figure.legend(
         handles=[Patch(color=REGION_COLOURS[name], label=name) for name in regions],
         loc="center",
@@ -188,12 +274,40 @@ def _draw_panel(
     regions: Sequence[str],
 ) -> None:
     """Draw one slice, (x, y), and on it the regions, (r, x, y)."""
+    # Colours show better on a darker brain.
+    extent = _draw_scan(axes, plane, darker=0.0 if masks is None else 0.3)
+    if masks is not None:
+        fine = [_smooth(mask) for mask in masks]
+        fill = np.zeros((*fine[0].shape, 4), np.float32)
+        for mask, name in zip(fine, regions, strict=True):
+            fill[mask > 0.5] = (*to_rgb(REGION_COLOURS[name]), 0.45)
+        axes.imshow(fill.transpose(1, 0, 2), interpolation="nearest", extent=extent, aspect="auto")
+        for mask, name in zip(fine, regions, strict=True):
+            _draw_outline(axes, mask, name, extent)
+
+
+def _draw_map(
+    axes: Axes,
+    plane: Slice,
+    values: Slice,
+    scale: MapScale,
+    mask: NDArray[np.bool_],
+    region: str,
+) -> None:
+    """Draw one slice, (x, y), on it a map and the outline of its region, both (x, y) too."""
+    extent = _draw_scan(axes, plane, darker=0.6)
+    colours = scale.colours(scale.share(values))
+    colours[..., 3] = np.where(plane == 0, 0, 0.75 * np.minimum(1, 2 * scale.strength(values)))
+    axes.imshow(colours.transpose(1, 0, 2), interpolation="bilinear", extent=extent, aspect="auto")
+    _draw_outline(axes, _smooth(mask), region, extent)
+
+
+def _draw_scan(axes: Axes, plane: Slice, *, darker: float) -> Box:
+    """Draw one slice, (x, y), in grey, with sides marked; return where it lies in the axes."""
     axes.set_axis_off()
     brain = plane[plane != 0]
     low, high = (float(p) for p in np.percentile(brain, (0.5, 99.7))) if brain.size else (0.0, 1.0)
     low = min(low, 0.0)
-    if masks is not None:
-        high += 0.3 * (high - low)  # colours show better on a darker brain
     across, down = plane.shape
     extent = (-0.5, across - 0.5, down - 0.5, -0.5)
     # LPS order: x grows to the patient's left and to the right of the picture, y downwards.
@@ -201,27 +315,11 @@ def _draw_panel(
         np.where(plane == 0, low, plane).T,
         cmap="gray",
         vmin=low,
-        vmax=high,
+        vmax=high + darker * (high - low),
         interpolation="bicubic",
         extent=extent,
         aspect="auto",
     )
-    if masks is not None:
-        fine = [_smooth(mask) for mask in masks]
-        fill = np.zeros((across * _FINER, down * _FINER, 4), np.float32)
-        for mask, name in zip(fine, regions, strict=True):
-            fill[mask > 0.5] = (*to_rgb(REGION_COLOURS[name]), 0.45)
-        axes.imshow(fill.transpose(1, 0, 2), interpolation="nearest", extent=extent, aspect="auto")
-        for mask, name in zip(fine, regions, strict=True):
-            if (mask > 0.5).any():
-                axes.contour(
-                    mask.T,
-                    levels=[0.5],
-                    linewidths=1.4,
-                    colors=[REGION_COLOURS[name]],
-                    extent=extent,
-                    origin="upper",
-                )
     for x, side in ((0.02, "R"), (0.98, "L")):
         axes.text(
             x,
@@ -233,6 +331,47 @@ def _draw_panel(
             va="center",
             ha="left" if x < 0.5 else "right",
         )
+    return extent
+
+
+def _draw_outline(axes: Axes, mask: NDArray[np.float32], region: str, extent: Box) -> None:
+    """Draw the outline of a region from its mask as :func:`_smooth` makes it."""
+    if (mask > 0.5).any():
+        axes.contour(
+            mask.T,
+            levels=[0.5],
+            linewidths=1.4,
+            colors=[REGION_COLOURS[region]],
+            extent=extent,
+            origin="upper",
+        )
+
+
+def _draw_scale(axes: Axes, scale: MapScale) -> None:
+    """Draw the colours of a scale, the highest value on top."""
+    shades = np.linspace(0, 1, 256)[:, None]
+    axes.imshow(shades, cmap=scale.colours, origin="lower", aspect="auto", extent=(0, 1, 0, 1))
+    axes.set_xticks([])
+    middle = 0.5 * (scale.low + scale.high)
+    axes.set_yticks([0, 0.5, 1], [f"{v:.2g}" for v in (scale.low, middle, scale.high)])
+    axes.yaxis.tick_right()
+    axes.tick_params(colors=_FAINT, labelsize=8, length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _draw_title(figure: Figure, title: str, height: float) -> None:
+    """Draw the headline; ``height`` is that of the figure, in inches."""
+    figure.text(
+        0.5,
+        1 - 0.28 / height,
+        title,
+        color=_INK,
+        fontsize=13,
+        weight="bold",
+        ha="center",
+        va="center",
+    )
 
 
 def _smooth(mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -1,0 +1,65 @@
+"""Volumes and pictures as text that a web page can hold."""
+
+import base64
+import io
+import zlib
+
+import numpy as np
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+
+from clipseg3d.reporting.map_colours import MapScale
+
+_LOW_PERCENTILE, _HIGH_PERCENTILE = 0.5, 99.7
+_RGB_OF_VIEW = {1: (0, 0, 0), 3: (0, 1, 2), 4: (1, 3, 2)}  # of t1, t1ce, t2, flair: t1ce, flair, t2
+
+
+def pack_volume(volume: NDArray[np.uint8]) -> str:
+    """Return a volume, (x, y, z), deflated in base64.
+
+    x runs fastest, and each voxel is stored as the difference to its neighbour before it along x,
+    modulo 256: noise apart, neighbours are alike, and a brain takes a sixth less room.
+    """
+    stored = volume.copy()
+    stored[1:] -= volume[:-1]
+    # Higher levels take ten times as long for 5 % less.
+    packer = zlib.compressobj(level=6, strategy=zlib.Z_FILTERED)
+    packed = packer.compress(stored.tobytes(order="F")) + packer.flush()
+    return base64.b64encode(packed).decode()
+
+
+def grey_levels(image: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Return a scan, (x, y, z), as grey: 0 where it is 0, background, and 1 to 255 in the brain."""
+    brain = image != 0
+    if not brain.any():
+        return np.zeros(image.shape, np.uint8)
+    low, high = (float(p) for p in np.percentile(image[brain], (_LOW_PERCENTILE, _HIGH_PERCENTILE)))
+    span = high - min(low, 0.0) or 1.0
+    return _levels((image.astype(np.float32) - min(low, 0.0)) / span, brain)
+
+
+def map_levels(
+    values: NDArray[np.floating], scale: MapScale, *, brain: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Return a map, (x, y, z), as 1 to 255 from the low to the high end of a scale; 0 off brain."""
+    return _levels(scale.share(values), brain)
+
+
+def _levels(share: NDArray[np.float32], brain: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return np.where(brain, 1 + np.rint(254 * share.clip(0, 1)), 0).astype(np.uint8)
+
+
+def view_png(plane: str, view: NDArray[np.uint8]) -> str:
+    """Return a view as CLIP saw it, as a PNG in a data URI, upright.
+
+    Args:
+        plane: begins with axial, coronal or sagittal.
+        view: (h, w, s) uint8, rows and columns along array axes; s is 1 for grey, 3 for red, green
+            and blue, 4 for t1, t1ce, t2 and flair, of which t1ce, flair and t2 are shown as those.
+    """
+    upright = view[..., _RGB_OF_VIEW[view.shape[-1]]].swapaxes(0, 1)
+    if not plane.startswith("axial"):
+        upright = upright[::-1]  # z grows upwards
+    png = io.BytesIO()
+    imsave(png, np.ascontiguousarray(upright), format="png")
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()

@@ -1,0 +1,26 @@
+"""Writing a file all or nothing."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a file beside ``path`` to write; it becomes ``path`` if nothing goes wrong, or goes.
+
+    Args:
+        path: file to write or replace; its folder is made if missing.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")  # path's own name may be as long as allowed
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,169 @@
+"""A headless Chromium, driven through the DevTools protocol over a pipe."""
+
+import fcntl
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+TIMEOUT_S = 60  # for an answer; a busy machine starts slowly
+# The protocol wants its pipe at descriptors 3 and 4, whatever numbers Python got.
+LAUNCH = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+class Chromium:
+    """One browser; pages are opened with :meth:`open`."""
+
+    def __init__(self, program, profile):
+        to_browser, self.out = os.pipe()
+        self.into, from_browser = os.pipe()
+        theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (to_browser, from_browser)]
+        options = [
+            "--headless=new",
+            "--remote-debugging-pipe",
+            "--no-sandbox",  # which root may not use
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--force-device-scale-factor=1",
+            f"--user-data-dir={profile}",
+        ]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, *map(str, theirs), program, *options],
+            pass_fds=theirs,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for fd in (to_browser, from_browser, *theirs):
+            os.close(fd)
+        self.numbers = itertools.count(1)
+        self.unread = b""
+        self.events = []
+
+    def call(self, method, session=None, **parameters):
+        """Send a command and return its result; events that come meanwhile are kept."""
+        number = next(self.numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        if session:
+            message["sessionId"] = session
+        os.write(self.out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+            self.events.append(answer)
+
+    def _read(self):
+        deadline = time.monotonic() + TIMEOUT_S
+        while b"\0" not in self.unread:
+            ready, _, _ = select.select([self.into], [], [], max(0, deadline - time.monotonic()))
+            assert ready, "Chromium does not answer"
+            chunk = os.read(self.into, 1 << 20)
+            assert chunk, "Chromium has stopped"
+            self.unread += chunk
+        message, _, self.unread = self.unread.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, path, *, fragment="", width=1400, height=900):
+        return Page(self, path, fragment=fragment, width=width, height=height)
+
+    def close(self):
+        os.close(self.out)
+        os.close(self.into)
+        self.process.terminate()
+        self.process.wait()
+
+
+class Page:
+    """A report, opened from its file and fully drawn."""
+
+    def __init__(self, browser, path, *, fragment, width, height):
+        self.browser = browser
+        self.target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = browser.call("Target.attachToTarget", targetId=self.target, flatten=True)
+        self.session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
+        self.wait("document.body?.hasAttribute('data-ready')")
+
+    def call(self, method, **parameters):
+        return self.browser.call(method, self.session, **parameters)
+
+    def evaluate(self, code):
+        """Return what a JavaScript expression, or a promise of it, is."""
+        answer = self.call(
+            "Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, condition):
+        deadline = time.monotonic() + TIMEOUT_S
+        while not self.evaluate(condition):
+            assert time.monotonic() < deadline, f"never so: {condition}"
+            time.sleep(0.02)
+
+    def settle(self):
+        """Wait until everything asked for so far is drawn."""
+        self.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+    def events(self, *methods):
+        return [
+            event["params"]
+            for event in self.browser.events
+            if event.get("sessionId") == self.session and event["method"] in methods
+        ]
+
+    def complaints(self):
+        """Everything in the console, and every script that failed."""
+        return self.events("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+
+    def addresses(self):
+        """What the page has loaded, without pictures that it holds itself."""
+        requests = self.events("Network.requestWillBeSent")
+        urls = {request["request"]["url"].partition("#")[0] for request in requests}
+        return {url for url in urls if not url.startswith("data:")}
+
+    def close(self):
+        self.browser.call("Target.closeTarget", targetId=self.target)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip(f"no Chromium: none of {', '.join(NAMES)} is installed")
+    browser = Chromium(program, Path(tmp_path_factory.mktemp("chromium")))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def browse(chromium):
+    """Open a report; its page is closed after the test."""
+    pages = []
+
+    def show(path, **options):
+        pages.append(chromium.open(path, **options))
+        return pages[-1]
+
+    yield show
+    for page in pages:
+        page.close()
