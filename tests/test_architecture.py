@@ -20,8 +20,9 @@ ARROWS = {
     "losses": set(),
     "metrics": set(),
     "data": {"batch", "volume"},
-    "inference": {"networks", "blocks", "volume", "data.releases", "data.cases", "data.nifti"}
-    | {"data.preprocess"},
+    "inference": {"networks", "clip.encoder", "blocks", "volume", "metrics", "reporting.case_report"}
+    | {f"data.{name}" for name in ("releases", "cases", "nifti", "preprocess", "submission")}
+    | {"data.text_files"},
     "training": {"networks", "losses", "metrics", "inference", "data.releases", "batch", "volume"},
     "reporting": {"metrics"},
     "demo": {"networks", "training", "inference", "reporting", "metrics", "data"},

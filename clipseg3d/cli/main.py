@@ -2,11 +2,18 @@
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 
-from clipseg3d.cli import check_data, demo, embed_text, phantom, segment
-from clipseg3d.cli.terminal import say
+from clipseg3d.cli import (
+    check_data,
+    check_submission,
+    demo,
+    embed_text,
+    phantom,
+    segment,
+    tune_postprocessing,
+)
+from clipseg3d.cli.terminal import raised_here, say
 
 TRAINING_COMMANDS = {
     "fit": "train on a data set, as a YAML configuration says (Lightning)",
@@ -31,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         code: int = arguments.command(arguments)
     except (ValueError, OSError) as error:
-        if not _raised_here(error):
+        if not raised_here(error):
             raise
         say(f"clipseg3d: {error}", stream=sys.stderr)
         return 1
@@ -50,12 +57,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_command(commands)
     for name, text in TRAINING_COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
-    for command in (check_data, phantom, embed_text):
+    for command in (tune_postprocessing, check_data, check_submission, phantom, embed_text):
         command.add_command(commands)
     return parser
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Say whether this library raised the error itself, with a message made for its user."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__", "")).startswith("clipseg3d")

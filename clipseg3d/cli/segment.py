@@ -2,11 +2,19 @@
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from clipseg3d.cli.terminal import Commands, say
+from clipseg3d.cli.terminal import Commands, raised_here, say
+
+if TYPE_CHECKING:
+    from clipseg3d.data.cases import Case
+    from clipseg3d.inference.predictor import Predictor
 
 SEQUENCE_FLAGS = ("t1", "t1ce", "t2", "flair")
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 def add_command(commands: Commands) -> None:
@@ -15,7 +23,9 @@ def add_command(commands: Commands) -> None:
         "segment",
         help="segment patients into label files",
         description="Segment cases. Give case folders named as in BraTS, or the four files of one "
-        "case. Labels are written as OUT/CASE.nii.gz in the grid and header of the scan.",
+        "case. Labels are written as OUT/CASE.nii.gz in the grid and header of the scan. Cases "
+        "whose files are all there are skipped; one that fails does not stop the others, and the "
+        "command ends with 1.",
     )
     segment.add_argument(
         "cases", nargs="*", type=Path, metavar="CASE", help="folder of one case, or of many"
@@ -31,14 +41,42 @@ def add_command(commands: Commands) -> None:
         "--weights",
         type=Path,
         required=True,
+        action="append",
         metavar="CKPT",
-        help="checkpoint written by 'clipseg3d fit' or 'clipseg3d demo'",
+        help="checkpoint written by 'clipseg3d fit' or 'clipseg3d demo'; repeat the option for "
+        "an ensemble, such as one of all folds",
     )
     segment.add_argument(
         "--text",
         metavar="FILE|STR",
         help="report of the case: a .txt file, or the text itself (default: CASE_flair_text.txt "
         "beside the scan, if there is one)",
+    )
+    segment.add_argument(
+        "--tta", action="store_true", help="average over 8 mirrorings, at 8 times the cost"
+    )
+    segment.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="write the probability of each region to OUT/probabilities too",
+    )
+    segment.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="write the entropy, and the variance of an ensemble or of --tta, to OUT/uncertainty "
+        "too",
+    )
+    segment.add_argument(
+        "--html", action="store_true", help="write a report of each case to OUT/CASE.html too"
+    )
+    segment.add_argument(
+        "--postprocessing",
+        type=Path,
+        metavar="FILE",
+        help="apply the rules that 'clipseg3d tune-postprocessing' learned",
+    )
+    segment.add_argument(
+        "--overwrite", action="store_true", help="segment cases again that are finished"
     )
     segment.add_argument(
         "--clip", metavar="NAME|DIR", help="where CLIP is, if not where it was in training"
@@ -49,48 +87,101 @@ def add_command(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d segment``."""
-    from clipseg3d.data.cases import DataError, case_from_files, find_cases
+    from tqdm import tqdm
+
+    from clipseg3d.inference.batch import segment_cases
+    from clipseg3d.inference.postprocess import PostProcessing
     from clipseg3d.inference.predictor import Predictor
 
-    files = {name: getattr(arguments, name) for name in SEQUENCE_FLAGS if getattr(arguments, name)}
-    if bool(files) == bool(arguments.cases):
+    if bool(_files(arguments)) == bool(arguments.cases):
         raise ValueError(
             "give either case folders, or one case as --t1 FILE --t1ce FILE --t2 FILE --flair FILE"
         )
     text = None if arguments.text is None else _text(arguments.text)
-    predictor = Predictor.from_checkpoint(
-        arguments.weights, clip=arguments.clip, device=arguments.device
+    rules = arguments.postprocessing and PostProcessing.read(arguments.postprocessing)
+    predictor = Predictor.from_checkpoints(
+        arguments.weights,
+        clip=arguments.clip,
+        device=arguments.device,
+        tta=arguments.tta,
+        postprocessing=rules,
     )
-    if files:
-        cases = [case_from_files(files)]
-    else:
-        cases = [
-            case
-            for folder in arguments.cases
-            for case in find_cases(
-                folder,
-                predictor.release,
-                require_label=False,
-                spacing_mm=predictor.spacing_mm,
-            )
-        ]
+    cases, faults = _find(arguments, predictor)
     names = [case.case_id for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{twice[0]} is given more than once; labels are named by case")
     if text is not None and len(cases) > 1:
         raise ValueError(f"--text is about one case, but {len(cases)} are given; run them apart")
-    failed = 0
-    for case in cases:
-        path = arguments.output / f"{case.case_id}.nii.gz"
-        try:
-            predictor(case, text=text, progress=True).save(path)
-        except DataError as error:
-            failed += 1
-            say(f"clipseg3d: {error}", stream=sys.stderr)
-        else:
-            say(str(path))
+    for fault in faults:
+        say(f"clipseg3d: {fault}", stream=sys.stderr)
+    failed, finished, done = bool(faults), 0, 0
+    try:
+        for result in segment_cases(
+            predictor,
+            cases,
+            arguments.output,
+            text=text,
+            probabilities=arguments.probabilities,
+            uncertainty=arguments.uncertainty,
+            html=arguments.html,
+            overwrite=arguments.overwrite,
+        ):
+            done += result.status == "written"
+            finished += result.status == "finished"
+            with tqdm.external_write_mode():  # the bar makes room
+                if result.status == "written":
+                    say(str(result.files[0]))
+                elif result.error is not None:
+                    failed = True
+                    _tell(result.case.case_id, result.error)
+    except KeyboardInterrupt:
+        say(
+            f"clipseg3d: interrupted after {done} cases, which are whole; the same command goes on "
+            "with the others",
+            stream=sys.stderr,
+        )
+        return INTERRUPTED
+    if finished:
+        say(
+            f"Skipped {finished} finished cases, whatever they were made with; --overwrite redoes "
+            "them",
+            stream=sys.stderr,
+        )
     return 1 if failed else 0
+
+
+def _files(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Return the files of a single case that are given, by sequence."""
+    return {name: getattr(arguments, name) for name in SEQUENCE_FLAGS if getattr(arguments, name)}
+
+
+def _find(arguments: argparse.Namespace, predictor: "Predictor") -> tuple[list["Case"], list[str]]:
+    """Return the cases to segment, and the faults of others and of files of no case."""
+    from clipseg3d.data.cases import case_from_files, faults_by_case, index_cases
+
+    files = _files(arguments)
+    if files:
+        return [case_from_files(files, allow_missing=predictor.allow_missing)], []
+    usable, faults = [], []
+    for folder in arguments.cases:
+        # what is missing or of another voxel size is for the predictor to judge
+        cases, found = index_cases(
+            folder, predictor.release, require_label=False, allow_missing=True
+        )
+        if not cases:
+            raise FileNotFoundError("\n".join(found))
+        owned, _ = faults_by_case(cases, found)
+        usable += [case for case, own in zip(cases, owned, strict=True) if not own]
+        faults += found
+    return usable, faults
+
+
+def _tell(case_id: str, error: Exception) -> None:
+    """Say why a case failed; a defect shows its traceback."""
+    say(f"clipseg3d: {case_id} failed: {error}", stream=sys.stderr)
+    if not raised_here(error):
+        say("".join(traceback.format_exception(error)), stream=sys.stderr)
 
 
 def _text(value: str) -> str:

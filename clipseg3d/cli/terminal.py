@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from typing import TextIO, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -14,3 +15,9 @@ def say(message: str, *, stream: TextIO | None = None) -> None:
     encoding = stream.encoding or "utf-8"
     shown = message.encode(encoding, errors="backslashreplace").decode(encoding)
     stream.write(f"{shown}\n")
+
+
+def raised_here(error: BaseException) -> bool:
+    """Say whether this library raised the error itself, with a message made for its user."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("clipseg3d")

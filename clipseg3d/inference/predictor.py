@@ -1,159 +1,369 @@
-"""A trained network applied to cases: files in, labels in the files' own grid out."""
+"""Trained networks applied to cases: files in, labels in the files' own grid out."""
 
-import pickle
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
+from clipseg3d.blocks.semantic_fusion import RegionMaps, Semantics
 from clipseg3d.data.cases import Case, DataError, check_geometry
-from clipseg3d.data.nifti import write_label
-from clipseg3d.data.preprocess import preprocess
-from clipseg3d.data.releases import BraTSRelease, get_release
+from clipseg3d.data.preprocess import Preprocessed, preprocess
+from clipseg3d.data.releases import REGIONS, SEQUENCES, BraTSRelease, get_release
+from clipseg3d.inference.average import PassAverage
+from clipseg3d.inference.checkpoint import read_checkpoints
+from clipseg3d.inference.postprocess import PostProcessing
+from clipseg3d.inference.segmentation import ENTROPY, VARIANCE, Evidence, Segmentation
 from clipseg3d.inference.window import segment_volume
-from clipseg3d.networks.clipseg3d import CLIPSeg3D, build_clipseg3d
-from clipseg3d.networks.config import NetworkConfig
-from clipseg3d.volume import Views
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.volume import Views, cut_views
 
-
-@dataclass(frozen=True)
-class Segmentation:
-    """What was found in one case.
-
-    Attributes:
-        case: what was segmented.
-        label: (x, y, z) uint8, in the source's own voxel order and the release's label values.
-    """
-
-    case: Case
-    label: npt.NDArray[np.uint8]
-
-    def save(self, path: str | Path) -> None:
-        """Write the labels as NIfTI with the source's header and affine, all or nothing.
-
-        Raises:
-            ValueError: ``path`` ends neither in .nii.gz nor in .nii.
-        """
-        write_label(Path(path), self.label, source=next(iter(self.case.sequences.values())))
+MIRRORINGS = tuple(axes for count in range(4) for axes in combinations(range(3), count))
+"""Axes to mirror along: none first, then every one of the other seven choices."""
+PLANES = ("axial", "coronal", "sagittal")
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 class Predictor:
-    """Segment cases with one trained network.
+    """Segment cases with one trained network, or with the mean of several.
+
+    Memory: on the device, the networks and one forward pass of one window. Beside it, for a brain
+    box of v voxels, 4 v bytes for each of 4 sequences, 3 regions and 1 weight, and 3 regions more
+    with several passes: 110 to 150 MB for a BraTS brain of 3.4 million voxels, however many cases,
+    networks and mirrorings there are. Variance takes 3, an explanation 2 to 6 volumes of v more;
+    what is asked for comes in the source's grid, 36 MB a map of 240 x 240 x 155. The box lies on
+    the device too, as long as it has the memory; else it is stitched on the CPU.
 
     Args:
-        network: trained; moved to ``device`` and put into evaluation mode.
+        network: trained; or the members of an ensemble, whose probabilities are averaged. Moved to
+            ``device`` and put into evaluation mode.
         release: label convention to write.
-        spacing_mm: voxel size the network was trained at; scans of another one are refused.
+        spacing_mm: voxel size the networks were trained at; scans of another one are refused.
         window: sliding window (x, y, z), in voxels.
         overlap: of neighbouring windows, in [0, 1).
         device: where to compute; None takes a CUDA device if there is one.
+        tta: average over all 8 mirrorings of the volume too, at 8 times the cost. Networks are
+            told of it by the place of their window: left stays left.
+        postprocessing: rules that clean up the regions; None leaves them as they are.
+        allow_missing: whether cases may lack sequences, which is for networks that were trained
+            with ``sequence_dropout``.
+        weights: file name -> SHA-256 of the networks' weights, for reports to name.
+
+    Raises:
+        ValueError: no network is given, or the rules are meant for another voxel size.
     """
 
     def __init__(
         self,
-        network: CLIPSeg3D,
+        network: CLIPSeg3D | Sequence[CLIPSeg3D],
         *,
         release: BraTSRelease,
         spacing_mm: float = 1.0,
         window: tuple[int, int, int] = (128, 128, 128),
         overlap: float = 0.5,
         device: str | None = None,
+        tta: bool = False,
+        postprocessing: PostProcessing | None = None,
+        allow_missing: bool = False,
+        weights: Mapping[str, str] | None = None,
     ) -> None:
+        networks = list(network) if isinstance(network, Sequence) else [network]
+        if not networks:
+            raise ValueError("no network is given; give one, or the members of an ensemble")
+        if postprocessing is not None and abs(postprocessing.spacing_mm / spacing_mm - 1) > 0.02:
+            raise ValueError(
+                f"the rules of post-processing are meant for voxels of "
+                f"{postprocessing.spacing_mm:g} mm, not {spacing_mm:g} mm; learn them from cases "
+                "of that size"
+            )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = network.to(self.device).eval()
+        self.networks = [member.to(self.device).eval() for member in networks]
         self.release = release
         self.spacing_mm = spacing_mm
         self.window = window
         self.overlap = overlap
+        self.mirrorings = MIRRORINGS if tta else MIRRORINGS[:1]
+        self.postprocessing = postprocessing
+        self.allow_missing = allow_missing
+        self.weights = dict(weights or {})
+        self._stitch_on_cpu = False
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, *, clip: str | None = None, device: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        clip: str | None = None,
+        device: str | None = None,
+        tta: bool = False,
+        postprocessing: PostProcessing | None = None,
     ) -> "Predictor":
-        """Load a checkpoint that :class:`CLIPSeg3DModule` wrote; only tensors and plain values.
+        """Load one checkpoint; see :meth:`from_checkpoints`."""
+        return cls.from_checkpoints(
+            [path], clip=clip, device=device, tta=tta, postprocessing=postprocessing
+        )
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        paths: Sequence[str | Path],
+        *,
+        clip: str | None = None,
+        device: str | None = None,
+        tta: bool = False,
+        postprocessing: PostProcessing | None = None,
+    ) -> "Predictor":
+        """Load checkpoints that :class:`CLIPSeg3DModule` wrote, as an ensemble if several.
+
+        Window and overlap are those of the first. Cases may lack sequences if all members were
+        trained with ``sequence_dropout``.
 
         Args:
-            path: checkpoint file.
+            paths: checkpoint files, such as one per fold.
             clip: folder or hub name of CLIP, where it is not to be found under the name it had in
                 training; its weights must be the same.
             device: as for the class.
+            tta: as for the class.
+            postprocessing: as for the class.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is no such checkpoint, or CLIP has other weights.
+            ValueError: a file is no such checkpoint, or CLIP has other weights; see
+                :func:`clipseg3d.inference.checkpoint.read_checkpoints`.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; give a checkpoint written by training")
-        checkpoint = _read_checkpoint(path)
-        settings = checkpoint["hyper_parameters"]
-        config = NetworkConfig(**settings["network"])
-        network = build_clipseg3d(config if clip is None else replace(config, clip=clip))
-        network.require_encoders(checkpoint["encoders"])
-        prefix = "network."
-        weights = {
-            name.removeprefix(prefix): weight
-            for name, weight in checkpoint["state_dict"].items()
-            if name.startswith(prefix)
-        }
-        network.load_state_dict(weights)
+        members = read_checkpoints([Path(path) for path in paths], clip=clip)
         return cls(
-            network,
-            release=get_release(settings["release"]),
-            spacing_mm=settings["spacing_mm"],
-            window=tuple(settings["window"]),
-            overlap=settings["overlap"],
+            [member.network for member in members],
+            release=get_release(members[0].release),
+            spacing_mm=members[0].spacing_mm,
+            window=members[0].window,
+            overlap=members[0].overlap,
             device=device,
+            tta=tta,
+            postprocessing=postprocessing,
+            allow_missing=all(member.allow_missing for member in members),
+            weights={str(member.path): member.sha256 for member in members},
         )
+
+    @property
+    def network(self) -> CLIPSeg3D:
+        """The network, or the first of the ensemble."""
+        return self.networks[0]
+
+    @property
+    def num_passes(self) -> int:
+        """How often a case is segmented: networks times mirrorings."""
+        return len(self.networks) * len(self.mirrorings)
+
+    @property
+    def uncertainty_names(self) -> tuple[str, ...]:
+        """The maps of uncertainty that a segmentation can have."""
+        return (ENTROPY, VARIANCE) if self.num_passes > 1 else (ENTROPY,)
 
     @torch.no_grad()
     def __call__(
-        self, case: Case, *, text: str | None = None, progress: bool = False
+        self,
+        case: Case,
+        *,
+        text: str | None = None,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        explain: bool = False,
+        progress: bool | Callable[[float], object] = False,
     ) -> Segmentation:
         """Segment one case.
 
         Args:
             case: its files; an expert mask is not looked at.
             text: report to use; None takes the case's own, an empty string none.
-            progress: whether to show a progress bar after 2 seconds.
+            probabilities: whether to return the probabilities of the regions.
+            uncertainty: whether to return maps of uncertainty.
+            explain: whether to keep what :meth:`Segmentation.report` shows; includes uncertainty.
+            progress: True shows a bar after 2 seconds; a function is told, again and again, which
+                share of the case has been done since.
 
         Raises:
-            DataError: files are missing, broken or of different grids, or the voxel size is not
-                the one trained at.
+            DataError: files are missing, broken or of different grids, the voxel size is not the
+                one trained at, or a sequence is missing that the networks need.
+            ValueError: the device has too little memory for one window.
         """
-        case = replace(case, label=None)
-        faults = check_geometry(case, spacing_mm=self.spacing_mm)
+        self._check(case)
+        report = case.report if text is None else text
+        ready = preprocess(
+            replace(case, label=None),
+            self.release,
+            view_selection=self.network.view_selection,
+        )
+        keep_maps = uncertainty or explain
+        average = PassAverage(with_variance=keep_maps and self.num_passes > 1)
+        seen: Views | None = None
+        with tqdm(
+            total=1.0, desc=case.case_id, bar_format=BAR, delay=2, disable=progress is not True
+        ) as bar:
+            advance = progress if callable(progress) else bar.update
+            for network in self.networks:
+                views, semantics = self._look(network, ready, report)
+                if seen is None and semantics is not None:
+                    seen = views
+                for mirrored in self.mirrorings:
+                    output = self._segment(network, ready, semantics, mirrored, explain, advance)
+                    average.add(output[: len(REGIONS)], _named(network, output[len(REGIONS) :]))
+        mean = average.probabilities().cpu().numpy()
+        label = self.release.to_labels(mean > 0.5)
+        if self.postprocessing is not None:
+            regions = self.postprocessing(self.release.to_regions(label))
+            label = self.release.to_labels(regions)
+        maps = {ENTROPY: average.entropy()} if keep_maps else {}
+        if average.with_variance:
+            maps[VARIANCE] = average.variance()
+        restore = ready.grid.restore
+        return Segmentation(
+            case,
+            restore(label),
+            self.release,
+            probabilities=restore(mean) if probabilities else None,
+            uncertainty={name: restore(values) for name, values in maps.items()},
+            evidence=self._evidence(case, ready, report, seen, average) if explain else None,
+        )
+
+    def _check(self, case: Case) -> None:
+        """Raise a DataError for a case that these networks cannot segment."""
+        faults = check_geometry(replace(case, label=None), spacing_mm=self.spacing_mm)
+        missing = [name for name in SEQUENCES if name not in case.sequences]
+        if missing and not self.allow_missing:
+            faults.append(
+                f"{case.case_id}: has no {', '.join(missing)}, but these weights need all of "
+                f"{', '.join(SEQUENCES)}; add it, or use weights trained with sequence_dropout"
+            )
         if faults:
             raise DataError(faults)
-        ready = preprocess(case, self.release, view_selection=self.network.view_selection)
-        report = case.report if text is None else text
-        embedded, mask = self.network.embed_text([report])
-        views = Views(*(part[None].to(self.device) for part in ready.views))
-        semantics = self.network.encode_semantics(views, embedded, mask)
-        logits = segment_volume(
-            self.network,
-            ready.image[None].to(self.device),
-            semantics,
-            ready.statistics[None].to(self.device),
-            window=self.window,
-            overlap=self.overlap,
-            progress=case.case_id if progress else None,
+
+    def _look(
+        self, network: CLIPSeg3D, ready: Preprocessed, report: str
+    ) -> tuple[Views, Semantics | None]:
+        """Return the views that a network asks for, and the semantics of the case."""
+        views = Views(*(part[None] for part in ready.views))
+        if network.view_selection != self.network.view_selection:
+            views = cut_views(
+                ready.image[None], ready.statistics[None], selection=network.view_selection
+            )
+        views = Views(*(part.to(self.device) for part in views))
+        return views, network.encode_semantics(views, *network.embed_text([report]))
+
+    def _segment(
+        self,
+        network: CLIPSeg3D,
+        ready: Preprocessed,
+        semantics: Semantics | None,
+        mirrored: Sequence[int],
+        with_maps: bool,
+        advance: Callable[[float], object],
+    ) -> Tensor:
+        """Return logits, and maps if asked for, of one pass over the brain box, (c, x, y, z)."""
+
+        def run(image: Tensor) -> Tensor:
+            logits = segment_volume(
+                network,
+                image,
+                semantics,
+                ready.statistics[None].to(self.device),
+                window=self.window,
+                overlap=self.overlap,
+                mirrored=mirrored,
+                with_maps=with_maps,
+                device=self.device,
+                advance=lambda share: advance(share / self.num_passes),
+            )
+            return logits[0]
+
+        if not self._stitch_on_cpu:
+            try:
+                return run(ready.image[None].to(self.device))
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._stitch_on_cpu = True
+                torch.cuda.empty_cache()
+        try:
+            return run(ready.image[None])
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"{self.device} has too little memory for a window of "
+                f"{'x'.join(map(str, self.window))} voxels; free some, or compute on another "
+                "device, such as cpu"
+            ) from error
+
+    def _evidence(
+        self,
+        case: Case,
+        ready: Preprocessed,
+        report: str,
+        seen: Views | None,
+        average: PassAverage,
+    ) -> Evidence:
+        """Collect what a report shows."""
+        attention, similarity = (
+            {
+                region: values
+                for region in REGIONS
+                if (values := average.map(f"{kind} {region}")) is not None
+            }
+            for kind in RegionMaps._fields
         )
-        regions = (logits[0] > 0).cpu().numpy()
-        return Segmentation(case, ready.grid.restore(self.release.to_labels(regions)))
+        views = [] if seen is None else list(seen.images[0].cpu().numpy())
+        each = len(views) // len(PLANES)
+        names = [f"{p} {i + 1}" if each > 1 else p for p in PLANES for i in range(each)]
+        return Evidence(
+            grid=ready.grid,
+            images={name: ready.image[SEQUENCES.index(name)].numpy() for name in case.sequences},
+            text=report if any(n.text_bank is not None for n in self.networks) else "",
+            attention=attention,
+            similarity={name: values.clip(-1, 1) for name, values in similarity.items()},
+            views=list(zip(names, views, strict=True)),
+            provenance=self.provenance(),
+        )
+
+    def provenance(self) -> dict[str, str]:
+        """Return what made a segmentation: weights, versions and settings, for people to read."""
+        encoders = {
+            f"{role} encoder": f"{identity['name']} (SHA-256 {identity['sha256']})"
+            for network in self.networks
+            for role, identity in network.encoder_identities().items()
+        }
+        rules = "none" if self.postprocessing is None else self.postprocessing.describe()
+        return {
+            **{f"weights {name}": f"SHA-256 {digest}" for name, digest in self.weights.items()},
+            **encoders,
+            "release": self.release.name,
+            "voxel size": f"{self.spacing_mm:g} mm",
+            "window": "x".join(map(str, self.window)),
+            "overlap": f"{self.overlap:g}",
+            "networks": str(len(self.networks)),
+            "mirrorings": str(len(self.mirrorings)),
+            "post-processing": rules,
+            "device": str(self.device),
+            **{name: version(name) for name in ("clipseg3d", "torch", "monai")},
+        }
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running any code in it."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path}: not a readable checkpoint; copy or train it again") from error
-    keys = {"hyper_parameters", "state_dict", "encoders"}
-    if not isinstance(checkpoint, dict) or not keys <= set(checkpoint):
-        raise ValueError(f"{path}: not a checkpoint of clipseg3d; give one written by its training")
-    return checkpoint
+def _named(network: CLIPSeg3D, maps: Tensor) -> dict[str, Tensor]:
+    """Return scores and cosines (2 n, x, y, z) of the guided regions by kind and region."""
+    fusion = network.semantic_fusion if len(maps) else None
+    if fusion is None:
+        return {}
+    guided = [region for region in fusion.regions if region in fusion.guided]
+    names = [f"{kind} {region}" for kind in RegionMaps._fields for region in guided]
+    return dict(zip(names, maps, strict=True))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether an accelerator ran out of memory; MONAI wraps some of these errors."""
+    return isinstance(error, torch.OutOfMemoryError) or isinstance(
+        error.__cause__, torch.OutOfMemoryError
+    )
