@@ -1,6 +1,6 @@
 """Mirrors clipseg3d/inference/predictor.py: geometry, labels, reports, checkpoints, bad input."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+import clipseg3d.inference.predictor
+from clipseg3d.blocks.attention import voxel_positions
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.data.cases import DataError, find_cases
-from clipseg3d.data.phantom import simulate_phantom, write_phantom
 from clipseg3d.data.preprocess import preprocess
 from clipseg3d.data.releases import BRATS_2020, PHANTOM, SEQUENCES
+from clipseg3d.inference.postprocess import PostProcessing
 from clipseg3d.inference.predictor import Predictor
+from clipseg3d.inference.window import segment_volume
 from clipseg3d.networks.clipseg3d import Prediction, build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.volume import Views
@@ -24,6 +27,8 @@ SPACING_MM = 8.0
 
 class BrightFlair(nn.Module):
     """Stands for a perfect network: each region is a band of the z-scored FLAIR."""
+
+    offset = 0.0
 
     text_bank = None
     view_selection = "center"
@@ -38,14 +43,8 @@ class BrightFlair(nn.Module):
 
     def segment(self, image, semantics, *, window=None, statistics=None):
         flair = image[:, 3:]
-        logits = torch.cat([flair - 0.5, flair - 1.0, flair - 1.5], dim=1)
+        logits = torch.cat([flair - 0.5, flair - 1.0, flair - 1.5], dim=1) + self.offset
         return Prediction(logits, [], None, None)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_phantom(simulate_phantom(3, spacing_mm=SPACING_MM), tmp_path, "Phantom_00003")
-    return tmp_path / "Phantom_00003"
 
 
 def case_in(folder):
@@ -53,9 +52,13 @@ def case_in(folder):
     return case
 
 
-def predictor(**options):
+def predictor(*networks, **options):
     return Predictor(
-        BrightFlair(), release=PHANTOM, spacing_mm=SPACING_MM, window=(16, 16, 16), **options
+        networks or BrightFlair(),
+        release=PHANTOM,
+        spacing_mm=SPACING_MM,
+        window=(16, 16, 16),
+        **options,
     )
 
 
@@ -183,32 +186,14 @@ VARIANTS = {
 }
 
 
-def checkpoint_of(network, config, path, **changes):
-    """Write a checkpoint as training does."""
-    settings = {
-        "network": asdict(config),
-        "release": "phantom",
-        "spacing_mm": SPACING_MM,
-        "window": (16, 20, 12),
-        "overlap": 0.25,
-    }
-    torch.save(
-        {
-            "hyper_parameters": settings,
-            "state_dict": {f"network.{name}": w for name, w in network.state_dict().items()},
-            "encoders": network.encoder_identities(),
-            **changes,
-        },
-        path,
-    )
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_checkpoint_gives_the_network_back_whatever_it_is(folder, tmp_path, randomise, variant):
+def test_checkpoint_gives_the_network_back_whatever_it_is(
+    folder, tmp_path, randomise, save_checkpoint, variant
+):
     torch.manual_seed(0)
     config = replace(SMALL, **VARIANTS[variant])
     network = randomise(build_clipseg3d(config))
-    checkpoint_of(network, config, tmp_path / "w.ckpt")
+    save_checkpoint(network, config, tmp_path / "w.ckpt")
     loaded = Predictor.from_checkpoint(tmp_path / "w.ckpt", device="cpu")
     if config.semantics:  # without, nothing looks at views
         assert loaded.network.view_selection == config.view_selection
@@ -227,42 +212,279 @@ def test_checkpoint_gives_the_network_back_whatever_it_is(folder, tmp_path, rand
     assert label.any()
 
 
-def test_clip_may_lie_elsewhere_but_must_be_the_same(folder, tmp_path, randomise):
+def test_clip_may_lie_elsewhere_but_must_be_the_same(tmp_path, save_checkpoint):
     torch.manual_seed(0)
     network = build_clipseg3d(SMALL)
     for seed in (0, 1):
         clip = HuggingFaceCLIP.tiny_random(seed=seed)
         clip.frozen_model.save_pretrained(tmp_path / f"clip{seed}")
         clip.tokenizer.save_pretrained(tmp_path / f"clip{seed}")
-    checkpoint_of(network, replace(SMALL, clip="nowhere/at-all"), tmp_path / "w.ckpt")
+    save_checkpoint(network, replace(SMALL, clip="nowhere/at-all"), tmp_path / "w.ckpt")
     found = Predictor.from_checkpoint(tmp_path / "w.ckpt", clip=str(tmp_path / "clip0"))
     assert found.network.encoder_identities()["CLIP"]["name"] == str(tmp_path / "clip0")
     with pytest.raises(ValueError, match=r"clip1' has other weights than 'tiny-random'"):
         Predictor.from_checkpoint(tmp_path / "w.ckpt", clip=str(tmp_path / "clip1"))
 
 
-def test_checkpoint_of_before_encoders_were_named_is_refused(tmp_path):
-    network = build_clipseg3d(SMALL)
-    checkpoint_of(network, SMALL, tmp_path / "w.ckpt")
-    checkpoint = torch.load(tmp_path / "w.ckpt", weights_only=True)
-    checkpoint["clip"] = checkpoint.pop("encoders")["CLIP"]
-    torch.save(checkpoint, tmp_path / "w.ckpt")
-    with pytest.raises(ValueError, match=r"w\.ckpt: not a checkpoint of clipseg3d"):
-        Predictor.from_checkpoint(tmp_path / "w.ckpt")
-
-
-def test_checkpoint_errors_name_file_and_cure(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.ckpt: no such file"):
-        Predictor.from_checkpoint(tmp_path / "none.ckpt")
-    garbage = tmp_path / "garbage.ckpt"
-    garbage.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"garbage\.ckpt: not a readable checkpoint"):
-        Predictor.from_checkpoint(garbage)
-    other = tmp_path / "other.ckpt"
-    torch.save({"state_dict": {}}, other)
-    with pytest.raises(ValueError, match=r"other\.ckpt: not a checkpoint of clipseg3d"):
-        Predictor.from_checkpoint(other)
-
-
 def test_sequences_have_one_order():
     assert SEQUENCES == ("t1", "t1ce", "t2", "flair")
+
+
+class OnTheLeft(BrightFlair):
+    """Finds tumour wherever the patient's left is, and knows it by the window alone."""
+
+    def segment(self, image, semantics, *, window=None, statistics=None):
+        left = voxel_positions(image, window)[:, :1].expand(-1, 3, -1, -1, -1)
+        return Prediction(left + 0.0, [], None, None)
+
+
+@pytest.mark.parametrize("network", [BrightFlair, OnTheLeft])
+def test_mirroring_changes_nothing_for_a_network_that_follows_it(folder, network):
+    case = case_in(folder)
+    plain = predictor(network(), device="cpu")(case, probabilities=True)
+    mirrored = predictor(network(), device="cpu", tta=True)(case, probabilities=True)
+    np.testing.assert_allclose(mirrored.probabilities, plain.probabilities, atol=1e-5)
+    decided = np.abs(plain.probabilities - 0.5).min(axis=0) > 1e-4
+    np.testing.assert_array_equal(mirrored.label[decided], plain.label[decided])
+    assert plain.label.any()
+
+
+def test_mirroring_averages_eight_passes_of_a_real_network(folder, randomise):
+    torch.manual_seed(0)
+    network = randomise(build_clipseg3d(SMALL))
+    run = Predictor(
+        network,
+        release=PHANTOM,
+        spacing_mm=SPACING_MM,
+        window=(32, 32, 32),
+        device="cpu",
+        tta=True,
+    )
+    assert run.num_passes == 8
+    assert len(set(run.mirrorings)) == 8
+    case = case_in(folder)
+    found = run(case, probabilities=True, uncertainty=True)
+    each = []
+    for mirrored in run.mirrorings:
+        run.mirrorings = (mirrored,)
+        each.append(run(case, probabilities=True).probabilities)
+    np.testing.assert_allclose(found.probabilities, np.mean(each, axis=0), atol=1e-5)
+    variance = found.uncertainty["ensemble variance"]
+    np.testing.assert_allclose(variance, np.var(each, axis=0).max(axis=0), atol=1e-5)
+    assert variance.max() > 1e-4
+
+
+def test_semantics_are_encoded_once_per_case_and_network(folder):
+    networks = [BrightFlair(), BrightFlair()]
+    calls = []
+    for number, network in enumerate(networks):
+        network.encode_semantics = lambda views, text, mask, number=number: calls.append(number)
+    predictor(*networks, device="cpu", tta=True)(case_in(folder))
+    assert calls == [0, 1]
+
+
+def test_an_ensemble_averages_probabilities_not_logits(folder):
+    networks = [BrightFlair(), BrightFlair()]
+    networks[1].offset = 3.0
+    case = case_in(folder)
+    alone = [predictor(n, device="cpu")(case, probabilities=True).probabilities for n in networks]
+    found = predictor(*networks, device="cpu")(case, probabilities=True, uncertainty=True)
+    inside = alone[0].any(axis=0)
+    np.testing.assert_allclose(found.probabilities, (alone[0] + alone[1]) / 2, atol=1e-6)
+    np.testing.assert_allclose(
+        found.uncertainty["ensemble variance"],
+        ((alone[0] - alone[1]) ** 2 / 4).max(axis=0),
+        atol=1e-6,
+    )
+    p = found.probabilities[:, inside].astype(float)
+    bits = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    np.testing.assert_allclose(found.uncertainty["entropy"][inside], bits.max(axis=0), atol=1e-5)
+    assert not found.uncertainty["entropy"][~inside].any()
+    np.testing.assert_array_equal(PHANTOM.to_labels(found.probabilities > 0.5), found.label)
+
+
+def test_what_is_not_asked_for_is_not_returned(folder):
+    found = predictor(device="cpu")(case_in(folder))
+    assert (found.probabilities, found.uncertainty, found.evidence) == (None, {}, None)
+    assert set(predictor(device="cpu")(case_in(folder), uncertainty=True).uncertainty) == {
+        "entropy"
+    }
+
+
+def test_members_may_ask_for_other_views(folder):
+    networks = [BrightFlair(), BrightFlair()]
+    networks[1].view_selection = "attention"
+    case = case_in(folder)
+    predictor(*networks, device="cpu")(case)
+    due = preprocess(case, PHANTOM, view_selection="attention").views
+    assert networks[0].views.images.shape[1] == 3
+    torch.testing.assert_close(networks[1].views.planes, due.planes[None])
+    levels = (networks[1].views.images.int() - due.images[None].int()).abs()
+    assert levels.max() <= 1  # of rounding
+
+
+def test_no_network_is_refused():
+    with pytest.raises(ValueError, match="no network is given"):
+        Predictor([], release=PHANTOM)
+
+
+@pytest.mark.parametrize("allow_missing", [True, False])
+def test_a_case_may_lack_sequences_if_the_weights_allow_it(folder, allow_missing):
+    case = case_in(folder)
+    lacking = replace(case, sequences={name: case.sequences[name] for name in ("t1", "flair")})
+    run = predictor(device="cpu", allow_missing=allow_missing)
+    if allow_missing:
+        label = run(lacking).label
+        assert not run.network.views.images[..., [1, 2]].any()
+        np.testing.assert_array_equal(label, run(case).label)
+    else:
+        with pytest.raises(
+            DataError, match=r"Phantom_00003: has no t1ce, t2, but these weights need all of t1, "
+        ):
+            run(lacking)
+
+
+def test_post_processing_cleans_the_label_and_not_the_probabilities(folder):
+    rules = PostProcessing(SPACING_MM, enhancing_to_core=10**6)
+    case = case_in(folder)
+    plain = predictor(device="cpu")(case, probabilities=True)
+    found = predictor(device="cpu", postprocessing=rules)(case, probabilities=True)
+    assert (plain.label == 4).any()
+    np.testing.assert_array_equal(found.label, np.where(plain.label == 4, 1, plain.label))
+    np.testing.assert_array_equal(found.probabilities, plain.probabilities)
+
+
+def test_rules_for_another_voxel_size_are_refused():
+    with pytest.raises(ValueError, match="meant for voxels of 1 mm, not 8 mm; learn them"):
+        predictor(device="cpu", postprocessing=PostProcessing(1.0))
+
+
+def test_progress_is_told_in_shares_of_the_case(folder):
+    shares = []
+    predictor(BrightFlair(), BrightFlair(), device="cpu", tta=True)(
+        case_in(folder), progress=shares.append
+    )
+    assert len(shares) > 16
+    assert sum(shares) == pytest.approx(1)
+
+
+class Forgetful(torch.OutOfMemoryError):
+    """What a full accelerator says."""
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_accelerator_is_helped_by_stitching_on_the_cpu(folder, monkeypatch, wrapped):
+    case = case_in(folder)
+    due = predictor(device="cpu")(case).label
+    calls = []
+
+    def stitch(network, image, *args, **options):
+        calls.append(options["device"])
+        if len(calls) == 1 and wrapped:  # as MONAI does
+            raise RuntimeError("Seems to be OOM") from Forgetful("CUDA out of memory")
+        if len(calls) == 1:
+            raise Forgetful("CUDA out of memory")
+        return segment_volume(network, image, *args, **options)
+
+    monkeypatch.setattr(clipseg3d.inference.predictor, "segment_volume", stitch)
+    run = predictor(device="cpu")
+    np.testing.assert_array_equal(run(case).label, due)
+    assert len(calls) == 2
+    np.testing.assert_array_equal(run(case).label, due)
+    assert len(calls) == 3  # it is not tried again
+
+
+def test_too_little_memory_for_a_window_says_what_to_do(folder, monkeypatch):
+    def fail(*args, **options):
+        raise Forgetful("CUDA out of memory")
+
+    monkeypatch.setattr(clipseg3d.inference.predictor, "segment_volume", fail)
+    with pytest.raises(ValueError, match=r"cpu has too little memory for a window of 16x16x16"):
+        predictor(device="cpu")(case_in(folder))
+
+
+def test_another_runtime_error_is_no_lack_of_memory(folder, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(clipseg3d.inference.predictor, "segment_volume", fail)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        predictor(device="cpu")(case_in(folder))
+
+
+def test_an_explanation_holds_what_a_report_shows(folder, randomise):
+    (folder / "Phantom_00003_flair_text.txt").write_text("A tumour in the left temporal lobe.")
+    torch.manual_seed(0)
+    network = randomise(build_clipseg3d(SMALL))
+    run = Predictor(
+        network,
+        release=PHANTOM,
+        spacing_mm=SPACING_MM,
+        window=(16, 24, 16),
+        device="cpu",
+        weights={"w.ckpt": "0" * 64},
+    )
+    case = case_in(folder)
+    found = run(case, explain=True)
+    evidence, ready = found.evidence, preprocess(case, PHANTOM)
+    shape = ready.image.shape[1:]
+    assert list(evidence.images) == list(SEQUENCES)
+    np.testing.assert_array_equal(evidence.images["t2"], ready.image[2])
+    assert evidence.text == "A tumour in the left temporal lobe."
+    for maps in (evidence.attention, evidence.similarity):
+        assert list(maps) == ["TC", "ET"]
+        assert {values.shape for values in maps.values()} == {shape}
+        assert len({values.tobytes() for values in maps.values()}) == 2
+    assert all(np.abs(values).max() <= 1 for values in evidence.similarity.values())
+    assert [name for name, _ in evidence.views] == ["axial", "coronal", "sagittal"]
+    assert {view.shape for _, view in evidence.views} == {(224, 224, 4)}
+    due = {"weights w.ckpt": f"SHA-256 {'0' * 64}", "window": "16x24x16", "release": "phantom"}
+    assert due.items() <= evidence.provenance.items()
+    assert {"CLIP encoder", "torch", "monai", "clipseg3d", "overlap", "post-processing"} <= set(
+        evidence.provenance
+    )
+    np.testing.assert_array_equal(found.label, run(case).label)
+
+
+def test_attention_maps_are_those_of_the_network(folder, randomise):
+    torch.manual_seed(0)
+    network = randomise(build_clipseg3d(SMALL))
+    case = case_in(folder)
+    ready = preprocess(case, PHANTOM, view_selection=network.view_selection)
+    window = tuple(side + -side % 2 for side in ready.image.shape[1:])
+    run = Predictor(network, release=PHANTOM, spacing_mm=SPACING_MM, window=window, device="cpu")
+    found = run(case, explain=True).evidence
+    semantics = network.encode_semantics(
+        Views(*(part[None] for part in ready.views)), *network.embed_text([case.report])
+    )
+    padding = [n for side in reversed(ready.image.shape[1:]) for n in (0, side % 2)]
+    size = torch.tensor(ready.image.shape[1:])
+    place = torch.stack([torch.zeros(3), torch.tensor(window) / size])
+    with torch.no_grad():
+        maps = network.segment(
+            torch.nn.functional.pad(ready.image[None], padding),
+            semantics,
+            window=place[None],
+            statistics=ready.statistics[None],
+        ).maps
+    core = torch.nn.functional.interpolate(maps.scores, size=window, mode="trilinear")[0, 0]
+    x, y, z = ready.image.shape[1:]
+    np.testing.assert_allclose(found.attention["TC"], core[:x, :y, :z], atol=1e-4)
+
+
+def test_a_network_that_reads_nothing_reports_no_text(folder, randomise):
+    config = replace(SMALL, text="none", view_selection="attention")
+    network = randomise(build_clipseg3d(config))
+    run = Predictor(
+        network, release=PHANTOM, spacing_mm=SPACING_MM, window=(32, 32, 32), device="cpu"
+    )
+    evidence = run(case_in(folder), text="Never read.", explain=True).evidence
+    assert evidence.text == ""
+    assert len(evidence.views) == 24
+    assert evidence.views[8][0] == "coronal 1"
+    plain = build_clipseg3d(replace(SMALL, semantics=False))
+    run = Predictor(
+        plain, release=PHANTOM, spacing_mm=SPACING_MM, window=(32, 32, 32), device="cpu"
+    )
+    evidence = run(case_in(folder), explain=True).evidence
+    assert (evidence.views, evidence.attention, evidence.similarity) == ([], {}, {})
