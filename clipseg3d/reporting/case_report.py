@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
@@ -206,12 +205,8 @@ class CaseReport:
         """Return the page; whatever comes from a case passes through escaping."""
         # Ours, and all that the page's policy lets run.
         style, script = (
-            Markup(
-                resources.files(__package__)
-                .joinpath(f"templates/case_report.{kind}")
-                .read_text("utf-8")
-            )
-            for kind in ("css", "js")
+            resources.files(__package__).joinpath(f"templates/{name}").read_text("utf-8")
+            for name in ("case_report.css", "case_report.js")
         )
         lesions = [self._find_lesions(mask) for mask in self.prediction]
         drawn = None if self.reference is None else [*map(self._find_lesions, self.reference)]

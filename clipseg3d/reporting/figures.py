@@ -128,10 +128,8 @@ def save_maps(
     # Inches: panels keep the shape of the slice, names above them, a scale at the end of a row.
     width, gap, name_height, bar, head = 2.2, 0.12, 0.3, 1.1, 0.5 if title else 0.1
     height = width * plane.shape[1] / plane.shape[0]
-    total = (
-        gap + len(columns) * (width + gap) + bar,
-        head + len(maps) * (2 * name_height + height),
-    )
+    pitch = name_height + height + gap
+    total = (gap + len(columns) * (width + gap) + bar, head + len(maps) * pitch)
     figure = Figure(figsize=total, dpi=160, facecolor=_PAPER)
     FigureCanvasAgg(figure)
 
@@ -141,7 +139,7 @@ def save_maps(
 
     for row, (kind, by_region) in enumerate(maps.items()):
         scale = scale_of(values[image != 0] for values in by_region.values())
-        top = head + row * (2 * name_height + height) + name_height
+        top = head + row * pitch + name_height
         for column, region in enumerate(columns):
             if region not in by_region:
                 continue

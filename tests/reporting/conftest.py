@@ -1,6 +1,8 @@
 """A headless Chromium, driven through the DevTools protocol over a pipe."""
 
+import base64
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -12,8 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+KEYS = {
+    "ArrowRight": {"windowsVirtualKeyCode": 39, "code": "ArrowRight"},
+    "Home": {"windowsVirtualKeyCode": 36, "code": "Home"},
+}
 TIMEOUT_S = 60  # for an answer; a busy machine starts slowly
 # The protocol wants its pipe at descriptors 3 and 4, whatever numbers Python got.
 LAUNCH = """
@@ -101,7 +108,10 @@ class Page:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
-        self.wait("document.body?.hasAttribute('data-ready')")
+        self.wait(
+            "document.body?.hasAttribute('data-ready')"
+            " || document.getElementById('problem')?.hidden === false"
+        )
 
     def call(self, method, **parameters):
         return self.browser.call(method, self.session, **parameters)
@@ -123,6 +133,46 @@ class Page:
     def settle(self):
         """Wait until everything asked for so far is drawn."""
         self.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+    def picture(self, selector):
+        """Return the pixels of a canvas or an image, (height, width, 3) in [0, 1]."""
+        address = self.evaluate(f"""(async () => {{
+            const shown = document.querySelector({json.dumps(selector)});
+            if (shown instanceof HTMLImageElement) return shown.src;
+            return shown.toDataURL();
+        }})()""")
+        return imread(io.BytesIO(base64.b64decode(address.partition(",")[2])))[..., :3]
+
+    def mouse(self, kind, selector, at=(0.5, 0.5), **more):
+        """Send a mouse event to a place in an element, given as shares of its width and height."""
+        left, top, width, height = self.evaluate(f"""(() => {{
+            const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();
+            return [box.left, box.top, box.width, box.height];
+        }})()""")
+        x, y = left + at[0] * width, top + at[1] * height
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+
+    def click(self, selector, at=(0.5, 0.5), *, times=1):
+        for count in range(1, times + 1):
+            for kind in ("mousePressed", "mouseReleased"):
+                self.mouse(kind, selector, at, button="left", clickCount=count)
+        self.settle()
+
+    def press(self, key):
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, **KEYS[key])
+        self.settle()
+
+    def set(self, control, value):
+        """Give a slider, list or check box a value, as a person's hand does."""
+        self.evaluate(f"""(() => {{
+            const control = document.getElementById({json.dumps(control)});
+            if (control.type === "checkbox") control.checked = {json.dumps(value)};
+            else control.value = {json.dumps(value)};
+            control.dispatchEvent(new Event("input", {{bubbles: true}}));
+            control.dispatchEvent(new Event("change", {{bubbles: true}}));
+        }})()""")
+        self.settle()
 
     def events(self, *methods):
         return [

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from clipseg3d.reporting.figures import REGION_COLOURS, save_overlay
+from clipseg3d.reporting.figures import REGION_COLOURS, save_maps, save_overlay
 
 X, Y, Z = 30, 38, 12
 
@@ -124,3 +124,70 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path, image):
     with pytest.raises(OSError, match=r"case\.png"):
         save_overlay(tmp_path / "case.png", image, prediction=cube(15, 20, 6))
     assert [p.name for p in tmp_path.iterdir()] == ["case.png"]
+
+
+@pytest.fixture
+def ramp():
+    """A map that rises along x, from -1 to 1."""
+    return np.linspace(-1, 1, X)[:, None, None] * np.ones((1, Y, Z))
+
+
+def test_maps_are_drawn_for_each_region_in_blue_and_orange(tmp_path, image, ramp):
+    path = tmp_path / "new" / "maps.png"
+    maps = {"Attention": {"TC": ramp, "ET": ramp}, "Similarity": {"ET": ramp}}
+    save_maps(path, image[1], maps=maps, prediction=cube(15, 20, 6), title="Case")
+    assert [p.name for p in path.parent.iterdir()] == ["maps.png"]
+    pixels = imread(path)[..., :3]
+    height, width = pixels.shape[:2]
+    panel = pixels[height // 3 : height // 2, : width // 3]  # TC, the first of two columns
+    warm = panel[..., 0] - panel[..., 2]
+    assert warm[:, : panel.shape[1] // 3].mean() < -0.1
+    assert warm[:, -panel.shape[1] // 3 :].mean() > 0.1
+    rows, columns = coloured(path, "TC")
+    assert rows.size > 50
+    assert rows.max() < 0.55
+    assert columns.max() < 0.45
+    rows, columns = coloured(path, "ET")
+    assert (rows < 0.55).any()
+    assert (rows > 0.55).any()
+    assert columns.min() > 0.4
+    assert coloured(path, "WT")[0].size == 0
+
+
+def test_a_map_says_nothing_where_there_is_no_brain(tmp_path, image, ramp):
+    maps = {"Attention": {"ET": ramp + 5}}
+    save_maps(tmp_path / "maps.png", image[1], maps=maps, prediction=cube(15, 20, 6))
+    pixels = imread(tmp_path / "maps.png")[..., :3]
+    left, top = int(0.125 * 160), int(0.45 * 160)
+    assert pixels[top, left].max() == 0  # the first corner of the panel
+    middle = pixels[pixels.shape[0] // 2, int(1.2 * 160)]
+    assert middle[0] - middle[2] > 0.2
+
+
+def test_maps_share_the_scale_of_their_kind(tmp_path, image, ramp):
+    weak, strong = {"TC": 0.1 * ramp}, {"TC": 0.1 * ramp, "ET": ramp}
+    for name, maps in (("weak", weak), ("strong", strong)):
+        save_maps(tmp_path / f"{name}.png", image[1], maps={"A": maps}, prediction=cube(15, 20, 6))
+    spread = [
+        np.ptp(imread(tmp_path / f"{name}.png")[100:300, 40:340, :3], axis=-1).mean()
+        for name in ("weak", "strong")
+    ]
+    assert spread[0] > 2 * spread[1]
+
+
+def test_maps_that_do_not_fit_are_named(tmp_path, image, ramp):
+    path, prediction = tmp_path / "maps.png", cube(15, 20, 6)
+    for maps, message in (
+        ({}, "maps is empty; pass at least one"),
+        ({"A": {}}, "maps is empty"),
+        ({"A": {"NET": ramp}}, r"maps\['A'\] has 'NET'; choose from \('WT', 'TC', 'ET'\)"),
+        ({"A": {"ET": ramp[1:]}}, r"maps\['A'\]\['ET'\] has shape \(29, 38, 12\) but image"),
+        ({"A": {"ET": ramp * np.nan}}, r"maps\['A'\]\['ET'\] holds NaN or infinite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_maps(path, image[1], maps=maps, prediction=prediction)
+    with pytest.raises(ValueError, match=r"prediction .*\(3, 30, 38, 11\)"):
+        save_maps(path, image[1], maps={"A": {"ET": ramp}}, prediction=prediction[..., 1:])
+    with pytest.raises(ValueError, match=r"\.jpg"):
+        save_maps(tmp_path / "a.jpg", image[1], maps={"A": {"ET": ramp}}, prediction=prediction)
+    assert list(tmp_path.iterdir()) == []

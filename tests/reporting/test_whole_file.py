@@ -1,0 +1,38 @@
+"""Mirrors clipseg3d/reporting/whole_file.py."""
+
+import pytest
+
+from clipseg3d.reporting.whole_file import whole_file
+
+
+def test_a_file_appears_whole_in_a_new_folder(tmp_path):
+    path = tmp_path / "a" / "b" / "case.txt"
+    with whole_file(path) as aside:
+        aside.write_text("half")
+        assert not path.exists()
+        aside.write_text("whole")
+    assert path.read_text() == "whole"
+    assert [p.name for p in path.parent.iterdir()] == ["case.txt"]
+
+
+@pytest.mark.parametrize("stop", [OSError("disk full"), KeyboardInterrupt()])
+def test_what_goes_wrong_leaves_the_old_file(tmp_path, stop):
+    path = tmp_path / "case.txt"
+    path.write_text("old")
+
+    def write():
+        with whole_file(path) as aside:
+            aside.write_text("half")
+            raise stop
+
+    with pytest.raises(type(stop)):
+        write()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["case.txt"]
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / ("n" * 250 + ".html")
+    with whole_file(path) as aside:
+        aside.write_text("whole")
+    assert path.read_text() == "whole"
