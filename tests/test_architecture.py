@@ -16,7 +16,8 @@ ARROWS = {
     "batch": {"volume"},
     "blocks": {"volume"},
     "clip": {"blocks"},
-    "networks": {"blocks", "clip", "volume"},
+    "hub": {"data.text_files", "reporting.whole_file", "clipseg3d"},  # the last for its version
+    "networks": {"blocks", "clip", "volume", "hub", "clipseg3d"},
     "losses": set(),
     "metrics": set(),
     "data": {"batch", "volume"},
@@ -34,7 +35,8 @@ THIRD_PARTY = {
     "blocks": {"torch", "einops"},
     "batch": {"torch"},
     "metrics": {"torch", "torchmetrics", "numpy", "scipy"},
-    "networks": {"torch", "einops"},
+    "hub": {"torch", "safetensors", "huggingface_hub", "jsonargparse"},
+    "networks": {"torch", "einops", "huggingface_hub"},
 }
 
 
