@@ -37,6 +37,7 @@ THIRD_PARTY = {
     "metrics": {"torch", "torchmetrics", "numpy", "scipy"},
     "hub": {"torch", "safetensors", "huggingface_hub", "jsonargparse"},
     "networks": {"torch", "einops", "huggingface_hub"},
+    "reporting": {"torch", "numpy", "scipy", "matplotlib", "jinja2"},
 }
 
 
