@@ -92,7 +92,7 @@ class Chromium:
         os.close(self.out)
         os.close(self.into)
         self.process.terminate()
-        self.process.wait()
+        self.process.wait(timeout=30)
 
 
 class Page:

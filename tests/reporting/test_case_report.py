@@ -376,6 +376,33 @@ def test_pictures_are_turned_as_radiologists_see_them(show, plane, spot, row, co
     assert middle == pytest.approx([row, column], abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("plane", "letters"),
+    [
+        ("axial", {"left": "R", "right": "L", "top": "A", "bottom": "P"}),
+        ("coronal", {"left": "R", "right": "L", "top": "S", "bottom": "I"}),
+        ("sagittal", {"left": "A", "right": "P", "top": "S", "bottom": "I"}),
+    ],
+)
+def test_letters_stand_at_the_sides_they_name(show, plane, letters):
+    page = show(images={"t1": np.ones(SHAPE)})
+    page.evaluate("""(() => {
+        window.written = [];
+        const write = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (word, x, y) {
+            const { width, height, dataset } = this.canvas;
+            window.written.push([dataset.plane, word, x / width, y / height]);
+            write.call(this, word, x, y);
+        };
+    })()""")
+    page.set("fill", 1)
+    written = {w: (x, y) for p, w, x, y in page.evaluate("window.written") if p == plane}
+    assert written[letters["left"]][0] < 0.2
+    assert written[letters["right"]][0] > 0.8
+    assert written[letters["top"]][1] < 0.2
+    assert written[letters["bottom"]][1] > 0.8
+
+
 def test_pictures_have_the_proportions_of_the_patient(show):
     page = show()
     sizes = {}
@@ -536,7 +563,7 @@ def test_a_damaged_file_says_so(make, browse, tmp_path):
     make().save(path)
     page = path.read_text(encoding="utf-8")
     path.write_text(re.sub(r'(id="image-t2">).{40}', r"\1" + "A" * 40, page), encoding="utf-8")
-    assert "could not be unpacked" in browse(path).evaluate(
+    assert "The pictures cannot be shown" in browse(path).evaluate(
         "document.getElementById('problem').innerText"
     )
 

@@ -34,16 +34,9 @@
   let density = 0; // bitmap pixels per CSS pixel; 0 takes the screen's
 
   const volumes = {};
-  try {
-    for (const holder of document.querySelectorAll('script[type="application/octet-stream"]')) {
-      volumes[holder.id] = await unpack(holder.textContent);
-      holder.remove();
-    }
-  } catch (error) {
-    $("problem").textContent =
-      `The pictures could not be unpacked (${error}). Open this file in a current Chrome, Edge, Firefox or Safari, or write it again.`;
-    $("problem").hidden = false;
-    return;
+  for (const holder of document.querySelectorAll('script[type="application/octet-stream"]')) {
+    volumes[holder.id] = await unpack(holder.textContent);
+    holder.remove();
   }
   for (const map of data.maps) map.rgb = map.colours.map(channels);
 
@@ -419,4 +412,9 @@
     });
   recall();
   requestAnimationFrame(() => document.body.setAttribute("data-ready", ""));
-})();
+})().catch((error) => {
+  const problem = document.getElementById("problem");
+  problem.textContent =
+    `The pictures cannot be shown (${error}). Open this file in a current Chrome, Edge, Firefox or Safari, or write it again.`;
+  problem.hidden = false;
+});
