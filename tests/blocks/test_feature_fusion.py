@@ -5,8 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from clipseg3d.blocks.feature_fusion import AttentionGate, ChannelSpatialAttention, ResidualBlock
+from clipseg3d.blocks.feature_fusion import (
+    ActivatedNorm,
+    AttentionGate,
+    ChannelSpatialAttention,
+    ResidualBlock,
+)
 
 B, C, X, Y, Z, GATE = 2, 8, 5, 3, 4, 6
 
@@ -59,10 +66,90 @@ def test_cbam_equations(features, randomise):
 
 
 def test_first_backward_opens_cbam(features, dead_weights):
+    torch.manual_seed(0)  # by chance, no unit of the hidden layer is awake
     block = ChannelSpatialAttention(C)
     block(features).square().sum().backward()
     # The first layer waits for the one behind it, which starts at zero.
     assert dead_weights(block) == ["channel.0.weight", "channel.0.bias"]
+
+
+# what is written otherwise than one would, for speed: the same function
+
+
+def gradients(function, module, features):
+    """Return output and gradients of the input and of every weight; the loss has no symmetry."""
+    given = features.clone().requires_grad_()
+    out = function(given)
+    generator = torch.Generator().manual_seed(3)
+    towards = torch.randn(out.shape, generator=generator, dtype=out.dtype)
+    return out, torch.autograd.grad((out * towards).sum(), [given, *module.parameters()])
+
+
+def assert_same_function(module, plain, features):
+    fast, slow = gradients(module, module, features), gradients(plain, module, features)
+    torch.testing.assert_close(fast[0], slow[0], rtol=0, atol=1e-12)
+    for mine, reference in zip(fast[1], slow[1], strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-12)
+
+
+def plain_cbam(block, features):
+    peak = features.amax(dim=(2, 3, 4))
+    weight = 2 * torch.sigmoid(block.channel(features.mean(dim=(2, 3, 4))) + block.channel(peak))
+    features = features * weight[:, :, None, None, None]
+    pooled = torch.stack([features.mean(dim=1), features.amax(dim=1)], dim=1)
+    weight, bias = block.spatial.weight, block.spatial.bias
+    score = F.conv3d(pooled, weight.transpose(0, 1), bias.sum()[None], padding=1)
+    return features * (2 * torch.sigmoid(score))
+
+
+def plain_block(block, stride, features):
+    first, norm, _, second, last = block.residual
+    hidden = F.instance_norm(
+        F.conv3d(features, first.weight, stride=stride, padding=1),
+        weight=norm.weight,
+        bias=norm.bias,
+    )
+    hidden = F.conv3d(F.leaky_relu(hidden, 0.01), second.weight, padding=1)
+    hidden = F.instance_norm(hidden, weight=last.weight, bias=last.bias)
+    if isinstance(block.attention, ChannelSpatialAttention):
+        hidden = plain_cbam(block.attention, hidden)
+    shortcut = features
+    if isinstance(block.shortcut, nn.Conv3d):
+        shortcut = F.conv3d(features, block.shortcut.weight, stride=stride)
+    return F.leaky_relu(hidden + shortcut, 0.01)
+
+
+def test_cbam_is_what_one_would_write(features, randomise):
+    block = randomise(ChannelSpatialAttention(C).double())
+    assert_same_function(block, lambda given: plain_cbam(block, given), features.double())
+
+
+@pytest.mark.parametrize("cbam", [True, False])
+@pytest.mark.parametrize(("out_channels", "stride"), [(C, 1), (10, 1), (10, 2), (C, 2)])
+def test_block_is_what_one_would_write(features, out_channels, stride, cbam, randomise):
+    block = randomise(ResidualBlock(C, out_channels, stride=stride, cbam=cbam).double())
+    assert_same_function(block, lambda given: plain_block(block, stride, given), features.double())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_activated_norm_is_one_after_the_other(features, training, layout, randomise):
+    block = randomise(ActivatedNorm(C, slope=0.2).double()).train(training)
+    assert_same_function(
+        block,
+        lambda given: F.leaky_relu(nn.InstanceNorm3d.forward(block, given), 0.2),
+        features.double().to(memory_format=layout),
+    )
+
+
+def test_activated_norm_copies_no_gradient(features):
+    """Behind a view, what is changed in place has its gradient copied."""
+    names = []
+    node = ActivatedNorm(C)(features.requires_grad_()).grad_fn
+    while node is not None:
+        names.append(node.name())
+        node = node.next_functions[0][0] if node.next_functions else None
+    assert not any("CopySlices" in name for name in names)
 
 
 # residual block
