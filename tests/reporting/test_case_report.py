@@ -316,10 +316,12 @@ def test_slider_wheel_and_keys_move_the_slice(show, plane):
 
 
 def test_the_ends_hold(show):
-    page = show(fragment=f"#axial={Z}")
+    page = show(fragment=f"#axial={Z}&coronal=15&sagittal=12")
+    before = page.picture(canvas("axial"))
     page.mouse("mouseWheel", canvas("axial"), deltaX=0, deltaY=-100)
     page.settle()
-    assert page.evaluate("+document.getElementById('axial').value") == Z
+    assert page.evaluate("location.hash") == f"#axial={Z}&coronal=15&sagittal=12"
+    np.testing.assert_array_equal(page.picture(canvas("axial")), before)
     assert page.complaints() == []
 
 
@@ -428,6 +430,20 @@ def test_regions_and_reference_can_be_switched_off(show):
     without = near(page.picture(canvas("axial")), paler).sum()
     page.set("show-reference", True)
     assert near(page.picture(canvas("axial")), paler).sum() > without + 20
+
+
+def test_the_reference_is_dashed_where_it_lies(show):
+    page = show(fragment="#axial=9&coronal=2&sagittal=2")  # both have the same square there
+    page.set("fill", 0)
+    page.set("cross", False)
+    page.set("show-reference", False)
+    whole = outlined(page, "WT")
+    page.set("show-reference", True)
+    assert 0.2 * whole < outlined(page, "WT") < 0.8 * whole
+    page.set("axial", 12)  # only the reference reaches that far
+    paler = [0.5 + 0.5 * c for c in to_rgb(REGION_COLOURS["WT"])]
+    assert near(page.picture(canvas("axial")), paler).sum() > 20
+    assert outlined(page, "WT") == 0
 
 
 def test_outlines_lie_around_their_region(show):
