@@ -88,7 +88,7 @@ def segment_cases(
             if case.case_id in finished:
                 yield CaseResult(case, due, "finished")
                 continue
-            bar.set_description(f"Segmenting {done + 1}/{todo} {case.case_id}", refresh=False)
+            bar.set_description_str(f"Segmenting {done + 1}/{todo} {case.case_id}", refresh=False)
             error: Exception | None = None
             try:
                 found = predictor(

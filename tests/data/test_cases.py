@@ -17,6 +17,7 @@ from clipseg3d.data.cases import (
     case_from_files,
     check_geometry,
     detect_release,
+    faults_by_case,
     find_cases,
     index_cases,
 )
@@ -535,6 +536,28 @@ def test_a_loose_sequence_is_missing(tmp_path, write_case):
         case_from_files(files)
     assert [fault.split(": ")[0] for fault in error.value.faults] == ["t1ce", "flair"]
     assert all("name one for each of t1, t1ce, t2, flair" in f for f in error.value.faults)
+
+
+def test_a_loose_case_may_lack_sequences_if_it_is_let(tmp_path, write_case):
+    files = write_case(tmp_path, label=False, drop=["t1", "t2"])
+    case = case_from_files(files, allow_missing=True)
+    assert case.case_id == ONE
+    assert list(case.sequences) == ["t1ce", "flair"]
+    with pytest.raises(DataError, match="t1: no file given; name one for each"):
+        case_from_files({}, allow_missing=True)
+
+
+def test_faults_go_to_the_case_whose_files_they_start_with(tmp_path, write_case):
+    for name in ("a_1", "a_10"):
+        write_case(tmp_path / name, name, label=False, drop=["t2"] if name == "a_10" else [])
+    empty(tmp_path / "a_1" / "a_1_t1.nii.gz")
+    (tmp_path / "stray.nii.gz").write_bytes(b"")
+    cases, faults = index_cases(tmp_path, BRATS_2020, require_label=False)
+    (first, second), others = faults_by_case(cases, faults)
+    assert [f.split(": ")[0] for f in first] == [str(tmp_path / "a_1" / "a_1_t1.nii.gz")]
+    assert [f.split(": ")[0] for f in second] == [str(tmp_path / "a_10" / "a_10_t2.nii.gz")]
+    assert [f.split(": ")[0] for f in others] == [str(tmp_path / "stray.nii.gz")]
+    assert sorted([*first, *second, *others]) == sorted(faults)
 
 
 def test_one_loose_file_for_two_sequences(tmp_path, write_case):

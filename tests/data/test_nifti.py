@@ -9,7 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension, write_label
+from clipseg3d.data.nifti import (
+    open_nifti,
+    read_voxels,
+    strip_extension,
+    write_label,
+    write_map,
+)
 
 SHAPE = (4, 6, 5)
 LPS = np.array([[-1, 0, 0, 3], [0, -1, 0, 239], [0, 0, 1, -7], [0, 0, 0, 1]], dtype=float)
@@ -296,7 +302,7 @@ def test_a_failed_save_leaves_no_trace(tmp_path, monkeypatch, older):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(nib, "save", fill_the_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"label\.nii\.gz: cannot be written \(No space left.*; free"):
         write_label(target, np.zeros(SHAPE, np.uint8), source=source)
     assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == before
 
@@ -369,3 +375,28 @@ def test_a_name_that_is_too_long(tmp_path):
         ValueError, match=r"cannot be opened \(File name too long\); check its perm"
     ):
         open_nifti(tmp_path / f"{'x' * 300}.nii")
+
+
+def test_a_map_is_float32_on_the_grid_of_its_scan(tmp_path):
+    source = scan(tmp_path / "scan.nii.gz", oblique())
+    values = np.random.default_rng(2).random(SHAPE)
+    write_map(tmp_path / "map.nii.gz", values, source=source)
+    before, after = nib.load(source), nib.load(tmp_path / "map.nii.gz")
+    assert after.get_data_dtype() == np.float32
+    np.testing.assert_allclose(np.asarray(after.dataobj), values, rtol=2**-11)
+    np.testing.assert_array_equal(after.affine, before.affine)
+    assert (float(after.header["cal_min"]), float(after.header["cal_max"])) == (0, 0)
+
+
+def test_a_map_of_a_scan_of_four_axes_has_three(tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((*SHAPE, 4), np.int16), LPS), tmp_path / "a.nii.gz")
+    write_map(tmp_path / "map.nii.gz", np.ones(SHAPE), source=tmp_path / "a.nii.gz", axes=4)
+    assert nib.load(tmp_path / "map.nii.gz").shape == SHAPE
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+    source = scan(tmp_path / "scan.nii.gz", LPS)
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(OSError, match=r"label\.nii\.gz: cannot be written \("):
+        write_label(tmp_path / "taken" / "label.nii.gz", label_map(), source=source)
+    assert (tmp_path / "taken").read_text() == "a file"

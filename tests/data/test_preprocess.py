@@ -333,6 +333,24 @@ def test_restore_takes_any_number_of_leading_axes():
         np.testing.assert_array_equal(got[index], grid.restore(part[index]))
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_crop_undoes_restore(order):
+    part = np.random.default_rng(0).random((3, 5, 6), np.float32)
+    _, affine = turn(np.zeros((5, 7, 9)), order)
+    shape = turn(np.zeros((5, 7, 9)), order)[0].shape
+    grid = Grid(shape, affine, ((1, 4), (0, 5), (2, 8)))
+    np.testing.assert_array_equal(grid.crop(grid.restore(part)), part)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_voxel_sizes_are_those_of_the_box(order):
+    sizes = np.array([2.0, 3.0, 1.5])
+    volume, affine = turn(np.zeros((5, 7, 9)), order)
+    affine[:3, :3] = np.diag(sizes) @ affine[:3, :3]
+    grid = Grid(volume.shape, affine, ((0, 1),) * 3)
+    assert grid.spacing_mm == pytest.approx(tuple(sizes))
+
+
 def test_restored_masks_are_zero_around_the_box():
     grid = Grid((3, 4, 5), LPS, ((1, 2), (1, 3), (0, 5)))
     restored = grid.restore(np.ones((1, 2, 5), bool))
@@ -487,7 +505,7 @@ def test_a_label_that_the_release_does_not_know(tmp_path, write_case, patient, v
         assert fault.startswith(f"{case.label}: 1 voxels are NaN")
     else:
         assert fault.startswith(f"{case.label}: holds label {shown}, but brats2020 has 0, 1, 2, 4;")
-        assert "use the data module of the release the case is from" in fault
+        assert "name the release the case is from" in fault
 
 
 @pytest.mark.parametrize("value", [1.5, 0.25, 3.99])
@@ -497,7 +515,8 @@ def test_labels_between_whole_numbers(tmp_path, write_case, patient, value):
     label[6, 8, 5] = value
     case = case_of(write_case, tmp_path, images=images, label=label)
     assert faults_of(case) == (
-        f"{case.label}: holds {value:g}, no whole number; resample label maps by nearest neighbour",
+        f"{case.label}: holds {value:g}, no whole number; threshold probabilities, and resample "
+        "label maps by nearest neighbour",
     )
 
 
@@ -513,11 +532,11 @@ def test_the_releases_that_have_such_labels_are_named(tmp_path, write_case, pati
     late = np.where(label == 4, 3, label)
     one = case_of(write_case, tmp_path / "a", images=images, label=late)
     (fault,) = faults_of(one, BRATS_2020)
-    assert "holds label 3, but brats2020 has 0, 1, 2, 4; use the data module" in fault
+    assert "holds label 3, but brats2020 has 0, 1, 2, 4; name the release" in fault
     assert "brats2023_gli or" in fault.partition("; such labels has ")[2]
     other = case_of(write_case, tmp_path / "b", images=images, label=label)
     (fault,) = faults_of(other, BRATS_2023_GLI)
-    assert "holds label 4, but brats2023_gli has 0, 1, 2, 3; use the data module" in fault
+    assert "holds label 4, but brats2023_gli has 0, 1, 2, 3; name the release" in fault
     assert "brats2018 or" in fault.partition("; such labels has ")[2]
 
 
