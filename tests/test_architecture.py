@@ -21,13 +21,20 @@ ARROWS = {
     "losses": set(),
     "metrics": set(),
     "data": {"batch", "volume"},
-    "inference": {"networks", "clip.encoder", "blocks", "volume", "metrics", "reporting.case_report"}
+    "inference": {
+        "networks",
+        "clip.encoder",
+        "blocks",
+        "volume",
+        "metrics",
+        "reporting.case_report",
+    }
     | {f"data.{name}" for name in ("releases", "cases", "nifti", "preprocess", "submission")}
     | {"data.text_files"},
     "training": {"networks", "losses", "metrics", "inference", "data.releases", "batch", "volume"},
     "reporting": {"metrics"},
     "demo": {"networks", "training", "inference", "reporting", "metrics", "data"},
-    "cli": {"demo", "training", "inference", "reporting", "data", "clip"},
+    "cli": {"demo", "training", "inference", "reporting", "metrics", "data", "clip"},
     "__main__": {"cli"},
 }
 THIRD_PARTY = {

@@ -9,6 +9,7 @@ from clipseg3d.cli import (
     check_submission,
     demo,
     embed_text,
+    evaluate,
     phantom,
     segment,
     tune_postprocessing,
@@ -57,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_command(commands)
     for name, text in TRAINING_COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
-    for command in (tune_postprocessing, check_data, check_submission, phantom, embed_text):
+    for command in (
+        evaluate,
+        tune_postprocessing,
+        check_data,
+        check_submission,
+        phantom,
+        embed_text,
+    ):
         command.add_command(commands)
     return parser

@@ -27,7 +27,7 @@ from clipseg3d.data.cases import (
     index_cases,
 )
 from clipseg3d.data.nifti import open_nifti, read_voxels
-from clipseg3d.data.preprocess import _label_faults, preprocess
+from clipseg3d.data.preprocess import label_faults, preprocess
 from clipseg3d.data.releases import LABEL, REGIONS, SEQUENCES, BraTSRelease
 
 
@@ -235,7 +235,7 @@ def _check_case(
         mask = _read(case.label, 3, faults)
         files[LABEL] = _facts(case.label, 3, mask)
         if mask is not None:
-            faults += _label_faults(case.label, mask, release)
+            faults += label_faults(case.label, mask, release)
             values, counts = np.unique(mask[mask != 0], return_counts=True)  # few to be sorted
             count_of = dict(zip(values.tolist(), counts.tolist(), strict=True))
             if not count_of:

@@ -131,7 +131,7 @@ def preprocess(
         except (ValueError, FileNotFoundError) as error:
             faults.append(str(error))
         else:
-            faults.extend(_label_faults(case.label, label, release))
+            faults.extend(label_faults(case.label, label, release))
     if not case.sequences:
         faults.append(f"{case.case_id}: has no sequence; give one of {', '.join(SEQUENCES)}")
     if faults:
@@ -184,14 +184,14 @@ def preprocess(
     )
 
 
-def _label_faults(path: Path, label: npt.NDArray[Any], release: BraTSRelease) -> list[str]:
+def label_faults(path: Path, label: npt.NDArray[Any], release: BraTSRelease) -> list[str]:
     """Return what is wrong with the values of a label map, if anything."""
     values = np.unique(label[label != 0])  # of few voxels: sorting all of them takes long
     broken = values[np.abs(values - np.rint(values)) > ROUNDING]
     if len(broken):
         return [
-            f"{path}: holds {_listed(broken)}, no whole number; resample label maps by nearest "
-            "neighbour"
+            f"{path}: holds {_listed(broken)}, no whole number; threshold probabilities, and "
+            "resample label maps by nearest neighbour"
         ]
     values = np.unique(np.rint(values))
     unknown = values[~np.isin(values, release.labels)]
@@ -201,7 +201,7 @@ def _label_faults(path: Path, label: npt.NDArray[Any], release: BraTSRelease) ->
     cure = f"; such labels has {' or '.join(fitting)}" if fitting else ""
     return [
         f"{path}: holds label {_listed(unknown)}, but {release.name} has "
-        f"{', '.join(map(str, release.labels))}; use the data module of the release the case is "
+        f"{', '.join(map(str, release.labels))}; name the release the case is "
         f"from{cure}"
     ]
 

@@ -1,12 +1,11 @@
 """Dice per region and case, gathered across ranks by case name."""
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from clipseg3d.metrics.case_metric import CaseMetric
 
 
 def dice_score(prediction: Tensor, reference: Tensor) -> Tensor:
@@ -30,39 +29,23 @@ def dice_score(prediction: Tensor, reference: Tensor) -> Tensor:
     return torch.where(size > 0, 2 * overlap / size.clamp(min=1), 1.0)
 
 
-class CaseDice(Metric):
+class CaseDice(CaseMetric):
     """Mean Dice per region over cases, each case counted once.
 
-    Distributed samplers repeat cases to even out ranks; repeats are recognised by case name.
+    Computed where the masks are, so that validation on a GPU stays there.
 
     Args:
         regions: names of the mask channels, in order.
     """
 
-    full_state_update = False
-    scores: list[Tensor]
-    keys: list[Tensor]
-
     def __init__(self, regions: Sequence[str]) -> None:
-        super().__init__()
-        self.regions = tuple(regions)
-        self.add_state("scores", default=[], dist_reduce_fx="cat")
-        self.add_state("keys", default=[], dist_reduce_fx="cat")
+        super().__init__(regions, ["dice"])
 
     def update(self, prediction: Tensor, reference: Tensor, case_id: Sequence[str]) -> None:
         """Add cases: masks (b, r, x, y, z) bool and b names."""
-        self.scores.append(dice_score(prediction, reference))
-        self.keys.append(torch.tensor([_key(name) for name in case_id], device=self.device))
+        self.add(case_id, dice_score(prediction, reference)[..., None])
 
     def compute(self) -> dict[str, Tensor]:
         """Return region -> mean Dice over cases, and ``mean`` over regions."""
-        keys, scores = dim_zero_cat(self.keys), dim_zero_cat(self.scores)
-        first = {key: index for index, key in reversed(list(enumerate(keys.tolist())))}
-        means = scores[list(first.values())].mean(dim=0)
+        means = torch.from_numpy(self.table().means()[:, 0]).to(self.device)
         return {**dict(zip(self.regions, means, strict=True)), "mean": means.mean()}
-
-
-def _key(case_id: str) -> int:
-    """Return a number that stands for a case name on every rank, since ranks exchange tensors."""
-    digest = hashlib.sha256(case_id.encode()).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)

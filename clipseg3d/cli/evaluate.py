@@ -1,0 +1,204 @@
+"""``clipseg3d evaluate``."""
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipseg3d.cli.terminal import Commands, say
+
+if TYPE_CHECKING:
+    from clipseg3d.data.releases import BraTSRelease
+    from clipseg3d.metrics.case_scores import CaseScores
+    from clipseg3d.metrics.score_table import ScoreTable
+
+EMPTY = {
+    (False, False): "both",
+    (True, False): "reference alone",
+    (False, True): "prediction alone",
+    (True, True): "",
+}
+"""Which masks of a region are empty, by whether prediction and reference hold a voxel."""
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command to the command line."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score segmentations as a BraTS challenge does, and compare them",
+        description="Score the label maps CASE.nii.gz in PRED against expert masks, region by "
+        "region, and print mean and SD over cases. Every reference must have its prediction.",
+    )
+    evaluate.add_argument("prediction", type=Path, metavar="PRED", help="folder of CASE.nii.gz")
+    evaluate.add_argument(
+        "reference",
+        type=Path,
+        metavar="REF",
+        help="folder of BraTS cases with their masks, or of label maps named as in PRED",
+    )
+    evaluate.add_argument(
+        "--protocol",
+        required=True,
+        metavar="NAME",
+        help="brats2020, brats2023, or nan, which leaves out regions that are empty in both masks",
+    )
+    evaluate.add_argument(
+        "--hd95-method",
+        metavar="NAME",
+        help="definition of the HD95: surface (DeepMind), medpy or monai; they differ by up to "
+        "tens of mm (default: the protocol's)",
+    )
+    evaluate.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write the scores of PRED to a .csv file"
+    )
+    evaluate.add_argument(
+        "--compare",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="folders of other segmentations of the same cases; PRED is tested against each, and "
+        "all are ranked",
+    )
+    evaluate.add_argument(
+        "--release",
+        metavar="NAME",
+        help="whose labels all files have, such as brats2020 (default: tell it from names and "
+        "labels)",
+    )
+    evaluate.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run ``clipseg3d evaluate``."""
+    output = arguments.output
+    if output is not None and output.suffix != ".csv":
+        raise ValueError(f"{output}: does not end in .csv; rename it")
+    folders = [arguments.prediction, *arguments.compare]
+    twice = [str(folder) for folder in folders if folders.count(folder) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]}: given twice; give every folder of segmentations once")
+
+    from clipseg3d.data.label_pairs import find_predictions, find_references
+    from clipseg3d.data.releases import REGIONS
+    from clipseg3d.metrics.case_scores import CaseScores
+
+    references, release = find_references(arguments.reference, arguments.release)
+    found = [find_predictions(folder, references) for folder in folders]
+    metric = CaseScores(
+        REGIONS,
+        protocol=arguments.protocol,
+        hd95_method=arguments.hd95_method,
+        release=release.name,
+    )
+    say(f"{len(references)} cases of {release.name}\n{metric.rules()}")
+    tables = []
+    for folder, predictions in zip(folders, found, strict=True):
+        table, empty = _score(predictions, references, release, metric)
+        tables.append(table)
+        say(
+            f"\n{folder}, mean ± SD over cases, HD95 as {metric.hd95_method}:\n{table.summary()}\n"
+            f"{empty}"
+        )
+    if output is not None:
+        _write(output, tables[0].csv())
+        say(f"\n{output}")
+    for folder, table in zip(folders[1:], tables[1:], strict=True):
+        say(
+            f"\n{folders[0]} - {folder}: mean, 95 % bootstrap interval, Wilcoxon's p (signed "
+            f"ranks, not corrected for the number of tests)\n{_differences(tables[0], table)}"
+        )
+    if len(tables) > 1:
+        say(f"\n{_ranking(folders, tables, metric.protocol.ranked)}")
+    return 0
+
+
+def _score(
+    predictions: Mapping[str, Path],
+    references: Mapping[str, Path],
+    release: "BraTSRelease",
+    metric: "CaseScores",
+) -> tuple["ScoreTable", str]:
+    """Return the scores of one folder, and how many of its masks are empty.
+
+    Raises:
+        DataError: files cannot be scored. All faults of all cases are listed.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from clipseg3d.data.cases import DataError
+    from clipseg3d.data.label_pairs import read_pair
+    from clipseg3d.data.releases import REGIONS
+
+    faults: list[str] = []
+    empty = Counter[tuple[str, str]]()
+    metric.reset()
+    for case_id, path in tqdm(predictions.items(), desc="Scoring", unit="case", delay=2):
+        try:
+            pair = read_pair(path, references[case_id], release)
+        except DataError as error:
+            faults += error.faults
+            continue
+        if faults:  # nothing is scored any more, but every fault is found
+            continue
+        metric.update(
+            torch.from_numpy(pair.prediction)[None],
+            torch.from_numpy(pair.reference)[None],
+            [case_id],
+            spacing_mm=pair.spacing_mm,
+        )
+        for region, found, true in zip(REGIONS, pair.prediction, pair.reference, strict=True):
+            empty[region, EMPTY[bool(found.any()), bool(true.any())]] += 1
+    if faults:
+        raise DataError(faults)
+    counts = (
+        f"{region} {', '.join(f'{empty[region, kind]} {kind}' for kind in EMPTY.values() if kind)}"
+        for region in REGIONS
+    )
+    return metric.compute(), f"Empty masks: {'; '.join(counts)}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, all or nothing."""
+    from clipseg3d.reporting.whole_file import whole_file
+
+    try:
+        with whole_file(path) as part:
+            part.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be written ({error.strerror}); choose another place"
+        ) from error
+
+
+def _differences(first: "ScoreTable", second: "ScoreTable") -> str:
+    """Return one line per region and score."""
+    from clipseg3d.metrics.comparison import paired_difference
+    from clipseg3d.metrics.score_table import aligned
+
+    rows = [["", "", "mean", "low", "high", "p", "cases"]]
+    for r, region in enumerate(first.regions):
+        for s, score in enumerate(first.scores):
+            test = paired_difference(first.values[:, r, s], second.values[:, r, s])
+            numbers = [f"{value:+.4f}" for value in (test.mean, test.low, test.high)]
+            rows.append([region, score, *numbers, f"{test.p_value:.3g}", str(test.num_cases)])
+    return aligned(rows)
+
+
+def _ranking(folders: Sequence[Path], tables: Sequence["ScoreTable"], ranked: Sequence[str]) -> str:
+    """Return the folders by mean rank, the best first."""
+    import numpy as np
+
+    from clipseg3d.metrics.comparison import mean_ranks
+    from clipseg3d.metrics.protocols import HIGHER_IS_BETTER
+
+    columns = [tables[0].scores.index(score) for score in ranked]
+    ranks = mean_ranks(
+        np.stack([table.values[:, :, columns] for table in tables]),
+        np.array([HIGHER_IS_BETTER[score] for score in ranked]),
+    )
+    lines = sorted(zip(ranks.tolist(), map(str, folders), strict=True))
+    head = f"Mean rank over cases, regions and {', '.join(ranked)}, 1 being best:"
+    return "\n".join([head, *(f"{rank:.3f}  {folder}" for rank, folder in lines)])

@@ -1,0 +1,74 @@
+"""Statistics of several predictions of the same cases: what is chance, and who comes first."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Floats = npt.NDArray[np.float64]
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How one score differs between two predictions of the same cases.
+
+    Attributes:
+        mean: of first - second, over cases that both have a score of; NaN without such cases.
+        low: lower end of the 95 % bootstrap interval of the mean.
+        high: upper end.
+        p_value: of Wilcoxon's signed-rank test, two-sided; 1 where no case differs.
+        num_cases: that both have a score of.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    num_cases: int
+
+
+def paired_difference(first: Floats, second: Floats, *, seed: int = 0) -> PairedDifference:
+    """Compare two predictions, case by case.
+
+    Args:
+        first: (case,); NaN where there is no score.
+        second: (case,), of the same cases in the same order.
+        seed: of the bootstrap: cases are drawn with replacement, ``RESAMPLES`` times.
+
+    Raises:
+        ValueError: the numbers of cases differ.
+    """
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"first {first.shape} and second {second.shape} are not the same cases")
+    change = first - second
+    change = change[~np.isnan(change)]
+    if not len(change):
+        return PairedDifference(np.nan, np.nan, np.nan, np.nan, 0)
+    drawn = np.random.default_rng(seed).integers(len(change), size=(RESAMPLES, len(change)))
+    low, high = np.percentile(change[drawn].mean(axis=1), [2.5, 97.5])
+    p_value = stats.wilcoxon(change).pvalue if change.any() else 1.0
+    return PairedDifference(
+        float(change.mean()), float(low), float(high), float(p_value), len(change)
+    )
+
+
+def mean_ranks(values: Floats, higher_is_better: npt.NDArray[np.bool_]) -> Floats:
+    """Rank predictions as BraTS does: in every case, region and score apart, then on average.
+
+    Args:
+        values: (prediction, case, region, score). What one of the predictions has no value of
+            (NaN) ranks none of them.
+        higher_is_better: (score,).
+
+    Returns:
+        (prediction,): mean rank, 1 being best; equals share the mean of their ranks. NaN where
+        nothing can be ranked.
+    """
+    ranks = stats.rankdata(np.where(higher_is_better, -values, values), axis=0)
+    known = ~np.isnan(values).any(axis=0)
+    if not known.any():
+        return np.full(len(values), np.nan)
+    mean: Floats = ranks[:, known].mean(axis=1)
+    return mean

@@ -1,0 +1,77 @@
+"""Scores case by case, and what they are on average."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+class ScoreTable(NamedTuple):
+    """Scores of cases, each case once. A tuple: torchmetrics rebuilds what metrics return.
+
+    Attributes:
+        case_ids: names of the cases.
+        regions: names of the regions.
+        scores: names of the scores.
+        values: (case, region, score); NaN where a score is left out.
+    """
+
+    case_ids: tuple[str, ...]
+    regions: tuple[str, ...]
+    scores: tuple[str, ...]
+    values: Floats
+
+    def numbers(self) -> npt.NDArray[np.intp]:
+        """Return how many cases have each score, (region, score)."""
+        known: npt.NDArray[np.intp] = (~np.isnan(self.values)).sum(axis=0)
+        return known
+
+    def means(self) -> Floats:
+        """Return the mean of each score over cases that have it, (region, score)."""
+        with np.errstate(invalid="ignore"):
+            mean: Floats = np.nansum(self.values, axis=0) / self.numbers()
+        return mean
+
+    def sds(self) -> Floats:
+        """Return the standard deviation of each score, (region, score); NaN below two cases."""
+        squares = np.nansum((self.values - self.means()) ** 2, axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            variance = squares / (self.numbers() - 1)
+        return np.sqrt(np.where(self.numbers() > 1, variance, np.nan))
+
+    def summary(self) -> str:
+        """Return mean ± SD over cases, one line per region."""
+        rows = [["", *self.scores]]
+        for region, *columns in zip(self.regions, self.means(), self.sds(), strict=True):
+            rows.append([region, *(_mean_sd(*pair) for pair in zip(*columns, strict=True))])
+        return aligned(rows)
+
+    def csv(self) -> str:
+        """Return a CSV table, one row per case and region; the cell of a NaN is empty."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["case", "region", *self.scores])
+        for case_id, regions in zip(self.case_ids, self.values.tolist(), strict=True):
+            for region, row in zip(self.regions, regions, strict=True):
+                writer.writerow([case_id, region, *("" if math.isnan(x) else x for x in row)])
+        return text.getvalue()
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Pad cells to columns, and join them to lines."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+
+
+def _mean_sd(mean: float, sd: float) -> str:
+    """Format a mean and a standard deviation; with two decimals from 10 on."""
+    if math.isnan(mean):
+        return "-"
+    digits = 3 if mean < 10 else 2
+    return f"{mean:.{digits}f}" + ("" if math.isnan(sd) else f" ± {sd:.{digits}f}")
