@@ -29,12 +29,14 @@ ARROWS = {
         "metrics",
         "reporting.case_report",
     }
-    | {f"data.{name}" for name in ("releases", "cases", "nifti", "preprocess", "submission")}
+    | {f"data.{name}" for name in ("releases", "cases", "nifti", "preprocess", "label_pairs")}
     | {"data.text_files"},
     "training": {"networks", "losses", "metrics", "inference", "data.releases", "batch", "volume"},
+    "export": {"networks", "blocks", "volume", "reporting.whole_file", "clipseg3d"},
     "reporting": {"metrics"},
     "demo": {"networks", "training", "inference", "reporting", "metrics", "data"},
-    "cli": {"demo", "training", "inference", "reporting", "metrics", "data", "clip"},
+    "cli": {"demo", "training", "inference", "reporting", "metrics", "data", "clip"}
+    | {"networks", "export"},
     "__main__": {"cli"},
 }
 THIRD_PARTY = {

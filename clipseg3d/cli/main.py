@@ -10,6 +10,7 @@ from clipseg3d.cli import (
     demo,
     embed_text,
     evaluate,
+    export,
     phantom,
     segment,
     tune_postprocessing,
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         arguments = _parser().parse_args(argv)
         code: int = arguments.command(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ImportError: of an extra
         if not raised_here(error):
             raise
         say(f"clipseg3d: {error}", stream=sys.stderr)
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (
         evaluate,
         tune_postprocessing,
+        export,
         check_data,
         check_submission,
         phantom,

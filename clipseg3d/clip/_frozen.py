@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 _Read = TypeVar("_Read")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -65,6 +65,15 @@ class FrozenEncoder(nn.Module):
     def train(self, mode: bool = True) -> "FrozenEncoder":
         """Stay in evaluation mode: a frozen encoder must not change between epochs."""
         return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Go to devices, but stay in float32: rounded weights would have another fingerprint."""
+
+        def keep(weight: Tensor) -> Tensor:
+            changed = fn(weight)
+            return changed if changed.dtype == weight.dtype else weight.to(changed.device)
+
+        return super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
         """Return nothing of its own: pretrained weights live outside checkpoints."""

@@ -80,12 +80,13 @@ class HuggingFaceCLIP(FrozenEncoder):
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
 
     @classmethod
-    def from_pretrained(cls, name: str) -> "HuggingFaceCLIP":
+    def from_pretrained(cls, name: str, *, local_files_only: bool = False) -> "HuggingFaceCLIP":
         """Load a CLIPModel and its tokenizer from a local folder or the Hugging Face hub.
 
         Args:
             name: folder written by ``save_pretrained`` (model and tokenizer), or a hub name such
                 as ``openai/clip-vit-base-patch32``, the paper's.
+            local_files_only: use a folder or the Hugging Face cache, and no network.
 
         Raises:
             FileNotFoundError: the name is a path to no folder.
@@ -96,8 +97,10 @@ class HuggingFaceCLIP(FrozenEncoder):
             name,
             "CLIPModel",
             lambda source: (
-                CLIPModel.from_pretrained(source, output_loading_info=True),
-                CLIPTokenizer.from_pretrained(source),
+                CLIPModel.from_pretrained(
+                    source, output_loading_info=True, local_files_only=local_files_only
+                ),
+                CLIPTokenizer.from_pretrained(source, local_files_only=local_files_only),
             ),
         )
         check_complete(name, "CLIPModel", list(report["missing_keys"]), tokenizer)
@@ -197,15 +200,17 @@ class HuggingFaceCLIP(FrozenEncoder):
             return F.normalize(_tensor(features), dim=-1)
 
 
-def load_encoder(name: str) -> HuggingFaceCLIP:
+def load_encoder(name: str, *, local_files_only: bool = False) -> HuggingFaceCLIP:
     """Return the CLIP of that name: ``tiny-random``, a local folder, or a hub name.
+
+    With ``local_files_only``, a hub name is looked for in the cache alone.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as :meth:`HuggingFaceCLIP.from_pretrained`.
     """
     if name == TINY_RANDOM:
         return HuggingFaceCLIP.tiny_random()
-    return HuggingFaceCLIP.from_pretrained(name)
+    return HuggingFaceCLIP.from_pretrained(name, local_files_only=local_files_only)
 
 
 def _tensor(features: Any) -> Tensor:

@@ -40,12 +40,15 @@ class HuggingFaceTextEncoder(FrozenEncoder):
         )
 
     @classmethod
-    def from_pretrained(cls, name: str) -> "HuggingFaceTextEncoder":
+    def from_pretrained(
+        cls, name: str, *, local_files_only: bool = False
+    ) -> "HuggingFaceTextEncoder":
         """Load an encoder and its tokenizer from a local folder or the Hugging Face hub.
 
         Args:
             name: folder written by ``save_pretrained`` (model and tokenizer), or a hub name such
                 as ``sentence-transformers/all-MiniLM-L6-v2``. Code from the hub is never run.
+            local_files_only: use a folder or the Hugging Face cache, and no network.
 
         Raises:
             FileNotFoundError: the name is a path to no folder.
@@ -53,7 +56,7 @@ class HuggingFaceTextEncoder(FrozenEncoder):
                 encoder.
             OSError: the hub has no such model, or it cannot be reached and no copy is cached.
         """
-        config = _read_config(name)
+        config = _read_config(name, local_files_only)
         if config.model_type.startswith("clip"):
             raise ValueError(
                 f"{name}: holds a CLIP (model_type={config.model_type!r}); load a whole CLIPModel "
@@ -69,9 +72,14 @@ class HuggingFaceTextEncoder(FrozenEncoder):
             _KIND,
             lambda source: (
                 AutoModel.from_pretrained(
-                    source, output_loading_info=True, trust_remote_code=False
+                    source,
+                    output_loading_info=True,
+                    trust_remote_code=False,
+                    local_files_only=local_files_only,
                 ),
-                AutoTokenizer.from_pretrained(source, trust_remote_code=False),
+                AutoTokenizer.from_pretrained(
+                    source, trust_remote_code=False, local_files_only=local_files_only
+                ),
             ),
         )
         missing = [weight for weight in report["missing_keys"] if not is_pooler(weight)]
@@ -88,25 +96,30 @@ class HuggingFaceTextEncoder(FrozenEncoder):
             return F.normalize((hidden * tokens["attention_mask"][..., None]).sum(dim=1), dim=-1)
 
 
-def load_text_encoder(name: str) -> TextEncoder:
+def load_text_encoder(name: str, *, local_files_only: bool = False) -> TextEncoder:
     """Return the text encoder of that name: ``tiny-random``, a local folder, or a hub name.
 
-    A CLIP is loaded as :class:`clipseg3d.clip.encoder.HuggingFaceCLIP`.
+    A CLIP is loaded as :class:`clipseg3d.clip.encoder.HuggingFaceCLIP`. With ``local_files_only``,
+    a hub name is looked for in the cache alone.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as ``from_pretrained`` of either class.
     """
     if name == TINY_RANDOM:
         return load_encoder(name)
-    if _read_config(name).model_type == "clip":
-        return HuggingFaceCLIP.from_pretrained(name)
-    return HuggingFaceTextEncoder.from_pretrained(name)
+    if _read_config(name, local_files_only).model_type == "clip":
+        return HuggingFaceCLIP.from_pretrained(name, local_files_only=local_files_only)
+    return HuggingFaceTextEncoder.from_pretrained(name, local_files_only=local_files_only)
 
 
-def _read_config(name: str) -> Any:
+def _read_config(name: str, local_files_only: bool) -> Any:
     """Return the configuration of a model, with messages of its own where there is none."""
     return read_pretrained(
-        name, _KIND, lambda source: AutoConfig.from_pretrained(source, trust_remote_code=False)
+        name,
+        _KIND,
+        lambda source: AutoConfig.from_pretrained(
+            source, trust_remote_code=False, local_files_only=local_files_only
+        ),
     )
 
 

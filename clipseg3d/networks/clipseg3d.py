@@ -1,11 +1,15 @@
 """CLIPSeg3D: pixel, feature and semantic fusion in one network, and the builder that sizes it."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from clipseg3d import __version__
 from clipseg3d.blocks.bridge import SemanticBridge
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.guidance import CrossModalGuidance
@@ -14,7 +18,18 @@ from clipseg3d.blocks.semantic_fusion import RegionMaps, SemanticFusion, Semanti
 from clipseg3d.clip.encoder import ClipEncoder, load_encoder
 from clipseg3d.clip.text_bank import TextBank
 from clipseg3d.clip.text_encoder import TextEncoder, load_text_encoder
+from clipseg3d.hub import (
+    CONFIG,
+    MODEL_CARD,
+    WEIGHTS,
+    find_pretrained,
+    parse_values,
+    read_config,
+    read_weights,
+    write_pretrained,
+)
 from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.networks.settings import PredictionSettings
 from clipseg3d.networks.unet import UNet3D
 from clipseg3d.volume import Views, ViewSelection
 
@@ -36,7 +51,14 @@ class Prediction(NamedTuple):
     """(b,) logits of a high grade; None without classifier."""
 
 
-class CLIPSeg3D(nn.Module):
+class CLIPSeg3D(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="clipseg3d",
+    pipeline_tag="image-segmentation",
+    tags=["medical", "mri", "brain-tumor", "brats", "3d", "clip"],
+    model_card_template=MODEL_CARD,
+):
     """3D U-Net guided by what CLIP sees in slices of the volume and reads in text.
 
     Built parts are injected; :func:`build_clipseg3d` makes them from a preset. Without views and
@@ -50,8 +72,10 @@ class CLIPSeg3D(nn.Module):
         text_bank: reports -> text embeddings; None reads no text.
         grade_classifier: grade from the bottleneck; None tells no grade.
         encoders: the frozen encoders in use by role, for checkpoints to name.
+        config: what the parts were built from; without it the network cannot be saved for others.
 
     Attributes:
+        settings: what the network was trained for, to be saved with it; None where nobody said.
         semantic_strength: how far semantics count, 0 to 1; a schedule of the training may raise
             it. Part of the state, so that a checkpoint predicts as it did when it was saved.
 
@@ -67,6 +91,7 @@ class CLIPSeg3D(nn.Module):
         text_bank: TextBank | None = None,
         grade_classifier: GradeClassifier | None = None,
         encoders: Mapping[str, TextEncoder] | None = None,
+        config: NetworkConfig | None = None,
     ) -> None:
         super().__init__()
         self.unet = unet
@@ -74,9 +99,152 @@ class CLIPSeg3D(nn.Module):
         self.semantic_fusion = semantic_fusion
         self.text_bank = text_bank
         self.grade_classifier = grade_classifier
+        self.config = config
+        self.settings: PredictionSettings | None = None
         self._encoders = dict(encoders or {})
         self.semantic_strength: Tensor
         self.register_buffer("semantic_strength", torch.ones(()))
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the mixin's takes arguments of __init__
+        cls,
+        source: str | Path,
+        *,
+        clip: ClipEncoder | str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> "CLIPSeg3D":
+        """Load a trained network, in float32 and evaluation mode; no code in files is run.
+
+        Args:
+            source: a name of weights that come with the package, a folder written by
+                :meth:`save_pretrained`, or a hub id; see :func:`clipseg3d.hub.find_pretrained`.
+            clip: CLIP itself, its folder or its hub name, where it is not to be found under the
+                name it had in training; its weights must be the same.
+            revision: branch, tag or commit on the hub.
+            token: for private models of the hub.
+            cache_dir: folder of the Hugging Face cache.
+            force_download: download even what is cached.
+            local_files_only: use the cache and no network, for CLIP too.
+
+        Raises:
+            FileNotFoundError: no such folder, or it lacks a file.
+            ValueError: unknown name; a damaged file, or one of another version of this library;
+                weights of another architecture; a CLIP of other weights.
+            OSError: the model or its CLIP is not at hand and cannot be downloaded.
+        """
+        folder = find_pretrained(
+            source,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        content = read_config(folder)
+        config = parse_values(NetworkConfig, content["network"], folder, content["clipseg3d"])
+        settings = content["prediction"]
+        if settings is not None:
+            settings = parse_values(PredictionSettings, settings, folder, content["clipseg3d"])
+        if clip is not None:
+            config = replace(config, clip=clip if isinstance(clip, str) else clip.name)
+        encoder = None if isinstance(clip, str) else clip
+        try:
+            network = build_clipseg3d(config, encoder=encoder, local_files_only=local_files_only)
+        except OSError as error:
+            raise OSError(
+                f"{source}: an encoder it was trained with is not at hand ({error}); say where "
+                "CLIP is (clip, --clip)"
+            ) from error
+        network.require_encoders(content["encoders"])
+        network._take_weights(read_weights(folder), folder / WEIGHTS)
+        network.settings = settings
+        return network.eval()
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write config.json, model.safetensors and, where there is none, a model card README.md.
+
+        Frozen encoders are named, not written. Weights keep the type they have.
+
+        Args:
+            save_directory: folder; it is made.
+            options: of :meth:`huggingface_hub.ModelHubMixin.save_pretrained`, such as
+                ``push_to_hub=True``, and as ``model_card_kwargs`` a dict with texts for the card:
+                ``name``, ``data``, ``metrics``, ``limits``.
+
+        Returns:
+            The address of the commit if it was pushed to the hub, else None.
+
+        Raises:
+            ValueError: the network was made of parts, without a config.
+            OSError: a file cannot be written.
+        """
+        self._description()  # before the mixin removes a config.json that is there
+        address: str | None = super().save_pretrained(save_directory, **options)
+        return address
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the model card; see :meth:`save_pretrained`."""
+        description = self._description()
+        own = self.state_dict()
+        sizes = [weight.numel() for name, weight in self.named_parameters() if name in own]
+        facts = {
+            "version": __version__,
+            "regions": ", ".join(description["network"]["regions"]),
+            "sequences": ", ".join(description["network"]["sequences"]),
+            "parameters": f"{sum(sizes):,}",
+            "settings": self.settings,
+            "encoders": description["encoders"],
+        }
+        return super().generate_model_card(*args, **facts, **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write config.json and model.safetensors; called by the mixin."""
+        write_pretrained(save_directory, self._description(), self.state_dict())
+
+    def _description(self) -> dict[str, Any]:
+        """Return what config.json is to say."""
+        if self.config is None:
+            raise ValueError(
+                "a network that was made of parts has no config to be saved with; build it with "
+                "build_clipseg3d, or give CLIPSeg3D the config of its parts"
+            )
+        return {
+            "network": asdict(self.config),
+            "prediction": None if self.settings is None else asdict(self.settings),
+            "encoders": self.encoder_identities(),
+        }
+
+    def _take_weights(self, weights: Mapping[str, Tensor], path: Path) -> None:
+        """Load weights; refuse those of another architecture in one sentence.
+
+        Raises:
+            ValueError: weights are missing, unknown or of another shape.
+        """
+        own = self.state_dict()
+        faults = {
+            "missing": own.keys() - weights.keys(),
+            "unknown": weights.keys() - own.keys(),
+            "of another shape": {
+                name
+                for name in own.keys() & weights.keys()
+                if own[name].shape != weights[name].shape
+            },
+        }
+        found = [
+            f"{len(names)} {fault}, such as {min(names)}"
+            for fault, names in faults.items()
+            if names
+        ]
+        if found:
+            raise ValueError(
+                f"{path}: weights of another architecture than {CONFIG} says ({'; '.join(found)}); "
+                "give the two files that were saved together"
+            )
+        self.load_state_dict(weights)
 
     def forward(
         self,
@@ -210,6 +378,7 @@ def build_clipseg3d(
     *,
     encoder: ClipEncoder | None = None,
     text_cache: str | None = None,
+    local_files_only: bool = False,
 ) -> CLIPSeg3D:
     """Build the network that a config, or the preset of that name, describes.
 
@@ -217,6 +386,7 @@ def build_clipseg3d(
         config: sizes and switches, or a preset's name.
         encoder: CLIP to use; None loads ``config.clip``.
         text_cache: file of text embeddings written by ``clipseg3d embed-text``, or None.
+        local_files_only: load encoders from folders or the Hugging Face cache, without network.
 
     Raises:
         ValueError: unknown preset; sizes that do not fit; a folder without weights; a text cache
@@ -248,14 +418,18 @@ def build_clipseg3d(
     )
     grade_classifier = GradeClassifier(unet.channels[-1]) if config.grade_classifier else None
     if not config.semantics:
-        return CLIPSeg3D(unet, pixel_fusion=pixel_fusion, grade_classifier=grade_classifier)
-    encoder = encoder or load_encoder(config.clip)
+        return CLIPSeg3D(
+            unet, pixel_fusion=pixel_fusion, grade_classifier=grade_classifier, config=config
+        )
+    encoder = encoder or load_encoder(config.clip, local_files_only=local_files_only)
     encoders: dict[str, TextEncoder] = {"CLIP": encoder}
     text_bank, text_dim = None, 0
     if config.text != "none":
         reader: TextEncoder = encoder
         if config.text_encoder is not None:
-            reader = encoders["text"] = load_text_encoder(config.text_encoder)
+            reader = encoders["text"] = load_text_encoder(
+                config.text_encoder, local_files_only=local_files_only
+            )
         text_bank = TextBank(reader, config.regions, cache=text_cache)
         text_dim = reader.embed_dim
     bridge = SemanticBridge(
@@ -293,4 +467,5 @@ def build_clipseg3d(
         text_bank=text_bank if guidance.map_text is not None else None,
         grade_classifier=grade_classifier,
         encoders=encoders,
+        config=config,
     )

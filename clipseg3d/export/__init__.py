@@ -1,0 +1,1 @@
+"""Trained networks in formats that others read: ONNX, torch.export, MONAI bundles."""

@@ -1,0 +1,174 @@
+"""A trained network as a MONAI bundle."""
+
+import json
+import shutil
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from clipseg3d import __version__
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.settings import PredictionSettings
+
+_README = """# {name}
+
+A MONAI bundle written by clipseg3d {version}. `models/README.md` is the model card.
+
+```bash
+pip install "clipseg3d=={version}" fire
+python -m monai.bundle run --config_file configs/inference.json --bundle_root . \\
+    --dataset_dir CASES --output_dir SEGMENTATIONS
+```
+
+`CASES` is a folder of cases, each a folder of four NIfTI files named as in BraTS, skull-stripped
+and on one grid, with voxels of {spacing_mm:g} mm. Reports that lie beside the scans
+(`CASE_flair_text.txt`) are read. Labels are written as `SEGMENTATIONS/CASE.nii.gz`, in the grid,
+header and label convention ({release}) of the scans. `--clip DIR` says where CLIP is, if not where
+it was in training; `--device cpu` does without a GPU. Not a medical device.
+"""
+
+
+def write_bundle(network: CLIPSeg3D, folder: Path, settings: PredictionSettings) -> None:
+    """Write a MONAI bundle: configs, model, model card, and how to run it; all or nothing.
+
+    ``monai.bundle run`` does with it what :class:`clipseg3d.Predictor` does, which must be
+    installed where it runs. The frozen CLIP stays outside, as it does for ``save_pretrained``.
+
+    Args:
+        network: trained, with a config.
+        folder: of the bundle; it must not exist yet, or be empty.
+        settings: what the network is for.
+
+    Raises:
+        ValueError: the folder holds files, or the network was made of parts, without a config.
+        OSError: a file cannot be written.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{folder}: holds something already; give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{uuid.uuid4().hex}.tmp")
+    readme = _README.format(
+        name=folder.name,
+        version=__version__,
+        release=settings.release,
+        spacing_mm=settings.spacing_mm,
+    )
+    try:
+        network.save_pretrained(aside / "models")
+        texts = {
+            "configs/metadata.json": _json(_metadata(network, settings)),
+            "configs/inference.json": _json(_inference(settings)),
+            "docs/README.md": readme,
+        }
+        for name, text in texts.items():
+            path = aside / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        aside.replace(folder)
+    except OSError as error:
+        raise OSError(
+            f"{folder}: cannot be written ({error.strerror or error}); choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _inference(settings: PredictionSettings) -> dict[str, Any]:
+    """Return inference.json; what is a plain value may be overridden on the command line."""
+    return {
+        "imports": [
+            "$import torch",
+            "$from pathlib import Path",
+            "$from clipseg3d.data.cases import find_cases",
+            "$from clipseg3d.data.releases import get_release",
+        ],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/cases'",
+        "output_dir": "$@bundle_root + '/eval'",
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        "clip": None,
+        "release": settings.release,
+        "spacing_mm": settings.spacing_mm,
+        "window": list(settings.window),
+        "overlap": settings.overlap,
+        "allow_missing": settings.allow_missing,
+        "network_def": {
+            "_target_": "clipseg3d.CLIPSeg3D.from_pretrained",
+            "source": "$Path(@bundle_root) / 'models'",
+            "clip": "@clip",
+        },
+        "inferer": {
+            "_target_": "clipseg3d.Predictor",
+            "network": "@network_def",
+            "release": "$get_release(@release)",
+            "spacing_mm": "@spacing_mm",
+            "window": "$tuple(@window)",
+            "overlap": "@overlap",
+            "allow_missing": "@allow_missing",
+            "device": "$str(@device)",
+        },
+        "dataset": "$find_cases(@dataset_dir, @inferer.release, require_label=False, "
+        "allow_missing=@allow_missing, spacing_mm=@spacing_mm)",
+        "run": [
+            "$[@inferer(case).save(Path(@output_dir) / f'{case.case_id}.nii.gz') "
+            "for case in @dataset]"
+        ],
+    }
+
+
+def _metadata(network: CLIPSeg3D, settings: PredictionSettings) -> dict[str, Any]:
+    """Return metadata.json, in the keys of MONAI's bundle specification."""
+    config = cast(NetworkConfig, network.config)  # it has been saved
+    common = {
+        "type": "image",
+        "spatial_shape": list(settings.window),
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": True,
+    }
+    return {
+        "version": "0.0.1",
+        "changelog": {"0.0.1": f"written by clipseg3d {__version__}"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch"),
+        "numpy_version": version("numpy"),
+        "required_packages_version": {
+            name: version(name) for name in ("clipseg3d", "nibabel", "transformers", "safetensors")
+        },
+        "name": "CLIPSeg3D",
+        "task": "Segmentation of brain tumours in MRI",
+        "description": "A 3D U-Net guided by CLIP: it reads slices of the volume and the report.",
+        "authors": "to be filled in by the author",
+        "copyright": "to be filled in by the author",
+        "intended_use": "Research. Not a medical device.",
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    **common,
+                    "format": "magnitude",
+                    "modality": "MR",
+                    "num_channels": len(config.sequences),
+                    "channel_def": _numbered(config.sequences),
+                }
+            },
+            "outputs": {
+                "pred": {
+                    **common,
+                    "format": "segmentation",
+                    "num_channels": len(config.regions),
+                    "channel_def": _numbered(config.regions),
+                }
+            },
+        },
+    }
+
+
+def _numbered(names: tuple[str, ...]) -> dict[str, str]:
+    """Return names by channel, as the specification has it."""
+    return {str(channel): name for channel, name in enumerate(names)}
+
+
+def _json(values: dict[str, Any]) -> str:
+    return f"{json.dumps(values, indent=2)}\n"

@@ -1,0 +1,134 @@
+"""The image path as a graph: ONNX for any runtime, torch.export for PyTorch."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from clipseg3d import __version__
+from clipseg3d.export.image_path import ImagePath, example_inputs
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.settings import PredictionSettings
+from clipseg3d.reporting.whole_file import whole_file
+
+
+def write_onnx(
+    network: CLIPSeg3D, path: Path, settings: PredictionSettings, *, report: str = ""
+) -> None:
+    """Write :class:`ImagePath` as an ONNX graph of one window, with its settings as metadata.
+
+    Args:
+        network: trained, on the CPU.
+        path: file to write, ending in .onnx.
+        settings: what the network is for; the graph takes crops of its window.
+        report: whose embeddings are kept in the graph beside those of the region prompts.
+
+    Raises:
+        ValueError: ``path`` has another ending; a report for a network that reads none; the graph
+            would exceed the 2 GB of an ONNX file.
+        ImportError: onnx or onnxscript, which make the graph, are not installed.
+        OSError: the file cannot be written.
+    """
+    _require_ending(path, ".onnx")
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'ONNX graphs are made by onnx and onnxscript: pip install "clipseg3d[export]"'
+        ) from error
+    traced = _trace(network, settings, report).run_decompositions(
+        {
+            torch.ops.aten.logaddexp.default: _logaddexp,
+            torch.ops.aten.log_sigmoid.default: _log_sigmoid,
+        }
+    )
+    with _quiet():
+        made = torch.onnx.export(traced, output_names=["logits"], dynamo=True, verbose=False)
+    program = cast(torch.onnx.ONNXProgram, made)  # None is for the exporter without dynamo
+    program.model.metadata_props.update(_about(network, settings, report))
+    with whole_file(path) as aside:
+        program.save(str(aside))
+
+
+def write_torch(
+    network: CLIPSeg3D, path: Path, settings: PredictionSettings, *, report: str = ""
+) -> None:
+    """Write :class:`ImagePath` with :func:`torch.export.save`; arguments as :func:`write_onnx`.
+
+    Settings go into the file ``clipseg3d.json`` inside (``extra_files`` of torch.export.load).
+
+    Raises:
+        ValueError: ``path`` does not end in .pt2; a report for a network that reads none.
+        OSError: the file cannot be written.
+    """
+    _require_ending(path, ".pt2")
+    program = _trace(network, settings, report)
+    about = json.dumps(_about(network, settings, report))
+    with whole_file(path) as aside, aside.open("wb") as file:
+        torch.export.save(program, file, extra_files={"clipseg3d.json": about})
+
+
+def _trace(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> ExportedProgram:
+    """Return the image path as a graph of tensor operations."""
+    return torch.export.export(
+        ImagePath(network, report=report),
+        (),
+        kwargs=example_inputs(network, settings.window),
+        strict=False,
+    )
+
+
+def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    """Return log(e^a + e^b), one of them finite; ONNX has no such operation.
+
+    Its exporter would write the formula as it stands, which is infinite below -88.
+    """
+    return torch.maximum(a, b) + torch.log1p(torch.exp(-(a - b).abs()))
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    """Return log(sigmoid(x)); see :func:`_logaddexp`."""
+    return x.clamp(max=0) - torch.log1p(torch.exp(-x.abs()))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what exporters tell of their own insides, which is for their authors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _about(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> dict[str, str]:
+    """Return what a user of the graph must know, as texts."""
+    about = {
+        "clipseg3d": __version__,
+        "release": settings.release,
+        "spacing_mm": f"{settings.spacing_mm:g}",
+        "report": report,
+        "encoders": json.dumps(network.encoder_identities()),
+    }
+    if network.config is not None:
+        about |= {
+            name: ",".join(getattr(network.config, name)) for name in ("sequences", "regions")
+        }
+    return about
+
+
+def _require_ending(path: Path, ending: str) -> None:
+    """Raise a ValueError for a file of another ending."""
+    if path.suffix != ending:
+        raise ValueError(f"{path}: does not end in {ending}; rename it")

@@ -1,0 +1,113 @@
+"""The image path of a network as a module of tensors alone, for other runtimes."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from clipseg3d.blocks.bridge import ViewTokens
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.volume import cut_views
+
+
+class ImagePath(nn.Module):
+    """A trained network without its frozen encoders: crops in, logits out.
+
+    Region prompts and one report are read here, once, and their embeddings are kept. CLIP's image
+    tower is left out: what it sees in the views is an input, since it is the same for every window
+    of a case, while a graph runs for each window, and since CLIP may be 50 times larger than the
+    rest. Compute it once per case as
+    ``network.semantic_fusion.bridge.embed(cut_views(volume, selection=network.view_selection))``,
+    or leave it at zeros with ``views_valid`` False: text alone then guides the network.
+
+    Args:
+        network: trained. Its parts are shared, not copied, but for the small semantic ones.
+        report: of the case; empty for prompts alone.
+
+    Raises:
+        ValueError: a report is given to a network that reads none.
+    """
+
+    def __init__(self, network: CLIPSeg3D, *, report: str = "") -> None:
+        super().__init__()
+        if report and network.text_bank is None:
+            raise ValueError("the network reads no text; leave the report out")
+        fusion = network.semantic_fusion
+        self.text: Tensor | None
+        self.text_mask: Tensor | None
+        text, mask = network.embed_text([report])
+        self.register_buffer("text", text)
+        self.register_buffer("text_mask", mask)
+        self.has_patches = False
+        if fusion is not None:
+            self.has_patches = fusion.bridge.dense
+            fusion = copy.deepcopy(fusion, {id(fusion.bridge): _SeenBefore()})
+        self.network = CLIPSeg3D(
+            network.unet, pixel_fusion=network.pixel_fusion, semantic_fusion=fusion
+        )
+        self.network.semantic_strength.copy_(network.semantic_strength)
+        self.eval()
+
+    def forward(
+        self,
+        image: Tensor,
+        statistics: Tensor | None = None,
+        window: Tensor | None = None,
+        view_tokens: Tensor | None = None,
+        views_valid: Tensor | None = None,
+        view_patches: Tensor | None = None,
+        view_planes: Tensor | None = None,
+    ) -> Tensor:
+        """Return logits (1, r, x, y, z); :func:`example_inputs` has what a network needs of these.
+
+        Args:
+            image: crop (1, s, x, y, z), in the units of ``statistics``.
+            statistics: (1, s, 4) of the whole brain.
+            window: (1, 2, 3) where the crop lies in the brain box.
+            view_tokens: (1, n, e), CLIP's embeddings of the views.
+            views_valid: (1,) bool, whether the view embeddings are to be heeded.
+            view_patches: (1, v, g, g, e), for networks with a dense map.
+            view_planes: (1, v, 3), for networks with a dense map.
+        """
+        semantics = None
+        if view_tokens is not None and views_valid is not None:
+            planes = view_tokens.new_zeros(1, 1, 3) if view_planes is None else view_planes
+            seen = ViewTokens(view_tokens, views_valid, view_patches, planes)
+            semantics = self.network.encode_semantics(
+                seen,  # type: ignore[arg-type]  # which _SeenBefore takes for views
+                self.text,
+                self.text_mask,
+            )
+        return self.network.segment(image, semantics, window=window, statistics=statistics).logits
+
+
+class _SeenBefore(nn.Module):
+    """Stands for the bridge where CLIP has seen the views before."""
+
+    def embed(self, seen: ViewTokens) -> ViewTokens:
+        """Return what CLIP saw."""
+        return seen
+
+
+@torch.no_grad()
+def example_inputs(network: CLIPSeg3D, size: tuple[int, int, int]) -> dict[str, Tensor]:
+    """Return the inputs that :meth:`ImagePath.forward` needs for a network, by name.
+
+    Args:
+        network: the whole one, with CLIP.
+        size: of the crop (x, y, z), in voxels.
+    """
+    sequences = 4 if network.config is None else len(network.config.sequences)
+    image = torch.randn(1, sequences, *size)
+    inputs = {"image": image}
+    if network.pixel_fusion is not None:
+        inputs["statistics"] = torch.tensor([[[-2.0, 2.0, 0.0, 1.0]]]).repeat(1, sequences, 1)
+    if network.semantic_fusion is None:
+        return inputs
+    bridge = network.semantic_fusion.bridge
+    seen = bridge.embed(cut_views(image, selection=bridge.selection))
+    inputs["window"] = torch.tensor([[[0.0] * 3, [1.0] * 3]])
+    inputs["view_tokens"], inputs["views_valid"] = seen.tokens, seen.valid
+    if seen.patches is not None:
+        inputs["view_patches"], inputs["view_planes"] = seen.patches, seen.planes
+    return inputs
