@@ -459,6 +459,34 @@ def test_outlines_lie_around_their_region(show):
     assert rows.max() / height == pytest.approx(13 / Y, abs=0.02)
 
 
+def test_outlines_are_closed_and_voxels_that_touch_at_a_corner_stay_apart(show):
+    prediction = np.zeros((3, *SHAPE), bool)
+    prediction[0, 4:9, 4:9, 6] = True
+    prediction[0, 6, 6, 6] = False  # a hole
+    for x, y in ((12, 12), (13, 13), (17, 18), (18, 17)):  # two pairs, one along each diagonal
+        prediction[0, x, y, 6] = True
+    page = show(prediction=prediction, reference=None, fragment="#axial=1")
+    page.evaluate("""(() => {
+        window.loops = 0;
+        const start = Path2D.prototype.moveTo;
+        Path2D.prototype.moveTo = function (x, y) {
+            window.loops++;
+            start.call(this, x, y);
+        };
+    })()""")
+    page.set("axial", 7)
+    assert page.evaluate("window.loops") == 2 + 4
+
+
+def test_a_map_of_a_region_shows_the_outline_of_that_region(show):
+    page = show(fragment="#axial=8", reference=None)
+    page.set("opacity", 0)
+    for index, region, other in ((0, "TC", "WT"), (1, "ET", "TC")):
+        pixels = page.picture(f'#maps canvas.picture[data-map="{index}"]')
+        assert near(pixels, REGION_COLOURS[region]).sum() > 10
+        assert near(pixels, REGION_COLOURS[other]).sum() == 0
+
+
 def test_fill_colours_the_innermost_region(show):
     page = show(fragment="#axial=8&coronal=1&sagittal=1", reference=None)
     page.set("cross", False)
