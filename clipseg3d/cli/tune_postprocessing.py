@@ -25,7 +25,8 @@ def add_command(commands: Commands) -> None:
         "references",
         type=Path,
         metavar="REFERENCES",
-        help="folder that holds the cases with expert masks; those not segmented are passed over",
+        help="folder of the cases with expert masks, or of masks CASE.nii.gz; those not segmented "
+        "are passed over",
     )
     tune.add_argument(
         "-o",
@@ -49,16 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix != ".json":
         raise ValueError(f"{arguments.output}: does not end in .json; rename it")
 
-    from clipseg3d.data.cases import detect_release
-    from clipseg3d.data.releases import get_release
-    from clipseg3d.inference.tuning import read_labelled_predictions, tune_postprocessing
+    from clipseg3d.inference.tuning import read_validation, tune_postprocessing
 
-    auto = arguments.release == "auto"
-    release = detect_release(arguments.references) if auto else get_release(arguments.release)
-    cases, spacing_mm = read_labelled_predictions(
-        arguments.predictions, arguments.references, release
+    release = None if arguments.release == "auto" else arguments.release
+    tuned = tune_postprocessing(
+        read_validation(arguments.predictions, arguments.references, release)
     )
-    tuned = tune_postprocessing(cases, release, spacing_mm=spacing_mm)
     learned = {"cases": tuned.num_cases, "dice_before": tuned.before, "dice_after": tuned.after}
     tuned.rules.save(arguments.output, learned=learned)
     for region, before in tuned.before.items():

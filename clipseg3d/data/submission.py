@@ -44,7 +44,7 @@ def check_submission(folder: Path, root: Path, release: BraTSRelease) -> tuple[i
     volumes = find_segmentations(folder)
     named = set[Path]()
     for case in cases:
-        faults += segmentation_faults(folder, volumes, case, release)
+        faults += _segmentation_faults(folder, volumes, case, release)
         due = folder / f"{case.case_id}{SUFFIX}"
         named.update([due] if due in volumes else _misnamed(volumes, case.case_id))
     faults += [
@@ -74,7 +74,7 @@ def find_segmentations(folder: Path) -> list[Path]:
     return volumes
 
 
-def segmentation_faults(
+def _segmentation_faults(
     folder: Path, volumes: Sequence[Path], case: Case, release: BraTSRelease
 ) -> list[str]:
     """Return what is wrong with the segmentation of one case, one line each.

@@ -3,29 +3,21 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from nibabel.affines import voxel_sizes
 
-from clipseg3d.data.cases import DataError, index_cases
-from clipseg3d.data.nifti import open_nifti, read_voxels
-from clipseg3d.data.releases import REGIONS, BraTSRelease
-from clipseg3d.data.submission import SUFFIX, find_segmentations, segmentation_faults
+from clipseg3d.data.cases import DataError
+from clipseg3d.data.label_pairs import LabelPair, by_case, find_references, read_pair
+from clipseg3d.data.releases import REGIONS
 from clipseg3d.inference.postprocess import RULES, Masks, PostProcessing, apply_rule
 from clipseg3d.metrics.dice import dice_score
 
 THRESHOLDS_ML = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """What is tried for every rule; 0 does nothing."""
-
-
-class LabelledPrediction(NamedTuple):
-    """Two label maps (x, y, z) of one case, on one grid."""
-
-    prediction: npt.NDArray[np.integer]
-    reference: npt.NDArray[np.integer]
+_Depths = npt.NDArray[np.uint8]
+"""(x, y, z): in how many of the nested regions a voxel is; a third of the memory of masks."""
 
 
 @dataclass(frozen=True)
@@ -45,125 +37,124 @@ class Tuned:
     after: dict[str, float]
 
 
-def read_labelled_predictions(
-    folder: Path, root: Path, release: BraTSRelease
-) -> tuple[Iterator[LabelledPrediction], float]:
-    """Find the segmentations of cases with expert masks, and check them.
+def read_validation(folder: Path, root: Path, release: str | None) -> Iterator[LabelPair]:
+    """Read the segmentations in a folder and their expert masks, case by case.
 
     Args:
         folder: of segmentations ``{case}.nii.gz``.
-        root: folder of cases; those without expert mask or segmentation are passed over.
-        release: of the cases.
-
-    Returns:
-        The pairs, each read when it is asked for; and the voxel size in mm that all share.
+        root: of references, as for :func:`clipseg3d.data.label_pairs.find_references`; those
+            without segmentation are passed over.
+        release: as there.
 
     Raises:
         FileNotFoundError: a folder is missing, or holds nothing of the kind.
-        DataError: a segmentation or a case is faulty, or voxel sizes differ. All faults are
-            listed.
+        ValueError: it cannot be told which release the references are of.
+        DataError: at the end, if files are of no reference, broken, on other grids, or of another
+            voxel size. All faults are listed.
     """
-    volumes = find_segmentations(folder)
-    cases, faults = index_cases(root, release, require_label=False, allow_missing=True)
-    if not cases:
-        raise FileNotFoundError("\n".join(faults))
-    pairs: list[tuple[Path, Path]] = []
-    sizes: dict[Path, float] = {}
-    for case in cases:
-        path = folder / f"{case.case_id}{SUFFIX}"
-        if case.label is None or path not in volumes:
-            continue
-        found = segmentation_faults(folder, volumes, case, release)
-        faults += found
-        if not found:
-            pairs.append((path, case.label))
-            sizes[path] = float(voxel_sizes(open_nifti(path).affine).prod() ** (1 / 3))
-    if not pairs and not faults:
-        raise FileNotFoundError(
-            f"{folder}: holds no segmentation of a case with expert mask in {root}; check that "
-            f"they are named {{case}}{SUFFIX}"
-        )
-    first = next(iter(sizes.values()), 1.0)
-    faults += [
-        f"{path}: voxels of {size:.3g} mm, others of {first:.3g} mm; learn from cases of one size"
-        for path, size in sizes.items()
-        if abs(size / first - 1) > 0.02
+    references, known = find_references(root, release)
+    segmentations = by_case(folder)
+    faults = [
+        f"{path}: of no reference in {root}; name it {{case}}.nii.gz like one of them, or take it "
+        "out"
+        for case_id, path in segmentations.items()
+        if case_id not in references
     ]
+    size: float | None = None
+    for case_id, path in segmentations.items():
+        if case_id not in references:
+            continue
+        try:
+            pair = read_pair(path, references[case_id], known)
+        except DataError as error:
+            faults += error.faults
+            continue
+        size = size or pair.spacing_mm[0]
+        if not np.allclose(pair.spacing_mm, size, rtol=0.02):
+            sides = "x".join(f"{side:.3g}" for side in pair.spacing_mm)
+            faults.append(
+                f"{path}: voxels of {sides} mm, expected {size:.3g} mm along all axes; learn from "
+                "cases of one voxel size"
+            )
+            continue
+        yield pair
     if faults:
         raise DataError(faults)
-    read = (LabelledPrediction(read_voxels(path), read_voxels(mask)) for path, mask in pairs)
-    return read, round(first, 3)
 
 
-def tune_postprocessing(
-    cases: Iterable[LabelledPrediction], release: BraTSRelease, *, spacing_mm: float
-) -> Tuned:
+def tune_postprocessing(pairs: Iterable[LabelPair]) -> Tuned:
     """Choose the threshold of each rule by mean Dice, rule by rule in order of application.
 
     Dice is averaged over WT, TC and ET and over cases; empty masks count as in BraTS 2020. The
     smallest of equally good thresholds is taken, so a rule that brings nothing does nothing.
-    Cases are kept cropped to their tumours, some 1 MB each.
+    Cases are kept cropped to their tumours, 1 or 2 MB each.
 
     Args:
-        cases: predictions and references, in the labels of ``release``.
-        release: what the labels mean.
-        spacing_mm: voxel size of the cases.
+        pairs: segmentations and references, nested, of one cubic voxel size.
 
     Raises:
         ValueError: there is no case.
     """
-    kept = [_cropped(case) for case in cases]
-    if not kept:
-        raise ValueError("no case to learn from; give predictions and their references")
-    truths = [case.reference for case in kept]
-    states = [release.to_labels(release.to_regions(case.prediction)) for case in kept]
+    states: list[_Depths] = []
+    truths: list[_Depths] = []
+    spacing_mm = 1.0
+    for pair in pairs:
+        spacing_mm = pair.spacing_mm[0]
+        found, due = _cropped(pair)
+        states.append(found)
+        truths.append(due)
+    if not states:
+        raise ValueError("no case to learn from; give segmentations and their references")
     options = tuple(sorted({round(ml * 1000 / spacing_mm**3) for ml in THRESHOLDS_ML}))
-    before = _mean_dice(states, truths, release)
+    before = _mean_dice(states, truths)
     learned: dict[str, dict[str, int]] = {rule: {} for rule in RULES}
     for rule, names in RULES.items():
         for region in names:
             tried = np.zeros(len(options))
             for state, truth in zip(states, truths, strict=True):
-                masks, due = release.to_regions(state), release.to_regions(truth)
-                results = apply_rule(masks, rule, region, options)
-                tried += [float(_dice(result, due).mean()) for result in results]
-            gain = np.round(tried / len(kept), 9)  # what rounding makes of equal sums is no gain
+                results = apply_rule(_masks(state), rule, region, options)
+                tried += [float(_dice(result, _masks(truth)).mean()) for result in results]
+            gain = np.round(tried / len(states), 9)  # what rounding makes of equal sums is no gain
             best = options[int(gain.argmax())]
             learned[rule][region] = best
             states = [
-                release.to_labels(apply_rule(release.to_regions(s), rule, region, (best,))[0])
-                for s in states
+                _depths(apply_rule(_masks(state), rule, region, (best,))[0]) for state in states
             ]
     rules = PostProcessing(
-        spacing_mm,
+        round(spacing_mm, 3),
         small_components=learned["small_components"],
         enhancing_to_core=learned["enhancing_to_core"]["ET"],
         holes=learned["holes"],
     )
-    return Tuned(rules, len(kept), before, _mean_dice(states, truths, release))
+    return Tuned(rules, len(states), before, _mean_dice(states, truths))
 
 
-def _cropped(case: LabelledPrediction) -> LabelledPrediction:
+def _cropped(pair: LabelPair) -> tuple[_Depths, _Depths]:
     """Cut off what is background in both, but for one voxel around, which keeps holes enclosed."""
+    found, due = _depths(pair.prediction), _depths(pair.reference)
     box = []
     for axis in range(3):
         others = tuple(other for other in range(3) if other != axis)
-        inside = np.flatnonzero(
-            (case.prediction.any(axis=others)) | case.reference.any(axis=others)
-        )
+        inside = np.flatnonzero(found.any(axis=others) | due.any(axis=others))
         box.append(slice(max(0, inside[0] - 1), inside[-1] + 2) if len(inside) else slice(0, 1))
-    return LabelledPrediction(*(part[tuple(box)].astype(np.uint8) for part in case))
+    return found[tuple(box)].copy(), due[tuple(box)].copy()
 
 
-def _mean_dice(
-    states: list[npt.NDArray[np.uint8]],
-    truths: list[npt.NDArray[np.integer]],
-    release: BraTSRelease,
-) -> dict[str, float]:
+def _depths(masks: Masks) -> _Depths:
+    """Return in how many regions (3, x, y, z) each voxel is."""
+    depths: _Depths = masks.sum(axis=0, dtype=np.uint8)
+    return depths
+
+
+def _masks(depths: _Depths) -> Masks:
+    """Return the nested regions (3, x, y, z)."""
+    return np.stack([depths > index for index in range(len(REGIONS))])
+
+
+def _mean_dice(states: list[_Depths], truths: list[_Depths]) -> dict[str, float]:
     """Return region -> mean Dice over cases."""
     scores = [
-        _dice(release.to_regions(state), release.to_regions(truth))
-        for state, truth in zip(states, truths, strict=True)
+        _dice(_masks(state), _masks(truth)) for state, truth in zip(states, truths, strict=True)
     ]
     return dict(zip(REGIONS, np.mean(scores, axis=0).tolist(), strict=True))
 

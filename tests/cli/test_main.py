@@ -139,7 +139,7 @@ def test_help_names_every_command(capsys):
         *("demo", "segment", "fit", "validate", "test", "tune-postprocessing"),
         *("check-data", "check-submission", "phantom", "embed-text"),
     ):
-        assert f"\n    {command} " in page
+        assert f"\n    {command}" in page
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from clipseg3d.data.cases import DataError
-from clipseg3d.data.releases import BRATS_2020, BRATS_2023_GLI
+from clipseg3d.data.label_pairs import LabelPair
+from clipseg3d.data.releases import BRATS_2020
 from clipseg3d.inference.postprocess import PostProcessing
 from clipseg3d.inference.tuning import (
     THRESHOLDS_ML,
-    LabelledPrediction,
-    read_labelled_predictions,
+    read_validation,
     tune_postprocessing,
 )
 
@@ -26,9 +26,9 @@ def tumour(shift=0):
     return label
 
 
-def tune(*pairs, release=BRATS_2020, spacing_mm=1.0):
-    cases = [LabelledPrediction(*pair) for pair in pairs]
-    return tune_postprocessing(cases, release, spacing_mm=spacing_mm)
+def tune(*pairs, spacing_mm=1.0):
+    masks = [[BRATS_2020.to_regions(label) for label in pair] for pair in pairs]
+    return tune_postprocessing(LabelPair(*pair, (spacing_mm,) * 3) for pair in masks)
 
 
 def test_perfect_predictions_need_no_rule():
@@ -128,14 +128,6 @@ def test_rules_do_to_whole_volumes_what_they_did_to_crops():
     assert sum(tuned.after.values()) > sum(tuned.before.values())
 
 
-def test_labels_are_those_of_the_release():
-    found, due = (np.where(part == 4, 3, part).astype(np.uint8) for part in (tumour(), tumour()))
-    found[0:2, 0:2, 0:2] = 3
-    tuned = tune((found, due), release=BRATS_2023_GLI)
-    assert tuned.rules.small_components["WT"] == 10
-    assert tuned.after == {"WT": 1, "TC": 1, "ET": 1}
-
-
 def test_empty_masks_are_no_trouble():
     nothing = np.zeros(SHAPE, np.uint8)
     assert tune((nothing, nothing)).after == {"WT": 1, "TC": 1, "ET": 1}
@@ -163,14 +155,12 @@ def folders(tmp_path):
 
 
 def test_predictions_meet_their_references(folders):
-    pairs, spacing_mm = read_labelled_predictions(*folders, BRATS_2020)
-    pairs = list(pairs)
-    assert spacing_mm == 1.0
+    pairs = list(read_validation(*folders, "brats2020"))
     assert len(pairs) == 2
-    for number, (found, due) in enumerate(pairs, start=1):
-        np.testing.assert_array_equal(found, tumour(number))
-        np.testing.assert_array_equal(due, tumour())
-    assert isinstance(tune_postprocessing(pairs, BRATS_2020, spacing_mm=1.0).rules, PostProcessing)
+    for number, pair in enumerate(pairs, start=1):
+        np.testing.assert_array_equal(pair.prediction, BRATS_2020.to_regions(tumour(number)))
+        np.testing.assert_array_equal(pair.reference, BRATS_2020.to_regions(tumour()))
+    assert isinstance(tune_postprocessing(pairs).rules, PostProcessing)
 
 
 def test_faulty_predictions_are_all_named(folders):
@@ -178,32 +168,32 @@ def test_faulty_predictions_are_all_named(folders):
     write(found / "BraTS20_Training_001.nii.gz", tumour()[:-1])
     write(found / "BraTS20_Training_002.nii.gz", np.full(SHAPE, 0.5, np.float32))
     write(found / "BraTS20_Training_003.nii.gz", np.full(SHAPE, 3, np.uint8))
+    write(found / "BraTS20_Training_004.nii.gz", tumour())
     with pytest.raises(DataError) as error:
-        read_labelled_predictions(found, root, BRATS_2020)
-    first, second, third = error.value.faults
-    assert "001.nii.gz: shape (59, 50, 40) differs from the scan's (60, 50, 40)" in first
-    assert "002.nii.gz: holds 0.5, no whole number; hand in labels, not prob" in second
+        tune_postprocessing(read_validation(found, root, "brats2020"))
+    extra, first, second, third = error.value.faults
+    assert "004.nii.gz: of no reference in" in extra
+    assert "001.nii.gz: shape 59x50x40 differs from 60x50x40" in first
+    assert "002.nii.gz: holds 0.5, no whole number" in second
     assert "003.nii.gz: holds label 3, but brats2020 has 0, 1, 2, 4" in third
 
 
-def test_cases_of_two_voxel_sizes_are_refused(folders):
+@pytest.mark.parametrize(("sizes", "shown"), [((2, 2, 2), "2x2x2"), ((1, 1, 2), "1x1x2")])
+def test_cases_of_two_voxel_sizes_are_refused(folders, sizes, shown):
     found, root = folders
     name = "BraTS20_Training_002"
     for path in [*(root / name).iterdir(), found / f"{name}.nii.gz"]:
-        write(path, np.asanyarray(nib.load(path).dataobj), np.diag([-2.0, -2.0, 2.0, 1.0]))
-    with pytest.raises(DataError, match=r"002\.nii\.gz: voxels of 2 mm, others of 1 mm"):
-        read_labelled_predictions(found, root, BRATS_2020)
+        write(path, np.asanyarray(nib.load(path).dataobj), np.diag([*sizes, 1.0]))
+    with pytest.raises(DataError, match=rf"002\.nii\.gz: voxels of {shown} mm, expected 1 mm"):
+        tune_postprocessing(read_validation(found, root, "brats2020"))
 
 
 def test_folders_without_a_pair_are_named(folders, tmp_path):
     found, root = folders
     with pytest.raises(FileNotFoundError, match="gone: no such folder"):
-        read_labelled_predictions(tmp_path / "gone", root, BRATS_2020)
+        list(read_validation(tmp_path / "gone", root, "brats2020"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty: holds no segmentation"):
-        read_labelled_predictions(tmp_path / "empty", root, BRATS_2020)
-    with pytest.raises(FileNotFoundError, match=r"empty: no case of brats2020"):
-        read_labelled_predictions(found, tmp_path / "empty", BRATS_2020)
-    write(tmp_path / "other" / "someone.nii.gz", tumour())
-    with pytest.raises(FileNotFoundError, match=r"other: holds no segmentation of a case with"):
-        read_labelled_predictions(tmp_path / "other", root, BRATS_2020)
+        list(read_validation(tmp_path / "empty", root, "brats2020"))
+    with pytest.raises(FileNotFoundError, match=r"empty: "):
+        list(read_validation(found, tmp_path / "empty", "brats2020"))

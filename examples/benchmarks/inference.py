@@ -1,0 +1,237 @@
+"""A whole volume by this library, and by MONAI's sliding windows over the uncropped volume.
+
+Same network, same window size, same overlap, Gaussian weights, both on the CPU, in turn, in one
+run. The peer is MONAI's ``sliding_window_inference`` with one window at a time. It gets all that
+the network needs for nothing: the z-scored image, the semantics computed once, the place of each
+window in the brain. What is timed, of either: windows, stitching, labels in the source's grid.
+
+Windows of the two lie at different places, and the network normalises each window by itself, so
+the two cannot agree everywhere; ``equal_voxels`` is the share of all voxels of the volume with the
+same label, the lowest over cases. Most of them are background: ``equal_in_brain`` counts within
+the brain only, and Dice between the two label maps says it for the tumour.
+
+``ratio`` is (MONAI's time) / (ours), summed over cases. ``memory_ratio`` is (our peak) / (MONAI's):
+each in a process of its own, resident memory above what it is with network and libraries loaded;
+the image, which either holds, counts.
+
+Without ``--weights`` the demo's network is trained first (two minutes), on phantoms of 2 mm: good
+enough to find tumours, not to be judged by.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor
+
+from clipseg3d.blocks.semantic_fusion import Semantics
+from clipseg3d.data.cases import Case, find_cases
+from clipseg3d.data.phantom_datamodule import write_phantoms
+from clipseg3d.data.preprocess import Grid, preprocess
+from clipseg3d.data.releases import BRATS_2018, PHANTOM, BraTSRelease
+from clipseg3d.demo import run_demo
+from clipseg3d.inference.predictor import Predictor
+from clipseg3d.inference.window import segment_volume
+from clipseg3d.metrics.dice import dice_score
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.volume import Views
+
+OVERLAP = 0.5
+Labels = np.ndarray
+
+
+class Given(NamedTuple):
+    """What either way starts from."""
+
+    image: Tensor
+    """(1, 4, x, y, z) z-scored: the brain box, or the whole volume."""
+    statistics: Tensor
+    semantics: Semantics | None
+    grid: Grid
+    release: BraTSRelease
+    size: int
+    """Edge of the window in voxels."""
+
+
+def ours(network: CLIPSeg3D, given: Given) -> Labels:
+    """Segment the brain box, as :class:`Predictor` does."""
+    logits = segment_volume(
+        network,
+        given.image,
+        given.semantics,
+        given.statistics,
+        window=(given.size,) * 3,
+        overlap=OVERLAP,
+    )
+    regions = (logits[0].sigmoid_() > 0.5).numpy()
+    return given.grid.restore(given.release.to_labels(regions))
+
+
+@torch.no_grad()
+def monai(network: CLIPSeg3D, given: Given) -> Labels:
+    """Segment the volume as it is in the file (LPS, as BraTS has it)."""
+    starts = torch.tensor([start for start, _ in given.grid.box], dtype=torch.float32)
+    extent = torch.tensor([stop - start for start, stop in given.grid.box], dtype=torch.float32)
+    size = torch.full((3,), float(given.size))
+
+    def predict(crop: Tensor, slices: list[list[slice]]) -> Tensor:
+        corner = torch.tensor([axis.start for axis in slices[0][2:]], dtype=torch.float32)
+        place = torch.stack([(corner - starts) / extent, size / extent])
+        return network.segment(
+            crop, given.semantics, window=place[None], statistics=given.statistics
+        ).logits
+
+    logits = sliding_window_inference(
+        given.image,
+        (given.size,) * 3,
+        1,
+        predict,
+        overlap=OVERLAP,
+        mode="gaussian",
+        with_coord=True,
+    )
+    return given.release.to_labels((logits[0].sigmoid_() > 0.5).numpy())
+
+
+WAYS: dict[str, Callable[[CLIPSeg3D, Given], Labels]] = {"monai": monai, "ours": ours}
+
+
+def prepare(case: Case, predictor: Predictor, size: int) -> dict[str, Given]:
+    """Return what each way is given."""
+    network = predictor.network
+    ready = preprocess(case, predictor.release, view_selection=network.view_selection)
+    views = Views(*(part[None] for part in ready.views))
+    with torch.no_grad():
+        semantics = network.encode_semantics(views, *network.embed_text([case.report]))
+    common = (ready.statistics[None], semantics, ready.grid, predictor.release, size)
+    volume = torch.from_numpy(ready.grid.restore(ready.image.numpy()))
+    return {"monai": Given(volume[None], *common), "ours": Given(ready.image[None], *common)}
+
+
+def load(weights: Path, release: BraTSRelease) -> Predictor:
+    """Load the network for a release, whatever it was trained on."""
+    warnings.filterwarnings("ignore", message="the weights of the tiny CLIP are random")
+    network = Predictor.from_checkpoint(weights, device="cpu").network
+    return Predictor(network, release=release, device="cpu", overlap=OVERLAP)
+
+
+def send_peak(way: str, weights: Path, given: Path, threads: int, pipe: Connection) -> None:
+    """Send the peak of resident memory above that with the network loaded, in MB."""
+    torch.set_num_threads(threads)
+    network = load(weights, PHANTOM).network
+    before = memory_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark so far
+    WAYS[way](network, torch.load(given, weights_only=False))
+    pipe.send(memory_mb("VmHWM") - before)
+
+
+def memory_mb(kind: str) -> float:
+    """Return a line of /proc/self/status in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
+
+
+def measure_peak(way: str, weights: Path, given: Path, threads: int) -> float:
+    """Return the peak memory of one way, measured in a new process."""
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_peak, args=(way, weights, given, threads, sender))
+    process.start()
+    sender.close()
+    peak: float = receiver.recv()
+    process.join()
+    return peak
+
+
+def compare(a: Labels, b: Labels, brain: np.ndarray, release: BraTSRelease) -> dict[str, float]:
+    """Return how far two label maps agree."""
+    masks = (torch.from_numpy(release.to_regions(labels)) for labels in (a, b))
+    return {
+        "equal_voxels": float((a == b).mean()),
+        "equal_in_brain": float((a == b)[brain].mean()),
+        "dice_between": float(dice_score(*masks).mean()),
+    }
+
+
+def find(arguments: argparse.Namespace, work: Path) -> tuple[Sequence[Case], BraTSRelease]:
+    """Return the cases to segment."""
+    if arguments.data is not None:
+        return find_cases(arguments.data, BRATS_2018)[: arguments.cases], BRATS_2018
+    write_phantoms(work / "phantoms", arguments.cases, spacing_mm=1.0, seed=900)
+    return find_cases(work / "phantoms", PHANTOM), PHANTOM
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="BraTS 2018 cases; default: phantoms of 1 mm")
+    parser.add_argument("--weights", type=Path, help="checkpoint; default: train the demo's")
+    parser.add_argument("--cases", type=int, default=2)
+    parser.add_argument("--window", type=int, default=128, help="edge in voxels")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        weights = arguments.weights or run_demo(work / "demo").weights
+        cases, release = find(arguments, work)
+        predictor = load(weights, release)
+        rows = []
+        for number, case in enumerate(cases):
+            given = prepare(case, predictor, arguments.window)
+            seconds, labels = {}, {}
+            for way in list(WAYS) if number % 2 else list(WAYS)[::-1]:
+                start = time.perf_counter()
+                labels[way] = WAYS[way](predictor.network, given[way])
+                seconds[way] = time.perf_counter() - start
+            brain = (given["monai"].image[0] != 0).any(dim=0).numpy()
+            row = {**seconds, **compare(labels["ours"], labels["monai"], brain, release)}
+            rows.append(row)
+            print(f"{case.case_id:24s}", *(f"{name} {value:.5g}" for name, value in row.items()))
+        predictor.window = (arguments.window,) * 3
+        whole = predictor(cases[-1]).label  # what was timed is what the library does
+        if not np.array_equal(whole, labels["ours"]):
+            raise RuntimeError(f"{int((whole != labels['ours']).sum())} voxels differ; see ours()")
+        peaks = {}
+        for way in WAYS:
+            torch.save(given[way], work / way)
+            peaks[way] = measure_peak(way, weights, work / way, arguments.threads)
+    total = {way: sum(row[way] for row in rows) for way in WAYS}
+    print(f"peak memory: MONAI {peaks['monai']:.0f} MB, ours {peaks['ours']:.0f} MB")
+    print(
+        json.dumps(
+            {
+                "benchmark": "inference",
+                "ratio": total["monai"] / total["ours"],
+                "ours": total["ours"] / len(rows),
+                "peer": total["monai"] / len(rows),
+                "unit": "s per case",
+                "equal_voxels": min(row["equal_voxels"] for row in rows),
+                "equal_in_brain": min(row["equal_in_brain"] for row in rows),
+                "dice_between": statistics.mean(row["dice_between"] for row in rows),
+                "memory_ratio": peaks["ours"] / peaks["monai"],
+                "peak_mb_ours": peaks["ours"],
+                "peak_mb_peer": peaks["monai"],
+                "cases": len(rows),
+                "window": arguments.window,
+                "threads": arguments.threads,
+                "cpus": os.cpu_count(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
