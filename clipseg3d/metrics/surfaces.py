@@ -151,8 +151,11 @@ def distances(
     apart = points - points[one]
     apart = np.sqrt(np.einsum("nd,nd->n", apart, apart))
     low, high = exact[one] - apart, exact[one] + apart
-    at_least = max(above_mm, _from_top(low, origin.areas[open_], beyond + slack))
+    at_least = _from_top(low, origin.areas[open_], beyond + slack)
     at_most = _from_top(high, origin.areas[open_], beyond - slack)
+    if at_most <= above_mm:
+        found[open_] = low
+        return found
     unsure = (low <= at_most) & (high >= at_least)
     low[unsure] = tree.query(points[unsure])[0]
     found[open_] = np.where(high < at_least, high, low)

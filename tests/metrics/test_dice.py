@@ -112,17 +112,3 @@ def test_scores_grow_while_cases_come_in():
     assert metric.compute()["WT"].item() == pytest.approx(1.0)
     update(metric, "b")
     assert metric.compute()["WT"].item() == pytest.approx(0.7)
-
-
-def test_ranks_are_merged_case_by_case():
-    here, there = CaseDice(REGIONS), CaseDice(REGIONS)
-    update(here, "ab")
-    update(there, "b")  # a sampler that evens out two ranks repeats a case
-    update(there, "c")
-
-    def gather(state, group=None):
-        return [state, torch.cat(there.scores if state.is_floating_point() else there.keys)]
-
-    here.dist_sync_fn, here.distributed_available_fn = gather, lambda: True
-    scores = {name: value.item() for name, value in here.compute().items()}
-    assert scores == pytest.approx(result("abc"))

@@ -1,0 +1,77 @@
+"""Mirrors clipseg3d/metrics/comparison.py."""
+
+import math
+
+import numpy as np
+import pytest
+
+from clipseg3d.metrics.comparison import mean_ranks, paired_difference
+
+NAN = math.nan
+
+
+def test_wilcoxon_by_hand():
+    """Differences 1, 2, 3, 4, -5: ranks against sum to 5; 10 of 32 signs are so extreme, twice."""
+    second = np.array([0.0, 1.0, 2.0, 3.0, 4.0])
+    test = paired_difference(second + np.array([1, 2, 3, 4, -5]), second)
+    assert test.mean == pytest.approx(1)
+    assert test.num_cases == 5
+    assert test.p_value == pytest.approx(20 / 32)
+    assert paired_difference(second + np.arange(1, 6), second).p_value == pytest.approx(2 / 32)
+
+
+def test_the_interval_is_that_of_the_mean():
+    rng = np.random.default_rng(0)
+    first = rng.normal(1, 1, 400)
+    test = paired_difference(first, np.zeros(400))
+    half = 1.96 * first.std() / 20
+    assert (test.low, test.high) == pytest.approx((test.mean - half, test.mean + half), abs=0.01)
+    other = paired_difference(np.zeros(400), first)
+    assert (other.low, other.high) == pytest.approx((-test.high, -test.low))
+    assert paired_difference(first, np.zeros(400)) == test
+    assert paired_difference(first, np.zeros(400), seed=1) != test
+
+
+def test_two_cases_by_hand():
+    test = paired_difference(np.array([0.0, 1.0]), np.zeros(2))
+    assert (test.low, test.mean, test.high) == (0, 0.5, 1)
+
+
+def test_cases_without_a_score_are_left_out():
+    test = paired_difference(np.array([1.0, NAN, 3.0, 5.0]), np.array([0.5, 1.0, 2.5, NAN]))
+    assert (test.mean, test.low, test.high, test.num_cases) == (0.5, 0.5, 0.5, 2)
+    none = paired_difference(np.array([NAN]), np.array([1.0]))
+    assert none.num_cases == 0
+    assert math.isnan(none.mean)
+    assert math.isnan(none.p_value)
+
+
+def test_equal_predictions_differ_by_nothing():
+    test = paired_difference(np.ones(7), np.ones(7))
+    assert (test.mean, test.low, test.high, test.p_value) == (0, 0, 0, 1)
+
+
+def test_the_cases_must_be_the_same():
+    with pytest.raises(ValueError, match=r"first \(3,\) and second \(2,\)"):
+        paired_difference(np.zeros(3), np.zeros(2))
+
+
+def test_ranks_by_hand():
+    """Three predictions, two cases, one region, Dice and HD95."""
+    values = np.array(
+        [
+            [[[0.9, 5.0]], [[0.5, 9.0]]],  # ranks 1, 2 and 2.5, 3
+            [[[0.8, 1.0]], [[0.5, 8.0]]],  # 2, 1 and 2.5, 1.5
+            [[[0.7, 7.0]], [[0.6, 8.0]]],  # 3, 3 and 1, 1.5
+        ]
+    )
+    ranks = mean_ranks(values, np.array([True, False]))
+    assert ranks.tolist() == [8.5 / 4, 7 / 4, 8.5 / 4]
+    swapped = mean_ranks(values[::-1], np.array([True, False]))
+    assert swapped.tolist() == ranks[::-1].tolist()
+
+
+def test_what_one_of_them_lacks_ranks_none():
+    values = np.array([[[[0.9, NAN]]], [[[0.8, 1.0]]]])
+    assert mean_ranks(values, np.array([True, False])).tolist() == [1, 2]
+    assert np.isnan(mean_ranks(values * NAN, np.array([True, False]))).all()

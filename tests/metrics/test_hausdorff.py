@@ -1,0 +1,132 @@
+"""Mirrors clipseg3d/metrics/hausdorff.py; MONAI, and the other definitions spelt out, check it."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import compute_hausdorff_distance
+from monai.metrics.utils import get_edge_surface_distance
+from scipy.ndimage import binary_erosion, distance_transform_edt
+
+from clipseg3d.metrics.hausdorff import HD95_DEFINITIONS, HD95_METHODS, hd95
+
+GOLDEN = {
+    "surface": ["2.000", "44.011", "52.962"],
+    "monai": ["2.000", "44.181", "53.442"],
+    "medpy": ["2.000", "2.000", "52.481"],
+}
+EMPTY = np.zeros((5, 6, 7), bool)
+
+
+def by_monai(prediction, reference, spacing_mm):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return compute_hausdorff_distance(
+            torch.from_numpy(prediction)[None, None],
+            torch.from_numpy(reference)[None, None],
+            include_background=True,
+            percentile=95,
+            spacing=spacing_mm,
+        ).item()
+
+
+def by_distance_transforms(prediction, reference, spacing_mm):
+    """The 95th percentile of all border distances of both directions, as medpy takes it."""
+    borders = [mask & ~binary_erosion(mask) for mask in (prediction, reference)]
+    if not prediction.any() or not reference.any():
+        return math.nan if prediction.any() == reference.any() else math.inf
+    maps = [distance_transform_edt(~border, sampling=spacing_mm) for border in borders]
+    return np.percentile(np.concatenate([maps[1][borders[0]], maps[0][borders[1]]]), 95)
+
+
+def by_surface_elements(prediction, reference, spacing_mm):
+    """DeepMind's definition, on the surface elements and areas that MONAI finds."""
+    if not prediction.any() or not reference.any():
+        return math.nan if prediction.any() == reference.any() else math.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        edges, lengths, areas = get_edge_surface_distance(
+            torch.from_numpy(np.pad(prediction, 1)),
+            torch.from_numpy(np.pad(reference, 1)),
+            spacing=spacing_mm,
+            use_subvoxels=True,
+            symmetric=True,
+        )
+    found = []
+    for edge, length, area in zip(edges, lengths, areas, strict=True):
+        pairs = sorted(zip(length.tolist(), area[edge].double().tolist(), strict=True))
+        sums = np.cumsum([area for _, area in pairs])
+        within = sums / sums[-1] >= 0.95 - 1e-9
+        found.append(pairs[int(within.argmax())][0])
+    return max(found)
+
+
+@pytest.mark.parametrize("method", HD95_METHODS)
+def test_the_golden_case(golden, method):
+    prediction, reference = golden[False]
+    found = [hd95(p, r, method=method) for p, r in zip(prediction, reference, strict=True)]
+    assert [f"{distance:.3f}" for distance in found] == GOLDEN[method]
+
+
+def test_random_pairs_are_equal_to_monai(random_pairs):
+    found = np.array([hd95(p, r, spacing_mm=mm, method="monai") for p, r, mm in random_pairs])
+    expected = np.array([by_monai(*pair) for pair in random_pairs])
+    known = np.isfinite(found)
+    np.testing.assert_allclose(found[known], expected[known], rtol=1e-6)
+    assert known.sum() >= 200
+    whole = known & [mm == (1.0, 1.0, 1.0) for _, _, mm in random_pairs]
+    np.testing.assert_array_equal(found[whole], expected[whole])
+    assert np.isnan(expected[~known]).all()  # where a mask is empty, MONAI knows of no distance
+
+
+@pytest.mark.parametrize(
+    ("method", "peer"), [("medpy", by_distance_transforms), ("surface", by_surface_elements)]
+)
+def test_random_pairs_are_equal_to_what_the_definition_says(random_pairs, method, peer):
+    found = [hd95(p, r, spacing_mm=mm, method=method) for p, r, mm in random_pairs]
+    np.testing.assert_allclose(found, [peer(*pair) for pair in random_pairs], rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", HD95_METHODS)
+def test_empty_masks_have_no_distance(method):
+    voxel = EMPTY.copy()
+    voxel[1, 2, 3] = True
+    assert math.isnan(hd95(EMPTY, EMPTY, method=method))
+    assert hd95(voxel, EMPTY, method=method) == math.inf
+    assert hd95(EMPTY, voxel, method=method) == math.inf
+    assert hd95(voxel, voxel, method=method) == 0
+
+
+@pytest.mark.parametrize("method", HD95_METHODS)
+def test_two_voxels_by_hand(method):
+    one, two = EMPTY.copy(), EMPTY.copy()
+    one[0, 1, 2], two[4, 4, 2] = True, True
+    assert hd95(one, two, method=method) == 5
+    assert hd95(one, two, spacing_mm=(3, 3, 1), method=method) == 15
+    assert hd95(one, two, spacing_mm=(0.25, 8, 1), method=method) == pytest.approx(
+        math.hypot(1, 24)
+    )
+
+
+@pytest.mark.parametrize("method", HD95_METHODS)
+def test_it_is_symmetric_and_turns_with_the_volume(random_pairs, method):
+    for prediction, reference, mm in random_pairs[:48]:
+        one = hd95(prediction, reference, spacing_mm=mm, method=method)
+        two = hd95(
+            reference.transpose(2, 0, 1)[:, ::-1],
+            prediction.transpose(2, 0, 1)[:, ::-1],
+            spacing_mm=(mm[2], mm[0], mm[1]),
+            method=method,
+        )
+        assert two == pytest.approx(one, rel=1e-6, nan_ok=True)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"'mean': choose one of surface, medpy, monai"):
+        hd95(EMPTY, EMPTY, method="mean")
+
+
+def test_every_method_is_described():
+    assert set(HD95_DEFINITIONS) == set(HD95_METHODS)

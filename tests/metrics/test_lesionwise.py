@@ -1,0 +1,131 @@
+"""Mirrors clipseg3d/metrics/lesionwise.py."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from clipseg3d.metrics.hausdorff import hd95
+from clipseg3d.metrics.lesionwise import LesionScores, lesion_scores
+from clipseg3d.metrics.mask_pair import MARGIN, MaskPair
+
+SHAPE = (40, 30, 35)
+ALL = np.ones((3, 3, 3))
+
+
+def mask(*boxes):
+    voxels = np.zeros(SHAPE, bool)
+    for box in boxes:
+        voxels[box] = True
+    return voxels
+
+
+def score(prediction, reference, *, spacing_mm=(1, 1, 1), **options):
+    rules = {"dilations": 3, "min_volume_mm3": 50, "missed_mm": 374.0, "method": "surface"}
+    pair = MaskPair.cut(prediction, reference, spacing_mm=spacing_mm)
+    return lesion_scores(pair, **{**rules, **options})
+
+
+def one_by_one(prediction, reference, *, spacing_mm, dilations, min_volume_mm3, missed_mm, method):
+    """The same, lesion by lesion over the whole volume, as the words of the rules say."""
+    neighbours = ndimage.generate_binary_structure(3, 2)
+    grown = ndimage.binary_dilation(reference, neighbours, iterations=dilations)
+    lesions = ndimage.label(grown, ALL)[0] * reference
+    parts, num_parts = ndimage.label(prediction, ALL)
+    matched, dice, hd = set(), [], []
+    for lesion in range(1, lesions.max() + 1):
+        true = lesions == lesion
+        around = ndimage.binary_dilation(true, neighbours, iterations=dilations)
+        own = set(np.unique(parts[around])) - {0}
+        matched |= own
+        if true.sum() * math.prod(spacing_mm) <= min_volume_mm3:
+            continue
+        found = np.isin(parts, list(own))
+        dice.append(2 * (found & true).sum() / (found.sum() + true.sum()))
+        distance = hd95(found, true, spacing_mm=spacing_mm, method=method)
+        hd.append(distance if math.isfinite(distance) else missed_mm)
+    false = num_parts - len(matched)
+    total = len(dice) + false
+    if not total:
+        return math.nan, math.nan, 0, 0
+    return sum(dice) / total, (sum(hd) + false * missed_mm) / total, len(dice), false
+
+
+@pytest.mark.parametrize("extra", [False, True])
+def test_the_golden_case(golden, extra):
+    due = {
+        False: [(".46667", 188), (".44444", 188), (".40000", 188)],
+        True: [(".31111", 250), (".29630", 250), (".26667", 250)],
+    }
+    found = [score(p, r) for p, r in zip(*golden[extra], strict=True)]
+    assert [(f"{one.dice:.5f}"[1:], one.hd95_mm) for one in found] == due[extra]
+    assert {(one.num_lesions, one.num_missed, one.num_false) for one in found} == {(2, 1, extra)}
+
+
+@pytest.mark.parametrize("method", ["surface", "medpy", "monai"])
+@pytest.mark.parametrize(("dilations", "volume"), [(1, 2.0), (3, 20.0), (2, 0.0)])
+def test_random_pairs_are_equal_to_the_rules_taken_literally(
+    random_pairs, method, dilations, volume
+):
+    rules = {"dilations": dilations, "min_volume_mm3": volume, "missed_mm": 99.0, "method": method}
+    counts = set()
+    for prediction, reference, mm in (
+        random_pairs[::2] if method == "surface" else random_pairs[4::8]
+    ):
+        found = score(prediction, reference, spacing_mm=mm, **rules)
+        dice, distance, lesions, false = one_by_one(prediction, reference, spacing_mm=mm, **rules)
+        assert (found.num_lesions, found.num_false) == (lesions, false)
+        assert (found.dice, found.hd95_mm) == pytest.approx((dice, distance), nan_ok=True)
+        counts.add((lesions, false))
+    assert len(counts) > 5
+
+
+def test_pieces_are_one_lesion_if_they_touch_when_grown():
+    pieces = mask(np.s_[5:10, 5:10, 5:10], np.s_[16:21, 5:10, 5:10])  # 6 voxels between them
+    near = score(mask(np.s_[5:10, 5:10, 5:10]), pieces)
+    assert (near.num_lesions, near.num_missed) == (1, 0)
+    assert near.dice == pytest.approx(2 * 125 / 375)
+    far = score(mask(np.s_[5:10, 5:10, 5:10]), np.roll(pieces, 0) & ~mask(np.s_[16:17]))
+    assert (far.num_lesions, far.num_missed) == (2, 1)
+    assert far.dice == 0.5
+    assert score(mask(np.s_[5:10, 5:10, 5:10]), pieces, dilations=1).num_lesions == 2
+
+
+def test_growth_reaches_18_neighbours_not_26():
+    one = mask(np.s_[10, 10, 10])
+    for far, belongs in (((13, 13, 10), True), ((13, 13, 13), False), ((12, 12, 12), True)):
+        found = score(mask(far), one, min_volume_mm3=0)
+        assert (found.num_false == 0) == belongs
+
+
+def test_a_component_between_two_lesions_belongs_to_both():
+    reference = mask(np.s_[2:7, 5:10, 5:10], np.s_[30:35, 5:10, 5:10])
+    prediction = mask(np.s_[2:35, 5:10, 5:10])
+    found = score(prediction, reference)
+    assert found.num_false == found.num_missed == 0
+    assert found.dice == pytest.approx(2 * 125 / (825 + 125))
+
+
+def test_small_lesions_do_not_count_but_what_touches_them_is_not_false():
+    small, big = np.s_[3:5, 3:8, 3:8], np.s_[20:30, 10:20, 10:20]  # 50 and 1000 voxels
+    found = score(mask(small, big), mask(small, big))
+    assert found == LesionScores(1.0, 0.0, 1, 0, 0)
+    only_small = score(mask(small), mask(small))
+    assert math.isnan(only_small.dice)
+    assert math.isnan(only_small.hd95_mm)
+    assert score(mask(big), mask(small, big)) == LesionScores(1.0, 0.0, 1, 0, 0)
+    assert score(mask(small, big), mask(big)) == LesionScores(0.5, 187.0, 1, 0, 1)
+    assert score(mask(small), mask(small), spacing_mm=(1, 1, 1.01)).num_lesions == 1
+
+
+def test_empty_masks():
+    box = np.s_[5:10, 5:10, 5:10]
+    assert score(mask(), mask(box)) == LesionScores(0.0, 374.0, 1, 1, 0)
+    assert score(mask(box), mask()) == LesionScores(0.0, 374.0, 0, 0, 1)
+    assert math.isnan(score(mask(), mask()).dice)
+
+
+def test_lesions_cannot_grow_beyond_the_margin():
+    with pytest.raises(ValueError, match=f"dilations={MARGIN + 1} is larger than {MARGIN}"):
+        score(mask(), mask(), dilations=MARGIN + 1)
