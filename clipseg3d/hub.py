@@ -7,7 +7,8 @@ ever unpickled.
 
 import json
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -174,6 +175,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if unknown:
         reason = f"unknown key {min(unknown)}"
         raise ValueError(_not_understood(folder, content["clipseg3d"], reason))
+    encoders = content["encoders"]
+    if not isinstance(encoders, dict) or not all(
+        isinstance(one, dict) and one.keys() >= {"name", "sha256"} for one in encoders.values()
+    ):
+        reason = "encoders need a name and a sha256 each"
+        raise ValueError(_not_understood(folder, content["clipseg3d"], reason))
     return content
 
 
@@ -231,14 +238,24 @@ def write_pretrained(
         CONFIG: f"{json.dumps({'clipseg3d': __version__, **config}, indent=2)}\n".encode(),
     }
     for name, content in contents.items():
-        path = folder / name
-        try:
-            with whole_file(path) as aside:
-                aside.write_bytes(content)
-        except OSError as error:
-            raise OSError(
-                f"{path}: cannot be written ({error.strerror or error}); choose another place"
-            ) from error
+        with written_whole(folder / name) as aside:
+            aside.write_bytes(content)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a file beside ``path`` that becomes ``path`` if it could be written.
+
+    Raises:
+        OSError: it could not; the message names ``path``.
+    """
+    try:
+        with whole_file(path) as aside:
+            yield aside
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another place"
+        ) from error
 
 
 def _not_understood(folder: Path, version: Any, reason: str) -> str:

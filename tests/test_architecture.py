@@ -24,6 +24,7 @@ ARROWS = {
     "inference": {
         "networks",
         "clip.encoder",
+        "hub",
         "blocks",
         "volume",
         "metrics",
@@ -32,7 +33,7 @@ ARROWS = {
     | {f"data.{name}" for name in ("releases", "cases", "nifti", "preprocess", "label_pairs")}
     | {"data.text_files"},
     "training": {"networks", "losses", "metrics", "inference", "data.releases", "batch", "volume"},
-    "export": {"networks", "blocks", "volume", "reporting.whole_file", "clipseg3d"},
+    "export": {"networks", "blocks", "volume", "hub", "clipseg3d"},
     "reporting": {"metrics"},
     "demo": {"networks", "training", "inference", "reporting", "metrics", "data"},
     "cli": {"demo", "training", "inference", "reporting", "metrics", "data", "clip"}

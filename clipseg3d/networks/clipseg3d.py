@@ -159,6 +159,17 @@ class CLIPSeg3D(
                 f"{source}: an encoder it was trained with is not at hand ({error}); say where "
                 "CLIP is (clip, --clip)"
             ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"{folder / CONFIG}: no network can be built as it says ({error}); copy or "
+                "download it again"
+            ) from error
+        unnamed = network.encoder_identities().keys() - content["encoders"].keys()
+        if unnamed:
+            raise ValueError(
+                f"{folder / CONFIG}: does not say which {min(unnamed)} encoder the network was "
+                "trained with; save the network again"
+            )
         network.require_encoders(content["encoders"])
         network._take_weights(read_weights(folder), folder / WEIGHTS)
         network.settings = settings

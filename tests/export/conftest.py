@@ -1,0 +1,61 @@
+"""Small networks as if trained, and a case for them to see."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.settings import PredictionSettings
+from clipseg3d.volume import cut_views, intensity_statistics
+
+REPORT = "Large oedema. Ring of enhancement on the left."
+SIZE = (16, 24, 12)
+SMALL = NetworkConfig(
+    channels=(4, 6), fold=2, num_auxiliary=0, semantic_dim=12, num_heads=3, clip="tiny-random"
+)
+
+
+@pytest.fixture
+def settings():
+    return PredictionSettings(release="phantom", spacing_mm=8.0, window=SIZE, overlap=0.25)
+
+
+@pytest.fixture
+def trained(tiny_clip, randomise):
+    """Build a network as if trained, semantics included."""
+
+    def build(**changes):
+        torch.manual_seed(0)
+        network = build_clipseg3d(replace(SMALL, **changes), encoder=tiny_clip).eval()
+        randomise(network)
+        network.semantic_strength.fill_(0.75)
+        return network
+
+    return build
+
+
+@pytest.fixture
+def case():
+    """A crop of a volume: what ImagePath takes of it, and what the whole network takes."""
+
+    @torch.no_grad()
+    def see(network, report=REPORT):
+        generator = torch.Generator().manual_seed(3)
+        volume = 100 * torch.rand(1, 4, 40, 30, 36, generator=generator) + 5
+        statistics = intensity_statistics(volume)
+        window = torch.tensor([[[5 / 40, 3 / 30, 10 / 36], [16 / 40, 24 / 30, 12 / 36]]])
+        inputs = {"image": volume[..., 5:21, 3:27, 10:22], "statistics": statistics}
+        whole = {**inputs, "window": window}
+        if network.semantic_fusion is None:
+            return inputs, whole
+        views = cut_views(volume, statistics, selection=network.view_selection, size=48)
+        seen = network.semantic_fusion.bridge.embed(views)
+        inputs |= {"window": window, "view_tokens": seen.tokens, "views_valid": seen.valid}
+        if seen.patches is not None:
+            inputs |= {"view_patches": seen.patches, "view_planes": seen.planes}
+        text, mask = network.embed_text([report])
+        return inputs, {**whole, "views": views, "text": text, "text_mask": mask}
+
+    return see

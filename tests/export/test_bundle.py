@@ -1,0 +1,133 @@
+"""Mirrors clipseg3d/export/bundle.py: MONAI itself runs the bundle, and agrees with us."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+
+from clipseg3d.data.cases import find_cases
+from clipseg3d.data.phantom import simulate_phantom, write_phantom
+from clipseg3d.data.releases import PHANTOM
+from clipseg3d.export.bundle import write_bundle
+from clipseg3d.inference.predictor import Predictor
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.unet import UNet3D
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def bundle(trained, settings, tmp_path):
+    write_bundle(trained(), tmp_path / "bundle", settings)
+    return tmp_path / "bundle"
+
+
+def run_bundle(bundle, **options):
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    config = str(bundle / "configs" / "inference.json")
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "monai.bundle", "run"),
+            *("--config_file", config, "--bundle_root", str(bundle), *flags),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_monai_runs_the_bundle_on_a_case_as_the_predictor_does(bundle, trained, settings, tmp_path):
+    pytest.importorskip("fire")
+    write_phantom(simulate_phantom(2, spacing_mm=8.0), tmp_path / "cases", "Phantom_00002")
+    done = run_bundle(
+        bundle, dataset_dir=tmp_path / "cases", output_dir=tmp_path / "out", device="cpu"
+    )
+    assert done.returncode == 0, done.stderr
+    (written,) = (tmp_path / "out").iterdir()
+    assert written.name == "Phantom_00002.nii.gz"
+    (case,) = find_cases(tmp_path / "cases", PHANTOM, spacing_mm=8.0)
+    predictor = Predictor(
+        trained(),
+        release=PHANTOM,
+        spacing_mm=8.0,
+        window=settings.window,
+        overlap=settings.overlap,
+        device="cpu",
+    )
+    label = np.asanyarray(nib.load(written).dataobj)
+    np.testing.assert_array_equal(label, predictor(case).label)
+    assert len(np.unique(label)) > 1
+
+
+def test_metadata_are_in_the_keys_of_the_specification(bundle, settings):
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    due = monai.bundle.properties.MetaProperties
+    needed = {name for name, about in due.items() if about["required"]}
+    assert {"version", "monai_version", "pytorch_version", "numpy_version"} <= needed
+    assert needed <= metadata.keys()
+    image = metadata["network_data_format"]["inputs"]["image"]
+    assert image["spatial_shape"] == list(settings.window)
+    assert image["channel_def"] == {"0": "t1", "1": "t1ce", "2": "t2", "3": "flair"}
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    assert pred["channel_def"] == {"0": "WT", "1": "TC", "2": "ET"}
+
+
+def test_monai_verifies_inputs_and_outputs(bundle):
+    monai.bundle.verify_net_in_out(
+        "network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        device="cpu",
+        bundle_root=str(bundle),
+    )
+
+
+def test_bundle_holds_settings_weights_and_words(bundle, settings):
+    config = json.loads((bundle / "configs" / "inference.json").read_text())
+    for name in ("release", "spacing_mm", "overlap", "allow_missing"):
+        assert config[name] == getattr(settings, name)
+    assert tuple(config["window"]) == settings.window
+    files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
+    assert files == {
+        *("configs/metadata.json", "configs/inference.json", "docs/README.md"),
+        *(f"models/{name}" for name in ("config.json", "model.safetensors", "README.md")),
+    }
+    words = (bundle / "docs" / "README.md").read_text()
+    assert "voxels of 8 mm" in words
+    assert "convention (phantom)" in words
+
+
+def test_a_folder_that_holds_something_is_left_alone(trained, settings, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=f"{tmp_path}: holds something already; give a new folder"):
+        write_bundle(trained(), tmp_path, settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(ValueError, match=r"mine\.txt: holds something already"):
+        write_bundle(trained(), tmp_path / "mine.txt", settings)
+
+
+def test_an_empty_folder_is_filled(trained, settings, tmp_path):
+    write_bundle(trained(), tmp_path, settings)
+    assert (tmp_path / "configs" / "inference.json").is_file()
+
+
+def test_a_failure_leaves_nothing(trained, settings, tmp_path, monkeypatch):
+    def fail(path, *arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match=r"bundle: cannot be written \(No space left on device\)"):
+        write_bundle(trained(), tmp_path / "bundle", settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_of_parts_is_refused(settings, tmp_path):
+    with pytest.raises(ValueError, match="made of parts has no config"):
+        write_bundle(CLIPSeg3D(UNet3D()), tmp_path / "bundle", settings)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,107 @@
+"""Mirrors clipseg3d/export/graph.py: graphs on disk give what the network gives."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import clipseg3d
+from clipseg3d.export.graph import _log_sigmoid, _logaddexp, write_onnx, write_torch
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+REPORT = "Large oedema. Ring of enhancement on the left."
+# the modes that compute in log space, and every input there is; a plain network is exported by the
+# test of the command
+NETWORK = {"head": "nested", "attention_mode": "paper", "dense": True}
+
+
+@torch.no_grad()
+def eager(network, whole):
+    return network(**whole)
+
+
+def test_onnx_gives_the_networks_logits(trained, case, settings, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = trained(**NETWORK)
+    path = tmp_path / "graphs" / "net.onnx"
+    write_onnx(network, path, settings, report=REPORT)
+    assert [file.name for file in path.parent.iterdir()] == ["net.onnx"]
+    session = runtime.InferenceSession(path)
+    inputs, whole = case(network)
+    assert [one.name for one in session.get_inputs()] == list(inputs)
+    assert [one.name for one in session.get_outputs()] == ["logits"]
+    (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    expected = eager(network, whole)
+    assert (torch.from_numpy(found) - expected).abs().max() <= 1e-4
+    assert expected.std() > 0.1
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["clipseg3d"] == clipseg3d.__version__
+    assert (about["release"], about["spacing_mm"]) == ("phantom", "8")
+    assert (about["sequences"], about["regions"]) == ("t1,t1ce,t2,flair", "WT,TC,ET")
+    assert about["report"] == REPORT
+    assert json.loads(about["encoders"]) == network.encoder_identities()
+    # the frozen CLIP would be many times larger
+    assert path.stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("changes", [NETWORK, {"semantics": False}], ids=["all", "none"])
+def test_exported_program_gives_the_networks_logits(trained, case, settings, tmp_path, changes):
+    network = trained(**changes)
+    report = REPORT if network.text_bank is not None else ""
+    path = tmp_path / "net.pt2"
+    write_torch(network, path, settings, report=report)
+    assert list(tmp_path.iterdir()) == [path]
+    extra = {"clipseg3d.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    inputs, whole = case(network)
+    found = program.module()(**inputs)
+    assert (found - eager(network, whole)).abs().max() == 0
+    about = json.loads(extra["clipseg3d.json"])
+    assert (about["release"], about["spacing_mm"], about["report"]) == ("phantom", "8", report)
+    assert not [name for name in program.state_dict if "frozen_model" in name]
+
+
+def test_log_space_is_exact_where_onnx_would_overflow():
+    values = torch.tensor([-2e4, -500.0, -90.0, -3.0, 0.0, 4.0, 90.0, 2e4])
+    torch.testing.assert_close(_log_sigmoid(values), F.logsigmoid(values))
+    a, b = values[:, None], values[None]
+    torch.testing.assert_close(_logaddexp(a, b), torch.logaddexp(a, b))
+    nothing = torch.full_like(values, -torch.inf)
+    assert torch.equal(_logaddexp(nothing, values), values)
+    assert torch.equal(_logaddexp(values, nothing), values)
+
+
+@pytest.mark.parametrize(("write", "due"), [(write_onnx, ".onnx"), (write_torch, ".pt2")])
+def test_another_ending_is_refused(trained, settings, tmp_path, write, due):
+    with pytest.raises(ValueError, match=rf"net\.bin: does not end in {due}; rename it"):
+        write(trained(), tmp_path / "net.bin", settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_onnx_the_extra_is_named(trained, settings, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r'pip install "clipseg3d\[export\]"'):
+        write_onnx(trained(), tmp_path / "net.onnx", settings)
+
+
+def test_a_place_that_cannot_be_written_is_named(trained, settings, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / "file" / "net.pt2"
+    with pytest.raises(OSError, match=rf"{path}: cannot be written .*; choose another place"):
+        write_torch(trained(semantics=False), path, settings)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_nothing(trained, settings, tmp_path, monkeypatch):
+    def fail(program, file, **options):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "save", fail)
+    with pytest.raises(OSError, match="cannot be written"):
+        write_torch(trained(semantics=False), tmp_path / "net.pt2", settings)
+    assert list(Path(tmp_path).iterdir()) == []
