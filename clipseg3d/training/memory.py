@@ -1,0 +1,179 @@
+"""Peak memory of a training step, told without computing it."""
+
+import copy
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from clipseg3d.batch import NUM_REGIONS
+from clipseg3d.blocks.semantic_fusion import Semantics
+from clipseg3d.losses import RegionLoss
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.training.plan import TrainingPlan
+from clipseg3d.volume import cut_views
+
+NUM_SEQUENCES = 4
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""Precision, as Lightning names it -> what autocast computes in; None for no autocast."""
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes of the tensors that a training step needs on its device.
+
+    What operations take for themselves is not in it: the workspace of a convolution, which on CPUs
+    is 27 times its input where that is small (one crop, channels * x * y < 20,480).
+
+    Attributes:
+        weights: parameters and buffers, frozen ones included.
+        training: gradients, and the two moments that Adam keeps of each.
+        activations: the rest at the worst moment of a step: the batch, and what the backward pass
+            waits for.
+    """
+
+    weights: int
+    training: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.training + self.activations
+
+
+def predict_peak_memory(
+    network: CLIPSeg3D,
+    patch_size: Sequence[int],
+    *,
+    batch_size: int = 1,
+    precision: str = "32-true",
+    plan: TrainingPlan | None = None,
+) -> PeakMemory:
+    """Return what a training step needs, without its memory and in a few seconds.
+
+    Two steps run on tensors that have a shape but no content, and what they would hold is counted.
+    Semantics are those of a small volume; what is kept of their own backward pass, a few MB
+    without ``mix_rgb``, is not counted.
+
+    Args:
+        network: on any device; it is left as it is.
+        patch_size: (x, y, z) in voxels.
+        batch_size: crops per device and step.
+        precision: a key of :data:`AUTOCAST`.
+        plan: names the optimiser; None takes the default.
+
+    Raises:
+        ValueError: unknown precision, or a patch that the network refuses.
+    """
+    if precision not in AUTOCAST:
+        raise ValueError(f"precision={precision!r}: choose from {', '.join(AUTOCAST)}")
+    dtype = AUTOCAST[precision]
+    # Not entered: what has no fake input, such as a list of axes, is to be computed.
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    semantics = _semantics(network, batch_size)
+    if semantics is not None:
+        semantics = tree_map_only(Tensor, fakes.from_tensor, semantics)
+    fake = _without_content(network, fakes).train()
+    optimizer = (plan or TrainingPlan()).optimizer_for(fake)
+    loss = RegionLoss()
+    with _LiveBytes() as live:
+        with fakes:
+            image = torch.empty(batch_size, NUM_SEQUENCES, *patch_size)
+            label = torch.empty(batch_size, NUM_REGIONS, *patch_size)
+            statistics = torch.empty(batch_size, NUM_SEQUENCES, 4)
+        for _ in range(2):  # the optimiser's state is there from the first step on
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                prediction = fake.segment(image, semantics, statistics=statistics, deep=True)
+                error = loss([prediction.logits, *prediction.auxiliary], label)
+            optimizer.zero_grad()
+            error.backward()
+            optimizer.step()
+            del prediction, error
+    counted = sum(
+        tensor.nbytes
+        for weight in fake.parameters()
+        for tensor in (weight.grad, *optimizer.state[weight].values())
+        if isinstance(tensor, Tensor)
+    )
+    # Semantics' own weights have no gradient here.
+    training = 3 * sum(weight.nbytes for weight in fake.parameters() if weight.requires_grad)
+    weights = sum(tensor.nbytes for tensor in (*fake.parameters(), *fake.buffers()))
+    return PeakMemory(weights, training, live.peak - counted)
+
+
+def _semantics(network: CLIPSeg3D, batch_size: int) -> Semantics | None:
+    """Return semantics of some volume, of the shape that they have for any."""
+    mode = network.training
+    network.eval()
+    device = network.semantic_strength.device
+    try:
+        with torch.no_grad():
+            views = cut_views(
+                torch.rand(batch_size, 4, 24, 24, 24), selection=network.view_selection
+            )
+            text, mask = network.embed_text([""] * batch_size)
+            moved = type(views)(*(part.to(device) for part in views))
+            return network.encode_semantics(moved, text, mask)
+    finally:
+        network.train(mode)
+
+
+def _without_content(network: CLIPSeg3D, fakes: FakeTensorMode) -> CLIPSeg3D:
+    """Return a copy whose weights have a shape but no content; frozen encoders stay."""
+    memo: dict[int, Any] = {
+        id(module): module
+        for module in network.modules()
+        if not any(weight.requires_grad for weight in module.parameters())
+        and any(True for _ in module.parameters())
+    }
+    for weight in network.parameters():
+        fake = fakes.from_tensor(weight.detach().cpu())
+        memo[id(weight)] = nn.Parameter(fake, requires_grad=weight.requires_grad)
+    for buffer in network.buffers():
+        memo[id(buffer)] = fakes.from_tensor(buffer.cpu())
+    return copy.deepcopy(network, memo)
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count the bytes of all tensors that operations make, while they are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation and note what it returns."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        """Count memory once, until nothing holds it any more."""
+        key = storage._cdata
+        if key not in self.known:
+            self.known.add(key)
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        """Take back what was counted."""
+        self.known.discard(key)
+        self.live -= size

@@ -1,0 +1,116 @@
+"""Mirrors clipseg3d/training/memory.py: predictions against what the CPU allocator gives out."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from clipseg3d.losses import RegionLoss
+from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.training.memory import AUTOCAST, PeakMemory, predict_peak_memory
+from clipseg3d.training.plan import TrainingPlan
+from clipseg3d.volume import cut_views, intensity_statistics
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SMALL = NetworkConfig(
+    channels=(8, 12), num_auxiliary=0, semantic_dim=16, num_heads=2, clip="tiny-random"
+)
+
+
+def allocated(config, encoder, patch, *, batch_size=1, precision="32-true"):
+    """Return the highest number of bytes that the allocator has given out in two real steps."""
+    views = cut_views(torch.rand(batch_size, 4, 24, 24, 24), selection=config.view_selection)
+    dtype = AUTOCAST[precision]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        network = build_clipseg3d(config, encoder=encoder)
+        optimizer = TrainingPlan().optimizer_for(network)
+        image, label = torch.rand(batch_size, 4, *patch), torch.zeros(batch_size, 3, *patch)
+        statistics = intensity_statistics(image)
+        for _ in range(2):
+            text, mask = network.embed_text(["A report."] * batch_size)
+            semantics = network.encode_semantics(views, text, mask)
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                prediction = network.segment(image, semantics, statistics=statistics, deep=True)
+                loss = RegionLoss()([prediction.logits, *prediction.auxiliary], label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            del prediction, loss, semantics
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
+def frozen_bytes(network):
+    """Return the bytes of what the tests share: CLIP, allocated before."""
+    return sum(w.nbytes for w in network.parameters() if not w.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("changes", "patch", "options"),
+    [
+        ({"channels": (16, 24)}, (40, 48, 56), {}),
+        ({}, (32, 24, 40), {"batch_size": 2}),
+        ({}, (40, 24, 16), {"batch_size": 2, "precision": "bf16-mixed"}),
+        ({"checkpointing": True, "cbam": False}, (48, 40, 24), {"batch_size": 2}),
+        ({"fold": 2, "semantics": False}, (48, 40, 32), {"batch_size": 3}),
+    ],
+)
+def test_prediction_is_what_the_allocator_gives_out(changes, patch, options, tiny_clip):
+    config = replace(SMALL, **changes)
+    network = build_clipseg3d(config, encoder=tiny_clip)
+    predicted = predict_peak_memory(network, patch, **options).total - frozen_bytes(network)
+    assert predicted == pytest.approx(allocated(config, tiny_clip, patch, **options), rel=0.15)
+
+
+def test_weights_gradients_and_moments_are_known(tiny_clip):
+    network = build_clipseg3d(SMALL, encoder=tiny_clip)
+    peak = predict_peak_memory(network, (16, 16, 16))
+    trained = [w.nbytes for w in network.parameters() if w.requires_grad]
+    buffers = sum(buffer.nbytes for buffer in network.buffers())
+    assert peak.weights == sum(trained) + frozen_bytes(network) + buffers
+    assert peak.training == 3 * sum(trained)
+    assert PeakMemory(1, 20, 300).total == 321
+
+
+def test_activations_grow_with_voxels_and_crops(tiny_clip):
+    network = build_clipseg3d(SMALL, encoder=tiny_clip)
+    one = predict_peak_memory(network, (32, 48, 40)).activations
+    assert predict_peak_memory(network, (64, 48, 40)).activations == pytest.approx(
+        2 * one, rel=0.02
+    )
+    twice = predict_peak_memory(network, (32, 48, 40), batch_size=2)
+    assert twice.activations == pytest.approx(2 * one, rel=0.02)
+
+
+def test_what_saves_memory_is_seen_to(tiny_clip):
+    network = build_clipseg3d(SMALL, encoder=tiny_clip)
+    saving = build_clipseg3d(replace(SMALL, checkpointing=True), encoder=tiny_clip)
+    patch = (48, 48, 48)
+    whole = predict_peak_memory(network, patch).activations
+    assert predict_peak_memory(saving, patch).activations < 0.85 * whole
+    half = predict_peak_memory(network, patch, precision="bf16-mixed").activations
+    assert half < 0.85 * whole
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_network_is_left_as_it_is(mode, tiny_clip):
+    network = build_clipseg3d(SMALL, encoder=tiny_clip).train(mode)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    predict_peak_memory(network, (16, 16, 16))
+    after = network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert network.training is mode
+    assert all(weight.grad is None for weight in network.parameters())
+    assert type(next(network.parameters()).data) is torch.Tensor
+
+
+def test_unknown_precision_is_refused(tiny_clip):
+    network = build_clipseg3d(SMALL, encoder=tiny_clip)
+    with pytest.raises(ValueError, match="precision='8-bit': choose from 32-true, bf16-mixed"):
+        predict_peak_memory(network, (16, 16, 16), precision="8-bit")
