@@ -52,7 +52,13 @@ def find_references(root: Path, release: str | None) -> tuple[dict[str, Path], B
     known = None if release is None else get_release(release)
     kinds = RELEASES.values() if known is None else [known]
     if not any(group(files, kind, ()).cases for kind in kinds):
-        labels = by_case(root)
+        try:
+            labels = by_case(root)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{root}: holds no masks: neither cases of {release or 'a known release'}, nor "
+                "label maps {case}.nii.gz; check the path and the release"
+            ) from error
         return labels, known or _release_of(root, list(labels))
     known = known or detect_release(root)
     places = defaultdict(list)

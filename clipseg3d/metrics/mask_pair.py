@@ -65,10 +65,6 @@ class MaskPair:
             num_voxels=prediction.size,
         )
 
-    def flipped(self) -> "MaskPair":
-        """Return the pair with the roles exchanged."""
-        return MaskPair(self.reference, self.prediction, self.spacing_mm, self.num_voxels)
-
 
 def _box(mask: Mask) -> list[tuple[int, int]]:
     """Return the half-open range of True voxels along each axis; nothing for an empty mask."""

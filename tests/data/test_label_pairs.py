@@ -57,6 +57,11 @@ def test_label_maps_named_by_case(tmp_path, write_nifti):
     assert release is BRATS_2023_GLI
 
 
+def test_cases_of_another_release_than_named(root):
+    with pytest.raises(FileNotFoundError, match=r"neither cases of brats2023_gli, nor .* release"):
+        find_references(root, "brats2023_gli")
+
+
 def test_names_of_two_releases(tmp_path, write_nifti):
     write_nifti(tmp_path / "BraTS-PED-00007-000.nii.gz", labels())
     with pytest.raises(ValueError, match=r"several releases; .* brats2023_ped, brats2024_ped"):
@@ -74,7 +79,7 @@ def test_a_case_without_mask_and_one_with_two(root, write_case):
 def test_folders_that_are_missing_or_empty(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone: no such folder"):
         find_references(tmp_path / "gone", None)
-    with pytest.raises(FileNotFoundError, match="holds no segmentation"):
+    with pytest.raises(FileNotFoundError, match="holds no masks: neither cases of a known rel"):
         find_references(tmp_path, None)
     with pytest.raises(ValueError, match="unknown release 'brats1999'"):
         find_references(tmp_path, "brats1999")
