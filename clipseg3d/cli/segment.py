@@ -39,12 +39,12 @@ def add_command(commands: Commands) -> None:
     )
     segment.add_argument(
         "--weights",
-        type=Path,
         required=True,
         action="append",
-        metavar="CKPT",
-        help="checkpoint written by 'clipseg3d fit' or 'clipseg3d demo'; repeat the option for "
-        "an ensemble, such as one of all folds",
+        metavar="WEIGHTS",
+        help="checkpoint written by 'clipseg3d fit' or 'clipseg3d demo', a folder written by "
+        "'clipseg3d export', the name of weights that come with clipseg3d, or a Hugging Face hub "
+        "id; repeat the option for an ensemble, such as one of all folds",
     )
     segment.add_argument(
         "--text",

@@ -1,4 +1,4 @@
-"""Checkpoints of training, as networks to predict with."""
+"""Checkpoints of training and published weights, as networks to predict with."""
 
 import hashlib
 import pickle
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clipseg3d.clip.encoder import ClipEncoder, load_encoder
 from clipseg3d.data.releases import REGIONS, SEQUENCES
+from clipseg3d.hub import WEIGHTS, find_pretrained
 from clipseg3d.networks.clipseg3d import CLIPSeg3D, build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 
@@ -25,9 +26,9 @@ class Checkpoint:
     """A trained network and what it was trained for.
 
     Attributes:
-        path: of the file.
-        sha256: of the file.
-        network: with the checkpoint's weights.
+        path: of the file with the weights.
+        sha256: of that file.
+        network: with these weights.
         release: label convention of the training data, by name.
         spacing_mm: voxel size of the training data.
         window: sliding window (x, y, z) of validation, in voxels.
@@ -45,41 +46,71 @@ class Checkpoint:
     allow_missing: bool
 
 
-def read_checkpoints(paths: Sequence[Path], *, clip: str | None = None) -> list[Checkpoint]:
-    """Read files that :class:`CLIPSeg3DModule` wrote; only tensors and plain values.
+def read_checkpoints(sources: Sequence[str | Path], *, clip: str | None = None) -> list[Checkpoint]:
+    """Read files that :class:`CLIPSeg3DModule` wrote, or published weights; no code in them runs.
 
-    A CLIP that several of them use is loaded once.
+    A CLIP that several checkpoints use is loaded once.
 
     Args:
-        paths: one file, or the members of an ensemble.
+        sources: one file, or the members of an ensemble. What is no file and does not end in .ckpt
+            is for :meth:`CLIPSeg3D.from_pretrained`: a name of weights that come with the package,
+            a folder, or a hub id.
         clip: folder or hub name of CLIP, where it is not to be found under the name it had in
             training; its weights must be the same.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no file is given; one is no such checkpoint, of another architecture, or of
-            other sequences or regions than this library's; CLIP has other weights; or the members
-            were trained on different releases or voxel sizes.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: none is given; one is no such checkpoint, of another architecture, or of other
+            sequences or regions than this library's; CLIP has other weights; or the members were
+            trained on different releases or voxel sizes.
+        OSError: the hub has no such weights, or cannot be reached.
     """
-    if not paths:
+    if not sources:
         raise ValueError("no weights are given; name a checkpoint written by training")
     members: list[Checkpoint] = []
     encoders: dict[str, ClipEncoder] = {}
-    for path in paths:
-        member = _read_member(path, clip, encoders)
+    for source in sources:
+        path = Path(source)
+        if path.is_file() or path.suffix == ".ckpt":
+            member = _read_file(path, clip, encoders)
+        else:
+            member = _read_pretrained(source, clip)
         for name in SAME:
             first, this = getattr(members[0] if members else member, name), getattr(member, name)
             if first != this:
                 raise ValueError(
-                    f"{path}: trained with {name}={this!r}, but {paths[0]} with {name}={first!r}; "
-                    "use them apart"
+                    f"{source}: trained with {name}={this!r}, but {sources[0]} with "
+                    f"{name}={first!r}; use them apart"
                 )
         members.append(member)
     return members
 
 
-def _read_member(path: Path, clip: str | None, encoders: dict[str, ClipEncoder]) -> Checkpoint:
-    """Read one file; CLIP comes from ``encoders``, or goes there."""
+def _read_pretrained(source: str | Path, clip: str | None) -> Checkpoint:
+    """Read what :meth:`CLIPSeg3D.save_pretrained` wrote."""
+    folder = find_pretrained(source)
+    network = CLIPSeg3D.from_pretrained(folder, clip=clip)
+    settings, config = network.settings, network.config
+    if settings is None or config is None:
+        raise ValueError(
+            f"{folder}: does not say which scans the network is for; set network.settings and save "
+            "it again with save_pretrained"
+        )
+    _require_inputs(folder, config)
+    return Checkpoint(
+        path=folder / WEIGHTS,
+        sha256=_digest(folder / WEIGHTS),
+        network=network,
+        release=settings.release,
+        spacing_mm=settings.spacing_mm,
+        window=settings.window,
+        overlap=settings.overlap,
+        allow_missing=settings.allow_missing,
+    )
+
+
+def _read_file(path: Path, clip: str | None, encoders: dict[str, ClipEncoder]) -> Checkpoint:
+    """Read one checkpoint; CLIP comes from ``encoders``, or goes there."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a checkpoint written by training")
     content = _read_content(path)
@@ -118,7 +149,7 @@ def _read_content(path: Path) -> dict[str, Any]:
 
 
 def _config(path: Path, settings: Mapping[str, Any]) -> NetworkConfig:
-    """Return the network's config if this library can build it and feed it."""
+    """Return the network's config if this library can build it."""
     try:
         config = NetworkConfig(**settings["network"])
     except (KeyError, TypeError) as error:
@@ -126,6 +157,12 @@ def _config(path: Path, settings: Mapping[str, Any]) -> NetworkConfig:
             f"{path}: describes no network of this version of clipseg3d ({error}); use the version "
             "it was trained with"
         ) from error
+    _require_inputs(path, config)
+    return config
+
+
+def _require_inputs(path: Path, config: NetworkConfig) -> None:
+    """Raise a ValueError for a network of other sequences or regions than this library's."""
     for name, here, there in (
         ("sequences", SEQUENCES, tuple(config.sequences)),
         ("regions", REGIONS, tuple(config.regions)),
@@ -135,7 +172,6 @@ def _config(path: Path, settings: Mapping[str, Any]) -> NetworkConfig:
                 f"{path}: trained with the {name} {', '.join(there)}, not {', '.join(here)}; give "
                 "weights trained with those"
             )
-    return config
 
 
 def _load_weights(path: Path, network: CLIPSeg3D, state: Mapping[str, Tensor]) -> None:

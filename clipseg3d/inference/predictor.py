@@ -117,13 +117,15 @@ class Predictor:
         tta: bool = False,
         postprocessing: PostProcessing | None = None,
     ) -> "Predictor":
-        """Load checkpoints that :class:`CLIPSeg3DModule` wrote, as an ensemble if several.
+        """Load checkpoints or published weights, as an ensemble if several.
 
         Window and overlap are those of the first. Cases may lack sequences if all members were
         trained with ``sequence_dropout``.
 
         Args:
-            paths: checkpoint files, such as one per fold.
+            paths: checkpoint files of :class:`CLIPSeg3DModule`, such as one per fold; or what
+                :meth:`CLIPSeg3D.from_pretrained` takes: a folder, the name of weights that come
+                with the package, or a hub id.
             clip: folder or hub name of CLIP, where it is not to be found under the name it had in
                 training; its weights must be the same.
             device: as for the class.
@@ -131,11 +133,12 @@ class Predictor:
             postprocessing: as for the class.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: there is no such file or folder.
+            OSError: the hub has no such weights, or cannot be reached.
             ValueError: a file is no such checkpoint, or CLIP has other weights; see
                 :func:`clipseg3d.inference.checkpoint.read_checkpoints`.
         """
-        members = read_checkpoints([Path(path) for path in paths], clip=clip)
+        members = read_checkpoints(paths, clip=clip)
         return cls(
             [member.network for member in members],
             release=get_release(members[0].release),

@@ -130,13 +130,13 @@ def tune_postprocessing(pairs: Iterable[LabelPair]) -> Tuned:
 
 
 def _cropped(pair: LabelPair) -> tuple[_Depths, _Depths]:
-    """Cut off what is background in both, but for one voxel around, which keeps holes enclosed."""
+    """Cut off what is background in both."""
     found, due = _depths(pair.prediction), _depths(pair.reference)
     box = []
     for axis in range(3):
         others = tuple(other for other in range(3) if other != axis)
         inside = np.flatnonzero(found.any(axis=others) | due.any(axis=others))
-        box.append(slice(max(0, inside[0] - 1), inside[-1] + 2) if len(inside) else slice(0, 1))
+        box.append(slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 1))
     return found[tuple(box)].copy(), due[tuple(box)].copy()
 
 

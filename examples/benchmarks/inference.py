@@ -6,16 +6,19 @@ the network needs for nothing: the z-scored image, the semantics computed once, 
 window in the brain. What is timed, of either: windows, stitching, labels in the source's grid.
 
 Windows of the two lie at different places, and the network normalises each window by itself, so
-the two cannot agree everywhere; ``equal_voxels`` is the share of all voxels of the volume with the
-same label, the lowest over cases. Most of them are background: ``equal_in_brain`` counts within
-the brain only, and Dice between the two label maps says it for the tumour.
+the two cannot agree everywhere, the less the worse the network knows what it sees.
+``equal_voxels`` is the share of all voxels of the volume with the same label, the lowest over
+cases. Most of them are background: ``equal_in_brain`` counts within the brain only, and Dice
+between the two label maps says it for the tumour.
 
 ``ratio`` is (MONAI's time) / (ours), summed over cases. ``memory_ratio`` is (our peak) / (MONAI's):
 each in a process of its own, resident memory above what it is with network and libraries loaded;
 the image, which either holds, counts.
 
-Without ``--weights`` the demo's network is trained first (two minutes), on phantoms of 2 mm: good
-enough to find tumours, not to be judged by.
+Without ``--weights`` the demo's network is trained first (two minutes), on phantoms of 2 mm. It is
+used on phantoms of that size, in its own windows of 64 voxels: with 120 x 120 x 78 voxels there
+are as many windows as at 1 mm, each an eighth as large. On real cases of 1 mm (``--data``) give
+weights that were trained on such; the demo's are used in windows of 128 there, and know little.
 """
 
 import argparse
@@ -25,7 +28,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -61,8 +64,7 @@ class Given(NamedTuple):
     semantics: Semantics | None
     grid: Grid
     release: BraTSRelease
-    size: int
-    """Edge of the window in voxels."""
+    window: tuple[int, int, int]
 
 
 def ours(network: CLIPSeg3D, given: Given) -> Labels:
@@ -72,7 +74,7 @@ def ours(network: CLIPSeg3D, given: Given) -> Labels:
         given.image,
         given.semantics,
         given.statistics,
-        window=(given.size,) * 3,
+        window=given.window,
         overlap=OVERLAP,
     )
     regions = (logits[0].sigmoid_() > 0.5).numpy()
@@ -84,7 +86,7 @@ def monai(network: CLIPSeg3D, given: Given) -> Labels:
     """Segment the volume as it is in the file (LPS, as BraTS has it)."""
     starts = torch.tensor([start for start, _ in given.grid.box], dtype=torch.float32)
     extent = torch.tensor([stop - start for start, stop in given.grid.box], dtype=torch.float32)
-    size = torch.full((3,), float(given.size))
+    size = torch.tensor(given.window, dtype=torch.float32)
 
     def predict(crop: Tensor, slices: list[list[slice]]) -> Tensor:
         corner = torch.tensor([axis.start for axis in slices[0][2:]], dtype=torch.float32)
@@ -95,7 +97,7 @@ def monai(network: CLIPSeg3D, given: Given) -> Labels:
 
     logits = sliding_window_inference(
         given.image,
-        (given.size,) * 3,
+        given.window,
         1,
         predict,
         overlap=OVERLAP,
@@ -108,29 +110,38 @@ def monai(network: CLIPSeg3D, given: Given) -> Labels:
 WAYS: dict[str, Callable[[CLIPSeg3D, Given], Labels]] = {"monai": monai, "ours": ours}
 
 
-def prepare(case: Case, predictor: Predictor, size: int) -> dict[str, Given]:
+def prepare(case: Case, predictor: Predictor) -> dict[str, Given]:
     """Return what each way is given."""
     network = predictor.network
     ready = preprocess(case, predictor.release, view_selection=network.view_selection)
     views = Views(*(part[None] for part in ready.views))
     with torch.no_grad():
         semantics = network.encode_semantics(views, *network.embed_text([case.report]))
-    common = (ready.statistics[None], semantics, ready.grid, predictor.release, size)
+    common = (ready.statistics[None], semantics, ready.grid, predictor.release, predictor.window)
     volume = torch.from_numpy(ready.grid.restore(ready.image.numpy()))
     return {"monai": Given(volume[None], *common), "ours": Given(ready.image[None], *common)}
 
 
-def load(weights: Path, release: BraTSRelease) -> Predictor:
-    """Load the network for a release, whatever it was trained on."""
+def load(weights: Path, *, real: bool) -> Predictor:
+    """Load a network, for the cases it was trained on or for real ones of 1 mm."""
     warnings.filterwarnings("ignore", message="the weights of the tiny CLIP are random")
-    network = Predictor.from_checkpoint(weights, device="cpu").network
-    return Predictor(network, release=release, device="cpu", overlap=OVERLAP)
+    loaded = Predictor.from_checkpoint(weights, device="cpu")
+    spacing_mm = 1.0 if real else loaded.spacing_mm
+    edges = [round(edge * loaded.spacing_mm / spacing_mm) for edge in loaded.window]
+    return Predictor(
+        loaded.network,
+        release=BRATS_2018 if real else PHANTOM,
+        spacing_mm=spacing_mm,
+        window=(edges[0], edges[1], edges[2]),
+        overlap=OVERLAP,
+        device="cpu",
+    )
 
 
 def send_peak(way: str, weights: Path, given: Path, threads: int, pipe: Connection) -> None:
     """Send the peak of resident memory above that with the network loaded, in MB."""
     torch.set_num_threads(threads)
-    network = load(weights, PHANTOM).network
+    network = load(weights, real=False).network
     before = memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark so far
     WAYS[way](network, torch.load(given, weights_only=False))
@@ -165,42 +176,41 @@ def compare(a: Labels, b: Labels, brain: np.ndarray, release: BraTSRelease) -> d
     }
 
 
-def find(arguments: argparse.Namespace, work: Path) -> tuple[Sequence[Case], BraTSRelease]:
+def find(arguments: argparse.Namespace, predictor: Predictor, work: Path) -> list[Case]:
     """Return the cases to segment."""
-    if arguments.data is not None:
-        return find_cases(arguments.data, BRATS_2018)[: arguments.cases], BRATS_2018
-    write_phantoms(work / "phantoms", arguments.cases, spacing_mm=1.0, seed=900)
-    return find_cases(work / "phantoms", PHANTOM), PHANTOM
+    root = arguments.data
+    if root is None:
+        root = work / "phantoms"
+        write_phantoms(root, arguments.cases, spacing_mm=predictor.spacing_mm, seed=900)
+    return find_cases(root, predictor.release, spacing_mm=predictor.spacing_mm)[: arguments.cases]
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="BraTS 2018 cases; default: phantoms of 1 mm")
+    parser.add_argument("--data", type=Path, help="BraTS 2018 cases; default: phantoms")
     parser.add_argument("--weights", type=Path, help="checkpoint; default: train the demo's")
     parser.add_argument("--cases", type=int, default=2)
-    parser.add_argument("--window", type=int, default=128, help="edge in voxels")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         weights = arguments.weights or run_demo(work / "demo").weights
-        cases, release = find(arguments, work)
-        predictor = load(weights, release)
+        predictor = load(weights, real=arguments.data is not None)
+        cases = find(arguments, predictor, work)
         rows = []
         for number, case in enumerate(cases):
-            given = prepare(case, predictor, arguments.window)
+            given = prepare(case, predictor)
             seconds, labels = {}, {}
             for way in list(WAYS) if number % 2 else list(WAYS)[::-1]:
                 start = time.perf_counter()
                 labels[way] = WAYS[way](predictor.network, given[way])
                 seconds[way] = time.perf_counter() - start
             brain = (given["monai"].image[0] != 0).any(dim=0).numpy()
-            row = {**seconds, **compare(labels["ours"], labels["monai"], brain, release)}
+            row = {**seconds, **compare(labels["ours"], labels["monai"], brain, predictor.release)}
             rows.append(row)
             print(f"{case.case_id:24s}", *(f"{name} {value:.5g}" for name, value in row.items()))
-        predictor.window = (arguments.window,) * 3
         whole = predictor(cases[-1]).label  # what was timed is what the library does
         if not np.array_equal(whole, labels["ours"]):
             raise RuntimeError(f"{int((whole != labels['ours']).sum())} voxels differ; see ours()")
@@ -225,7 +235,7 @@ def main() -> None:
                 "peak_mb_ours": peaks["ours"],
                 "peak_mb_peer": peaks["monai"],
                 "cases": len(rows),
-                "window": arguments.window,
+                "window": predictor.window,
                 "threads": arguments.threads,
                 "cpus": os.cpu_count(),
             }

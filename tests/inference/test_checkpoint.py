@@ -3,14 +3,18 @@
 import hashlib
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
 import clipseg3d.inference.checkpoint
+from clipseg3d.data.cases import find_cases
+from clipseg3d.data.releases import PHANTOM
 from clipseg3d.inference.checkpoint import read_checkpoints
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.networks.clipseg3d import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.settings import PredictionSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = NetworkConfig(
@@ -136,3 +140,33 @@ def test_a_checkpoint_of_before_sequence_dropout_needs_all_sequences(
 ):
     save_checkpoint(network, PLAIN, tmp_path / "a.ckpt")
     assert not Predictor.from_checkpoint(tmp_path / "a.ckpt", device="cpu").allow_missing
+
+
+def test_published_weights_predict_as_the_checkpoint_does(
+    folder, tmp_path, save_checkpoint, randomise
+):
+    trained = randomise(build_clipseg3d(SMALL))
+    save_checkpoint(trained, SMALL, tmp_path / "w.ckpt", settings={"sequence_dropout": 0.1})
+    (member,) = read_checkpoints([tmp_path / "w.ckpt"])
+    member.network.save_pretrained(tmp_path / "silent")
+    with pytest.raises(ValueError, match=r"silent: does not say which scans the network is for"):
+        read_checkpoints([str(tmp_path / "silent")])
+    member.network.settings = PredictionSettings(
+        "phantom", 8.0, window=(16, 20, 12), overlap=0.25, allow_missing=True
+    )
+    member.network.save_pretrained(tmp_path / "published")
+    both = Predictor.from_checkpoints([tmp_path / "w.ckpt", str(tmp_path / "published")])
+    assert both.num_passes == 2
+    assert both.allow_missing
+    assert list(both.weights) == [
+        str(tmp_path / "w.ckpt"),
+        str(tmp_path / "published" / "model.safetensors"),
+    ]
+    published = Predictor.from_checkpoint(str(tmp_path / "published"), device="cpu")
+    assert (published.window, published.overlap) == ((16, 20, 12), 0.25)
+    (case,) = find_cases(folder, PHANTOM, spacing_mm=8.0)
+    found = [
+        Predictor.from_checkpoint(tmp_path / name, device="cpu")(case, probabilities=True)
+        for name in ("w.ckpt", "published")
+    ]
+    np.testing.assert_array_equal(found[0].probabilities, found[1].probabilities)
