@@ -81,7 +81,7 @@ def segment_cases(
         if not overwrite and all(path.is_file() for path in files[case.case_id])
     ]
     todo = len(cases) - len(finished)
-    with tqdm(total=todo, desc="Segmenting", bar_format=BAR, delay=2) as bar:
+    with tqdm(total=todo, desc="Segmenting", bar_format=BAR, delay=2, disable=not todo) as bar:
         done = 0
         for case in cases:
             due = files[case.case_id]
