@@ -334,15 +334,16 @@ class Predictor:
 
     def provenance(self) -> dict[str, str]:
         """Return what made a segmentation: weights, versions and settings, for people to read."""
-        encoders = {
-            f"{role} encoder": f"{identity['name']} (SHA-256 {identity['sha256']})"
-            for network in self.networks
-            for role, identity in network.encoder_identities().items()
-        }
+        encoders: dict[str, list[str]] = {}
+        for network in self.networks:
+            for role, identity in network.encoder_identities().items():
+                shown = f"{identity['name']} (SHA-256 {identity['sha256']})"
+                names = encoders.setdefault(f"{role} encoder", [])
+                names += [] if shown in names else [shown]
         rules = "none" if self.postprocessing is None else self.postprocessing.describe()
         return {
             **{f"weights {name}": f"SHA-256 {digest}" for name, digest in self.weights.items()},
-            **encoders,
+            **{role: ", ".join(names) for role, names in encoders.items()},
             "release": self.release.name,
             "voxel size": f"{self.spacing_mm:g} mm",
             "window": "x".join(map(str, self.window)),

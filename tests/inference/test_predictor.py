@@ -488,3 +488,13 @@ def test_a_network_that_reads_nothing_reports_no_text(folder, randomise):
     )
     evidence = run(case_in(folder), explain=True).evidence
     assert (evidence.views, evidence.attention, evidence.similarity) == ([], {}, {})
+
+
+def test_provenance_names_every_encoder_once():
+    networks = [BrightFlair() for _ in range(3)]
+    for network, name in zip(networks, "aba", strict=True):
+        identity = {"CLIP": {"name": name, "sha256": name * 3}}
+        network.encoder_identities = lambda identity=identity: identity
+    found = predictor(*networks, device="cpu", tta=True).provenance()
+    assert found["CLIP encoder"] == "a (SHA-256 aaa), b (SHA-256 bbb)"
+    assert (found["networks"], found["mirrorings"]) == ("3", "8")
