@@ -18,7 +18,8 @@ from clipseg3d.cli import (
 from clipseg3d.cli.terminal import raised_here, say
 
 TRAINING_COMMANDS = {
-    "fit": "train on a data set, as a YAML configuration says (Lightning)",
+    "fit": "train on a data set, as a YAML configuration says (Lightning); with --dry-run, only "
+    "say what that will need",
     "validate": "score a checkpoint on the validation fold (Lightning)",
     "test": "score a checkpoint on the data module's test cases (Lightning)",
 }

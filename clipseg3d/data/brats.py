@@ -3,14 +3,22 @@
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from clipseg3d.batch import Batch, Sample, unpack
-from clipseg3d.data.cache import CachedCase, build_cache, default_cache_dir
-from clipseg3d.data.cases import Case, detect_release, find_cases
+from clipseg3d.data.cache import (
+    MEGABYTES,
+    CachedCase,
+    build_cache,
+    cached_case,
+    default_cache_dir,
+)
+from clipseg3d.data.cases import Case, detect_release, find_cases, index_cases
+from clipseg3d.data.check import check_data
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import (
     BRATS_2018,
@@ -29,6 +37,7 @@ from clipseg3d.data.releases import (
     get_release,
 )
 from clipseg3d.data.splits import Splits
+from clipseg3d.data.survey import DataSurvey
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.volume import ViewSelection
 
@@ -139,6 +148,15 @@ class BraTSDataModule(LightningDataModule):
             return detect_release(self.root)
         return get_release(self.release_name)
 
+    def survey(self) -> DataSurvey:
+        """Check all cases and say what :meth:`prepare_data` would write; nothing is written.
+
+        Raises:
+            FileNotFoundError: ``root`` or ``reports`` is missing.
+            ValueError: the release cannot be told.
+        """
+        return self._survey([self.root], [])
+
     def prepare_data(self) -> None:
         """Check all cases and fill the cache; runs once per node."""
         cases = self._cases()
@@ -190,6 +208,39 @@ class BraTSDataModule(LightningDataModule):
             spacing_mm=self.spacing_mm,
         )
         return self._reported(cases)
+
+    def _survey(self, folders: list[Path], planned: list[Case]) -> DataSurvey:
+        """Look at the cases below some folders; planned ones have no files yet."""
+        options: dict[str, Any] = {
+            "reports": self.reports,
+            "allow_missing": self.allow_missing_sequences,
+            "spacing_mm": self.spacing_mm,
+        }
+        faults: list[str] = []
+        notes: list[str] = []
+        found: list[Case] = []
+        for folder in folders:
+            checked = check_data(
+                folder, self.release, num_threads=max(1, self.num_workers), **options
+            )
+            faults += checked.faults
+            notes += [*checked.notes, *(note for case in checked.cases for note in case.notes)]
+            found += index_cases(folder, self.release, **options)[0]
+        train: list[Case] = []
+        held_out: list[Case] = []
+        try:
+            train, held_out, _ = self._divide([*found, *planned])
+        except ValueError as error:
+            faults.append(str(error))
+        missing = len(planned) + sum(
+            not cached_case(
+                case, self.release, self.cache_dir, view_selection=self.view_selection
+            ).is_whole()
+            for case in found
+        )
+        size = int(missing * MEGABYTES * 1e6 / self.spacing_mm**3)
+        disk = {self.cache_dir: size} if missing else {}
+        return DataSurvey(tuple(faults), tuple(notes), len(train), len(held_out), disk)
 
     def _divide(self, cases: list[Case]) -> tuple[list[Case], list[Case], list[Case]]:
         """Return the cases to train, validate and test on."""

@@ -1,5 +1,6 @@
 """Simulated patients as a data module: no licence, no download."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ from clipseg3d.data.brats import BraTSDataModule
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.phantom import simulate_phantom, write_phantom
 from clipseg3d.data.releases import PHANTOM
+from clipseg3d.data.survey import DataSurvey
+
+MEGABYTES = 12
+"""What the files of a patient take at 1 mm."""
 
 
 def write_phantoms(
@@ -25,12 +30,17 @@ def write_phantoms(
     Returns:
         Case names.
     """
-    names = [f"Phantom_{seed + index:05d}" for index in range(num_cases)]
+    names = _names(num_cases, seed)
     missing = [index for index, name in enumerate(names) if not (root / name).is_dir()]
     for index in tqdm(missing, desc="Simulating patients", unit="case", delay=2):
         phantom = simulate_phantom(seed + index, spacing_mm=spacing_mm)
         write_phantom(phantom, root, names[index])
     return names
+
+
+def _names(num_cases: int, seed: int) -> list[str]:
+    """Return the names of patients."""
+    return [f"Phantom_{seed + index:05d}" for index in range(num_cases)]
 
 
 class PhantomDataModule(BraTSDataModule):
@@ -63,6 +73,18 @@ class PhantomDataModule(BraTSDataModule):
         super().__init__(root, spacing_mm=spacing_mm, **options)
         self.num_cases = num_cases
         self.first_seed = first_seed
+
+    def survey(self) -> DataSurvey:
+        """Check the patients that are there, and plan with those that are not."""
+        names = _names(self.num_cases, self.first_seed)
+        there = [name for name in names if (self.root / name).is_dir()]
+        planned = [Case(name, name, {}) for name in names if name not in there]
+        survey = self._survey([self.root / name for name in there], planned)
+        if not planned:
+            return survey
+        note = f"{len(planned)} of {len(names)} patients are still to be simulated"
+        size = int(len(planned) * MEGABYTES * 1e6 / self.spacing_mm**3)
+        return replace(survey, notes=(*survey.notes, note), disk={**survey.disk, self.root: size})
 
     def _cases(self) -> list[Case]:
         """Write the patients that are missing, and index them; the folder may hold others too."""

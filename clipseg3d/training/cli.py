@@ -10,7 +10,10 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
 
 from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.training.dry_run import dry_run
 from clipseg3d.training.module import CLIPSeg3DModule
+
+DRY_RUN = "--dry-run"
 
 
 def release_name(data: Any) -> str:
@@ -73,9 +76,33 @@ class CLIPSeg3DCLI(LightningCLI):
         )
 
 
+class DryRunCLI(CLIPSeg3DCLI):
+    """The same, but ``fit`` says what it would need, and trains and writes nothing."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Know the switch that has led here."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(DRY_RUN, action="store_true")
+
+    def fit(self, **_: Any) -> None:
+        """Print what a fit will need.
+
+        Raises:
+            ValueError: the fit would fail.
+        """
+        found = dry_run(self.model, self.datamodule, self.trainer)
+        sys.stdout.write(f"{found}\n")
+        if found.faults:
+            raise ValueError(f"this fit would fail: {len(found.faults)} faults, listed above")
+
+
 def run(arguments: Sequence[str]) -> None:
-    """Run one LightningCLI command, such as ``["fit", "--config", "tiny.yaml"]``."""
-    CLIPSeg3DCLI(
+    """Run one LightningCLI command, such as ``["fit", "--config", "tiny.yaml"]``.
+
+    ``--dry-run`` anywhere behind ``fit`` says what the fit will need instead.
+    """
+    dry = arguments[0] == "fit" and DRY_RUN in arguments
+    (DryRunCLI if dry else CLIPSeg3DCLI)(
         CLIPSeg3DModule,
         LightningDataModule,
         subclass_mode_data=True,

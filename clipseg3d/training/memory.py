@@ -75,7 +75,6 @@ def predict_peak_memory(
     if precision not in AUTOCAST:
         raise ValueError(f"precision={precision!r}: choose from {', '.join(AUTOCAST)}")
     dtype = AUTOCAST[precision]
-    # Not entered: what has no fake input, such as a list of axes, is to be computed.
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     semantics = _semantics(network, batch_size)
     if semantics is not None:
@@ -83,19 +82,21 @@ def predict_peak_memory(
     fake = _without_content(network, fakes).train()
     optimizer = (plan or TrainingPlan()).optimizer_for(fake)
     loss = RegionLoss()
-    with _LiveBytes() as live:
-        with fakes:
-            image = torch.empty(batch_size, NUM_SEQUENCES, *patch_size)
-            label = torch.empty(batch_size, NUM_REGIONS, *patch_size)
-            statistics = torch.empty(batch_size, NUM_SEQUENCES, 4)
-        for _ in range(2):  # the optimiser's state is there from the first step on
-            with torch.autocast("cpu", dtype, enabled=dtype is not None):
-                prediction = fake.segment(image, semantics, statistics=statistics, deep=True)
-                error = loss([prediction.logits, *prediction.auxiliary], label)
+    live = _LiveBytes()
+    with fakes, live:
+        image = torch.empty(batch_size, NUM_SEQUENCES, *patch_size)
+        label = torch.empty(batch_size, NUM_REGIONS, *patch_size)
+        statistics = torch.empty(batch_size, NUM_SEQUENCES, 4)
+    for _ in range(2):  # the optimiser's state is there from the first step on
+        autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
+        with fakes, live, autocast:
+            prediction = fake.segment(image, semantics, statistics=statistics, deep=True)
+        with live:  # MONAI's loss makes a tensor and asks what is in it
+            error = loss([prediction.logits, *prediction.auxiliary], label)
             optimizer.zero_grad()
             error.backward()
             optimizer.step()
-            del prediction, error
+        del prediction, error
     counted = sum(
         tensor.nbytes
         for weight in fake.parameters()

@@ -183,3 +183,34 @@ def test_hyperparameters_are_plain_values(tmp_path):
     listed = {key: list(v) if isinstance(v, tuple) else v for key, v in saved.items()}
     again = PhantomDataModule(**yaml.safe_load(yaml.safe_dump(listed)))
     assert (again.num_cases, again.seed, tuple(again.patch_size)) == (5, 4, PATCH)
+
+
+def test_a_survey_counts_who_is_there_and_who_is_planned(root, tmp_path):
+    shutil.rmtree(root / "cases" / "Phantom_00004")
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    data = make(root, num_folds=5, cache_dir=str(tmp_path / "empty"))
+    survey = data.survey()
+    assert (survey.training, survey.validation, survey.faults) == (4, 1, ())
+    assert survey.notes == ("1 of 5 patients are still to be simulated",)
+    assert survey.disk == {
+        tmp_path / "empty": int(5 * 20e6 / SPACING**3),
+        root / "cases": int(12e6 / SPACING**3),
+    }
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_survey_lists_every_fault(root):
+    (root / "cases" / "Phantom_00005" / "Phantom_00005_t2.nii.gz").unlink()
+    (root / "cases" / "Phantom_00006" / "Phantom_00006_seg.nii.gz").write_bytes(b"no image")
+    survey = make(root, num_folds=6).survey()
+    assert any("Phantom_00005_t2" in fault for fault in survey.faults)
+    assert any("Phantom_00006_seg" in fault for fault in survey.faults)
+    assert any("5 patients cannot fill num_folds=6" in fault for fault in survey.faults)
+    assert (survey.training, survey.validation) == (0, 0)
+
+
+def test_what_is_prepared_needs_no_disk(root):
+    data = make(root)
+    data.prepare_data()
+    assert data.survey().disk == {}

@@ -1,0 +1,250 @@
+"""What a fit will need, and what will go wrong, before it starts; nothing is written."""
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from clipseg3d.batch import NUM_REGIONS, Batch
+from clipseg3d.training.memory import AUTOCAST, NUM_SEQUENCES, PeakMemory, predict_peak_memory
+from clipseg3d.training.module import CLIPSeg3DModule
+from clipseg3d.volume import cut_views, intensity_statistics
+
+STEPS = 2
+CHECKPOINTS = 2
+"""The best and the last."""
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What was found.
+
+    Attributes:
+        faults: what the fit would fail of, each line with a cure.
+        notes: what is unusual, but no fault.
+        training: cases to train on.
+        validation: cases to validate on.
+        trained: number of weights that are trained.
+        frozen: number of weights that are not.
+        peak: predicted for each device; None for a precision that cannot be predicted.
+        device: what the steps run on.
+        capacity: bytes of memory of one device.
+        step_seconds: of the faster of two steps; None where they were not tried.
+        steps_per_epoch: training steps of each device.
+        epochs: at most; None for no end.
+        disk: folder -> bytes that will be written below it, about, and bytes that are free.
+    """
+
+    faults: tuple[str, ...]
+    notes: tuple[str, ...]
+    training: int
+    validation: int
+    trained: int
+    frozen: int
+    peak: PeakMemory | None
+    device: str
+    capacity: int
+    step_seconds: float | None
+    steps_per_epoch: int
+    epochs: int | None
+    disk: Mapping[Path, tuple[int, int]]
+
+    def __str__(self) -> str:
+        """Return it as lines to read."""
+        rows = [
+            ("cases", f"{self.training} to train on, {self.validation} to validate on"),
+            ("weights", f"{self.trained / 1e6:.2f} M trained, {self.frozen / 1e6:.2f} M frozen"),
+        ]
+        if self.peak is not None:
+            rows.append(
+                (
+                    "peak memory",
+                    f"{self.peak.total / GB:.2f} GB predicted (weights "
+                    f"{self.peak.weights / GB:.2f}, gradients and optimiser "
+                    f"{self.peak.training / GB:.2f}, activations "
+                    f"{self.peak.activations / GB:.2f}) of {self.capacity / GB:.0f} GB on "
+                    f"{self.device}",
+                )
+            )
+        if self.step_seconds is not None:
+            epoch = self.step_seconds * self.steps_per_epoch
+            whole = ""
+            if self.epochs is not None:
+                whole = f", {self.epochs} epochs {_duration(epoch * self.epochs)}"
+            rows.append(
+                (
+                    "time",
+                    f"{self.step_seconds:.2f} s a step, {self.steps_per_epoch} steps and "
+                    f"{_duration(epoch)} an epoch{whole}, without validation",
+                )
+            )
+        rows += [
+            ("disk", f"{folder}: {needed / GB:.2f} GB to be written, {free / GB:.2f} GB free")
+            for folder, (needed, free) in self.disk.items()
+        ]
+        rows += [("note", note) for note in self.notes]
+        rows += [("fault", fault) for fault in self.faults]
+        return "\n".join(f"{name:12s} {text}" for name, text in rows)
+
+
+def dry_run(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> DryRun:
+    """Check the data, count weights, predict memory, try two steps and look at the disk.
+
+    The steps run on one device, on crops of noise: what loading costs is not in their time. They
+    change the module's weights.
+
+    Args:
+        module: as it would be trained.
+        data: data module, with its ``survey``.
+        trainer: as it would train; it is asked, and not run.
+
+    Raises:
+        FileNotFoundError: the data's folder is missing.
+        ValueError: the release cannot be told, or the network refuses the patch.
+    """
+    survey = data.survey()
+    faults, notes = [*survey.faults], [*survey.notes]
+    device = trainer.strategy.root_device
+    capacity = _capacity(device)
+    weights = {True: 0, False: 0}
+    for weight in module.network.parameters():
+        weights[weight.requires_grad] += weight.numel()
+    peak = None
+    if str(trainer.precision) in AUTOCAST:
+        peak = predict_peak_memory(
+            module.network,
+            data.patch_size,
+            batch_size=data.batch_size,
+            precision=str(trainer.precision),
+            plan=module.plan,
+        )
+    else:
+        notes.append(f"no prediction of memory for precision {trainer.precision}")
+    fits = peak is None or peak.total < capacity
+    if peak is not None and not fits:
+        faults.append(
+            f"patch_size={tuple(data.patch_size)} with batch_size={data.batch_size} needs "
+            f"{peak.total / GB:.1f} GB, and {device} has {capacity / GB:.1f}; take a smaller patch "
+            "or batch, bf16-mixed precision, checkpointing, or another preset"
+        )
+    seconds = _measure(module, data, trainer) if fits else None
+    checkpoints = Path(trainer.default_root_dir)
+    trained_bytes = sum(w.nbytes for w in module.network.parameters() if w.requires_grad)
+    disk = dict(survey.disk)
+    disk[checkpoints] = disk.get(checkpoints, 0) + CHECKPOINTS * 3 * trained_bytes
+    room = {folder: (needed, _free(folder)) for folder, needed in disk.items()}
+    for folder, (needed, free) in room.items():
+        if needed > free:
+            faults.append(
+                f"{folder}: {needed / GB:.2f} GB to be written, {free / GB:.2f} GB free; make "
+                "room, or choose another folder"
+            )
+    samples = -(-survey.training * data.crops_per_case // trainer.world_size)
+    whole = samples // data.batch_size  # what fills no batch is dropped, unless it is all
+    return DryRun(
+        faults=tuple(faults),
+        notes=tuple(notes),
+        training=survey.training,
+        validation=survey.validation,
+        trained=weights[True],
+        frozen=weights[False],
+        peak=peak,
+        device=str(device),
+        capacity=capacity,
+        step_seconds=seconds,
+        steps_per_epoch=whole if samples > data.batch_size else min(samples, 1),
+        epochs=trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None,
+        disk=room,
+    )
+
+
+class _Clock(Callback):
+    """Time every step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        _wait(module.device)
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        _wait(module.device)
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def _measure(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> float:
+    """Return the seconds of the faster of two steps."""
+    clock = _Clock()
+    quick = Trainer(
+        # By name: given as it is, Lightning would set up autocast for a GPU.
+        accelerator=trainer.strategy.root_device.type,
+        devices=1,
+        precision=trainer.precision,
+        gradient_clip_val=trainer.gradient_clip_val,
+        max_epochs=1,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batches = [_noise(module, data.patch_size, data.batch_size)] * STEPS
+    quick.fit(module, DataLoader(batches, batch_size=None, collate_fn=_as_it_is))  # type: ignore[arg-type]
+    return min(clock.seconds)
+
+
+def _noise(module: CLIPSeg3DModule, patch_size: tuple[int, int, int], count: int) -> Batch:
+    """Return a batch of the right shapes."""
+    image = torch.rand(count, NUM_SEQUENCES, *patch_size) + 0.1
+    return {
+        "image": image,
+        "label": (torch.rand(count, NUM_REGIONS, *patch_size) > 0.9).float(),
+        "window": torch.tensor([[[0.0] * 3, [1.0] * 3]]).repeat(count, 1, 1),
+        "statistics": intensity_statistics(image),
+        "views": cut_views(image, selection=module.network.view_selection),
+        "report": ["A mass in the left temporal lobe."] * count,
+        "grade": torch.zeros(count, dtype=torch.int64),
+        "case_id": [f"noise {index}" for index in range(count)],
+    }
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _wait(device: torch.device) -> None:
+    """Wait for what was started on a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _capacity(device: torch.device) -> int:
+    """Return the memory of a device in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _free(folder: Path) -> int:
+    """Return the bytes that are free where a folder is, or will be."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _duration(seconds: float) -> str:
+    """Return a time span in the unit that suits it."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
