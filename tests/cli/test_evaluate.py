@@ -39,7 +39,7 @@ def folders(tmp_path):
         write(root / name / f"{name}_seg.nii.gz", label)
         for sequence in SEQUENCES:
             write(root / name / f"{name}_{sequence}.nii.gz", np.ones(SHAPE, np.int16))
-        write(good / f"{name}.nii.gz", np.roll(label, 1, axis=0))
+        write(good / f"{name}.nii.gz", np.roll(label, 1, axis=2))
         write(bad / f"{name}.nii.gz", tumour(index + 3))
     return root, good, bad
 
@@ -59,7 +59,7 @@ def test_scores_by_case_and_region(folders, tmp_path, capsys):
         (name, region) for name in NAMES for region in ("WT", "TC", "ET")
     ]
     due = score_region(
-        np.roll(tumour(1) == 4, 1, axis=0),
+        np.roll(tumour(1) == 4, 1, axis=2),
         tumour(1) == 4,
         protocol=get_protocol("brats2023"),
         method="monai",
