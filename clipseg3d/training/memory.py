@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clipseg3d.batch import NUM_REGIONS
-from clipseg3d.blocks.semantic_fusion import Semantics
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.training.plan import TrainingPlan
@@ -109,7 +108,7 @@ def predict_peak_memory(
     return PeakMemory(weights, training, live.peak - counted)
 
 
-def _semantics(network: CLIPSeg3D, batch_size: int) -> Semantics | None:
+def _semantics(network: CLIPSeg3D, batch_size: int) -> Any:
     """Return semantics of some volume, of the shape that they have for any."""
     mode = network.training
     network.eval()
