@@ -115,6 +115,18 @@ def test_references_may_be_label_maps(folders, tmp_path, capsys):
     assert "3 cases of brats2021" in capsys.readouterr().out
 
 
+def test_the_release_says_which_lesions_count(tmp_path):
+    reference, out = np.zeros(SHAPE, np.uint8), tmp_path / "scores.csv"
+    reference[3:9, 3:9, 3:9] = 2
+    write(tmp_path / "found" / "a.nii.gz", reference.copy())
+    reference[20:22, 18:20, 17:19] = 2  # 16 mm3, missed
+    write(tmp_path / "true" / "a.nii.gz", reference)
+    options = (tmp_path / "found", tmp_path / "true", "--protocol", "brats2023", "-o", out)
+    for release, dice in (("brats2023_gli", 1.0), ("brats2023_met", 0.5)):
+        assert evaluate(*options, "--release", release) == 0
+        assert next(csv.DictReader(out.open()))["lesion_dice"] == str(dice)
+
+
 def test_folders_are_compared_and_ranked(folders, tmp_path, capsys):
     root, good, bad = folders
     third = tmp_path / "third"
