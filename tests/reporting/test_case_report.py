@@ -288,6 +288,12 @@ def test_a_missed_tumour_is_found_by_its_reference(show):
     assert page.evaluate("+document.getElementById('axial').value") == 9
 
 
+def test_without_a_tumour_it_begins_in_the_middle(make, tmp_path):
+    make(prediction=np.zeros((3, *SHAPE), bool), reference=None).save(tmp_path / "case.html")
+    page = (tmp_path / "case.html").read_text(encoding="utf-8")
+    assert f'"start": [{X // 2}, {Y // 2}, {Z // 2}]' in page
+
+
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_slider_wheel_and_keys_move_the_slice(show, plane):
     page = show(fragment="#axial=8&coronal=8&sagittal=8")

@@ -147,10 +147,12 @@ def test_maps_are_drawn_for_each_region_in_blue_and_orange(tmp_path, image, ramp
     assert rows.size > 50
     assert rows.max() < 0.55
     assert columns.max() < 0.45
+    width_of_core = np.ptp(columns)
     rows, columns = coloured(path, "ET")
     assert (rows < 0.55).any()
     assert (rows > 0.55).any()
     assert columns.min() > 0.4
+    assert np.ptp(columns) < 0.9 * width_of_core  # 8 voxels wide, the core 10
     assert coloured(path, "WT")[0].size == 0
 
 
