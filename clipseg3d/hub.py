@@ -217,8 +217,9 @@ def parse_values(kind: type[_Values], values: Any, folder: Path, version: str) -
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "values")
     try:
-        parsed = parser.parse_object({"values": values})
-        return kind(**parsed["values"].as_dict())
+        parsed = parser.parse_object({"values": values})["values"].as_dict()
+        # JSON knows no tuples, and not every version of the parser makes them
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in parsed.items()})
     except (ArgumentError, AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).replace("values.", "").split())
         raise ValueError(_not_understood(folder, version, reason)) from error

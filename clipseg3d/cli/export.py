@@ -2,12 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from clipseg3d.cli.terminal import Commands, say
-
-if TYPE_CHECKING:
-    from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.cli.terminal import Commands, report_text, say
 
 GRAPHS = ("onnx", "torch")
 
@@ -60,16 +56,22 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"--text is read into graphs only, not into --format {arguments.format}; leave it out"
         )
-    report = "" if arguments.text is None else _text(arguments.text)
-    network = _network(arguments.weights, arguments.clip)
-    settings = network.settings
+    report = "" if arguments.text is None else report_text(arguments.text)
+
+    from clipseg3d.inference.checkpoint import read_checkpoints
+    from clipseg3d.networks.settings import PredictionSettings
+
+    (trained,) = read_checkpoints([arguments.weights], clip=arguments.clip)
+    network = trained.network.eval()
+    network.settings = settings = PredictionSettings(
+        release=trained.release,
+        spacing_mm=trained.spacing_mm,
+        window=trained.window,
+        overlap=trained.overlap,
+        allow_missing=trained.allow_missing,
+    )
     if arguments.format == "pretrained":
         network.save_pretrained(arguments.output)
-    elif settings is None:
-        raise ValueError(
-            f"{arguments.weights}: does not say which scans the network is for; set "
-            "network.settings and save it again with save_pretrained"
-        )
     elif arguments.format == "bundle":
         from clipseg3d.export.bundle import write_bundle
 
@@ -81,31 +83,3 @@ def run(arguments: argparse.Namespace) -> int:
         write(network, arguments.output, settings, report=report)
     say(str(arguments.output))
     return 0
-
-
-def _network(weights: str, clip: str | None) -> "CLIPSeg3D":
-    """Return the network of a checkpoint, or of what :meth:`CLIPSeg3D.from_pretrained` takes."""
-    from clipseg3d.inference.checkpoint import read_checkpoints
-    from clipseg3d.networks.clipseg3d import CLIPSeg3D
-    from clipseg3d.networks.settings import PredictionSettings
-
-    path = Path(weights)
-    if not path.is_file() and path.suffix != ".ckpt":
-        return CLIPSeg3D.from_pretrained(weights, clip=clip)
-    (checkpoint,) = read_checkpoints([path], clip=clip)
-    network = checkpoint.network.eval()
-    network.settings = PredictionSettings(
-        release=checkpoint.release,
-        spacing_mm=checkpoint.spacing_mm,
-        window=checkpoint.window,
-        overlap=checkpoint.overlap,
-        allow_missing=checkpoint.allow_missing,
-    )
-    return network
-
-
-def _text(value: str) -> str:
-    """Return the report that ``--text`` gives, from a file if it names one."""
-    from clipseg3d.data.text_files import read_text
-
-    return read_text(Path(value)) if value.endswith(".txt") else value

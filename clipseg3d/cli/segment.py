@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipseg3d.cli.terminal import Commands, raised_here, say
+from clipseg3d.cli.terminal import Commands, raised_here, report_text, say
 
 if TYPE_CHECKING:
     from clipseg3d.data.cases import Case
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "give either case folders, or one case as --t1 FILE --t1ce FILE --t2 FILE --flair FILE"
         )
-    text = None if arguments.text is None else _text(arguments.text)
+    text = None if arguments.text is None else report_text(arguments.text)
     rules = arguments.postprocessing and PostProcessing.read(arguments.postprocessing)
     predictor = Predictor.from_checkpoints(
         arguments.weights,
@@ -182,10 +182,3 @@ def _tell(case_id: str, error: Exception) -> None:
     say(f"clipseg3d: {case_id} failed: {error}", stream=sys.stderr)
     if not raised_here(error):
         say("".join(traceback.format_exception(error)), stream=sys.stderr)
-
-
-def _text(value: str) -> str:
-    """Return the report that ``--text`` gives, from a file if it names one."""
-    from clipseg3d.data.text_files import read_text
-
-    return read_text(Path(value)) if value.endswith(".txt") else value

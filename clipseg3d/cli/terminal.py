@@ -3,6 +3,7 @@
 import argparse
 import sys
 import traceback
+from pathlib import Path
 from typing import TextIO, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -15,6 +16,13 @@ def say(message: str, *, stream: TextIO | None = None) -> None:
     encoding = stream.encoding or "utf-8"
     shown = message.encode(encoding, errors="backslashreplace").decode(encoding)
     stream.write(f"{shown}\n")
+
+
+def report_text(value: str) -> str:
+    """Return the report that ``--text`` gives, from a file if it names one."""
+    from clipseg3d.data.text_files import read_text
+
+    return read_text(Path(value)) if value.endswith(".txt") else value
 
 
 def raised_here(error: BaseException) -> bool:

@@ -21,7 +21,8 @@ class ImagePath(nn.Module):
     or leave it at zeros with ``views_valid`` False: text alone then guides the network.
 
     Args:
-        network: trained. Its parts are shared, not copied, but for the small semantic ones.
+        network: trained. Its parts are shared, not copied, but for the small semantic ones, and
+            put into evaluation mode.
         report: of the case; empty for prompts alone.
 
     Raises:

@@ -226,6 +226,14 @@ def test_half_precision_files_are_used_in_float32(saved, tiny_clip, tmp_path, im
     torch.testing.assert_close(loaded.encode_text(TEXTS), tiny_clip.encode_text(TEXTS), **close)
 
 
+def test_a_network_in_half_precision_keeps_its_clip_in_float32(tiny_clip, images):
+    clip = HuggingFaceCLIP.tiny_random()
+    around = torch.nn.Sequential(torch.nn.Linear(2, 3), clip).half()
+    assert around[0].weight.dtype == torch.float16
+    assert clip.fingerprint() == tiny_clip.fingerprint()
+    assert torch.equal(clip.encode_image(images), tiny_clip.encode_image(images))
+
+
 def test_gradients_reach_the_images_and_no_weight(tiny_clip, images):
     images.requires_grad_()
     vectors, patches = tiny_clip.encode_patches(images)

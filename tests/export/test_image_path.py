@@ -56,6 +56,15 @@ def test_nothing_of_clip_is_kept_and_the_network_keeps_its_own(trained, case):
         assert torch.equal(network(whole.pop("image"), **whole), path(**inputs))
 
 
+def test_a_network_that_is_being_trained_is_put_into_evaluation_mode(trained, case):
+    network = trained(dropout=0.5)
+    inputs, whole = case(network)
+    with torch.no_grad():
+        expected = network(whole.pop("image"), **whole)
+        path = ImagePath(network.train(), report=REPORT)
+        torch.testing.assert_close(path(**inputs), expected, rtol=0, atol=0)
+
+
 def test_views_that_are_not_valid_leave_text_alone_to_guide(trained, case):
     network = trained()
     inputs, whole = case(network)
