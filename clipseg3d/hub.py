@@ -146,11 +146,10 @@ def find_pretrained(
             )
         )
     except Exception as error:  # every version of huggingface_hub raises its own
-        reason = getattr(error, "strerror", None) or type(error).__name__
         raise OSError(
             f"{source!r} is no local folder, not in the Hugging Face cache, and was not downloaded "
-            f"({reason}); check the name and the network, or download it where there is a network "
-            "and give its folder"
+            f"({reason_of(error)}); check the name and the network, or download it where there is "
+            "a network and give its folder"
         ) from error
 
 
@@ -241,6 +240,11 @@ def write_pretrained(
     for name, content in contents.items():
         with written_whole(folder / name) as aside:
             aside.write_bytes(content)
+
+
+def reason_of(error: Exception) -> str:
+    """Return what went wrong with the hub in a few words; its own messages fill paragraphs."""
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 @contextmanager

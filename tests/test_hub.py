@@ -374,6 +374,19 @@ def test_push_to_hub_uploads_the_three_files(trained, monkeypatch):
     assert json.loads(seen["config.json"])["prediction"]["release"] == "brats2023_gli"
 
 
+def test_a_hub_that_cannot_be_reached_is_one_error_when_pushing_too(trained, monkeypatch):
+    def fail(self, **options):
+        raise RuntimeError("of a library below")
+
+    monkeypatch.setattr(HfApi, "create_repo", fail)
+    with pytest.raises(
+        OSError, match=r"'me/net' was not uploaded .*\(RuntimeError\); check the net"
+    ):
+        trained().push_to_hub("me/net")
+    with pytest.raises(ValueError, match="made of parts has no config"):
+        CLIPSeg3D(UNet3D(channels=(4, 6), num_auxiliary=0)).push_to_hub("me/net")
+
+
 def test_saving_may_push_too(trained, monkeypatch, tmp_path):
     pushed = []
 

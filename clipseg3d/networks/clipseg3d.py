@@ -26,6 +26,7 @@ from clipseg3d.hub import (
     parse_values,
     read_config,
     read_weights,
+    reason_of,
     write_pretrained,
 )
 from clipseg3d.networks.config import NetworkConfig, network_config
@@ -195,6 +196,36 @@ class CLIPSeg3D(
         """
         self._description()  # before the mixin removes a config.json that is there
         address: str | None = super().save_pretrained(save_directory, **options)
+        return address
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Save for the Hugging Face hub, and upload config.json, model.safetensors and README.md.
+
+        A README.md on the hub is replaced: give its texts as ``model_card_kwargs``, or upload the
+        folder of :meth:`save_pretrained` with ``hf upload`` once its card is filled in.
+
+        Args:
+            repo_id: such as ``user/model``; made if missing.
+            options: of :meth:`huggingface_hub.ModelHubMixin.push_to_hub`, such as ``private``,
+                ``commit_message`` and ``model_card_kwargs``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: the network was made of parts, without a config; ``repo_id`` is no such id.
+            OSError: the hub cannot be reached, or refuses.
+        """
+        self._description()  # before the mixin makes a repository
+        try:
+            address: str = super().push_to_hub(repo_id, **options)
+        except ValueError:  # no such id; its message says so
+            raise
+        except Exception as error:  # every version of huggingface_hub raises its own
+            raise OSError(
+                f"{repo_id!r} was not uploaded to the Hugging Face hub ({reason_of(error)}); check "
+                "the network, the name and the login ('hf auth login')"
+            ) from error
         return address
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
+from clipseg3d import hub
 from clipseg3d.cli.main import main
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.export.image_path import example_inputs
@@ -151,6 +152,17 @@ def test_bad_input_ends_in_one_message(arguments, message, weights, tmp_path, mo
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("o*"))
+
+
+def test_a_hub_id_without_network_is_one_message(tmp_path, monkeypatch, capsys):
+    def fail(repo_id, **options):
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    assert export("me/net", "-o", tmp_path / "net") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("clipseg3d: 'me/net' is no local folder, not in the Hugging Face cache")
+    assert error.count("\n") == 1
 
 
 def test_weights_for_no_known_scans_become_no_bundle(weights, tmp_path, capsys):

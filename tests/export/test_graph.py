@@ -61,7 +61,7 @@ def test_exported_program_gives_the_networks_logits(trained, case, settings, tmp
     program = torch.export.load(path, extra_files=extra)
     inputs, whole = case(network)
     found = program.module()(**inputs)
-    assert (found - eager(network, whole)).abs().max() == 0
+    assert (found - eager(network, whole)).abs().max() <= 1e-5
     about = json.loads(extra["clipseg3d.json"])
     assert (about["release"], about["spacing_mm"], about["report"]) == ("phantom", "8", report)
     assert not [name for name in program.state_dict if "frozen_model" in name]
