@@ -114,6 +114,9 @@ PRESETS = {
     "tiny": NetworkConfig(
         channels=(16, 32, 64, 128, 160), fold=2, semantic_dim=64, num_heads=4, clip="tiny-random"
     ),
+    # All convolutions at half resolution, where recommended spends seven eighths of its time: about
+    # an eighth of the time of a training step. 12 M weights; patches longer than 32 voxels.
+    "fast": NetworkConfig(channels=(24, 48, 96, 192, 320), fold=2),
 }
 _NO_PIXEL: dict[str, Any] = {
     "pixel_fusion": False,

@@ -110,6 +110,13 @@ def test_tiny_needs_no_download():
     assert tiny.semantic_dim % tiny.num_heads == 0
 
 
+def test_fast_differs_from_recommended_in_sizes_only():
+    fast = network_config("fast")
+    assert fast.fold == 2
+    assert replace(fast, channels=NetworkConfig().channels, fold=1) == network_config("recommended")
+    assert all(f < r for f, r in zip(fast.channels, NetworkConfig().channels, strict=True))
+
+
 def test_ablation_of_the_bridge_is_the_papers_bridge():
     bridge = network_config(EVERYTHING, ablation="center_mean_bridge")
     assert (bridge.view_selection, bridge.guidance_tokens) == ("center", "mean")
