@@ -15,6 +15,7 @@ from clipseg3d.metrics.dice import dice_score
 from clipseg3d.networks.config import network_config
 from clipseg3d.reporting.figures import save_overlay
 from clipseg3d.training.module import CLIPSeg3DModule
+from clipseg3d.whole_file import whole_file
 
 PATIENT_SEED = 12
 SPACING_MM = 2.0
@@ -109,6 +110,5 @@ def _train(out: Path, weights: Path) -> None:
         enable_model_summary=False,
     )
     trainer.fit(module, data)
-    part = weights.with_suffix(".part")
-    trainer.save_checkpoint(part, weights_only=True)
-    part.replace(weights)
+    with whole_file(weights) as aside:
+        trainer.save_checkpoint(aside, weights_only=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clipseg3d import __version__
 from clipseg3d.data.text_files import read_json
-from clipseg3d.reporting.whole_file import whole_file
+from clipseg3d.whole_file import whole_file
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 BUNDLED = Path(__file__).with_name("weights")

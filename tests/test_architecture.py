@@ -13,20 +13,22 @@ PACKAGE = Path(clipseg3d.__file__).parent
 # room -> rooms it may import; every room may import itself, and the public names load lazily
 ARROWS = {
     "volume": set(),
+    "whole_file": set(),
     "batch": {"volume"},
     "blocks": {"volume"},
-    "clip": {"blocks"},
-    "hub": {"data.text_files", "reporting.whole_file", "clipseg3d"},  # the last for its version
+    "clip": {"blocks", "whole_file"},
+    "hub": {"data.text_files", "whole_file", "clipseg3d"},  # the last for its version
     "networks": {"blocks", "clip", "volume", "hub", "clipseg3d"},
     "losses": set(),
     "metrics": set(),
-    "data": {"batch", "volume"},
+    "data": {"batch", "volume", "whole_file"},
     "inference": {
         "networks",
         "clip.encoder",
         "hub",
         "blocks",
         "volume",
+        "whole_file",
         "metrics",
         "reporting.case_report",
     }
@@ -34,10 +36,10 @@ ARROWS = {
     | {"data.text_files"},
     "training": {"networks", "losses", "metrics", "inference", "data.releases", "batch", "volume"},
     "export": {"networks", "blocks", "volume", "hub", "clipseg3d"},
-    "reporting": {"metrics"},
-    "demo": {"networks", "training", "inference", "reporting", "metrics", "data"},
+    "reporting": {"metrics", "whole_file"},
+    "demo": {"networks", "training", "inference", "reporting", "metrics", "data", "whole_file"},
     "cli": {"demo", "training", "inference", "reporting", "metrics", "data", "clip"}
-    | {"networks", "export"},
+    | {"networks", "export", "whole_file"},
     "__main__": {"cli"},
 }
 THIRD_PARTY = {

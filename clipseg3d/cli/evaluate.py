@@ -162,7 +162,7 @@ def _score(
 
 def _write(path: Path, text: str) -> None:
     """Write a file, all or nothing."""
-    from clipseg3d.reporting.whole_file import whole_file
+    from clipseg3d.whole_file import whole_file
 
     try:
         with whole_file(path) as part:

@@ -1,7 +1,6 @@
 """Text embeddings on disk, for machines that should not run the encoder again."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from clipseg3d.whole_file import whole_file
 
 _FORMAT = "clipseg3d-texts-1"
 
@@ -77,10 +78,5 @@ class TextCache:
                 "texts": json.dumps(list(self.embeddings)),
             },
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(path) as aside:
+            aside.write_bytes(content)

@@ -29,6 +29,7 @@ from clipseg3d.data.cases import (
 from clipseg3d.data.nifti import open_nifti, read_voxels
 from clipseg3d.data.preprocess import label_faults, preprocess
 from clipseg3d.data.releases import LABEL, REGIONS, SEQUENCES, BraTSRelease
+from clipseg3d.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,9 @@ class DataReport:
             ValueError: the file cannot be written.
         """
         content = json.dumps(asdict(self), indent=1, allow_nan=False)
-        part = path.with_name(f".{os.getpid()}.{path.name}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                part.write_text(content, encoding="ascii")
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
+            with whole_file(path) as aside:
+                aside.write_text(content, encoding="ascii")
         except OSError as error:
             raise ValueError(
                 f"{path}: cannot be written ({error.strerror}); choose another place"

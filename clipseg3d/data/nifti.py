@@ -13,6 +13,8 @@ import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from clipseg3d.whole_file import whole_file
+
 EXTENSIONS = (".nii.gz", ".nii")
 _BROKEN = (
     ImageFileError,
@@ -133,14 +135,9 @@ def _write_like(
     header["cal_min"] = header["cal_max"] = 0  # the scan's display window would hide the labels
     # No affine is passed: qform, sform and their codes stay the source's, to the bit.
     image = type(reference)(volume.astype(dtype, copy=False), None, header)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            nib.save(image, part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(path) as aside:
+            nib.save(image, aside)
     except OSError as error:
         raise OSError(
             f"{path}: cannot be written ({error.strerror or error}); free some space, or choose "

@@ -201,8 +201,7 @@ def label_faults(path: Path, label: npt.NDArray[Any], release: BraTSRelease) -> 
     cure = f"; such labels has {' or '.join(fitting)}" if fitting else ""
     return [
         f"{path}: holds label {_listed(unknown)}, but {release.name} has "
-        f"{', '.join(map(str, release.labels))}; name the release the case is "
-        f"from{cure}"
+        f"{', '.join(map(str, release.labels))}; name the release the case is from{cure}"
     ]
 
 

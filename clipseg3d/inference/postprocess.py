@@ -1,7 +1,6 @@
 """Named rules that clean up segmented regions."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from scipy import ndimage
 
 from clipseg3d.data.releases import REGIONS
 from clipseg3d.data.text_files import read_json
+from clipseg3d.whole_file import whole_file
 
 Masks = npt.NDArray[np.bool_]
 
@@ -99,14 +99,9 @@ class PostProcessing:
         if path.suffix != ".json":
             raise ValueError(f"{path}: does not end in .json; rename it")
         content = json.dumps({**asdict(self), "learned": learned or {}}, indent=1)
-        part = path.with_name(f".{os.getpid()}.{path.name}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                part.write_text(f"{content}\n", encoding="utf-8")
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
+            with whole_file(path) as aside:
+                aside.write_text(f"{content}\n", encoding="utf-8")
         except OSError as error:
             raise OSError(
                 f"{path}: cannot be written ({error.strerror or error}); choose another place"

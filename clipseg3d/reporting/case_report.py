@@ -20,7 +20,7 @@ from clipseg3d.reporting.figures import REGION_COLOURS, REGIONS, SEQUENCE_NAMES
 from clipseg3d.reporting.lesions import Lesion, find_lesions
 from clipseg3d.reporting.map_colours import MapScale, scale_of
 from clipseg3d.reporting.packing import grey_levels, map_levels, pack_volume, view_png
-from clipseg3d.reporting.whole_file import whole_file
+from clipseg3d.whole_file import whole_file
 
 PLANES = ("axial", "coronal", "sagittal")
 _ATTENTION, _SIMILARITY = "Semantic attention", "Text-voxel similarity"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from clipseg3d.reporting.map_colours import MapScale, scale_of
-from clipseg3d.reporting.whole_file import whole_file
+from clipseg3d.whole_file import whole_file
 
 REGIONS = ("WT", "TC", "ET")
 REGION_COLOURS = {"WT": "#56B4E9", "TC": "#F0E442", "ET": "#D55E00"}

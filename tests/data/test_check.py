@@ -132,7 +132,7 @@ IN_SEQUENCES = {
 }
 IN_MASKS = {
     "label 3": (rewrite(lambda v: np.where(v == 4, 3, v)), "holds label 3, but brats2020 has"),
-    "fraction": (rewrite(lambda v: v * 0.5), "holds 0.5, no whole number; resample"),
+    "fraction": (rewrite(lambda v: v * 0.5), "holds 0.5, no whole number; threshold"),
     "negative": (rewrite(lambda v: -v.astype(np.int16)), "holds label -4, -2, -1, but"),
     "beside the brain": (rewrite(far_from_brain), "187 of its 187 labelled voxels lie beside"),
 }
@@ -194,7 +194,7 @@ def test_label_4_in_a_case_of_2023(tmp_path, write_nifti, fake_patient):
         name = f"BraTS-GLI-{patient:05d}-000"
         mask = write_case_of_2023(write_nifti, images, label, tmp_path / name, name)
     (fault,) = check(tmp_path, BRATS_2023_GLI).faults
-    assert fault.startswith(f"{mask}: holds label 4, but brats2023_gli has 0, 1, 2, 3; use")
+    assert fault.startswith(f"{mask}: holds label 4, but brats2023_gli has 0, 1, 2, 3; name the")
     assert refused(tmp_path, tmp_path / "cache", BRATS_2023_GLI) == [fault]
 
 

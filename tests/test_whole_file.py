@@ -1,8 +1,8 @@
-"""Mirrors clipseg3d/reporting/whole_file.py."""
+"""Mirrors clipseg3d/whole_file.py."""
 
 import pytest
 
-from clipseg3d.reporting.whole_file import whole_file
+from clipseg3d.whole_file import whole_file
 
 
 def test_a_file_appears_whole_in_a_new_folder(tmp_path):

@@ -18,7 +18,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: ``path`` cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{uuid.uuid4().hex}.tmp")  # path's own name may be as long as allowed
+    # Path's own name may be as long as allowed; its ending tells some writers the format.
+    aside = path.with_name(f".{uuid.uuid4().hex}{''.join(path.suffixes[-2:])}")
     try:
         yield aside
         os.replace(aside, path)
