@@ -133,13 +133,10 @@ class PixelFusion(nn.Module):
             if available is not None:
                 present = present & rearrange(available, "b s -> b s 1 1 1")
             signal = (image != 0) & present
-            clipped = image.clamp(low, high)
-            normal = torch.where(
-                rearrange(self.is_zscore, "s -> s 1 1 1"),
-                scale(clipped, mean, std),
-                scale(clipped, low, high - low),
-            )
-            normal = torch.where(signal, normal.clamp(-self.clip, self.clip), 0)
+            zscored = rearrange(self.is_zscore, "s -> s 1 1 1")
+            offset, size = torch.where(zscored, mean, low), torch.where(zscored, std, high - low)
+            normal = scale(image.clamp(low, high), offset, size).clamp(-self.clip, self.clip)
+            normal = torch.where(signal, normal, 0)
             fused = normal.sign() * normal.abs().pow(rearrange(self.gammas, "s -> s 1 1 1"))
             if regions is not None and self.contrast > 0:
                 fused = self._stretch(fused, signal, regions)

@@ -384,15 +384,14 @@ class CLIPSeg3D(
         Raises:
             ValueError: ``regions`` are given in evaluation.
         """
-        fused = image
-        if self.pixel_fusion is not None:
-            fused = self.pixel_fusion(image, statistics, regions=regions)
         place = self._padded_window(window, image)
-        levels = self.unet.encode(fused)
+        levels = self.unet.encode(self._fuse(image, statistics, regions))
         fusion = self.semantic_fusion
         if fusion is not None and semantics is not None:
             levels[-1] = fusion.guide(levels[-1], semantics, place)
         decoded = self.unet.decode(levels)
+        bottleneck = levels[-1]
+        del levels  # what is largest in memory comes next
         features, maps = self.unet.top(decoded), None
         if fusion is not None and semantics is not None:
             raw, maps = fusion.attend_with_maps(features, semantics, self.unet.raw_logits, place)
@@ -402,8 +401,15 @@ class CLIPSeg3D(
             self.unet.finish(raw, image),
             self.unet.auxiliary_logits(decoded) if deep else [],
             maps,
-            None if self.grade_classifier is None else self.grade_classifier(levels[-1]),
+            None if self.grade_classifier is None else self.grade_classifier(bottleneck),
         )
+
+    def _fuse(self, image: Tensor, statistics: Tensor | None, regions: Tensor | None) -> Tensor:
+        """Return what the U-Net is given."""
+        if self.pixel_fusion is None:
+            return image
+        fused: Tensor = self.pixel_fusion(image, statistics, regions=regions)
+        return fused
 
     def _padded_window(self, window: Tensor | None, image: Tensor) -> Tensor:
         """Return the window (b, 2, 3) that the image covers once the U-Net has padded it."""

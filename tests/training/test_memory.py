@@ -19,6 +19,15 @@ SMALL = NetworkConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Every further thread has a workspace of its own in some kernels of the CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def allocated(config, encoder, patch, *, batch_size=1, precision="32-true"):
     """Return the highest number of bytes that the allocator has given out in two real steps."""
     views = cut_views(torch.rand(batch_size, 4, 24, 24, 24), selection=config.view_selection)
