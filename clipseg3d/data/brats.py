@@ -191,9 +191,9 @@ class BraTSDataModule(LightningDataModule):
         Outside of a trainer, :func:`clipseg3d.batch.unpack` makes them a ``Batch``, and
         ``loader.sampler.set_epoch`` chooses the epoch.
         """
-        ranks = {}
-        if self.trainer is not None:
-            ranks = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
+        trainer, ranks = self.trainer, {}
+        if trainer is not None:
+            ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
         epoch, batches = self._begun
         self._begun = (0, 0)  # a second fit begins at the beginning
         sampler = EpochSampler(
@@ -206,6 +206,7 @@ class BraTSDataModule(LightningDataModule):
         self._train_loader = CountingLoader(
             self.train_set,
             batch_size=self.batch_size,
+            current_epoch=None if trainer is None else lambda: trainer.current_epoch,
             sampler=sampler,
             drop_last=len(sampler) > self.batch_size,
             num_workers=self.num_workers,

@@ -1,7 +1,7 @@
 """Order and randomness of training samples, as functions of seed, epoch and place."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,16 +61,27 @@ class CountingLoader(DataLoader[Sample]):
     """A loader that knows how many batches of its sampler's epoch it has given.
 
     Workers start when the first batch is asked for: until then, a trainer that goes on with an
-    interrupted fit has not said which epoch it is.
+    interrupted fit does not know which epoch it is.
+
+    Args:
+        *args: of the loader.
+        current_epoch: says which epoch it is; None leaves that to ``sampler.set_epoch``.
+        **options: of the loader.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, current_epoch: Callable[[], int] | None = None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
+        self.current_epoch = current_epoch
         self.given = (0, 0)
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
         """Give the batches of an epoch, or what is left of it."""
         sampler: Any = self.sampler
+        if self.current_epoch is not None and isinstance(sampler, EpochSampler):
+            # Lightning 2.6 counts one too many for it in a fit of max_steps that goes on.
+            sampler.set_epoch(self.current_epoch())
         epoch, count = getattr(sampler, "epoch", 0), 0
         begun, skip = getattr(sampler, "begun", (0, 0))  # other samplers: Trainer(overfit_batches)
         if epoch == begun:

@@ -151,6 +151,7 @@ def run(arguments: Sequence[str]) -> None:
         subclass_mode_data=True,
         seed_everything_default=0,
         trainer_defaults={"callbacks": RunManifest()},
+        save_config_kwargs={"overwrite": True},  # a fit that goes on writes it again
         # Lightning reads the command line itself, and warns if it is handed over as well.
         args=None if list(arguments) == sys.argv[1:] else list(arguments),
         auto_configure_optimizers=False,
