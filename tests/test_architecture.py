@@ -34,8 +34,7 @@ ARROWS = {
     }
     | {f"data.{name}" for name in ("releases", "cases", "nifti", "preprocess", "label_pairs")}
     | {"data.text_files"},
-    "training": {"networks", "losses", "metrics", "inference", "batch", "volume"}
-    | {"data.releases", "data.sampling"},
+    "training": {"networks", "losses", "metrics", "inference", "data.releases", "batch", "volume"},
     "export": {"networks", "blocks", "volume", "hub", "clipseg3d"},
     "reporting": {"metrics", "whole_file"},
     "demo": {"networks", "training", "inference", "reporting", "metrics", "data", "whole_file"},
