@@ -55,13 +55,11 @@ def write(tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shipped_configurations_are_in_step(parsed, name):
     path = CONFIGS[name]
-    network = yaml.safe_load(path.read_text())["model"]["network"]
-    mapping = isinstance(network, dict)
+    mapping = isinstance(yaml.safe_load(path.read_text())["model"]["network"], dict)
     offline = ("--model.network.clip", "tiny-random") if mapping else ()
     cli = parsed("--config", path, *offline)
     preset = "recommended" if mapping else "tiny"
-    values = {**network, "clip": "tiny-random"} if mapping else {}
-    expected = replace(PRESETS[preset], **values)
+    expected = replace(PRESETS[preset], clip="tiny-random")
     assert cli.model.config == expected
     assert cli.model.plan == replace(PLANS[preset], lr=cli.model.plan.lr)
     assert cli.datamodule.view_selection == expected.view_selection == "energy"
