@@ -7,8 +7,7 @@ ever unpickled.
 
 import json
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -238,29 +237,13 @@ def write_pretrained(
         CONFIG: f"{json.dumps({'clipseg3d': __version__, **config}, indent=2)}\n".encode(),
     }
     for name, content in contents.items():
-        with written_whole(folder / name) as aside:
+        with whole_file(folder / name) as aside:
             aside.write_bytes(content)
 
 
 def reason_of(error: Exception) -> str:
     """Return what went wrong with the hub in a few words; its own messages fill paragraphs."""
     return getattr(error, "strerror", None) or type(error).__name__
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a file beside ``path`` that becomes ``path`` if it could be written.
-
-    Raises:
-        OSError: it could not; the message names ``path``.
-    """
-    try:
-        with whole_file(path) as aside:
-            yield aside
-    except OSError as error:
-        raise OSError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another place"
-        ) from error
 
 
 def _not_understood(folder: Path, version: Any, reason: str) -> str:

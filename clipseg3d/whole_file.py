@@ -15,13 +15,21 @@ def whole_file(path: Path) -> Iterator[Path]:
         path: file to write or replace; its folder is made if missing.
 
     Raises:
-        OSError: ``path`` cannot be written.
+        OSError: ``path`` cannot be written; the message names it and the cure.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Path's own name may be as long as allowed; its ending tells some writers the format.
     aside = path.with_name(f".{uuid.uuid4().hex}{''.join(path.suffixes[-2:])}")
     try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        failure = OSError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space, or choose "
+            "another place"
+        )
+        failure.errno = error.errno
+        raise failure from error

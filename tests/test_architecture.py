@@ -35,7 +35,7 @@ ARROWS = {
     | {f"data.{name}" for name in ("releases", "cases", "nifti", "preprocess", "label_pairs")}
     | {"data.text_files"},
     "training": {"networks", "losses", "metrics", "inference", "data.releases", "batch", "volume"},
-    "export": {"networks", "blocks", "volume", "hub", "clipseg3d"},
+    "export": {"networks", "blocks", "volume", "hub", "whole_file", "clipseg3d"},
     "reporting": {"metrics", "whole_file"},
     "demo": {"networks", "training", "inference", "reporting", "metrics", "data", "whole_file"},
     "cli": {"demo", "training", "inference", "reporting", "metrics", "data", "clip"}

@@ -1,5 +1,7 @@
 """Mirrors clipseg3d/whole_file.py."""
 
+import errno
+
 import pytest
 
 from clipseg3d.whole_file import whole_file
@@ -36,3 +38,17 @@ def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
     with whole_file(path) as aside:
         aside.write_text("whole")
     assert path.read_text() == "whole"
+
+
+@pytest.mark.parametrize("place", ["case.txt", "file/case.txt"])
+def test_the_message_names_the_file_and_the_cure(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / place
+    with (
+        pytest.raises(OSError, match="free some space, or choose another place") as caught,
+        whole_file(path),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(caught.value).startswith(f"{path}: cannot be written (")
+    assert caught.value.errno in (errno.ENOSPC, errno.EEXIST, errno.ENOTDIR)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

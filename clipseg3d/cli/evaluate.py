@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipseg3d.cli.terminal import Commands, say
+from clipseg3d.whole_file import whole_file
 
 if TYPE_CHECKING:
     from clipseg3d.data.releases import BraTSRelease
@@ -102,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{empty}"
         )
     if output is not None:
-        _write(output, tables[0].csv())
+        with whole_file(output) as aside:
+            aside.write_text(tables[0].csv(), encoding="utf-8")
         say(f"\n{output}")
     for folder, table in zip(folders[1:], tables[1:], strict=True):
         say(
@@ -158,19 +160,6 @@ def _score(
         for region in REGIONS
     )
     return metric.compute(), f"Empty masks: {'; '.join(counts)}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file, all or nothing."""
-    from clipseg3d.whole_file import whole_file
-
-    try:
-        with whole_file(path) as part:
-            part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be written ({error.strerror}); choose another place"
-        ) from error
 
 
 def _differences(first: "ScoreTable", second: "ScoreTable") -> str:

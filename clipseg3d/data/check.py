@@ -118,16 +118,11 @@ class DataReport:
         """Write everything as one JSON file, all or nothing.
 
         Raises:
-            ValueError: the file cannot be written.
+            OSError: the file cannot be written.
         """
         content = json.dumps(asdict(self), indent=1, allow_nan=False)
-        try:
-            with whole_file(path) as aside:
-                aside.write_text(content, encoding="ascii")
-        except OSError as error:
-            raise ValueError(
-                f"{path}: cannot be written ({error.strerror}); choose another place"
-            ) from error
+        with whole_file(path) as aside:
+            aside.write_text(content, encoding="ascii")
 
     def table(self) -> str:
         """Return one line per case, then every fault and note, then a summary."""

@@ -135,14 +135,8 @@ def _write_like(
     header["cal_min"] = header["cal_max"] = 0  # the scan's display window would hide the labels
     # No affine is passed: qform, sform and their codes stay the source's, to the bit.
     image = type(reference)(volume.astype(dtype, copy=False), None, header)
-    try:
-        with whole_file(path) as aside:
-            nib.save(image, aside)
-    except OSError as error:
-        raise OSError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space, or choose "
-            "another place"
-        ) from error
+    with whole_file(path) as aside:
+        nib.save(image, aside)
 
 
 def _require_readable(path: Path) -> None:

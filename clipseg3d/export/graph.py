@@ -14,9 +14,9 @@ from torch.export import ExportedProgram
 
 from clipseg3d import __version__
 from clipseg3d.export.image_path import ImagePath, example_inputs
-from clipseg3d.hub import written_whole
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.settings import PredictionSettings
+from clipseg3d.whole_file import whole_file
 
 
 def write_onnx(
@@ -54,7 +54,7 @@ def write_onnx(
         made = torch.onnx.export(traced, output_names=["logits"], dynamo=True, verbose=False)
     program = cast(torch.onnx.ONNXProgram, made)  # None is for the exporter without dynamo
     program.model.metadata_props.update(_about(network, settings, report))
-    with written_whole(path) as aside:
+    with whole_file(path) as aside:
         program.save(str(aside))
 
 
@@ -72,7 +72,7 @@ def write_torch(
     _require_ending(path, ".pt2")
     program = _trace(network, settings, report)
     about = json.dumps(_about(network, settings, report))
-    with written_whole(path) as aside, aside.open("wb") as file:
+    with whole_file(path) as aside, aside.open("wb") as file:
         torch.export.save(program, file, extra_files={"clipseg3d.json": about})
 
 

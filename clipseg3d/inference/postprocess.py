@@ -99,13 +99,8 @@ class PostProcessing:
         if path.suffix != ".json":
             raise ValueError(f"{path}: does not end in .json; rename it")
         content = json.dumps({**asdict(self), "learned": learned or {}}, indent=1)
-        try:
-            with whole_file(path) as aside:
-                aside.write_text(f"{content}\n", encoding="utf-8")
-        except OSError as error:
-            raise OSError(
-                f"{path}: cannot be written ({error.strerror or error}); choose another place"
-            ) from error
+        with whole_file(path) as aside:
+            aside.write_text(f"{content}\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "PostProcessing":

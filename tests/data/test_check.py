@@ -630,14 +630,14 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, write_case, monk
     report = check(tmp_path / "cases")
     path = tmp_path / "report.json"
     path.write_text("before")
-    with pytest.raises(ValueError, match=r"before/report\.json: cannot be written"):
+    with pytest.raises(OSError, match=r"before/report\.json: cannot be written"):
         report.save(tmp_path / "report.json" / "before" / "report.json")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(ValueError, match=r"report\.json: cannot be written \(No space left"):
+    with pytest.raises(OSError, match=r"report\.json: cannot be written \(No space left"):
         report.save(path)
     assert path.read_text() == "before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cases", "report.json"]
