@@ -59,17 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     report = "" if arguments.text is None else report_text(arguments.text)
 
     from clipseg3d.inference.checkpoint import read_checkpoints
-    from clipseg3d.networks.settings import PredictionSettings
 
     (trained,) = read_checkpoints([arguments.weights], clip=arguments.clip)
-    network = trained.network.eval()
-    network.settings = settings = PredictionSettings(
-        release=trained.release,
-        spacing_mm=trained.spacing_mm,
-        window=trained.window,
-        overlap=trained.overlap,
-        allow_missing=trained.allow_missing,
-    )
+    network, settings = trained.network.eval(), trained.settings
     if arguments.format == "pretrained":
         network.save_pretrained(arguments.output)
     elif arguments.format == "bundle":

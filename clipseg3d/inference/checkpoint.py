@@ -16,6 +16,7 @@ from clipseg3d.data.releases import REGIONS, SEQUENCES
 from clipseg3d.hub import WEIGHTS, find_pretrained
 from clipseg3d.networks.clipseg3d import CLIPSeg3D, build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.settings import PredictionSettings
 
 SAME = ("release", "spacing_mm")
 """Settings that the members of an ensemble must share."""
@@ -28,22 +29,14 @@ class Checkpoint:
     Attributes:
         path: of the file with the weights.
         sha256: of that file.
-        network: with these weights.
-        release: label convention of the training data, by name.
-        spacing_mm: voxel size of the training data.
-        window: sliding window (x, y, z) of validation, in voxels.
-        overlap: of neighbouring windows.
-        allow_missing: whether training withheld sequences, so that cases may lack some.
+        network: with these weights, and ``settings`` that are the same.
+        settings: what it was trained for.
     """
 
     path: Path
     sha256: str
     network: CLIPSeg3D
-    release: str
-    spacing_mm: float
-    window: tuple[int, int, int]
-    overlap: float
-    allow_missing: bool
+    settings: PredictionSettings
 
 
 def read_checkpoints(sources: Sequence[str | Path], *, clip: str | None = None) -> list[Checkpoint]:
@@ -76,7 +69,9 @@ def read_checkpoints(sources: Sequence[str | Path], *, clip: str | None = None) 
         else:
             member = _read_pretrained(source, clip)
         for name in SAME:
-            first, this = getattr(members[0] if members else member, name), getattr(member, name)
+            first, this = (
+                getattr(each.settings, name) for each in (members[0] if members else member, member)
+            )
             if first != this:
                 raise ValueError(
                     f"{source}: trained with {name}={this!r}, but {sources[0]} with "
@@ -101,11 +96,7 @@ def _read_pretrained(source: str | Path, clip: str | None) -> Checkpoint:
         path=folder / WEIGHTS,
         sha256=_digest(folder / WEIGHTS),
         network=network,
-        release=settings.release,
-        spacing_mm=settings.spacing_mm,
-        window=settings.window,
-        overlap=settings.overlap,
-        allow_missing=settings.allow_missing,
+        settings=settings,
     )
 
 
@@ -124,15 +115,18 @@ def _read_file(path: Path, clip: str | None, encoders: dict[str, ClipEncoder]) -
     network = build_clipseg3d(config, encoder=encoder)
     network.require_encoders(content["encoders"])
     _load_weights(path, network, content["state_dict"])
-    return Checkpoint(
-        path=path,
-        sha256=_digest(path),
-        network=network,
+    network.settings = PredictionSettings(
         release=settings["release"],
         spacing_mm=settings["spacing_mm"],
         window=tuple(settings["window"]),
         overlap=settings["overlap"],
         allow_missing=settings.get("sequence_dropout", 0) > 0,
+    )
+    return Checkpoint(
+        path=path,
+        sha256=_digest(path),
+        network=network,
+        settings=network.settings,
     )
 
 

@@ -139,16 +139,17 @@ class Predictor:
                 :func:`clipseg3d.inference.checkpoint.read_checkpoints`.
         """
         members = read_checkpoints(paths, clip=clip)
+        settings = members[0].settings
         return cls(
             [member.network for member in members],
-            release=get_release(members[0].release),
-            spacing_mm=members[0].spacing_mm,
-            window=members[0].window,
-            overlap=members[0].overlap,
+            release=get_release(settings.release),
+            spacing_mm=settings.spacing_mm,
+            window=settings.window,
+            overlap=settings.overlap,
             device=device,
             tta=tta,
             postprocessing=postprocessing,
-            allow_missing=all(member.allow_missing for member in members),
+            allow_missing=all(member.settings.allow_missing for member in members),
             weights={str(member.path): member.sha256 for member in members},
         )
 

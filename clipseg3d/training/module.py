@@ -15,6 +15,7 @@ from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.metrics.dice import CaseDice
 from clipseg3d.networks.clipseg3d import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.networks.settings import PredictionSettings
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
 from clipseg3d.volume import withhold_sequences
 
@@ -85,6 +86,14 @@ class CLIPSeg3DModule(LightningModule):
         )
         self.config = config
         self.network = build_clipseg3d(config, text_cache=text_cache)
+        # What is published from here says what it is for.
+        self.network.settings = PredictionSettings(
+            release=get_release(release).name,
+            spacing_mm=spacing_mm,
+            window=window,
+            overlap=overlap,
+            allow_missing=sequence_dropout > 0,
+        )
         self.loss = RegionLoss()
         self.val_dice = CaseDice(config.regions)
         self.test_dice = CaseDice(config.regions)

@@ -148,13 +148,13 @@ def test_published_weights_predict_as_the_checkpoint_does(
     trained = randomise(build_clipseg3d(SMALL))
     save_checkpoint(trained, SMALL, tmp_path / "w.ckpt", settings={"sequence_dropout": 0.1})
     (member,) = read_checkpoints([tmp_path / "w.ckpt"])
-    member.network.save_pretrained(tmp_path / "silent")
-    with pytest.raises(ValueError, match=r"silent: does not say which scans the network is for"):
-        read_checkpoints([str(tmp_path / "silent")])
-    member.network.settings = PredictionSettings(
+    assert member.settings == PredictionSettings(
         "phantom", 8.0, window=(16, 20, 12), overlap=0.25, allow_missing=True
     )
     member.network.save_pretrained(tmp_path / "published")
+    trained.save_pretrained(tmp_path / "silent")
+    with pytest.raises(ValueError, match=r"silent: does not say which scans the network is for"):
+        read_checkpoints([str(tmp_path / "silent")])
     both = Predictor.from_checkpoints([tmp_path / "w.ckpt", str(tmp_path / "published")])
     assert both.num_passes == 2
     assert both.allow_missing

@@ -147,6 +147,20 @@ def test_checkpoint_loads_to_the_same_logits(fitted):
     torch.testing.assert_close(*outputs, rtol=0, atol=0)
 
 
+def test_what_is_published_from_a_module_predicts_as_its_checkpoint(fitted, tmp_path):
+    _, data, _, path = fitted
+    module = CLIPSeg3DModule.load_from_checkpoint(path)
+    module.network.save_pretrained(tmp_path / "published")
+    first, second = (
+        Predictor.from_checkpoint(source, device="cpu")
+        for source in (path, str(tmp_path / "published"))
+    )
+    for name in ("release", "spacing_mm", "window", "overlap", "allow_missing"):
+        assert getattr(first, name) == getattr(second, name)
+    case = find_cases(data.root, PHANTOM, spacing_mm=SPACING_MM)[0]
+    np.testing.assert_array_equal(first(case).label, second(case).label)
+
+
 def test_another_clip_is_refused(fitted):
     *_, path = fitted
     checkpoint = torch.load(path, weights_only=True)
