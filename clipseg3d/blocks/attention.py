@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from clipseg3d.blocks.pointwise import PointwiseConv3d
 from clipseg3d.blocks.positions import voxel_positions
 from clipseg3d.blocks.zero_init import zero_init
 
@@ -57,34 +58,29 @@ class SemanticAttention(nn.Module):
         channels: feature channels c.
         dim: semantic channels d.
         hidden: channels of the query, the key and the hidden layer.
-        stride: scores are computed on features averaged over cubes of this edge; what text says
-            is coarser than voxels, and full resolution costs a fifth of a training step.
 
     Source: ``f_conv(D1, F)`` of arXiv 2507.09966, equation 6; the text-voxel cosine follows
     DenseCLIP (Rao et al., CVPR 2022, https://arxiv.org/abs/2112.01518). Differs: convolutions are
     1x1x1 without normalisation, which would cancel text that is constant over space.
     """
 
-    def __init__(self, channels: int, dim: int, *, hidden: int = 16, stride: int = 1) -> None:
+    def __init__(self, channels: int, dim: int, *, hidden: int = 16) -> None:
         super().__init__()
-        self.stride = stride
-        self.query = nn.Conv3d(channels, hidden, 1)
+        self.query = PointwiseConv3d(channels, hidden)
         self.key = nn.Linear(dim, hidden)
         self.place = nn.Sequential(
-            nn.Conv3d(3, hidden, 1), nn.LeakyReLU(0.01), nn.Conv3d(hidden, hidden, 1)
+            PointwiseConv3d(3, hidden), nn.LeakyReLU(0.01), PointwiseConv3d(hidden, hidden)
         )
         self.place_key = nn.Linear(dim, hidden)
         self.context = nn.Linear(2 * dim, hidden)
-        self.mix = nn.Conv3d(2 * hidden + 1, hidden, 1)
+        self.mix = PointwiseConv3d(2 * hidden + 1, hidden)
         self.score = nn.Linear(2 * hidden + 1, 1)
         zero_init(self.score)
 
     def forward(
         self, features: Tensor, summary: Tensor, region: Tensor, window: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return scores and text-voxel cosines, both (b, 1, x / stride, y / stride, z / stride).
-
-        Sizes are rounded up.
+        """Return scores and text-voxel cosines, both (b, 1, x, y, z).
 
         Args:
             features: decoder features, (b, c, x, y, z).
@@ -93,8 +89,6 @@ class SemanticAttention(nn.Module):
             window: (b, 2, 3) corner and size of ``features`` as shares of the brain box; None
                 means that they cover it.
         """
-        if self.stride > 1:
-            features = F.avg_pool3d(features, self.stride, ceil_mode=True, count_include_pad=False)
         key = rearrange(self.key(region), "b h -> b h 1 1 1")
         query = self.query(features)
         cosine = (query * key).sum(dim=1, keepdim=True) / (_norm(query) * _norm(key))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from einops import parse_shape, rearrange, repeat
 from torch import Tensor, nn
 
@@ -67,7 +68,9 @@ class SemanticFusion(nn.Module):
         regions: names of the output channels, in order; the first text tokens are their prompts.
         guided: regions whose logits semantics may change; none builds no semantic attention.
         mode: how; see :func:`clipseg3d.blocks.attention.steer_logits`.
-        attention_stride: see :class:`clipseg3d.blocks.SemanticAttention`.
+        attention_stride: semantic attention sees the decoder's features averaged over cubes of
+            this edge; what text says is coarser than voxels, and full resolution costs a fifth of
+            a training step.
         conditional: also gate the decoder features by the summary before the head. After a norm,
             this is conditional instance normalisation.
 
@@ -102,6 +105,7 @@ class SemanticFusion(nn.Module):
         self.regions = tuple(regions)
         self.guided = tuple(guided)
         self.mode: AttentionMode = mode
+        self.attention_stride = attention_stride
         self.gate: SemanticGate | None = None
         self.sequential: SequentialCrossAttention | None = None
         if guidance.kind == "sequential":
@@ -126,7 +130,7 @@ class SemanticFusion(nn.Module):
         self.condition = SemanticGate(decoder_channels, dim) if conditional else None
         self.attention = nn.ModuleDict(
             {
-                region: SemanticAttention(decoder_channels, dim, stride=attention_stride)
+                region: SemanticAttention(decoder_channels, dim)
                 for region in guided
             }
         )
@@ -272,9 +276,14 @@ class SemanticFusion(nn.Module):
             features = _blend(features, conditioned, semantics.weight)
         if not self.guided:
             return head(features), None
+        coarse = features
+        if self.attention_stride > 1:  # once for all regions: its backward pass is what costs
+            coarse = F.avg_pool3d(
+                features, self.attention_stride, ceil_mode=True, count_include_pad=False
+            )
         scores, cosines = zip(
             *(
-                self.attention[region](features, semantics.summary, text, window)
+                self.attention[region](coarse, semantics.summary, text, window)
                 for region, text in zip(self.regions, semantics.regions.unbind(1), strict=True)
                 if region in self.guided
             ),

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clipseg3d.blocks.feature_fusion import AttentionGate, ResidualBlock
 from clipseg3d.blocks.nested_regions import NestedRegions
+from clipseg3d.blocks.pointwise import PointwiseConv3d
 
 
 class UNet3D(nn.Module):
@@ -110,7 +111,7 @@ class UNet3D(nn.Module):
             ResidualBlock(2 * width, width, cbam=cbam, dropout=dropout) for width in channels[:-1]
         )
         heads = [
-            nn.Conv3d(width, out_channels * (fold**3 if level == 0 else 1), 1)
+            PointwiseConv3d(width, out_channels * (fold**3 if level == 0 else 1))
             for level, width in enumerate(channels[: 1 + num_auxiliary])
         ]
         self.heads = nn.ModuleList(heads)
@@ -118,7 +119,7 @@ class UNet3D(nn.Module):
         self.nest = NestedRegions() if head == "nested" else nn.Identity()
         extra = extra_channels * fold**3
         if extra:  # a shortcut without weights could not start at zero
-            self.encoder[0].shortcut = nn.Conv3d(widths[0], channels[0], 1, bias=False)
+            self.encoder[0].shortcut = PointwiseConv3d(widths[0], channels[0], bias=False)
         self.apply(_initialise)
         _start_smooth(heads[0], fold**3)
         if extra:
@@ -160,8 +161,9 @@ class UNet3D(nn.Module):
         decoded = []
         for level in reversed(range(len(self.decoder))):
             features = self.up[level](features)
-            skip = self.gates[level](levels[level], features)
-            features = self._run(self.decoder[level], torch.cat([features, skip], dim=1))
+            joined = torch.cat([features, self.gates[level](levels[level], features)], dim=1)
+            del features  # the block that comes next takes most memory of all
+            features = self._run(self.decoder[level], joined)
             decoded.append(features)
         return decoded[::-1]
 

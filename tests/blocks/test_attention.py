@@ -134,14 +134,6 @@ def test_text_constant_over_space_changes_the_scores(features, summary, region, 
     assert torch.allclose(moved, cosines, atol=1e-2) == (changed == "summary")
 
 
-def test_stride_averages_the_features_first(features, summary, region, opened):
-    coarse = torch.nn.functional.avg_pool3d(features, 2, ceil_mode=True, count_include_pad=False)
-    expected = opened(coarse, summary, region)
-    opened.stride = 2
-    for found, due in zip(opened(features, summary, region), expected, strict=True):
-        assert torch.equal(found, due)
-
-
 def test_crop_with_its_window_is_a_crop_of_the_whole(features, summary, region, opened):
     start, stop, grid = torch.tensor([1, 0, 1]), torch.tensor([4, 2, 4]), torch.tensor([X, Y, Z])
     window = torch.stack([start / grid, (stop - start) / grid]).expand(B, 2, 3)

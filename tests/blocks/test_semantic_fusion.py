@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from clipseg3d.blocks.bridge import SemanticBridge, lift_patches
@@ -280,6 +281,21 @@ def test_maps_are_those_of_the_guided_regions_in_order(make, randomise, views, t
         torch.testing.assert_close(maps.cosines[:, channel], cosines[:, 0])
         torch.testing.assert_close(logits[:, region], head(features)[:, region] + scores[:, 0])
     assert torch.equal(logits, fusion.attend(features, semantics, head, WINDOW))
+
+
+def test_stride_averages_what_attention_sees(make, randomise, views, text, features, head):
+    fusion = randomise(make(attention_stride=2))
+    semantics = fusion.encode(views, text)
+    logits, maps = fusion.attend_with_maps(features, semantics, head, WINDOW)
+    coarse = F.avg_pool3d(features, 2, ceil_mode=True, count_include_pad=False)
+    for channel, region in enumerate((1, 2)):
+        scores, cosines = fusion.attention[REGIONS[region]](
+            coarse, semantics.summary, semantics.regions[:, region], WINDOW
+        )
+        torch.testing.assert_close(maps.scores[:, channel], scores[:, 0])
+        torch.testing.assert_close(maps.cosines[:, channel], cosines[:, 0])
+    fine = F.interpolate(maps.scores, size=features.shape[2:], mode="trilinear")
+    torch.testing.assert_close(logits[:, 1:], head(features)[:, 1:] + fine)
 
 
 def test_other_regions_can_be_guided(make, randomise, views, text, features):
