@@ -129,10 +129,7 @@ class SemanticFusion(nn.Module):
             self.whiten_reports = RunningWhitening(guidance.text_dim)
         self.condition = SemanticGate(decoder_channels, dim) if conditional else None
         self.attention = nn.ModuleDict(
-            {
-                region: SemanticAttention(decoder_channels, dim)
-                for region in guided
-            }
+            {region: SemanticAttention(decoder_channels, dim) for region in guided}
         )
 
     def encode(
