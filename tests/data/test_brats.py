@@ -180,10 +180,10 @@ def test_workers_send_packed_crops(make):
 
 def test_training_order_is_shuffled(make):
     module = ready(make(crops_per_case=4))
-    orders = set()
-    for seed in range(4):
-        torch.manual_seed(seed)
-        orders.add(tuple(batch["case_id"][0] for batch in module.train_dataloader()))
+    loader, orders = module.train_dataloader(), set()
+    for epoch in range(4):
+        loader.sampler.set_epoch(epoch)
+        orders.add(tuple(batch["case_id"][0] for batch in loader))
     assert len(orders) > 1
 
 
