@@ -190,6 +190,9 @@ class BraTSDataModule(LightningDataModule):
         and the epoch alone, whatever the number of workers and wherever a fit was interrupted.
         Outside of a trainer, :func:`clipseg3d.batch.unpack` makes them a ``Batch``, and
         ``loader.sampler.set_epoch`` chooses the epoch.
+
+        Raises:
+            ValueError: an epoch does not fill one batch.
         """
         trainer, ranks = self.trainer, {}
         if trainer is not None:
@@ -203,16 +206,29 @@ class BraTSDataModule(LightningDataModule):
             skip=batches * self.batch_size,
             **ranks,
         )
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} is more than the {len(sampler)} samples that an "
+                "epoch has for each device; lower it, or raise crops_per_case"
+            )
         self._train_loader = CountingLoader(
             self.train_set,
             batch_size=self.batch_size,
             current_epoch=None if trainer is None else lambda: trainer.current_epoch,
             sampler=sampler,
-            drop_last=len(sampler) > self.batch_size,
+            drop_last=True,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
         return self._train_loader
+
+    def count_folds(self) -> int:
+        """Return how many folds there are to validate on.
+
+        Raises:
+            ValueError: there are fewer patients than folds, or the file of folds cannot be used.
+        """
+        return len(self._drawn(self._cases()).folds)
 
     def texts(self) -> list[str]:
         """Return the reports of the cases that a fit trains and validates on."""
@@ -323,11 +339,13 @@ class BraTSDataModule(LightningDataModule):
 
     def _divide(self, cases: list[Case]) -> tuple[list[Case], list[Case], list[Case]]:
         """Return the cases to train, validate and test on."""
+        return self._drawn(cases).divide(cases, fold=self.fold)
+
+    def _drawn(self, cases: list[Case]) -> Splits:
+        """Return the folds, drawn or read."""
         if self.splits is None:
-            splits = Splits.draw(cases, num_folds=self.num_folds, seed=self.seed)
-        else:
-            splits = Splits.read(self.splits, cases)
-        return splits.divide(cases, fold=self.fold)
+            return Splits.draw(cases, num_folds=self.num_folds, seed=self.seed)
+        return Splits.read(self.splits, cases)
 
     def _reported(self, cases: list[Case]) -> list[Case]:
         """Hand the reports round in a circle of random order, if they are to be shuffled."""

@@ -6,12 +6,14 @@ import pickle
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_warn
+
+from clipseg3d.whole_file import whole_file
 
 MANIFEST = "manifest"
 """Key of a checkpoint under which its manifest is, and the end of the name of the file beside."""
@@ -33,20 +35,12 @@ class CheckpointFiles(TorchCheckpointIO):
             OSError: it cannot be written.
         """
         path = Path(path)
-        content = BytesIO()
+        content = BytesIO()  # written in one go: torch hides why its own writing failed
         torch.save(checkpoint, content)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, content.getbuffer())
-            if manifest := checkpoint.get(MANIFEST):
-                text = f"{json.dumps(manifest, indent=2)}\n"
-                _write(_manifest_path(path), memoryview(text.encode()))
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{path}: the checkpoint cannot be written ({error.strerror or error}); those "
-                "written before stay. Make room, and go on with --ckpt_path last",
-            ) from error
+        _write(path, content.getbuffer())
+        if manifest := checkpoint.get(MANIFEST):
+            text = f"{json.dumps(manifest, indent=2)}\n"
+            _write(_manifest_path(path), memoryview(text.encode()))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -74,6 +68,9 @@ def read_whole(path: Path, map_location: Any = "cpu", weights_only: bool = True)
         ValueError: the file is not whole, or no checkpoint.
     """
     try:
+        with ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch does not look at check sums
+                raise BadZipFile("a check sum is wrong")
         content = torch.load(path, map_location=map_location, weights_only=weights_only)
     except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, KeyError) as error:
         raise ValueError(
@@ -122,17 +119,11 @@ def find_last(trainer: Trainer) -> Path | None:
 
 
 def _write(path: Path, content: memoryview) -> None:
-    """Write a file aside, under a name that the next one takes too, and put it into place."""
-    aside = path.with_name(f".writing{path.suffix}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # a name must not reach the disk before its content
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    """Write a file whole, and wait until the disk has it."""
+    with whole_file(path, aside_name=f".writing{path.suffix}") as aside, aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # a name must not reach the disk before its content
 
 
 def _manifest_path(path: Path) -> Path:

@@ -16,6 +16,7 @@ from clipseg3d.data.sampling import derived_seed, global_seed
 from clipseg3d.inference.window import segment_volume
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.metrics.dice import CaseDice
+from clipseg3d.metrics.score_table import ScoreTable
 from clipseg3d.networks.clipseg3d import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.networks.settings import PredictionSettings
@@ -59,6 +60,9 @@ class CLIPSeg3DModule(LightningModule):
             with; learning rate and schedule are then those of the new settings, at the step that
             was reached.
 
+    Attributes:
+        scores: Dice of every case, of the last validation or test; None before.
+
     Raises:
         ValueError: unknown preset, ablation, plan or release; a CLIP folder without weights.
         OSError: a CLIP hub name without network.
@@ -100,6 +104,7 @@ class CLIPSeg3DModule(LightningModule):
         )
         self.config = config
         self.resume_changed = resume_changed
+        self.scores: ScoreTable | None = None
         self._restart_schedule = False
         self.network = build_clipseg3d(config, text_cache=text_cache)
         # What is published from here says what it is for.
@@ -322,9 +327,12 @@ class CLIPSeg3DModule(LightningModule):
         Raises:
             ValueError: an encoder that was loaded has another hash than the one trained with; the
                 weights are of another architecture; a fit has other settings than the one it goes
-                on with, and ``resume_changed`` is not set.
+                on with, and ``resume_changed`` is not set; the cases to be scored have other labels
+                than those trained on.
         """
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if self._trainer is not None and not fitting:
+            self._require_labels(checkpoint["hyper_parameters"]["release"])
         if fitting and "settings" in checkpoint:
             now = fit_settings(self.hparams, self.trainer)
             changed = changed_settings(checkpoint["settings"], now)
@@ -341,6 +349,16 @@ class CLIPSeg3DModule(LightningModule):
                 "network that it was trained as"
             )
         self.network.require_encoders(checkpoint["encoders"])
+
+    def _require_labels(self, trained: str) -> None:
+        """Raise a ValueError if the data's labels mean other regions than those trained on."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        here = getattr(data, "release", None)
+        if here is not None and here.regions != get_release(trained).regions:
+            raise ValueError(
+                f"the checkpoint was trained on {trained}, whose labels mean other regions than "
+                f"those of {here.name}; give cases of the release that it was trained on"
+            )
 
     def _score(self, batch: Batch, metric: CaseDice) -> None:
         """Segment a full volume with its report and add its Dice."""
@@ -363,8 +381,10 @@ class CLIPSeg3DModule(LightningModule):
         metric.update(prediction, batch["label"] > 0, batch["case_id"])
 
     def _log_scores(self, stage: str, metric: CaseDice) -> None:
-        """Log and reset a metric; its values are those of all ranks already."""
+        """Log, keep and reset what all ranks have scored."""
         scores = metric.compute()
+        with metric.sync_context():
+            self.scores = metric.table()
         metric.reset()
         self.log_dict(
             {f"{stage}/dice_{name.lower()}": value.float() for name, value in scores.items()},

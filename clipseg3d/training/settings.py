@@ -7,6 +7,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 
 from clipseg3d.data.sampling import global_seed
+from clipseg3d.training.averaged_weights import AveragedWeights
 
 PLACES = ("root", "cache_dir", "num_workers", "reports", "splits", "release")
 """Arguments of a data module that change no sample, or whose content is compared instead."""
@@ -28,6 +29,11 @@ def fit_settings(hparams: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]
         "seed": global_seed(),
         "model": dict(hparams),
         "trainer": {name: getattr(trainer, name) for name in OF_TRAINER},
+        "averaged_weights": [
+            callback.decay
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, AveragedWeights)
+        ],
     }
     if data is not None:
         options = {name: value for name, value in data.hparams.items() if name not in PLACES}
