@@ -11,7 +11,8 @@ class LastCheckpoints(ModelCheckpoint):
 
     A state is saved at the end of every epoch, after every validation within one, and every so many
     steps. None is saved between a batch and the validation or the end of the epoch that follow it:
-    a fit that went on from there would leave them out, as of Lightning 2.6.
+    a fit that went on from there would leave them out, as of Lightning 2.6. Nor is one while
+    gradients are accumulated, which no checkpoint holds.
 
     Args:
         every_n_train_steps: steps that a kill costs at most, and a validation.
@@ -40,7 +41,7 @@ class LastCheckpoints(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state after a validation within an epoch."""
-        if not self._ends_epoch(trainer):
+        if not self._ends_epoch(trainer) and not trainer.fit_loop._should_accumulate():
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

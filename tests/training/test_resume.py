@@ -19,7 +19,7 @@ MODES = {
     "validation after two": {"check_val_every_n_epoch": 2},
     "validation within epochs": {"val_check_interval": 0.5},
     "no validation": {"limit_val_batches": 0},
-    "accumulated gradients": {"accumulate_grad_batches": 3},
+    "accumulated gradients": {"accumulate_grad_batches": 3, "val_check_interval": 0.5},
     "steps instead of epochs": {"max_steps": 9},
 }
 
