@@ -116,12 +116,19 @@ def trainer(folder, **options):
     return Trainer(accelerator="cpu", default_root_dir=folder, **options)
 
 
+def spoil(damage, path):
+    """Damage a file and leave its time as it was."""
+    times = path.stat()
+    damage(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 def write_lasts(files, folder):
     """Write three checkpoints, each newer than the one before."""
     paths = [folder / f"last-{step}.ckpt" for step in (8, 9, 10)]
-    for age, path in enumerate(paths):
+    for second, path in enumerate(paths):
         files.save_checkpoint(CONTENT, path)
-        os.utime(path, (age, age))
+        os.utime(path, (second, second))
     return paths
 
 
@@ -130,11 +137,11 @@ def test_the_newest_that_is_whole_is_found_and_others_are_told(files, tmp_path, 
     paths = write_lasts(files, tmp_path)
     one = trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path)], logger=False)
     assert find_last(one) == paths[2]
-    damage(paths[2])
+    spoil(damage, paths[2])
     with pytest.warns(match=r"last-10.ckpt: not a whole checkpoint; going on from the one before"):
         assert find_last(one) == paths[1]
-    damage(paths[1])
-    damage(paths[0])
+    spoil(damage, paths[1])
+    spoil(damage, paths[0])
     with (
         pytest.warns(match="going on from the one before"),
         pytest.raises(ValueError, match=r"last-10.ckpt: not a whole .* leave --ckpt_path out to"),
