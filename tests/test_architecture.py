@@ -34,7 +34,8 @@ ARROWS = {
     }
     | {f"data.{name}" for name in ("releases", "cases", "nifti", "preprocess", "label_pairs")}
     | {"data.text_files"},
-    "training": {"networks", "losses", "metrics", "inference", "data.releases", "batch", "volume"},
+    "training": {"networks", "losses", "metrics", "inference", "batch", "volume", "whole_file"}
+    | {"data.releases", "data.sampling", "clipseg3d"},  # the last for the place of its files
     "export": {"networks", "blocks", "volume", "hub", "whole_file", "clipseg3d"},
     "reporting": {"metrics", "whole_file"},
     "demo": {"networks", "training", "inference", "reporting", "metrics", "data", "whole_file"},

@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     from clipseg3d.data.label_pairs import find_predictions, find_references
     from clipseg3d.data.releases import REGIONS
     from clipseg3d.metrics.case_scores import CaseScores
+    from clipseg3d.metrics.comparison import difference_table
 
     references, release = find_references(arguments.reference, arguments.release)
     found = [find_predictions(folder, references) for folder in folders]
@@ -109,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     for folder, table in zip(folders[1:], tables[1:], strict=True):
         say(
             f"\n{folders[0]} - {folder}: mean, 95 % bootstrap interval, Wilcoxon's p (signed "
-            f"ranks, not corrected for the number of tests)\n{_differences(tables[0], table)}"
+            f"ranks, not corrected for the number of tests)\n{difference_table(tables[0], table)}"
         )
     if len(tables) > 1:
         say(f"\n{_ranking(folders, tables, metric.protocol.ranked)}")
@@ -160,20 +161,6 @@ def _score(
         for region in REGIONS
     )
     return metric.compute(), f"Empty masks: {'; '.join(counts)}"
-
-
-def _differences(first: "ScoreTable", second: "ScoreTable") -> str:
-    """Return one line per region and score."""
-    from clipseg3d.metrics.comparison import paired_difference
-    from clipseg3d.metrics.score_table import aligned
-
-    rows = [["", "", "mean", "low", "high", "p", "cases"]]
-    for r, region in enumerate(first.regions):
-        for s, score in enumerate(first.scores):
-            test = paired_difference(first.values[:, r, s], second.values[:, r, s])
-            numbers = [f"{value:+.4f}" for value in (test.mean, test.low, test.high)]
-            rows.append([region, score, *numbers, f"{test.p_value:.3g}", str(test.num_cases)])
-    return aligned(rows)
 
 
 def _ranking(folders: Sequence[Path], tables: Sequence["ScoreTable"], ranked: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from clipseg3d.cli import (
     check_data,
     check_submission,
+    cross_validate,
     demo,
     embed_text,
     evaluate,
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in TRAINING_COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
     for command in (
+        cross_validate,
         evaluate,
         tune_postprocessing,
         export,

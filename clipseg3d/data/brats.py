@@ -1,5 +1,7 @@
 """Lightning data modules for BraTS: one base class, one short subclass per release."""
 
+import hashlib
+import json
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +38,7 @@ from clipseg3d.data.releases import (
     BraTSRelease,
     get_release,
 )
+from clipseg3d.data.sampling import CountingLoader, EpochSampler, global_seed
 from clipseg3d.data.splits import Splits
 from clipseg3d.data.survey import DataSurvey
 from clipseg3d.data.transforms import Augmentation
@@ -140,6 +143,8 @@ class BraTSDataModule(LightningDataModule):
         self.shuffle_reports = shuffle_reports
         self.spacing_mm = spacing_mm
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        self._begun = (0, 0)
+        self._train_loader: CountingLoader | None = None
 
     @cached_property
     def release(self) -> BraTSRelease:
@@ -179,20 +184,110 @@ class BraTSDataModule(LightningDataModule):
         self.test_set = BraTSDataset(self._entries(test or held_out), self.release)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled crops, packed until the trainer has moved them to the device.
+        """Shuffled crops of this rank, packed until the trainer has moved them to the device.
 
-        Outside of a trainer, :func:`clipseg3d.batch.unpack` makes them a ``Batch``. Lightning adds
-        the distributed sampler.
+        Which crops, in which order, and how they are augmented follows from ``seed_everything``
+        and the epoch alone, whatever the number of workers and wherever a fit was interrupted.
+        Outside of a trainer, :func:`clipseg3d.batch.unpack` makes them a ``Batch``, and
+        ``loader.sampler.set_epoch`` chooses the epoch.
+
+        Raises:
+            ValueError: an epoch does not fill one batch.
         """
-        return self._loader(self.train_set, batch_size=self.batch_size, shuffle=True)
+        trainer, ranks = self.trainer, {}
+        if trainer is not None:
+            ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
+        epoch, batches = self._begun
+        self._begun = (0, 0)  # a second fit begins at the beginning
+        sampler = EpochSampler(
+            len(self.train_set),
+            seed=global_seed(),
+            epoch=epoch,
+            skip=batches * self.batch_size,
+            **ranks,
+        )
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} is more than the {len(sampler)} samples that an "
+                "epoch has for each device; lower it, or raise crops_per_case"
+            )
+        self._train_loader = CountingLoader(
+            self.train_set,
+            batch_size=self.batch_size,
+            current_epoch=None if trainer is None else lambda: trainer.current_epoch,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+        return self._train_loader
+
+    def count_folds(self) -> int:
+        """Return how many folds there are to validate on.
+
+        Raises:
+            ValueError: there are fewer patients than folds, or the file of folds cannot be used.
+        """
+        return len(self._drawn(self._cases()).folds)
+
+    def texts(self) -> list[str]:
+        """Return the reports of the cases that a fit trains and validates on."""
+        return [case.report for case in (*self.train_set.cases, *self.val_set.cases)]
+
+    def provenance(self) -> dict[str, Any]:
+        """Return which cases a fit reads and what is in them, as plain values, for a manifest.
+
+        The name of a case's file in the cache holds a check sum of its sources; see
+        :func:`clipseg3d.data.cache.cached_case`.
+        """
+        parts = {
+            name: cases.cases
+            for name, cases in (
+                ("training", self.train_set),
+                ("validation", self.val_set),
+                ("test", self.test_set),
+            )
+        }
+        split: dict[str, Any] = {
+            name: [case.case_id for case in cases] for name, cases in parts.items()
+        }
+        entries = {case.case_id: case for cases in parts.values() for case in cases}
+        files = {name: case.path.name for name, case in entries.items()}
+        reports = {name: case.report for name, case in entries.items()}
+        path = None if self.splits is None else Path(self.splits)
+        return {
+            "root": str(self.root),
+            "release": self.release.name,
+            "split": {
+                **split,
+                "sha256": _digest(split),
+                "file": None if path is None else str(path),
+                "file_sha256": None
+                if path is None or path.is_dir()
+                else hashlib.sha256(path.read_bytes()).hexdigest(),
+            },
+            "cache_files": files,
+            "sha256": _digest([files, reports]),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the epoch is, for a checkpoint."""
+        if self._train_loader is None:
+            return {}
+        epoch, batches = self._train_loader.given
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Leave out, in the next fit, the batches that were trained on before a checkpoint."""
+        self._begun = (state_dict["epoch"], state_dict["batches"])
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Whole brains, one at a time, in case order."""
-        return self._loader(self.val_set, batch_size=1, shuffle=False)
+        return self._loader(self.val_set)
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Whole brains of the split file's test cases, else those of validation."""
-        return self._loader(self.test_set, batch_size=1, shuffle=False)
+        return self._loader(self.test_set)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Unpack a batch on the device that it was moved to."""
@@ -244,11 +339,13 @@ class BraTSDataModule(LightningDataModule):
 
     def _divide(self, cases: list[Case]) -> tuple[list[Case], list[Case], list[Case]]:
         """Return the cases to train, validate and test on."""
+        return self._drawn(cases).divide(cases, fold=self.fold)
+
+    def _drawn(self, cases: list[Case]) -> Splits:
+        """Return the folds, drawn or read."""
         if self.splits is None:
-            splits = Splits.draw(cases, num_folds=self.num_folds, seed=self.seed)
-        else:
-            splits = Splits.read(self.splits, cases)
-        return splits.divide(cases, fold=self.fold)
+            return Splits.draw(cases, num_folds=self.num_folds, seed=self.seed)
+        return Splits.read(self.splits, cases)
 
     def _reported(self, cases: list[Case]) -> list[Case]:
         """Hand the reports round in a circle of random order, if they are to be shuffled."""
@@ -269,15 +366,15 @@ class BraTSDataModule(LightningDataModule):
             num_threads=max(1, self.num_workers),
         )
 
-    def _loader(self, cases: BraTSDataset, *, batch_size: int, shuffle: bool) -> DataLoader[Sample]:
+    def _loader(self, cases: BraTSDataset) -> DataLoader[Sample]:
         return DataLoader(
-            cases,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle and len(cases) > batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            cases, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
         )
+
+
+def _digest(content: object) -> str:
+    """Return a SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class BraTS2018DataModule(BraTSDataModule):

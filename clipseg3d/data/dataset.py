@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from clipseg3d.batch import Sample, pack_regions, unpack
 from clipseg3d.data.cache import CachedCase
 from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.data.sampling import Draw
 
 Indices = npt.NDArray[np.integer]
 
@@ -57,8 +58,17 @@ class BraTSDataset(Dataset[Sample]):
         """Return the number of samples in one pass."""
         return len(self.cases) * self.crops_per_case
 
-    def __getitem__(self, index: int) -> Sample:
-        """Return one sample; see :class:`clipseg3d.batch.Batch` for its keys."""
+    def __getitem__(self, index: int | Draw) -> Sample:
+        """Return one sample; see :class:`clipseg3d.batch.Batch` for its keys.
+
+        Args:
+            index: of the sample, whose crop and augmentation torch's generator draws; or a draw,
+                whose seed they follow from, whatever was drawn before.
+        """
+        if isinstance(index, Draw):
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(index.seed)
+                return self[index.sample]
         if not -len(self) <= index < len(self):  # what ends a for loop over the samples
             raise IndexError(f"index {index} of {len(self)} samples")
         case = self.cases[index % len(self.cases)]

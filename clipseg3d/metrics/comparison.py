@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from clipseg3d.metrics.score_table import ScoreTable, aligned
+
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
 
@@ -52,6 +54,27 @@ def paired_difference(first: Floats, second: Floats, *, seed: int = 0) -> Paired
     return PairedDifference(
         float(change.mean()), float(low), float(high), float(p_value), len(change)
     )
+
+
+def difference_table(first: ScoreTable, second: ScoreTable) -> str:
+    """Return how two predictions differ, one line per region and score.
+
+    Raises:
+        ValueError: they are not of the same cases.
+    """
+    if first.case_ids != second.case_ids:
+        other = set(first.case_ids) ^ set(second.case_ids)
+        raise ValueError(
+            f"the tables are not of the same cases: {min(other, default='the order')} differs; "
+            "compare scores of the same cases"
+        )
+    rows = [["", "", "mean", "low", "high", "p", "cases"]]
+    for r, region in enumerate(first.regions):
+        for s, score in enumerate(first.scores):
+            test = paired_difference(first.values[:, r, s], second.values[:, r, s])
+            numbers = [f"{value:+.4f}" for value in (test.mean, test.low, test.high)]
+            rows.append([region, score, *numbers, f"{test.p_value:.3g}", str(test.num_cases)])
+    return aligned(rows)
 
 
 def mean_ranks(values: Floats, higher_is_better: npt.NDArray[np.bool_]) -> Floats:

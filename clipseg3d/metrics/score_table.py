@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,25 @@ class ScoreTable(NamedTuple):
     regions: tuple[str, ...]
     scores: tuple[str, ...]
     values: Floats
+
+    @classmethod
+    def read(cls, path: Path) -> "ScoreTable":
+        """Read what :meth:`csv` returned from a file.
+
+        Raises:
+            ValueError: it is no such table.
+        """
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                (_, _, *scores), *rows = csv.reader(file)
+            cases, regions = (tuple(dict.fromkeys(row[k] for row in rows)) for k in (0, 1))
+            values = np.array([[float(x or "nan") for x in row[2:]] for row in rows])
+            shaped = values.reshape(len(cases), len(regions), len(scores))
+        except (IndexError, ValueError) as error:
+            raise ValueError(
+                f"{path}: not a table of scores ({error}); remove it, and score again"
+            ) from error
+        return cls(cases, regions, tuple(scores), shaped)
 
     def numbers(self) -> npt.NDArray[np.intp]:
         """Return how many cases have each score, (region, score)."""
@@ -61,6 +81,23 @@ class ScoreTable(NamedTuple):
             for region, row in zip(self.regions, regions, strict=True):
                 writer.writerow([case_id, region, *("" if math.isnan(x) else x for x in row)])
         return text.getvalue()
+
+
+def join_tables(tables: Sequence[ScoreTable]) -> ScoreTable:
+    """Return one table of the cases of several, by name.
+
+    Raises:
+        ValueError: a case is in two of them, or they have other regions or scores.
+    """
+    first = tables[0]
+    names = [name for table in tables for name in table.case_ids]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"scores of {min(twice)} are in two tables; give every case once")
+    if any((table.regions, table.scores) != (first.regions, first.scores) for table in tables):
+        raise ValueError("tables have other regions or scores; join those of one kind")
+    order = np.argsort(names)
+    values = np.concatenate([table.values for table in tables])[order]
+    return ScoreTable(tuple(sorted(names)), first.regions, first.scores, values)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

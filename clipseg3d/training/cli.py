@@ -1,17 +1,25 @@
 """``clipseg3d fit | validate | test``: LightningCLI with this library's module and data."""
 
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.training.checkpoint_files import CheckpointFiles, find_last, read_whole
 from clipseg3d.training.dry_run import dry_run
+from clipseg3d.training.last_checkpoints import LastCheckpoints
+from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.module import CLIPSeg3DModule
+from clipseg3d.whole_file import whole_file
 
 DRY_RUN = "--dry-run"
 
@@ -69,11 +77,83 @@ class CLIPSeg3DCLI(LightningCLI):
             {
                 "checkpoint.monitor": "val/dice_mean",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,  # best.ckpt keeps its name
             }
         )
+        parser.add_lightning_class_args(LastCheckpoints, "last")
+        parser.link_arguments("checkpoint.dirpath", "last.dirpath")
+        parser.add_argument(
+            "--scores",
+            type=str | None,
+            help="write Dice of every case to a .csv file; behind fit, of the best checkpoint",
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Have checkpoints written whole, with a manifest that knows the configuration."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless plugins say else
+            trainer.strategy.checkpoint_io = CheckpointFiles()
+        manifest = self.trainer_defaults["callbacks"]
+        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+        manifest.config = config[self.subcommand]
+        return trainer
+
+    def after_fit(self) -> None:
+        """Score the best checkpoint, if scores are asked for.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.config.fit.scores is None:
+            return
+        best = self.config_init.fit.checkpoint.best_model_path
+        if not best:
+            raise ValueError(
+                f"no epoch was validated, so --scores {self.config.fit.scores} has none to score; "
+                "lower trainer.check_val_every_n_epoch"
+            )
+        self.trainer.validate(self.model, self.datamodule, ckpt_path=best, verbose=False)
+        self._write_scores(self.config.fit.scores)
+
+    def after_validate(self) -> None:
+        """Write scores, if they are asked for."""
+        self._write_scores(self.config.validate.scores)
+
+    def after_test(self) -> None:
+        """Write scores, if they are asked for."""
+        self._write_scores(self.config.test.scores)
+
+    def _write_scores(self, path: str | None) -> None:
+        """Write Dice of every case as a CSV table."""
+        if path is not None and self.trainer.is_global_zero:
+            with whole_file(Path(path)) as aside:
+                aside.write_text(self.model.scores.csv(), encoding="utf-8")
+
+    def _parse_ckpt_path(self) -> None:
+        """Let a checkpoint say what is validated or tested, but not what is fitted.
+
+        A fit that goes on has to be given its settings again, and is told where they differ.
+
+        Raises:
+            ValueError: the checkpoint cannot be read.
+        """
+        command = self.config.get("subcommand")
+        if command != "fit":
+            path = self.config[command].get("ckpt_path")
+            if path and Path(path).is_file():
+                read_whole(Path(path))
+            super()._parse_ckpt_path()
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Find the last checkpoint that is whole, and go on in its folder."""
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        if arguments.get("ckpt_path") == "last":
+            path = arguments["ckpt_path"] = find_last(self.trainer)
+            for callback in self.trainer.checkpoint_callbacks:
+                if path and isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str(path.parent)
+        return arguments
 
 
 class DryRunCLI(CLIPSeg3DCLI):
@@ -95,6 +175,19 @@ class DryRunCLI(CLIPSeg3DCLI):
         if found.faults:
             raise ValueError(f"this fit would fail: {len(found.faults)} faults, listed above")
 
+    def after_fit(self) -> None:
+        """Score nothing: nothing was trained."""
+
+
+class SurveyCLI(DryRunCLI):
+    """The same, but ``fit`` only keeps how many folds there are."""
+
+    folds: int
+
+    def fit(self, **_: Any) -> None:
+        """Count the folds."""
+        self.folds = self.datamodule.count_folds()
+
 
 def run(arguments: Sequence[str]) -> None:
     """Run one LightningCLI command, such as ``["fit", "--config", "tiny.yaml"]``.
@@ -102,11 +195,31 @@ def run(arguments: Sequence[str]) -> None:
     ``--dry-run`` anywhere behind ``fit`` says what the fit will need instead.
     """
     dry = arguments[0] == "fit" and DRY_RUN in arguments
-    (DryRunCLI if dry else CLIPSeg3DCLI)(
+    _run(DryRunCLI if dry else CLIPSeg3DCLI, arguments)
+
+
+def count_folds(arguments: Sequence[str]) -> int:
+    """Return how many folds the data of a fit have; nothing is trained.
+
+    Args:
+        arguments: of the fit, from ``fit`` on.
+
+    Raises:
+        ValueError: the fit cannot be set up.
+    """
+    found: SurveyCLI = _run(SurveyCLI, arguments)
+    return found.folds
+
+
+def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> Any:
+    """Build and run one command."""
+    return kind(
         CLIPSeg3DModule,
         LightningDataModule,
         subclass_mode_data=True,
         seed_everything_default=0,
+        trainer_defaults={"callbacks": RunManifest()},
+        save_config_kwargs={"overwrite": True},  # a fit that goes on writes it again
         # Lightning reads the command line itself, and warns if it is handed over as well.
         args=None if list(arguments) == sys.argv[1:] else list(arguments),
         auto_configure_optimizers=False,

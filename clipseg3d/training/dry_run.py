@@ -148,7 +148,11 @@ def dry_run(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> DryRun:
                 "room, or choose another folder"
             )
     samples = -(-survey.training * data.crops_per_case // trainer.world_size)
-    whole = samples // data.batch_size  # what fills no batch is dropped, unless it is all
+    if 0 < samples < data.batch_size:
+        faults.append(
+            f"batch_size={data.batch_size} is more than the {samples} samples that an epoch has "
+            "for each device; lower it, or raise crops_per_case"
+        )
     return DryRun(
         faults=tuple(faults),
         notes=tuple(notes),
@@ -160,7 +164,7 @@ def dry_run(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> DryRun:
         device=str(device),
         capacity=capacity,
         step_seconds=seconds,
-        steps_per_epoch=whole if samples > data.batch_size else min(samples, 1),
+        steps_per_epoch=samples // data.batch_size,  # what fills no batch is dropped
         epochs=trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None,
         disk=room,
     )

@@ -1,22 +1,28 @@
 """CLIPSeg3D as a LightningModule: loss, optimiser, full-volume validation, checkpoints."""
 
+import warnings
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from clipseg3d.batch import Batch, unpack
 from clipseg3d.data.releases import get_release
+from clipseg3d.data.sampling import derived_seed, global_seed
 from clipseg3d.inference.window import segment_volume
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.metrics.dice import CaseDice
+from clipseg3d.metrics.score_table import ScoreTable
 from clipseg3d.networks.clipseg3d import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.networks.settings import PredictionSettings
+from clipseg3d.training.non_finite import NonFinite, first_non_finite
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
+from clipseg3d.training.settings import changed_settings, fit_settings, unlike_weights
 from clipseg3d.volume import withhold_sequences
 
 
@@ -27,6 +33,11 @@ class CLIPSeg3DModule(LightningModule):
     whatever the number of ranks, ``val/dice_wt``, ``val/dice_tc``, ``val/dice_et`` and
     ``val/dice_mean`` (``test/...`` likewise). Checkpoints hold plain values and tensors only, no
     weight of the frozen CLIP but its name and hash, and load with ``weights_only=True``.
+
+    What is random in a step (dropout, reports and sequences withheld) follows from
+    ``seed_everything``, the epoch and the place of the batch in it, so that an interrupted fit goes
+    on as if nothing had happened. Reports and sequences are drawn for the batches of all ranks
+    together: two ranks withhold what one with twice the batch would.
 
     Args:
         network: a preset's name, or a NetworkConfig (as a dict in checkpoints).
@@ -45,6 +56,12 @@ class CLIPSeg3DModule(LightningModule):
             when they are met.
         window: sliding window (x, y, z) of validation, in voxels.
         overlap: of neighbouring windows, in [0, 1).
+        resume_changed: whether a fit may go on from a checkpoint that other settings were saved
+            with; learning rate and schedule are then those of the new settings, at the step that
+            was reached.
+
+    Attributes:
+        scores: Dice of every case, of the last validation or test; None before.
 
     Raises:
         ValueError: unknown preset, ablation, plan or release; a CLIP folder without weights.
@@ -65,6 +82,7 @@ class CLIPSeg3DModule(LightningModule):
         text_cache: str | None = None,
         window: tuple[int, int, int] = (128, 128, 128),
         overlap: float = 0.5,
+        resume_changed: bool = False,
     ) -> None:
         super().__init__()
         config = network_config(network, ablation=ablation)
@@ -85,6 +103,9 @@ class CLIPSeg3DModule(LightningModule):
             }
         )
         self.config = config
+        self.resume_changed = resume_changed
+        self.scores: ScoreTable | None = None
+        self._restart_schedule = False
         self.network = build_clipseg3d(config, text_cache=text_cache)
         # What is published from here says what it is for.
         self.network.settings = PredictionSettings(
@@ -117,15 +138,65 @@ class CLIPSeg3DModule(LightningModule):
                     f"{value!r}; give the data module {name}={value!r}"
                 )
 
+    def on_fit_start(self) -> None:
+        """Embed all texts in one go: their last digits depend on those they are encoded with."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "texts"):
+            self.network.embed_text(data.texts())
+
+    def on_train_start(self) -> None:
+        """Put the schedule of changed settings where the fit is."""
+        if not self._restart_schedule:
+            return
+        self._restart_schedule = False
+        (optimizer,), (config,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        fresh = self.plan.optimizer_for(self.network)
+        for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+            weights = group["params"]
+            group.clear()
+            group.update({**new, "params": weights})
+        config.scheduler = self.plan.schedule_for(
+            optimizer, int(self.trainer.estimated_stepping_batches)
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for _ in range(self.trainer.global_step):
+                config.scheduler.step()
+
     def on_train_epoch_start(self) -> None:
         """Switch semantics in as the plan says."""
         self.network.semantic_strength.fill_(self.plan.semantic_strength(self.current_epoch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch of crops."""
+        """Return the loss of one batch of crops.
+
+        Raises:
+            ValueError: the loss is NaN or infinite; the message names the case, its crop and the
+                layer whose output went first.
+        """
         batch = unpack(batch)
+        loss = self._loss(batch, batch_idx)
+        finite = bool(loss.isfinite())
+        if self._trainer is not None:  # a rank alone would leave the others waiting for it
+            finite = self.trainer.strategy.reduce_boolean_decision(finite)
+        if not finite:
+            self._stop(batch, batch_idx, float(loss.detach()))
+        self.log(
+            "train/loss",
+            loss,
+            prog_bar=True,
+            batch_size=len(batch["report"]),
+            sync_dist=True,
+        )
+        return loss
+
+    def _loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch; the same in every call with the same weights."""
         count = len(batch["report"])
-        dropped = torch.rand(count) < self.hparams["report_dropout"]
+        place = (global_seed(), self.current_epoch, batch_idx)
+        torch.manual_seed(derived_seed(*place, self.global_rank))  # of dropout
+        generator = torch.Generator().manual_seed(derived_seed(*place))
+        dropped = self._draw(count, generator=generator) < self.hparams["report_dropout"]
         reports = [
             "" if drop else report for drop, report in zip(dropped, batch["report"], strict=True)
         ]
@@ -133,7 +204,9 @@ class CLIPSeg3DModule(LightningModule):
             batch["image"],
             batch["statistics"],
             batch["views"],
-            self._draw_sequences(count, batch["image"].shape[1]).to(self.device),
+            self._draw_sequences(count, batch["image"].shape[1], generator=generator).to(
+                self.device
+            ),
         )
         text, mask = self.network.embed_text(reports)
         prediction = self.network.segment(
@@ -154,18 +227,54 @@ class CLIPSeg3DModule(LightningModule):
             )
         if prediction.grade is not None:
             loss = loss + self.plan.grade_weight * grade_loss(prediction.grade, batch["grade"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=count, sync_dist=True)
         return loss
 
-    def _draw_sequences(self, count: int, num_sequences: int) -> Tensor:
+    def _stop(self, batch: Batch, batch_idx: int, loss: float) -> None:
+        """Raise a ValueError that says where the loss went wrong."""
+        place = f"epoch {self.current_epoch}, batch {batch_idx}"
+        advice = (
+            "The last checkpoint stands. Look at the case with 'clipseg3d check-data'; if it is in "
+            "order, take precision bf16-mixed or 32-true, a lower learning rate or "
+            "trainer.gradient_clip_val"
+        )
+        count = len(batch["report"])
+        inputs = batch["image"].flatten(1).isfinite().all(dim=1)
+        if not inputs.all():
+            fault = NonFinite("the image itself", tuple((~inputs).nonzero().flatten().tolist()))
+        else:
+            found = first_non_finite(self.network, lambda: self._loss(batch, batch_idx), count)
+            fault = found or NonFinite("the loss, of finite outputs", ())
+        if not np.isfinite(loss):
+            crops = "; ".join(
+                f"case {batch['case_id'][index]}, crop from {_numbers(batch['window'][index, 0])} "
+                f"of size {_numbers(batch['window'][index, 1])} in shares of its brain box"
+                for index in fault.samples or range(count)
+            )
+            message = f"the loss is {loss} in {place}: {crops}; first in {fault.layer}. {advice}"
+        else:
+            message = f"the loss of another rank is not finite in {place}, whose message says why"
+        raise ValueError(message)
+
+    def _draw(self, count: int, *shape: int, generator: torch.Generator) -> Tensor:
+        """Return uniform numbers for the samples of this rank, (count, ...).
+
+        Drawn for those of all ranks, who take turns as :class:`EpochSampler` has them do.
+        """
+        ranks = 1 if self._trainer is None else self.trainer.world_size
+        return torch.rand(count * ranks, *shape, generator=generator)[self.global_rank :: ranks]
+
+    def _draw_sequences(
+        self, count: int, num_sequences: int, *, generator: torch.Generator
+    ) -> Tensor:
         """Return which sequences each of ``count`` samples keeps, (count, s) bool.
 
         Samples chosen for it keep one to s - 1 sequences, every choice being equally likely.
         """
         kept = torch.ones(count, num_sequences, dtype=torch.bool)
         if self.hparams["sequence_dropout"]:
-            chosen = torch.rand(count) < self.hparams["sequence_dropout"]
-            codes = torch.randint(1, 2**num_sequences - 1, (count,))
+            chance, choice = self._draw(count, 2, generator=generator).unbind(dim=1)
+            chosen = chance < self.hparams["sequence_dropout"]
+            codes = 1 + (choice * (2**num_sequences - 2)).long()
             subsets = (codes[:, None] >> torch.arange(num_sequences)) & 1 > 0
             kept[chosen] = subsets[chosen]
         return kept
@@ -196,16 +305,60 @@ class CLIPSeg3DModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which frozen encoders the weights were trained with."""
-        checkpoint["encoders"] = self.network.encoder_identities()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that were trained with other encoders.
+        """Note the settings, and which frozen encoders the weights were trained with.
 
         Raises:
-            ValueError: an encoder that was loaded has another hash than the one trained with.
+            ValueError: a weight is NaN or infinite; the checkpoint before stands.
         """
+        for name, weight in checkpoint["state_dict"].items():
+            if not weight.isfinite().all():
+                raise ValueError(
+                    f"weight {name} is not finite after step {self.trainer.global_step}, so no "
+                    "checkpoint is written and the one before stands; go on from it with a lower "
+                    "learning rate or trainer.gradient_clip_val"
+                )
+        checkpoint["encoders"] = self.network.encoder_identities()
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            checkpoint["settings"] = fit_settings(self.hparams, self.trainer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that do not fit, and a fit that would go on with other settings.
+
+        Raises:
+            ValueError: an encoder that was loaded has another hash than the one trained with; the
+                weights are of another architecture; a fit has other settings than the one it goes
+                on with, and ``resume_changed`` is not set; the cases to be scored have other labels
+                than those trained on.
+        """
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if self._trainer is not None and not fitting:
+            self._require_labels(checkpoint["hyper_parameters"]["release"])
+        if fitting and "settings" in checkpoint:
+            now = fit_settings(self.hparams, self.trainer)
+            changed = changed_settings(checkpoint["settings"], now)
+            if changed and not self.resume_changed:
+                raise ValueError(
+                    f"the checkpoint was saved with other settings ({'; '.join(changed)}); give "
+                    "those of the fit that it is of, or --model.resume_changed true to go on with "
+                    "these"
+                )
+            self._restart_schedule = bool(changed)
+        if faults := unlike_weights(checkpoint["state_dict"], self.state_dict()):
+            raise ValueError(
+                f"the checkpoint is of another architecture ({'; '.join(faults)}); give the "
+                "network that it was trained as"
+            )
         self.network.require_encoders(checkpoint["encoders"])
+
+    def _require_labels(self, trained: str) -> None:
+        """Raise a ValueError if the data's labels mean other regions than those trained on."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        here = getattr(data, "release", None)
+        if here is not None and here.regions != get_release(trained).regions:
+            raise ValueError(
+                f"the checkpoint was trained on {trained}, whose labels mean other regions than "
+                f"those of {here.name}; give cases of the release that it was trained on"
+            )
 
     def _score(self, batch: Batch, metric: CaseDice) -> None:
         """Segment a full volume with its report and add its Dice."""
@@ -228,10 +381,17 @@ class CLIPSeg3DModule(LightningModule):
         metric.update(prediction, batch["label"] > 0, batch["case_id"])
 
     def _log_scores(self, stage: str, metric: CaseDice) -> None:
-        """Log and reset a metric; its values are those of all ranks already."""
+        """Log, keep and reset what all ranks have scored."""
         scores = metric.compute()
+        with metric.sync_context():
+            self.scores = metric.table()
         metric.reset()
         self.log_dict(
             {f"{stage}/dice_{name.lower()}": value.float() for name, value in scores.items()},
             prog_bar=True,
         )
+
+
+def _numbers(values: Tensor) -> str:
+    """Format a few numbers as (0.25, 0.5, 1)."""
+    return f"({', '.join(f'{value:.3g}' for value in values.tolist())})"

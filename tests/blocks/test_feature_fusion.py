@@ -248,3 +248,18 @@ def test_gradient_of_the_gate(features, asking, randomise, dead_weights):
     assert dead_weights(block) == ["from_skip.weight", "from_gate.weight", "from_gate.bias"]
     randomise(block)(features, asking).square().sum().backward()
     assert dead_weights(block) == []
+
+
+# mixed precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", [ActivatedNorm(C), nn.InstanceNorm3d(C, affine=True)], ids=repr)
+def test_norms_count_in_float32_under_autocast(features, randomise, norm, dtype):
+    """Squares of these features are beyond float16, and bfloat16 has two digits for them."""
+    given = (500 + 3 * features).to(dtype)
+    norm = randomise(norm)
+    with torch.autocast("cpu", dtype=dtype):
+        found = norm(given)
+    due = norm(given.float())
+    torch.testing.assert_close(found.float(), due, rtol=torch.finfo(dtype).eps, atol=1e-5)

@@ -180,10 +180,10 @@ def test_workers_send_packed_crops(make):
 
 def test_training_order_is_shuffled(make):
     module = ready(make(crops_per_case=4))
-    orders = set()
-    for seed in range(4):
-        torch.manual_seed(seed)
-        orders.add(tuple(batch["case_id"][0] for batch in module.train_dataloader()))
+    loader, orders = module.train_dataloader(), set()
+    for epoch in range(4):
+        loader.sampler.set_epoch(epoch)
+        orders.add(tuple(batch["case_id"][0] for batch in loader))
     assert len(orders) > 1
 
 
@@ -210,10 +210,17 @@ def test_augmentation_can_be_switched_off(make, augment):
     assert mirrored == augment
 
 
-def test_a_batch_larger_than_the_training_set_is_not_dropped(make):
-    module = ready(make(batch_size=50))
-    (batch,) = module.train_dataloader()
-    assert len(batch["case_id"]) == len(module.train_set)
+def test_a_batch_larger_than_the_training_set_is_refused(make):
+    module = ready(make(batch_size=50, crops_per_case=2))
+    with pytest.raises(ValueError, match=r"batch_size=50 is more than the \d+ samples .* lower it"):
+        module.train_dataloader()
+
+
+def test_folds_are_counted(make, tmp_path):
+    assert make(num_folds=3).count_folds() == 3
+    cases = find_cases(make().root, BRATS_2018)
+    Splits.draw(cases, num_folds=2).write(tmp_path / "folds.json")
+    assert make(splits=str(tmp_path / "folds.json")).count_folds() == 2
 
 
 def test_loaders_with_workers(make):

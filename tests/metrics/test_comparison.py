@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from clipseg3d.metrics.comparison import mean_ranks, paired_difference
+from clipseg3d.metrics.comparison import difference_table, mean_ranks, paired_difference
+from clipseg3d.metrics.score_table import ScoreTable
 
 NAN = math.nan
 
@@ -75,3 +76,14 @@ def test_what_one_of_them_lacks_ranks_none():
     values = np.array([[[[0.9, NAN]]], [[[0.8, 1.0]]]])
     assert mean_ranks(values, np.array([True, False])).tolist() == [1, 2]
     assert np.isnan(mean_ranks(values * NAN, np.array([True, False]))).all()
+
+
+def test_two_tables_are_compared_line_by_line():
+    values = np.array([[[0.5, 4.0]], [[0.75, 8.0]], [[0.5, NAN]]])
+    first = ScoreTable(("a", "b", "c"), ("WT",), ("dice", "hd95_mm"), values)
+    second = first._replace(values=values - [0.25, -1])
+    _, dice, distance = (line.split() for line in difference_table(first, second).splitlines())
+    assert dice == ["WT", "dice", "+0.2500", "+0.2500", "+0.2500", "0.25", "3"]
+    assert distance == ["WT", "hd95_mm", "-1.0000", "-1.0000", "-1.0000", "0.5", "2"]
+    with pytest.raises(ValueError, match="not of the same cases: c differs"):
+        difference_table(first, second._replace(case_ids=("a", "b", "d")))

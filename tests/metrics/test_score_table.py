@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
+import pytest
 
-from clipseg3d.metrics.score_table import ScoreTable, aligned
+from clipseg3d.metrics.score_table import ScoreTable, aligned, join_tables
 
 NAN = math.nan
 VALUES = np.array([[[0.5, 4.0], [NAN, 30.0]], [[0.7, 8.0], [0.25, NAN]], [[0.6, NAN], [NAN, NAN]]])
@@ -48,3 +49,33 @@ def test_csv():
 
 def test_columns_are_as_wide_as_their_widest_cell():
     assert aligned([["a", "bcd"], ["ef", "g"]]) == " a  bcd\nef    g"
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text(TABLE.csv())
+    found = ScoreTable.read(path)
+    assert found[:3] == TABLE[:3]
+    np.testing.assert_array_equal(found.values, TABLE.values)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "case,region,dice\na,WT,x\n", "case,region,dice\na,WT,1\na,ET,1\nb,WT,1\n"]
+)
+def test_what_is_no_table_is_told(tmp_path, text):
+    path = tmp_path / "scores.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"scores.csv: not a table of scores .* remove it"):
+        ScoreTable.read(path)
+
+
+def test_tables_of_other_cases_are_joined_by_name():
+    first = TABLE._replace(case_ids=("f", "c", "e"))
+    joined = join_tables([first, TABLE])
+    assert joined.case_ids == ("a", "b,c", "c", "d", "e", "f")
+    np.testing.assert_array_equal(joined.values[[5, 2, 4]], VALUES)
+    np.testing.assert_array_equal(joined.values[[0, 1, 3]], VALUES)
+    with pytest.raises(ValueError, match="scores of a are in two tables"):
+        join_tables([TABLE, TABLE])
+    with pytest.raises(ValueError, match="tables have other regions or scores"):
+        join_tables([TABLE, first._replace(regions=("WT", "TC"))])

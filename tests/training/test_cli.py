@@ -1,5 +1,6 @@
 """Mirrors clipseg3d/training/cli.py: what one part of a configuration makes of another."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def test_plans_by_name_and_as_values(parsed, write, plan, expected):
 def test_a_checkpoint_brings_its_network_and_its_views(parsed, write, tmp_path, command):
     path = write(network={**VALUES, "view_selection": "attention"}, plan="paper_body")
     cli = parsed("--config", path)
-    checkpoint = {"hyper_parameters": dict(cli.model.hparams)}
+    checkpoint = {"hyper_parameters": dict(cli.model.hparams), "state_dict": {}}
     torch.save(checkpoint, tmp_path / "w.ckpt")
     cli = parsed("--config", PHANTOM, "--ckpt_path", tmp_path / "w.ckpt", command=command)
     assert cli.model.config.view_selection == "attention"
@@ -154,3 +155,144 @@ def test_wrong_names_end_in_one_message(options, message, capsys, tmp_path, monk
     assert error.startswith(f"clipseg3d: {message}")
     assert "compute_fn" not in error
     assert "Traceback" not in error
+
+
+# whole runs, of a few steps
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory):
+    return tmp_path_factory.mktemp("patients")
+
+
+@pytest.fixture
+def command(patients, write, tmp_path, monkeypatch):
+    """Run a command on five small patients, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    path = write(network=VALUES, window=[16, 16, 16])
+
+    def run_command(name, *options):
+        return main(
+            [
+                *(name, "--config", str(path), "--data.root", str(patients / "phantoms")),
+                *("--data.cache_dir", str(patients / "cache"), "--data.num_cases", "5"),
+                *("--data.spacing_mm", "8", "--data.patch_size", "[16, 16, 16]"),
+                *("--data.num_workers", "0", "--trainer.accelerator", "cpu"),
+                *("--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"),
+                *("--trainer.enable_progress_bar", "false", "--trainer.logger", "false"),
+                *("--trainer.num_sanity_val_steps", "0", "--data.crops_per_case", "1"),
+                *map(str, options),
+            ]
+        )
+
+    return run_command
+
+
+@pytest.fixture(scope="module")
+def trained(patients):
+    return patients / "fit"
+
+
+def test_a_fit_writes_scores_of_its_best_checkpoint(command, trained, tmp_path):
+    here = ("--trainer.default_root_dir", trained)
+    assert command("fit", *here, "--scores", "scores.csv") == 0
+    folder = trained / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.ckpt",
+        "best.manifest.json",
+        "last-0000004.ckpt",
+        "last-0000004.manifest.json",
+    ]
+    best = ("--ckpt_path", folder / "best.ckpt")
+    assert command("validate", *best, "--scores", "again.csv") == 0
+    assert command("test", *best, "--scores", "test.csv") == 0
+    texts = {(tmp_path / f"{name}.csv").read_text() for name in ("scores", "again", "test")}
+    (text,) = texts
+    assert [line.rpartition(",")[0] for line in text.splitlines()] == [
+        "case,region",
+        *(f"Phantom_00000,{region}" for region in ("WT", "TC", "ET")),
+    ]
+
+
+def test_a_finished_fit_goes_no_further(command, trained):
+    folder = trained / "checkpoints"
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = ("fit", "--trainer.default_root_dir", trained, "--ckpt_path", "last")
+    assert command(*again) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "fit",
+            ["--data.batch_size", "9"],
+            "batch_size=9 is more than the 4 samples that an epoch",
+        ),
+        ("fit", ["--data.fold", "5"], "fold=5 is not in 0..4, the folds there are"),
+        ("fit", ["--data.num_folds", "6"], "5 patients cannot fill num_folds=6 folds"),
+        ("fit", ["--ckpt_path", "gone.ckpt"], "gone.ckpt: no such file"),
+        ("fit", ["--ckpt_path", "{broken}"], "{broken}: not a whole checkpoint; give another"),
+        ("validate", ["--ckpt_path", "{broken}"], "{broken}: not a whole checkpoint; give another"),
+        (
+            "fit",
+            ["--ckpt_path", "{whole}", "--trainer.max_epochs", "2", "--data.fold", "1"],
+            "the checkpoint was saved with other settings (trainer.max_epochs: 1 -> 2; data.fold: "
+            "0 -> 1",
+        ),
+        (
+            "fit",
+            [
+                *("--ckpt_path", "{whole}", "--model.network.cbam", "false"),
+                *("--model.resume_changed", "true"),
+            ],
+            "the checkpoint is of another architecture (",
+        ),
+        (
+            "fit",
+            ["--trainer.check_val_every_n_epoch", "2", "--scores", "scores.csv"],
+            "no epoch was validated, so --scores scores.csv has none to score",
+        ),
+    ],
+)
+def test_what_cannot_be_run_ends_in_one_message(
+    command, trained, tmp_path, capsys, name, options, message
+):
+    whole = trained / "checkpoints" / "best.ckpt"
+    places = {"whole": whole, "broken": tmp_path / "broken.ckpt"}
+    shutil.copy(whole, places["broken"])
+    damage(places["broken"])
+    capsys.readouterr()
+    assert command(name, *(option.format(**places) for option in options)) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"clipseg3d: {message.format(**places)}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.colour", "red"], "colour"),
+        (["--data.flavour", "sweet"], "flavour"),
+        (["--trainer.epochs", "3"], "epochs"),
+        (["--model.overlap", "much"], "overlap"),
+        (["--data.batch_size", "some"], "batch_size"),
+        (["--data", "clipseg3d.NoSuchData"], "NoSuchData"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_named(command, capsys, options, message):
+    with pytest.raises(SystemExit) as caught:
+        command("fit", *options)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.partition("error: ")[2]
+
+
+def test_unknown_keys_of_a_file_are_named(write, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(write(colour="red"))])
+    assert "colour" in capsys.readouterr().err

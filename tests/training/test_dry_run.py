@@ -109,6 +109,13 @@ def test_too_few_cases_for_the_folds(fit, patients):
     assert "0 to train on" in out
 
 
+def test_a_batch_larger_than_an_epoch(fit, patients):
+    code, out, _ = fit(patients, "--data.batch_size", "17")
+    assert code == 1
+    assert "batch_size=17 is more than the 16 samples that an epoch has for each device" in out
+    assert " 0 steps " in out
+
+
 def test_a_step_that_does_not_fit_is_not_tried(fit, patients):
     code, out, _ = fit(patients, "--data.patch_size", "[4096, 4096, 4096]")
     assert code == 1

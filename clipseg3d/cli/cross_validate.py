@@ -1,0 +1,196 @@
+"""``clipseg3d cross-validate``."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipseg3d.cli.terminal import Commands, say
+from clipseg3d.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from clipseg3d.metrics.score_table import ScoreTable
+
+OWN = ("data.fold", "ckpt_path", "scores", "checkpoint.dirpath", "trainer.default_root_dir")
+"""Options of a fit that are set here."""
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command to the command line."""
+    cross = commands.add_parser(
+        "cross-validate",
+        help="train and score all folds of one configuration, or of two to compare",
+        description="Train every fold, score its cases with the best checkpoint, and print mean "
+        "and SD of Dice; of two configurations, also how they differ case by case. Given again "
+        "after an interruption, the same command skips finished folds and goes on with the one "
+        "that was being trained.",
+    )
+    cross.add_argument(
+        "config", type=Path, nargs="+", metavar="CONFIG", help="YAML file, as for 'clipseg3d fit'"
+    )
+    cross.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where checkpoints and scores go, DIR/CONFIG/fold_N",
+    )
+    cross.add_argument(
+        "--fit",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="OPTION",
+        help="all that follows goes to every 'clipseg3d fit', such as --data.root BraTS2018",
+    )
+    cross.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run ``clipseg3d cross-validate``."""
+    configs, options = arguments.config, arguments.fit
+    _check(configs, options)
+
+    from clipseg3d.metrics.comparison import difference_table
+    from clipseg3d.metrics.score_table import ScoreTable, join_tables
+    from clipseg3d.training.cli import count_folds
+
+    names = [config.stem for config in configs]
+    commands = [["fit", "--config", str(config), *options] for config in configs]
+    folds = [count_folds(command) for command in commands]
+    if len(set(folds)) > 1:
+        raise ValueError(
+            f"{configs[0]} has {folds[0]} folds and {configs[1]} has {folds[1]}; compare on the "
+            "same folds"
+        )
+    found = []
+    for config, name, command in zip(configs, names, commands, strict=True):
+        folder = arguments.output / name
+        _begin(folder, config, options)
+        tables = []
+        for fold in range(folds[0]):
+            place = folder / f"fold_{fold}"
+            scores = place / "scores.csv"
+            if scores.is_file():
+                say(f"{name}, fold {fold}: finished before")
+            else:
+                say(f"{name}, fold {fold}: training in {place}")
+                _train(command, place, fold, scores)
+            tables.append(ScoreTable.read(scores))
+        joined = join_tables(tables)
+        with whole_file(folder / "scores.csv") as aside:
+            aside.write_text(joined.csv(), encoding="utf-8")
+        found.append(joined)
+        say(f"\n{_summary(name, joined, tables)}\n{folder / 'scores.csv'}\n")
+    if len(found) > 1:
+        say(
+            f"{names[0]} - {names[1]}: mean, 95 % bootstrap interval, Wilcoxon's p (signed ranks, "
+            f"not corrected for the number of tests)\n{difference_table(*found)}"
+        )
+    return 0
+
+
+def _check(configs: Sequence[Path], options: Sequence[str]) -> None:
+    """Raise an error for what cannot be run."""
+    if len(configs) > 2:
+        raise ValueError(f"{len(configs)} configurations are given; give one, or two to compare")
+    if len({config.stem for config in configs}) < len(configs):
+        raise ValueError(f"two configurations are called {configs[0].stem}; rename one file")
+    for config in configs:
+        if not config.is_file():
+            raise FileNotFoundError(f"{config}: no such file; give a YAML file as for fit")
+    for option in options:
+        name = option.removeprefix("--").partition("=")[0]
+        if option.startswith("--") and name in OWN:
+            raise ValueError(f"--{name} is set for every fold; leave it out behind --fit")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "cross-validate starts the processes of its fits itself; run it once, without torchrun "
+            "or srun, or train the folds with 'clipseg3d fit --data.fold'"
+        )
+
+
+def _begin(folder: Path, config: Path, options: Sequence[str]) -> None:
+    """Note what all folds are trained with, or compare with what was noted."""
+    settings = {"config": config.read_text(encoding="utf-8"), "options": list(options)}
+    path = folder / "settings.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name, value in settings.items() if before[name] != value]
+        if changed:
+            raise ValueError(
+                f"{folder}: begun with another {' and other '.join(changed)}, see {path}; give the "
+                "same, or another --output"
+            )
+        return
+    with whole_file(path) as aside:
+        aside.write_text(f"{json.dumps(settings, indent=2)}\n", encoding="utf-8")
+
+
+def _train(command: Sequence[str], place: Path, fold: int, scores: Path) -> None:
+    """Train one fold and score its best checkpoint, or go on with it.
+
+    A process of its own gives all memory back. If only this one is killed, that one goes on
+    training: it holds a lock, for which the next one waits.
+
+    Raises:
+        ValueError: it fails.
+    """
+    import fcntl  # not on Windows
+
+    place.mkdir(parents=True, exist_ok=True)
+    options = {
+        "data.fold": fold,
+        "trainer.default_root_dir": place,
+        "checkpoint.dirpath": place,
+        "ckpt_path": "last",
+        "scores": scores,
+    }
+    with (place / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{place}: still being trained by an earlier command; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if scores.is_file():
+            return
+        code = _call(
+            [*command, *(f"--{name}={value}" for name, value in options.items())], lock.fileno()
+        )
+    if code:
+        raise ValueError(
+            f"{place}: the fit ended with code {code}, for the reason above; the same command goes "
+            "on from there"
+        )
+
+
+def _call(arguments: Sequence[str], lock: int) -> int:
+    """Run a command of this library in a process that keeps a lock; return its exit code."""
+    return subprocess.run(
+        [sys.executable, "-m", "clipseg3d", *arguments], pass_fds=[lock], check=False
+    ).returncode
+
+
+def _summary(name: str, joined: "ScoreTable", tables: Sequence["ScoreTable"]) -> str:
+    """Return mean and SD of Dice, over cases and over folds."""
+    import numpy as np
+
+    from clipseg3d.metrics.score_table import ScoreTable
+
+    folds = ScoreTable(
+        tuple(str(fold) for fold in range(len(tables))),
+        joined.regions,
+        joined.scores,
+        np.stack([table.means() for table in tables]),
+    )
+    return (
+        f"{name}, mean ± SD over {len(joined.case_ids)} cases, each by the network that was not "
+        f"trained on it:\n{joined.summary()}\n"
+        f"mean ± SD over the means of {len(tables)} folds:\n{folds.summary()}\n"
+        "The best epoch of a fold was chosen by the same cases, so these numbers lean to the good "
+        "side."
+    )

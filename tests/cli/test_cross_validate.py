@@ -1,0 +1,239 @@
+"""Mirrors clipseg3d/cli/cross_validate.py, on six tiny phantoms in two folds."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+from clipseg3d.cli import cross_validate
+from clipseg3d.cli.main import main
+from clipseg3d.training.checkpoint_files import read_whole
+from clipseg3d.training.module import CLIPSeg3DModule
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+NETWORK = {
+    "channels": [4, 8],
+    "num_auxiliary": 0,
+    "semantic_dim": 16,
+    "num_heads": 2,
+    "clip": "tiny-random",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cross")
+
+
+@pytest.fixture(scope="module")
+def configs(folder):
+    """Two configurations that differ in one word, and one of other folds."""
+    values = {
+        "model": {"network": NETWORK, "plan": {"lr": 0.01}, "window": [16, 16, 16]},
+        "data": {
+            "class_path": "clipseg3d.PhantomDataModule",
+            "init_args": {
+                "root": str(folder / "phantoms"),
+                "cache_dir": str(folder / "cache"),
+                "num_cases": 6,
+                "spacing_mm": 8.0,
+                "num_folds": 2,
+                "patch_size": [16, 16, 16],
+                "num_workers": 0,
+            },
+        },
+        "trainer": {
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "logger": False,
+        },
+    }
+    paths = [folder / f"{name}.yaml" for name in ("guided", "plain", "thirds")]
+    paths[0].write_text(yaml.safe_dump(values))
+    values["model"]["ablation"] = "unet3d"
+    paths[1].write_text(yaml.safe_dump(values))
+    values["data"]["init_args"]["num_folds"] = 3
+    paths[2].write_text(yaml.safe_dump(values))
+    return paths
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Run fits in this process, and note their commands."""
+    noted = []
+
+    def call(arguments, lock):
+        noted.append(arguments)
+        return main(arguments)
+
+    monkeypatch.setattr(cross_validate, "_call", call)
+    return noted
+
+
+def cross(*arguments):
+    return main(["cross-validate", *map(str, arguments)])
+
+
+def dice(path):
+    """Return region -> case -> Dice."""
+    found = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["region"], {})[row["case"]] = float(row["dice"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def killed(folder, configs):
+    """What a command leaves that was killed, with all it had started, in its second fold."""
+    out = folder / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clipseg3d", "cross-validate", configs[0], "-o", out],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    for _ in range(6000):
+        if list((out / "guided" / "fold_1").glob("last-*.ckpt")) or process.poll() is not None:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return out
+
+
+def test_a_killed_command_goes_on_and_compares(killed, configs, calls, capsys, monkeypatch):
+    first = (killed / "guided" / "fold_0" / "best.ckpt").stat().st_mtime_ns
+    newest = read_whole(max((killed / "guided" / "fold_1").glob("last-*.ckpt")))
+    loaded, load = [], CLIPSeg3DModule.on_load_checkpoint
+    monkeypatch.setattr(
+        CLIPSeg3DModule,
+        "on_load_checkpoint",
+        lambda self, content: loaded.append(content["global_step"]) or load(self, content),
+    )
+    assert cross(*configs[:2], "-o", killed) == 0
+    out = capsys.readouterr().out
+    assert "guided, fold 0: finished before" in out
+    assert (killed / "guided" / "fold_0" / "best.ckpt").stat().st_mtime_ns == first
+    assert [next(a for a in call if "data.fold" in a) for call in calls] == [
+        "--data.fold=1",
+        "--data.fold=0",
+        "--data.fold=1",
+    ]
+    assert loaded[0] == newest["global_step"] > 0
+    assert len(loaded) == 4  # and the best of each of the three
+    end = read_whole(max((killed / "guided" / "fold_1").glob("last-*.ckpt")))
+    assert end["global_step"] == 6
+
+    scores = {name: dice(killed / name / "scores.csv") for name in ("guided", "plain")}
+    cases = [f"Phantom_{number:05d}" for number in range(6)]
+    for name, found in scores.items():
+        assert {region: sorted(values) for region, values in found.items()} == dict.fromkeys(
+            ("WT", "TC", "ET"), cases
+        )
+        line = next(line for line in out.split(f"{name}, mean")[1].splitlines() if "WT" in line)
+        values = list(found["WT"].values())
+        assert line.split() == [
+            "WT",
+            f"{np.mean(values):.3f}",
+            "±",
+            f"{np.std(values, ddof=1):.3f}",
+        ]
+    folds = [dice(killed / "plain" / f"fold_{fold}" / "scores.csv") for fold in (0, 1)]
+    means = [np.mean(list(fold["ET"].values())) for fold in folds]
+    assert f"{np.mean(means):.3f} ± {np.std(means, ddof=1):.3f}" in out.split("2 folds:")[2]
+    assert "guided - plain: mean, 95 % bootstrap interval" in out
+    row = out.split("guided - plain")[1].splitlines()[2].split()
+    change = [scores["guided"]["WT"][case] - scores["plain"]["WT"][case] for case in cases]
+    assert row[:3] == ["WT", "dice", f"{np.mean(change):+.4f}"]
+    assert row[-1] == "6"
+
+
+def test_checkpoints_say_which_fold_they_are_of(killed, configs, calls):
+    assert cross(configs[0], "-o", killed) == 0
+    manifests = [
+        json.loads((killed / "guided" / f"fold_{fold}" / "best.manifest.json").read_text())
+        for fold in (0, 1)
+    ]
+    assert [found["config"]["data"]["init_args"]["fold"] for found in manifests] == [0, 1]
+    splits = [found["data"]["split"] for found in manifests]
+    assert sorted(splits[0]["validation"] + splits[1]["validation"]) == [
+        f"Phantom_{number:05d}" for number in range(6)
+    ]
+
+
+def test_finished_folds_are_not_mixed_with_other_settings(killed, configs, calls, capsys):
+    changed = ("--fit", "--model.lr", "0.02")
+    assert cross(configs[0], "-o", killed, *changed) == 1
+    assert "guided: begun with another options, see " in capsys.readouterr().err
+    assert calls == []
+
+
+def test_a_fit_that_fails_is_told(folder, configs, monkeypatch, capsys):
+    monkeypatch.setattr(cross_validate, "_call", lambda arguments, lock: 3)
+    assert cross(configs[1], "-o", folder / "failed") == 1
+    assert "fold_0: the fit ended with code 3, for the reason above" in capsys.readouterr().err
+
+
+def test_a_fold_that_is_still_trained_is_waited_for(killed, configs, tmp_path, capsys):
+    """By an earlier command's fit, which outlived it and holds the lock."""
+    place = tmp_path / "fold_0"
+    place.mkdir()
+    lock = (
+        "import fcntl, sys, time, shutil; file = open(sys.argv[1], 'w'); "
+        "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(1); "
+        "shutil.copy(sys.argv[2], sys.argv[3])"
+    )
+    scores = place / "scores.csv"
+    there = killed / "guided" / "fold_0" / "scores.csv"
+    with subprocess.Popen(
+        [sys.executable, "-c", lock, place / ".lock", there, scores], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        cross_validate._train(["fit"], place, 0, scores)
+    assert "still being trained by an earlier command; waiting" in capsys.readouterr().out
+    assert scores.read_text() == there.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fit", "--data.fold", "1"], "--data.fold is set for every fold; leave it out"),
+        (["--fit", "--ckpt_path=x"], "--ckpt_path is set for every fold; leave it out"),
+        (["--fit", "--data.num_folds", "7"], "6 patients cannot fill num_folds=7 folds"),
+        (["--fit", "--model.network", "huge"], "unknown preset 'huge': choose one of"),
+    ],
+)
+def test_options_that_cannot_be(configs, tmp_path, calls, capsys, options, message):
+    assert cross(configs[0], "-o", tmp_path / "out", *options) == 1
+    assert message in capsys.readouterr().err
+    assert calls == []
+
+
+def test_configurations_that_cannot_be(configs, tmp_path, calls, capsys, monkeypatch):
+    twin = tmp_path / configs[0].name
+    shutil.copy(configs[0], twin)
+    for given, message in (
+        (configs, "3 configurations are given; give one, or two to compare"),
+        ([configs[0], twin], "two configurations are called guided; rename one file"),
+        ([tmp_path / "gone.yaml"], "gone.yaml: no such file; give a YAML file as for fit"),
+        (configs[1:], "has 2 folds and "),
+    ):
+        assert cross(*given, "-o", tmp_path / "out") == 1
+        assert message in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cross(configs[0], "-o", tmp_path / "out") == 1
+    assert "without torchrun or srun" in capsys.readouterr().err
+    assert calls == []

@@ -1,0 +1,173 @@
+"""A fit that was interrupted ends as one that was not: weights, scores and order of the data."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from clipseg3d.training.last_checkpoints import LastCheckpoints
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SCRIPT = Path(__file__).with_name("killed_fit.py")
+MODES = {
+    "validation after each epoch": {},
+    "validation after two": {"check_val_every_n_epoch": 2},
+    "validation within epochs": {"val_check_interval": 0.5},
+    "no validation": {"limit_val_batches": 0},
+    "accumulated gradients": {"accumulate_grad_batches": 3, "val_check_interval": 0.5},
+    "steps instead of epochs": {"max_steps": 9, "max_epochs": -1},
+}
+
+
+class Diary(Callback):
+    """Notes what is trained on and scored, in order."""
+
+    def __init__(self):
+        self.events = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        place = (trainer.current_epoch, batch_idx)
+        seen = (tuple(batch["case_id"]), float(batch["image"].double().sum()))
+        self.events.append(("batch", trainer.global_step, *place, *seen, float(outputs["loss"])))
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            score = float(trainer.callback_metrics["val/dice_mean"])
+            self.events.append(("score", trainer.global_step, score))
+
+    def after(self, step):
+        """Return what followed a step, and the validation that belongs to it."""
+        todo = list(self.events)
+        while todo.pop(0)[:2] != ("batch", step):
+            pass
+        while todo and todo[0][0] == "score":
+            todo.pop(0)
+        return todo
+
+
+class Rates(Callback):
+    """Notes the learning rate of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def callbacks(folder):
+    """What notes, keeps the best and keeps every state."""
+    last = LastCheckpoints(1, dirpath=str(folder))
+    last.save_top_k = -1
+    best = ModelCheckpoint(folder, filename="best-{step}", save_top_k=-1)
+    return [Diary(), best, last]
+
+
+def weights(module):
+    return {name: weight.clone() for name, weight in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_fit_goes_on_from_every_state_bit_for_bit(small, tmp_path, mode):
+    options = {"max_epochs": 2, **MODES[mode]}
+    whole = callbacks(tmp_path / "whole")
+    module, trainer = small(tmp_path, callbacks=whole, **options)
+    states = sorted((tmp_path / "whole").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    batches = [event for event in whole[0].events if event[0] == "batch"]
+    assert len(batches) == (9 if "max_steps" in options else 8)
+    ends = [path for path in states if path.stem in ("last-0000004", "last-0000002")]
+    for state in dict.fromkeys([states[0], *ends, states[-2]]):
+        rest = callbacks(tmp_path / "rest")
+        again, ended = small(tmp_path, checkpoint=state, callbacks=rest, **options)
+        step = int(state.stem.split("-")[1].removeprefix("step="))
+        assert rest[0].events == whole[0].after(step), state
+        assert ended.global_step == trainer.global_step
+        due = weights(module)
+        assert all(torch.equal(due[name], weight) for name, weight in weights(again).items())
+
+
+def test_killed_again_and_again(tmp_path):
+    """SIGKILL at random events: a step, a validation, a checkpoint that is being written."""
+    run = subprocess.run(
+        [sys.executable, SCRIPT, tmp_path, "2"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    ends = json.loads((tmp_path / "ends.json").read_text())
+    assert ends["whole"] == [0], run.stderr[-3000:]
+    assert ends["killed"][0] == -signal.SIGKILL
+    assert ends["killed"][-1] == 0, (ends, run.stderr[-3000:])
+    diaries = {name: (tmp_path / name / "log.jsonl").read_text() for name in ("whole", "killed")}
+    # What was done twice was the same twice.
+    assert set(diaries["killed"].splitlines()) == set(diaries["whole"].splitlines()), ends
+    folders = [tmp_path / name / "checkpoints" for name in ("whole", "killed")]
+    for name in ("best.ckpt", *sorted(path.name for path in folders[0].glob("last-*.ckpt"))):
+        one, two = (torch.load(folder / name, weights_only=True) for folder in folders)
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
+            assert str(one[key]) == str(two[key]), (name, key, ends)
+        due = one["state_dict"]
+        assert all(torch.equal(due[key], value) for key, value in two["state_dict"].items()), ends
+    assert not list(folders[1].glob(".*"))
+
+
+def test_equal_seeds_give_equal_fits_and_others_do_not(small, tmp_path):
+    fits = []
+    for seed, workers in ((3, 0), (3, 2), (4, 0)):
+        diary = Diary()
+        module, _ = small(
+            tmp_path,
+            seed=seed,
+            data=small.data(num_workers=workers),
+            max_epochs=2,
+            callbacks=[diary],
+            enable_checkpointing=False,
+        )
+        fits.append((diary.events, weights(module)))
+    (one, first), (two, second), (other, _) = fits
+    assert one == two
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    assert one != other
+
+
+def test_a_deterministic_fit_runs(small, tmp_path):
+    _, trainer = small(tmp_path, max_epochs=1, deterministic=True)
+    torch.use_deterministic_algorithms(False)
+    assert trainer.global_step == 4
+
+
+def test_more_epochs_than_were_planned(small, tmp_path):
+    last = LastCheckpoints(dirpath=str(tmp_path / "first"))
+    small(tmp_path, max_epochs=1, callbacks=[last])
+    (state,) = (tmp_path / "first").glob("last-*.ckpt")
+    with pytest.raises(ValueError, match=r"\(trainer.max_epochs: 1 -> 3\).*resume_changed true"):
+        small(tmp_path, checkpoint=state)
+    for schedule in ("onecycle", "cosine"):
+        plan = {"lr": 1e-3, "weight_decay": 0.3, "schedule": schedule}
+        module = small.module(plan=plan, resume_changed=True)
+        rates = Rates()
+        _, trainer = small(
+            tmp_path,
+            checkpoint=state,
+            module=module,
+            callbacks=[rates],
+            enable_checkpointing=False,
+        )
+        (optimizer,) = trainer.optimizers
+        assert trainer.global_step == 12
+        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3}
+        fresh = module.plan.optimizer_for(module.network)
+        scheduler = module.plan.schedule_for(fresh, 12)
+        due = []
+        for _ in range(12):
+            due.append(fresh.param_groups[0]["lr"])
+            fresh.step()
+            scheduler.step()
+        assert rates.seen == pytest.approx(due[4:])
