@@ -1,5 +1,6 @@
 """3D-2D semantic bridging: slices of the volume through CLIP's image tower."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -15,6 +16,8 @@ from clipseg3d.blocks.zero_init import zero_init
 from clipseg3d.volume import Views, ViewSelection, cut_views
 
 NUM_AXES = 3
+MAX_KNOWN = 4096
+"""Cases whose tokens are kept, 6 KB each with three views and ViT-B/32."""
 
 
 class ImageEncoder(Protocol):
@@ -52,7 +55,8 @@ class SemanticBridge(nn.Module):
 
     Args:
         encoder: image tower; an ``nn.Module`` is moved to devices with the bridge. Freezing it is
-            the encoder's affair.
+            the encoder's affair. One that says of itself that it is ``frozen`` is asked once for
+            the views of a case, unless ``mix_rgb`` or ``dense``; what it saw is kept in memory.
         selection: which slices :meth:`forward` cuts; see :func:`clipseg3d.volume.cut_views`. With
             ``attention``, the slices of each axis are pooled into one token.
         rgb: sequences shown as red, green and blue: t1ce, flair, t2.
@@ -97,6 +101,7 @@ class SemanticBridge(nn.Module):
             GatedAttentionPooling(encoder.embed_dim) if selection == "attention" else None
         )
         self.adapter = ResidualAdapter(encoder.embed_dim) if adapter else None
+        self._known: dict[bytes, Tensor] = {}
 
     def forward(self, volume: Tensor) -> ViewTokens:
         """Cut a whole volume (b, s, x, y, z) into views and embed them; see :meth:`embed`."""
@@ -118,16 +123,15 @@ class SemanticBridge(nn.Module):
                 "clipseg3d.volume.cut_views"
             )
         batch = images.shape[0]
-        shown = rearrange(images, "b v h w s -> (b v) s h w").float() / 255
-        colours = shown[:, self.rgb]
-        if self.mixture is not None:
-            colours = colours + self.mixture(shown)
+        frozen = self.mixture is None and getattr(self.encoder, "frozen", False)
         patches = None
         if self.dense:
-            tokens, patches = self.encoder.encode_patches(colours)
+            tokens, patches = self.encoder.encode_patches(self._colours(images))
             patches = rearrange(patches, "(b v) g h e -> b v g h e", b=batch)
+        elif frozen and not torch.compiler.is_compiling():  # a look at values breaks graphs
+            tokens = torch.cat([self._recall(case) for case in images])
         else:
-            tokens = self.encoder.encode_image(colours)
+            tokens = self.encoder.encode_image(self._colours(images))
         tokens = rearrange(tokens, "(b a k) e -> b a k e", b=batch, a=NUM_AXES)
         if self.pooling is None:
             tokens = rearrange(tokens, "b a k e -> b (a k) e")
@@ -137,6 +141,27 @@ class SemanticBridge(nn.Module):
             tokens = self.adapter(tokens)
         valid = reduce(images != 0, "b v h w s -> b", "max")
         return ViewTokens(tokens, valid, patches, views.planes)
+
+    def _colours(self, images: Tensor) -> Tensor:
+        """Return views (b, v, h, w, s) as RGB images (b v, 3, h, w) in [0, 1]."""
+        shown = rearrange(images, "b v h w s -> (b v) s h w").float() / 255
+        colours = shown[:, self.rgb]
+        return colours if self.mixture is None else colours + self.mixture(shown)
+
+    @torch.no_grad()
+    def _recall(self, images: Tensor) -> Tensor:
+        """Return what the encoder sees in the views of one case, (v, h, w, s) -> (v, e).
+
+        Each case is shown by itself: last digits depend on what is encoded together.
+        """
+        content = str(tuple(images.shape)).encode() + images.cpu().numpy().tobytes()
+        key = hashlib.sha256(content).digest()
+        if key not in self._known:
+            if len(self._known) == MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+            with torch.inference_mode(False):  # training may go on from what validation has seen
+                self._known[key] = self.encoder.encode_image(self._colours(images[None])).cpu()
+        return self._known[key].to(images.device)
 
 
 def lift_patches(

@@ -27,7 +27,12 @@ class FrozenEncoder(nn.Module):
         name: folder or hub name it was loaded from.
         embed_dim: number of embedding channels e.
         max_tokens: longest text it reads, in tokens, start and end included.
+
+    Attributes:
+        frozen: True: of the same image or text, always the same.
     """
+
+    frozen = True
 
     def __init__(
         self, model: Any, tokenizer: Any, *, name: str, embed_dim: int, max_tokens: int

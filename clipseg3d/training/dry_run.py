@@ -124,7 +124,6 @@ def dry_run(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> DryRun:
             data.patch_size,
             batch_size=data.batch_size,
             precision=str(trainer.precision),
-            plan=module.plan,
         )
     else:
         notes.append(f"no prediction of memory for precision {trainer.precision}")

@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from clipseg3d.batch import NUM_REGIONS
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.volume import cut_views
 
 NUM_SEQUENCES = 4
@@ -53,7 +52,6 @@ def predict_peak_memory(
     *,
     batch_size: int = 1,
     precision: str = "32-true",
-    plan: TrainingPlan | None = None,
 ) -> PeakMemory:
     """Return what a training step needs, without its memory and in a few seconds.
 
@@ -66,7 +64,6 @@ def predict_peak_memory(
         patch_size: (x, y, z) in voxels.
         batch_size: crops per device and step.
         precision: a key of :data:`AUTOCAST`.
-        plan: names the optimiser; None takes the default.
 
     Raises:
         ValueError: unknown precision, or a patch that the network refuses.
@@ -79,29 +76,22 @@ def predict_peak_memory(
     if semantics is not None:
         semantics = tree_map_only(Tensor, fakes.from_tensor, semantics)
     fake = _without_content(network, fakes).train()
-    optimizer = (plan or TrainingPlan()).optimizer_for(fake)
     loss = RegionLoss()
     live = _LiveBytes()
     with fakes, live:
         image = torch.empty(batch_size, NUM_SEQUENCES, *patch_size)
         label = torch.empty(batch_size, NUM_REGIONS, *patch_size)
         statistics = torch.empty(batch_size, NUM_SEQUENCES, 4)
-    for _ in range(2):  # the optimiser's state is there from the first step on
+    for _ in range(2):  # gradients of the step before are there until a forward pass is done
         autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
         with fakes, live, autocast:
             prediction = fake.segment(image, semantics, statistics=statistics, deep=True)
         with live:  # MONAI's loss makes a tensor and asks what is in it
             error = loss([prediction.logits, *prediction.auxiliary], label)
-            optimizer.zero_grad()
+            fake.zero_grad()
             error.backward()
-            optimizer.step()
         del prediction, error
-    counted = sum(
-        tensor.nbytes
-        for weight in fake.parameters()
-        for tensor in (weight.grad, *optimizer.state[weight].values())
-        if isinstance(tensor, Tensor)
-    )
+    counted = sum(weight.grad.nbytes for weight in fake.parameters() if weight.grad is not None)
     # Semantics' own weights have no gradient here.
     training = 3 * sum(weight.nbytes for weight in fake.parameters() if weight.requires_grad)
     weights = sum(tensor.nbytes for tensor in (*fake.parameters(), *fake.buffers()))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import clipseg3d.blocks.bridge
 from clipseg3d.blocks.bridge import SemanticBridge, lift_patches
 from clipseg3d.volume import SLICES_PER_AXIS, Views, cut_views
 
@@ -123,7 +124,8 @@ def test_volume_is_cut_and_embedded(volume, selection):
 
 def test_new_mixture_shows_the_fixed_colours(tiny_clip, views):
     fixed = SemanticBridge(tiny_clip).embed(views).tokens
-    assert torch.equal(SemanticBridge(tiny_clip, mix_rgb=True).embed(views).tokens, fixed)
+    mixed = SemanticBridge(tiny_clip, mix_rgb=True).embed(views).tokens
+    torch.testing.assert_close(mixed, fixed, rtol=1e-4, atol=1e-5)
 
 
 def test_gradient_reaches_the_mixture_but_not_clip(tiny_clip, views, randomise, dead_weights):
@@ -396,3 +398,78 @@ def test_rejects_what_cut_views_does_not_give(tiny_clip, views, change):
 def test_rejects_colours_that_are_not_there(tiny_clip, rgb):
     with pytest.raises(ValueError, match=r"rgb=\(1, 2.*name three of 4 sequences"):
         SemanticBridge(tiny_clip, rgb=rgb)
+
+
+# a frozen encoder is asked once
+
+
+class Counted(Thumbnails):
+    """Counts the images that it is shown."""
+
+    frozen = True
+
+    def __init__(self):
+        super().__init__()
+        self.shown = 0
+
+    def encode_image(self, images):
+        self.shown += len(images)
+        return super().encode_image(images)
+
+    def encode_patches(self, images):
+        self.shown += len(images)
+        return super().encode_patches(images)
+
+
+def test_a_frozen_encoder_sees_each_case_once(views):
+    bridge = SemanticBridge(Counted())
+    first = bridge.embed(views).tokens
+    assert bridge.encoder.shown == B * V
+    swapped = Views(views.images.flip(0), views.planes.flip(0))
+    torch.testing.assert_close(bridge.embed(swapped).tokens, first.flip(0), rtol=0, atol=0)
+    assert bridge.encoder.shown == B * V
+    torch.testing.assert_close(first, SemanticBridge(Thumbnails()).embed(views).tokens)
+
+
+def test_what_is_seen_follows_every_voxel(views):
+    bridge = SemanticBridge(Counted())
+    first = bridge.embed(views).tokens
+    views.images[1, 2, 0, 0, FLAIR] ^= 1
+    changed = (bridge.embed(views).tokens != first).any(dim=-1)
+    assert changed.nonzero().tolist() == [[1, 2]]
+    assert bridge.encoder.shown == B * V + V  # the case whose view has changed
+
+
+@pytest.mark.parametrize("options", [{"mix_rgb": True}, {"dense": True}])
+def test_what_learns_or_is_large_is_not_kept(views, options):
+    bridge = SemanticBridge(Counted(), **options)
+    for times in (1, 2):
+        bridge.embed(views)
+        assert bridge.encoder.shown == times * B * V
+    assert not bridge._known
+
+
+def test_an_encoder_that_may_learn_is_asked_again(views):
+    encoder = Counted()
+    encoder.frozen = False
+    bridge = SemanticBridge(encoder)
+    bridge.embed(views)
+    bridge.embed(views)
+    assert encoder.shown == 2 * B * V
+
+
+def test_training_goes_on_from_what_validation_has_seen(tiny_clip, views):
+    bridge = SemanticBridge(tiny_clip, adapter=True)
+    with torch.inference_mode():
+        bridge.embed(Views(views.images.clone(), views.planes.clone()))
+    bridge.embed(views).tokens.sum().backward()
+    assert all(weight.grad is not None for weight in bridge.adapter.parameters())
+
+
+def test_memory_is_bounded(views, monkeypatch):
+    monkeypatch.setattr(clipseg3d.blocks.bridge, "MAX_KNOWN", 1)
+    bridge = SemanticBridge(Counted())
+    bridge.embed(views)
+    bridge.embed(views)
+    assert len(bridge._known) == 1
+    assert bridge.encoder.shown == 2 * B * V

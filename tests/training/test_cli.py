@@ -56,11 +56,13 @@ def write(tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shipped_configurations_are_in_step(parsed, name):
     path = CONFIGS[name]
-    mapping = isinstance(yaml.safe_load(path.read_text())["model"]["network"], dict)
+    network = yaml.safe_load(path.read_text())["model"]["network"]
+    mapping = isinstance(network, dict)
     offline = ("--model.network.clip", "tiny-random") if mapping else ()
     cli = parsed("--config", path, *offline)
     preset = "recommended" if mapping else "tiny"
-    expected = replace(PRESETS[preset], clip="tiny-random")
+    values = {**network, "clip": "tiny-random"} if mapping else {}
+    expected = replace(PRESETS[preset], **values)
     assert cli.model.config == expected
     assert cli.model.plan == replace(PLANS[preset], lr=cli.model.plan.lr)
     assert cli.datamodule.view_selection == expected.view_selection == "energy"

@@ -1,9 +1,12 @@
 """Mirrors clipseg3d/training/memory.py: predictions against what the CPU allocator gives out."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.profiler import ProfilerActivity, profile
 
 from clipseg3d.losses import RegionLoss
@@ -14,6 +17,9 @@ from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.volume import cut_views, intensity_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*_*gb.yaml"))
+CLIP_BYTES = 4 * 151.3e6
+"""Of openai/clip-vit-base-patch32, in float32."""
 SMALL = NetworkConfig(
     channels=(8, 12), num_auxiliary=0, semantic_dim=16, num_heads=2, clip="tiny-random"
 )
@@ -123,3 +129,24 @@ def test_unknown_precision_is_refused(tiny_clip):
     network = build_clipseg3d(SMALL, encoder=tiny_clip)
     with pytest.raises(ValueError, match="precision='8-bit': choose from 32-true, bf16-mixed"):
         predict_peak_memory(network, (16, 16, 16), precision="8-bit")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_fit_the_cards_they_name(path, tiny_clip):
+    """A quarter is left to CUDA and workspace; what is predicted stands in the file."""
+    text = path.read_text()
+    values = yaml.safe_load(text)
+    card = int(re.search(r"_(\d+)gb", path.stem)[1]) * 2**30
+    config = replace(NetworkConfig(**values["model"]["network"]), clip="tiny-random")
+    network = build_clipseg3d(config, encoder=tiny_clip)
+    data, trainer = values["data"]["init_args"], values["trainer"]
+    peak = predict_peak_memory(
+        network,
+        data["patch_size"],
+        batch_size=data["batch_size"],
+        precision=trainer["precision"],
+    )
+    total = peak.total - frozen_bytes(network) + CLIP_BYTES
+    assert 0.6 * card < total < 0.75 * card
+    said = float(re.search(r"([\d.]+) GB predicted", text)[1])
+    assert said == pytest.approx(total / 1e9, abs=0.1)
