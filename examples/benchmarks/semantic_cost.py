@@ -2,8 +2,8 @@
 
 The ``recommended`` network with and without its semantic path, in turn, in one run. CLIP has the
 size of the one it is named after, with random weights: time does not depend on them. Views are
-cut and text is embedded beforehand, as the cache and the text bank do. The image tower runs once per
-volume: in the step that warms up, and in inference; with RGB mixing in every training step.
+cut and text is embedded beforehand, as the cache and the text bank do. The image tower runs once
+per volume: in the step that warms up, and in inference; with RGB mixing in every training step.
 
 Memory that is freed stays with the process, as GPUs' allocators keep it. Given back to the system
 and faulted in anew, page by page, it takes up to a third of a step, and more of the noise.
