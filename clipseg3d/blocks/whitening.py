@@ -63,9 +63,12 @@ class RunningWhitening(nn.Module):
     def _update(self, tokens: Tensor, mask: Tensor) -> None:
         """Add the tokens that count, and take a new matrix if their number has doubled."""
         with torch.autocast(tokens.device.type, enabled=False):
-            flat = rearrange(tokens.float() - self.mean.float(), "b n e -> (b n) e")
+            # Rounding of sums, which depends on the number of ranks, would grow a thousandfold in
+            # the matrix. Apple's GPUs have no float64.
+            exact = torch.float32 if tokens.device.type == "mps" else torch.float64
+            flat = rearrange(tokens.to(exact) - self.mean, "b n e -> (b n) e")
             flat = flat * rearrange(mask, "b n -> (b n) 1")
-            number = mask.sum().float()
+            number = mask.sum().to(exact)
             parts = [number[None], flat.sum(dim=0), einsum(flat, flat, "n i, n j -> i j").flatten()]
             total = torch.cat(parts)
             if dist.is_available() and dist.is_initialized():
