@@ -1,0 +1,124 @@
+"""The shipped recipes on made-up files of their layouts: data are checked, one step is trained."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clipseg3d.data.releases import BRATS_2018, BRATS_2020, BRATS_2021, BRATS_2023_GLI
+from clipseg3d.training.cli import run
+
+FOLDER = Path(__file__).parents[2] / "examples" / "configs"
+RELEASES = {
+    "brats2018_tiny": (BRATS_2018, "Brats18_TCIA{:02d}_1"),
+    "brats2020": (BRATS_2020, "BraTS20_Training_{:03d}"),
+    "textbrats": (BRATS_2020, "BraTS20_Training_{:03d}"),
+    "brats2021": (BRATS_2021, "BraTS2021_{:05d}"),
+    "brats2023_gli": (BRATS_2023_GLI, "BraTS-GLI-{:05d}-000"),
+}
+RECIPES = [*sorted(path.stem for path in FOLDER.glob("brats*.yaml")), "msd_task01", "textbrats"]
+NUM_CASES = 6
+SMALL = {
+    "clip": "tiny-random",
+    "channels": "[4, 8]",
+    "num_auxiliary": "0",
+    "semantic_dim": "16",
+    "num_heads": "2",
+}
+
+
+@pytest.fixture
+def write_recipe(tmp_path, fake_patient, write_nifti):
+    """Write cases as a recipe expects them; return the options that point to them."""
+
+    def relabelled(mask, enhancing):
+        return np.where(mask == 4, enhancing, mask).astype(np.uint8)
+
+    def decathlon(root):
+        names = [f"BRATS_{number:03d}" for number in range(1, NUM_CASES + 1)]
+        for seed, name in enumerate(names):
+            images, mask = fake_patient(seed=seed)
+            volumes = np.moveaxis(images[[3, 0, 1, 2]], 0, -1)
+            write_nifti(root / "imagesTr" / f"{name}.nii.gz", volumes)
+            mask = np.array([0, 2, 1, 0, 3], np.uint8)[mask]  # oedema is 1 there, the core 2
+            write_nifti(root / "labelsTr" / f"{name}.nii.gz", mask)
+        files = ("image", "imagesTr"), ("label", "labelsTr")
+        content = {
+            "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+            "training": [{k: f"./{part}/{n}.nii.gz" for k, part in files} for n in names],
+        }
+        (root / "dataset.json").write_text(json.dumps(content))
+
+    def write(recipe):
+        root = tmp_path / "cases"
+        if recipe == "msd_task01":
+            decathlon(root)
+            return ["--data.root", root]
+        key = next(k for k in sorted(RELEASES, key=len, reverse=True) if recipe.startswith(k))
+        release, pattern = RELEASES[key]
+        names = [pattern.format(number) for number in range(1, NUM_CASES + 1)]
+        for seed, name in enumerate(names):
+            images, mask = fake_patient(seed=seed)
+            stem = f"{name}{release.separator}"
+            for sequence, volume in zip(release.suffixes.values(), images, strict=True):
+                write_nifti(root / name / f"{stem}{sequence}.nii.gz", volume)
+            mask = relabelled(mask, release.labels_out["ET"])
+            write_nifti(root / name / f"{stem}{release.label_suffix}.nii.gz", mask)
+            (root / name / f"{name}_flair_text.txt").write_text("A lesion on the left.")
+        if recipe != "textbrats":
+            return ["--data.root", root]
+        lists = {"Train.json": names[:4], "Test.json": names[4:]}
+        for file, part in lists.items():
+            entries = [
+                {"fold": number % 2, "label": f"{name}/{name}_seg.nii.gz"}
+                for number, name in enumerate(part)
+            ]
+            (tmp_path / file).write_text(json.dumps({"training": entries}))
+        return ["--data.root", root, "--data.splits", tmp_path]
+
+    return write
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_trains_a_step(tmp_path, write_recipe, recipe):
+    options = write_recipe(recipe)
+    if recipe != "brats2018_tiny":  # small enough as it is
+        for name, value in SMALL.items():
+            options += [f"--model.network.{name}", value]
+    options += ["--data.cache_dir", tmp_path / "cache", "--data.patch_size", "[16, 16, 16]"]
+    options += ["--data.num_workers", "0", "--data.batch_size", "1"]
+    if recipe == "brats2018_tiny":
+        options += ["--data.patch_size", "[64, 64, 64]"]
+    trainer = {
+        "accelerator": "cpu",
+        "devices": "1",
+        "num_nodes": "1",
+        "strategy": "auto",
+        "precision": "32-true",
+        "max_epochs": "1",
+        "limit_train_batches": "1",
+        "limit_val_batches": "0",
+        "num_sanity_val_steps": "0",
+        "default_root_dir": tmp_path / "run",
+    }
+    for name, value in trainer.items():
+        options += [f"--trainer.{name}", value]
+    run(["fit", "--config", str(FOLDER / f"{recipe}.yaml"), *map(str, options)])
+    (last,) = (tmp_path / "run").rglob("last*.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 1
+
+
+def test_the_slurm_script_fits_its_configuration():
+    script = FOLDER / "brats2020_2x8gpus.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text()
+    (config,) = re.findall(r"--config (\S+)", text)
+    trainer = (FOLDER.parents[1] / config).read_text()
+    for option, key in (("nodes", "num_nodes"), ("ntasks-per-node", "devices")):
+        (number,) = re.findall(rf"#SBATCH --{option}=(\d+)", text)
+        assert f"{key}: {number}\n" in trainer
