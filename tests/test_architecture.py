@@ -35,6 +35,7 @@ ARROWS = {
     | {f"data.{name}" for name in ("releases", "cases", "nifti", "preprocess", "label_pairs")}
     | {"data.text_files"},
     "training": {"networks", "losses", "metrics", "inference", "batch", "volume", "whole_file"}
+    | {"reporting.figures"}
     | {"data.releases", "data.sampling", "clipseg3d"},  # the last for the place of its files
     "export": {"networks", "blocks", "volume", "hub", "whole_file", "clipseg3d"},
     "reporting": {"metrics", "whole_file"},

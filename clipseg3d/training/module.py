@@ -279,9 +279,9 @@ class CLIPSeg3DModule(LightningModule):
             kept[chosen] = subsets[chosen]
         return kept
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score one full volume."""
-        self._score(batch, self.val_dice)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Score one full volume; return its regions (b, r, x, y, z) as ``prediction``."""
+        return {"prediction": self._score(batch, self.val_dice)}
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over cases."""
@@ -360,8 +360,8 @@ class CLIPSeg3DModule(LightningModule):
                 f"those of {here.name}; give cases of the release that it was trained on"
             )
 
-    def _score(self, batch: Batch, metric: CaseDice) -> None:
-        """Segment a full volume with its report and add its Dice."""
+    def _score(self, batch: Batch, metric: CaseDice) -> Tensor:
+        """Segment a full volume with its report, add its Dice and return the regions."""
         text, mask = self.network.embed_text(batch["report"])
         semantics = self.network.encode_semantics(batch["views"], text, mask)
         logits = segment_volume(
@@ -379,6 +379,7 @@ class CLIPSeg3DModule(LightningModule):
         ]
         prediction = torch.from_numpy(np.stack(written)).to(self.device)
         metric.update(prediction, batch["label"] > 0, batch["case_id"])
+        return prediction
 
     def _log_scores(self, stage: str, metric: CaseDice) -> None:
         """Log, keep and reset what all ranks have scored."""
