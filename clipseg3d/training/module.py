@@ -318,7 +318,7 @@ class CLIPSeg3DModule(LightningModule):
                     "learning rate or trainer.gradient_clip_val"
                 )
         checkpoint["encoders"] = self.network.encoder_identities()
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if self._fitting():
             checkpoint["settings"] = fit_settings(self.hparams, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -330,7 +330,7 @@ class CLIPSeg3DModule(LightningModule):
                 on with, and ``resume_changed`` is not set; the cases to be scored have other labels
                 than those trained on.
         """
-        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        fitting = self._fitting()
         if self._trainer is not None and not fitting:
             self._require_labels(checkpoint["hyper_parameters"]["release"])
         if fitting and "settings" in checkpoint:
@@ -359,6 +359,10 @@ class CLIPSeg3DModule(LightningModule):
                 f"the checkpoint was trained on {trained}, whose labels mean other regions than "
                 f"those of {here.name}; give cases of the release that it was trained on"
             )
+
+    def _fitting(self) -> bool:
+        """Say whether a trainer fits this module, which may also be saved or read without one."""
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def _score(self, batch: Batch, metric: CaseDice) -> Tensor:
         """Segment a full volume with its report, add its Dice and return the regions."""

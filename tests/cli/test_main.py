@@ -11,7 +11,11 @@ from clipseg3d.data.phantom import simulate_phantom, write_phantom
 from clipseg3d.data.releases import SEQUENCES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*.yaml"))
+FOLDER = Path(__file__).parents[2] / "examples" / "configs"
+# Those of other layouts are in tests/data/test_recipes.py.
+CONFIGS = [
+    p for kind in ("brats2018", "brats2020", "phantom") for p in FOLDER.glob(f"{kind}_*.yaml")
+]
 SPACING_MM = 8.0
 OFFICIAL = {
     "clipseg3d.BraTS2018DataModule": "Brats18_TCIA{:02d}_201_1",
@@ -50,11 +54,15 @@ def fit(config, patients, out):
         "data.spacing_mm": SPACING_MM,
         "data.patch_size": "[64, 64, 64]",
         "data.num_workers": 0,
+        "data.batch_size": 1,
         "data.cache_dir": patients / "cache",
         "trainer.max_epochs": 1,
         "trainer.check_val_every_n_epoch": 1,
         "trainer.limit_train_batches": 1,
         "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.num_nodes": 1,
+        "trainer.strategy": "auto",
         "trainer.precision": "32-true",
         "trainer.logger": "false",
         "trainer.enable_progress_bar": "false",
