@@ -266,21 +266,7 @@ class CLIPSeg3D(
         Raises:
             ValueError: weights are missing, unknown or of another shape.
         """
-        own = self.state_dict()
-        faults = {
-            "missing": own.keys() - weights.keys(),
-            "unknown": weights.keys() - own.keys(),
-            "of another shape": {
-                name
-                for name in own.keys() & weights.keys()
-                if own[name].shape != weights[name].shape
-            },
-        }
-        found = [
-            f"{len(names)} {fault}, such as {min(names)}"
-            for fault, names in faults.items()
-            if names
-        ]
+        found = unlike_weights(weights, self.state_dict())
         if found:
             raise ValueError(
                 f"{path}: weights of another architecture than {CONFIG} says ({'; '.join(found)}); "
@@ -419,6 +405,20 @@ class CLIPSeg3D(
         padded = [n + -n % self.unet.multiple for n in size]
         stretch = window.new_tensor(padded) / window.new_tensor(size)
         return torch.stack([window[:, 0], window[:, 1] * stretch], dim=1)
+
+
+def unlike_weights(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Return how weights differ from those of a network, in few words; nothing if they fit."""
+    faults = {
+        "missing": own.keys() - saved.keys(),
+        "unknown": saved.keys() - own.keys(),
+        "of another shape": {
+            name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape
+        },
+    }
+    return [
+        f"{len(names)} {fault}, such as {min(names)}" for fault, names in faults.items() if names
+    ]
 
 
 def build_clipseg3d(

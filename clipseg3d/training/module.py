@@ -17,12 +17,12 @@ from clipseg3d.inference.window import segment_volume
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.metrics.dice import CaseDice
 from clipseg3d.metrics.score_table import ScoreTable
-from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.clipseg3d import build_clipseg3d, unlike_weights
 from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.networks.settings import PredictionSettings
 from clipseg3d.training.non_finite import NonFinite, first_non_finite
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
-from clipseg3d.training.settings import changed_settings, fit_settings, unlike_weights
+from clipseg3d.training.settings import changed_settings, fit_settings
 from clipseg3d.volume import withhold_sequences
 
 

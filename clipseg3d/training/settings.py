@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning import Trainer
-from torch import Tensor
 
 from clipseg3d.data.sampling import global_seed
 from clipseg3d.training.averaged_weights import AveragedWeights
@@ -52,20 +51,6 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in names
         if before.get(name) != now.get(name)
-    ]
-
-
-def unlike_weights(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Return how weights differ from those of a network, in few words; nothing if they fit."""
-    faults = {
-        "missing": own.keys() - saved.keys(),
-        "unknown": saved.keys() - own.keys(),
-        "of another shape": {
-            name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape
-        },
-    }
-    return [
-        f"{len(names)} {fault}, such as {min(names)}" for fault, names in faults.items() if names
     ]
 
 

@@ -123,9 +123,10 @@ def test_volume_is_cut_and_embedded(volume, selection):
 
 
 def test_new_mixture_shows_the_fixed_colours(tiny_clip, views):
-    fixed = SemanticBridge(tiny_clip).embed(views).tokens
-    mixed = SemanticBridge(tiny_clip, mix_rgb=True).embed(views).tokens
-    torch.testing.assert_close(mixed, fixed, rtol=1e-4, atol=1e-5)
+    fixed, mixed = SemanticBridge(tiny_clip), SemanticBridge(tiny_clip, mix_rgb=True)
+    for case in range(B):  # last digits depend on what is encoded together
+        alone = Views(views.images[case : case + 1], views.planes[case : case + 1])
+        assert torch.equal(mixed.embed(alone).tokens, fixed.embed(alone).tokens)
 
 
 def test_gradient_reaches_the_mixture_but_not_clip(tiny_clip, views, randomise, dead_weights):

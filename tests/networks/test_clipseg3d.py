@@ -12,7 +12,7 @@ from clipseg3d.blocks.attention import SemanticAttention
 from clipseg3d.blocks.feature_fusion import ResidualBlock
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
-from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.clipseg3d import build_clipseg3d, unlike_weights
 from clipseg3d.networks.config import ABLATIONS, NetworkConfig
 from clipseg3d.volume import Views, cut_views, intensity_statistics
 
@@ -904,3 +904,13 @@ def test_unguided_region_is_refused(make):
     config = replace(SMALL, guided=("TC", "XX"))
     with pytest.raises(ValueError, match=r"\['XX'\] not in regions"):
         make(config)
+
+
+def test_weights_of_another_architecture():
+    own = {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}
+    assert unlike_weights(own, own) == []
+    assert unlike_weights({"a": torch.ones(2), "b": torch.ones(4), "d": torch.ones(1)}, own) == [
+        "1 missing, such as c",
+        "1 unknown, such as d",
+        "1 of another shape, such as b",
+    ]

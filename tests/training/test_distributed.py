@@ -16,6 +16,17 @@ two_processes = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(two_processes)
 
 
+def launch(script, devices, root, results):
+    run = subprocess.run(
+        [sys.executable, script, str(devices), root, results],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What one launch of one process, and one of two, say of all networks."""
@@ -23,14 +34,7 @@ def results(tmp_path_factory):
     found = {}
     for devices in (1, 2):
         path = folder / f"{devices}.json"
-        run = subprocess.run(
-            [sys.executable, SCRIPT, str(devices), folder / "phantoms", path],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr[-3000:]
+        launch(SCRIPT, devices, folder / "phantoms", path)
         found[devices] = json.loads(path.read_text())
     return found
 
@@ -61,14 +65,7 @@ def trained(tmp_path_factory):
     found = {}
     for devices in (1, 2, 3):
         path = folder / f"{devices}.pt"
-        run = subprocess.run(
-            [sys.executable, SAME_BATCHES, str(devices), folder / "phantoms", path],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr[-3000:]
+        launch(SAME_BATCHES, devices, folder / "phantoms", path)
         found[devices] = torch.load(path, weights_only=True)
     return found
 

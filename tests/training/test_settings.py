@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clipseg3d.training.averaged_weights import AveragedWeights
-from clipseg3d.training.settings import changed_settings, unlike_weights
+from clipseg3d.training.settings import changed_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -15,16 +15,6 @@ def test_changes_are_listed_by_name():
     before, now = {"a": 1, "b": [2], "gone": 3}, {"a": 1, "b": [4], "new": None, "here": 5}
     assert changed_settings(before, now) == ["b: [2] -> [4]", "gone: 3 -> None", "here: None -> 5"]
     assert changed_settings(before, before) == []
-
-
-def test_weights_of_another_architecture():
-    own = {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}
-    assert unlike_weights(own, own) == []
-    assert unlike_weights({"a": torch.ones(2), "b": torch.ones(4), "d": torch.ones(1)}, own) == [
-        "1 missing, such as c",
-        "1 unknown, such as d",
-        "1 of another shape, such as b",
-    ]
 
 
 @pytest.fixture(scope="module")
