@@ -1,7 +1,8 @@
 """3D-2D semantic bridging: slices of the volume through CLIP's image tower."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
@@ -123,12 +124,11 @@ class SemanticBridge(nn.Module):
                 "clipseg3d.volume.cut_views"
             )
         batch = images.shape[0]
-        frozen = self.mixture is None and getattr(self.encoder, "frozen", False)
         patches = None
         if self.dense:
             tokens, patches = self.encoder.encode_patches(self._colours(images))
             patches = rearrange(patches, "(b v) g h e -> b v g h e", b=batch)
-        elif frozen and not torch.compiler.is_compiling():  # a look at values breaks graphs
+        elif self.recalls and not torch.compiler.is_compiling():  # a look at values breaks graphs
             tokens = torch.cat([self._recall(case) for case in images])
         else:
             tokens = self.encoder.encode_image(self._colours(images))
@@ -142,6 +142,31 @@ class SemanticBridge(nn.Module):
         valid = reduce(images != 0, "b v h w s -> b", "max")
         return ViewTokens(tokens, valid, patches, views.planes)
 
+    @property
+    def recalls(self) -> bool:
+        """Whether what the encoder saw in a case is kept."""
+        return not self.dense and self.mixture is None and getattr(self.encoder, "frozen", False)
+
+    def look(self, cases: Iterable[Tensor], *, rank: int = 0, world_size: int = 1) -> None:
+        """See the views of many cases before they are asked for, each case on one rank only.
+
+        To be called on all ranks at once, and to no effect unless :attr:`recalls`.
+
+        Args:
+            cases: views (v, h, w, s) of each case, on the encoder's device; the same on all ranks.
+            rank: this process.
+            world_size: processes that share the work, and what they saw.
+        """
+        if not self.recalls:
+            return
+        for images in islice(cases, rank, MAX_KNOWN, world_size):
+            self._recall(images)
+        if world_size > 1:
+            seen: list[dict[bytes, Tensor]] = [{}] * world_size
+            torch.distributed.all_gather_object(seen, self._known)
+            for known in seen:
+                self._known.update(known)
+
     def _colours(self, images: Tensor) -> Tensor:
         """Return views (b, v, h, w, s) as RGB images (b v, 3, h, w) in [0, 1]."""
         shown = rearrange(images, "b v h w s -> (b v) s h w").float() / 255
@@ -154,7 +179,8 @@ class SemanticBridge(nn.Module):
 
         Each case is shown by itself: last digits depend on what is encoded together.
         """
-        content = str(tuple(images.shape)).encode() + images.cpu().numpy().tobytes()
+        shown = images[..., self.rgb].cpu()
+        content = str(tuple(shown.shape)).encode() + shown.numpy().tobytes()
         key = hashlib.sha256(content).digest()
         if key not in self._known:
             if len(self._known) == MAX_KNOWN:

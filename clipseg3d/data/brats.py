@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipseg3d.batch import Batch, Sample, unpack
@@ -233,6 +235,11 @@ class BraTSDataModule(LightningDataModule):
     def texts(self) -> list[str]:
         """Return the reports of the cases that a fit trains and validates on."""
         return [case.report for case in (*self.train_set.cases, *self.val_set.cases)]
+
+    def views(self) -> Iterator[Tensor]:
+        """Give the views (v, h, w, s) of the cases that a fit trains and validates on."""
+        for case in (*self.train_set.cases, *self.val_set.cases):
+            yield case.views().images
 
     def provenance(self) -> dict[str, Any]:
         """Return which cases a fit reads and what is in them, as plain values, for a manifest.

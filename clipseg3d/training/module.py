@@ -139,10 +139,21 @@ class CLIPSeg3DModule(LightningModule):
                 )
 
     def on_fit_start(self) -> None:
-        """Embed all texts in one go: their last digits depend on those they are encoded with."""
+        """Embed all texts and views before the first step.
+
+        Texts in one go: their last digits depend on those they are encoded with. Views case by
+        case, each on one rank.
+        """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "texts"):
             self.network.embed_text(data.texts())
+        fusion = self.network.semantic_fusion
+        if fusion is not None and hasattr(data, "views"):
+            fusion.bridge.look(
+                (images.to(self.device) for images in data.views()),
+                rank=self.global_rank,
+                world_size=self.trainer.world_size,
+            )
 
     def on_train_start(self) -> None:
         """Put the schedule of changed settings where the fit is."""

@@ -10,7 +10,7 @@ from clipseg3d.blocks.bridge import SemanticBridge, lift_patches
 from clipseg3d.volume import SLICES_PER_AXIS, Views, cut_views
 
 B, V, H, W, S = 2, 3, 40, 28, 4
-T1CE, T2, FLAIR = 1, 2, 3
+T1, T1CE, T2, FLAIR = range(4)
 X, Y, Z = 6, 4, 5
 
 
@@ -432,6 +432,29 @@ def test_a_frozen_encoder_sees_each_case_once(views):
     torch.testing.assert_close(first, SemanticBridge(Thumbnails()).embed(views).tokens)
 
 
+def test_processes_share_the_cases_that_they_look_at(views, monkeypatch):
+    bridges = [SemanticBridge(Counted()) for _ in range(2)]
+    bridges[1].look(views.images[1:2])  # what a second process will have seen
+    other = dict(bridges[1]._known)
+
+    def gather(seen, own):
+        seen[:] = [dict(own), other]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    bridges[0].look(views.images, rank=0, world_size=2)
+    assert bridges[0].encoder.shown == V
+    expected = SemanticBridge(Counted()).embed(views).tokens
+    torch.testing.assert_close(bridges[0].embed(views).tokens, expected, rtol=0, atol=0)
+    assert bridges[0].encoder.shown == V
+
+
+@pytest.mark.parametrize("options", [{"mix_rgb": True}, {"dense": True}])
+def test_nothing_is_looked_at_before_it_can_be_kept(views, options):
+    bridge = SemanticBridge(Counted(), **options)
+    bridge.look(views.images)
+    assert not bridge.encoder.shown
+
+
 def test_what_is_seen_follows_every_voxel(views):
     bridge = SemanticBridge(Counted())
     first = bridge.embed(views).tokens
@@ -439,6 +462,9 @@ def test_what_is_seen_follows_every_voxel(views):
     changed = (bridge.embed(views).tokens != first).any(dim=-1)
     assert changed.nonzero().tolist() == [[1, 2]]
     assert bridge.encoder.shown == B * V + V  # the case whose view has changed
+    views.images[..., T1] = 0  # which is not among the colours
+    bridge.embed(views)
+    assert bridge.encoder.shown == B * V + V
 
 
 @pytest.mark.parametrize("options", [{"mix_rgb": True}, {"dense": True}])

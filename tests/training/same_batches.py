@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 
+from clipseg3d.data import cache
 from clipseg3d.data.phantom_datamodule import PhantomDataModule
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.training.module import CLIPSeg3DModule
@@ -38,10 +39,36 @@ class Losses(Callback):
         self.steps.append(float(trainer.strategy.reduce(loss, reduce_op="mean")))
 
 
+def count_whole_cases(encoder) -> list[int]:
+    """Return a list that grows by one for every case of which CLIP is shown all sequences."""
+    seen, encode = [], encoder.encode_image
+
+    def counted(images):
+        whole = bool(images.flatten(2).any(dim=2).all())
+        seen.extend([1] * whole)
+        return encode(images)
+
+    encoder.encode_image = counted
+    return seen
+
+
+def count_preprocessed() -> list[str]:
+    """Return a list that grows by the name of every case that is preprocessed."""
+    names, preprocess = [], cache.preprocess
+
+    def counted(case, *args, **options):
+        names.append(case.case_id)
+        return preprocess(case, *args, **options)
+
+    cache.preprocess = counted
+    return names
+
+
 def main(devices: int, root: str, results: Path) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     seed_everything(0)
+    preprocessed = count_preprocessed()
     data = PhantomDataModule(
         root,
         num_cases=7,
@@ -52,7 +79,7 @@ def main(devices: int, root: str, results: Path) -> None:
         batch_size=GLOBAL_BATCH // devices,
         num_workers=0,
         view_selection=CONFIG.view_selection,
-        cache_dir=f"{root}/cache",
+        cache_dir=f"{root}/cache{devices}",
     )
     module = Descent(
         CONFIG,
@@ -68,6 +95,7 @@ def main(devices: int, root: str, results: Path) -> None:
             part.p = 0.0
         elif isinstance(part, torch.nn.MultiheadAttention):
             part.dropout = 0.0
+    whole = count_whole_cases(module.network.semantic_fusion.bridge.encoder)
     losses = Losses()
     trainer = Trainer(
         max_epochs=4,
@@ -86,8 +114,13 @@ def main(devices: int, root: str, results: Path) -> None:
     module.network.embed_text([case.report for case in data.train_set.cases + data.val_set.cases])
     started = {name: weight.clone() for name, weight in module.network.state_dict().items()}
     trainer.fit(module, data)
+    work = torch.tensor([len(preprocessed), len(whole)])
+    if devices > 1:
+        torch.distributed.all_reduce(work)
     if module.global_rank == 0:
         found = {
+            "preprocessed": int(work[0]),
+            "shown": int(work[1]),
             "started": started,
             "weights": module.network.state_dict(),
             "losses": losses.steps,

@@ -94,3 +94,14 @@ def test_every_case_is_scored_once_and_alike(trained, devices):
     for case, scores in tables[0].items():
         # trained weights differ in last digits, which may move a voxel over the threshold
         torch.testing.assert_close(tables[1][case], scores, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_clip_is_shown_every_case_once_by_one_process(trained, devices):
+    # 3 cases to train on and 4 to validate, over 4 epochs
+    assert trained[devices]["shown"] == 7
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_the_cache_is_built_by_one_process(trained, devices):
+    assert trained[devices]["preprocessed"] == 7

@@ -1,0 +1,138 @@
+r"""Score the weights of ``examples/train_tiny.py`` on the real cases that did not shape them.
+
+    python examples/evaluate_tiny.py --data BraTS2018 --reports brats2018_reports.json \\
+        --weights tiny --output tiny_six_cases.csv
+
+Full volumes at 1 mm by the rules of BraTS 2020, with all sequences and with some only, with the
+report of the case, of another one, and none, mirrored and not. Cases named ``Brats18_TCIA*`` were
+trained on and are left out, but for those of ``--fold``. One row per variant, case and region; a
+run that was interrupted goes on with the case after.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from train_tiny import held_out
+
+from clipseg3d import Predictor
+from clipseg3d.data.cases import Case, find_cases
+from clipseg3d.data.nifti import read_voxels
+from clipseg3d.data.releases import BRATS_2018, REGIONS
+from clipseg3d.metrics.case_scores import CaseScores
+from clipseg3d.volume import SEQUENCES
+
+
+class Variant(NamedTuple):
+    """How a case is given to the network."""
+
+    sequences: Sequence[str] = SEQUENCES
+    text: str = "own"
+    mirrored: bool = False
+
+
+VARIANTS = {
+    "mirrored": Variant(mirrored=True),
+    "all": Variant(),
+    "no report": Variant(text="none"),
+    "report of another": Variant(text="other"),
+    "without t1": Variant(("t1ce", "t2", "flair")),
+    "without t2": Variant(("t1", "t1ce", "flair")),
+    "t1ce and flair": Variant(("t1ce", "flair")),
+    "t1ce": Variant(("t1ce",)),
+    "flair": Variant(("flair",)),
+}
+
+
+def as_given(case: Case, other: Case, variant: Variant) -> Case:
+    """Return a case as a variant gives it."""
+    report = {"own": case.report, "none": "", "other": other.report}[variant.text]
+    kept = {name: case.sequences[name] for name in variant.sequences}
+    return replace(case, sequences=kept, report=report)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows there are."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write whole or not at all."""
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)
+
+
+def score(predictor: Predictor, case: Case, label: Path) -> list[dict[str, str]]:
+    """Return a row of scores per region."""
+    found = predictor(case).label
+    metric = CaseScores(REGIONS, protocol="brats2020", release="brats2018")
+    masks = [
+        torch.from_numpy(BRATS_2018.to_regions(values.astype(np.uint8)))[None]
+        for values in (found, read_voxels(label))
+    ]
+    metric.update(*masks, [case.case_id])
+    table = metric.compute()
+    return [
+        {"case": case.case_id, "region": region}
+        | {name: f"{value:.4f}" for name, value in zip(table.scores, values, strict=True)}
+        for region, values in zip(table.regions, table.values[0], strict=True)
+    ]
+
+
+def main() -> None:
+    """Score what has not been scored yet and print means."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", required=True, help="folder of BraTS 2018; read only")
+    parser.add_argument("--reports", required=True, help="JSON of reports by case")
+    parser.add_argument("--weights", default="tiny", help="name or folder")
+    parser.add_argument("--output", type=Path, default=Path("tiny_six_cases.csv"))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--fold", type=int, help="part of the real cases that was left out")
+    parser.add_argument("--num-folds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    left_out = held_out(arguments.data, arguments.fold, arguments.num_folds)
+    cases = [
+        case
+        for case in find_cases(arguments.data, BRATS_2018, reports=arguments.reports)
+        if not case.case_id.startswith("Brats18_TCIA") or case.case_id in left_out
+    ]
+    rows = read_rows(arguments.output)
+    done = {(row["variant"], row["case"]) for row in rows}
+    for name in arguments.variants:
+        variant = VARIANTS[name]
+        predictor = Predictor.from_checkpoints([arguments.weights], tta=variant.mirrored)
+        for index, case in enumerate(tqdm(cases, desc=name, unit="case")):
+            if (name, case.case_id) in done or case.label is None:
+                continue
+            given = as_given(case, cases[index - 1], variant)
+            rows += [{"variant": name, **row} for row in score(predictor, given, case.label)]
+            write_rows(arguments.output, rows)
+        mine = [row for row in rows if row["variant"] == name]
+        dice = np.array(
+            [[float(r["dice"]) for r in mine if r["region"] == region] for region in REGIONS]
+        )
+        spread = dice.std(axis=1, ddof=1) if dice.shape[1] > 1 else np.zeros(len(REGIONS))
+        parts = [
+            f"{region} {mean:.3f} ± {sd:.3f}"
+            for region, mean, sd in zip(REGIONS, dice.mean(axis=1), spread, strict=True)
+        ]
+        tqdm.write(f"{name}: {', '.join(parts)}, mean {dice.mean():.3f} ({dice.shape[1]} cases)")
+
+
+if __name__ == "__main__":
+    main()
