@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--phantom-folder", type=Path, help="None: in --output")
     parser.add_argument("--cache", help="folder of preprocessed cases; None: in --output")
     parser.add_argument("--repeats", type=int, default=20, help="crops of a real case an epoch")
-    parser.add_argument("--epochs", type=int, nargs=2, default=(12, 3), help="of either fit")
+    parser.add_argument("--epochs", type=int, nargs=2, default=(9, 2), help="of either fit")
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
