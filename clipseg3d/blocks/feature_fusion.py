@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from clipseg3d.blocks.pointwise import PointwiseConv3d
+from clipseg3d.blocks.slabs import SlabbedAttention
 from clipseg3d.blocks.zero_init import zero_init
 
 
@@ -32,6 +34,10 @@ class ChannelSpatialAttention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return weighed features, (b, c, x, y, z) as given."""
+        if features.is_cpu and not torch.compiler.is_compiling():
+            weights = (*self.channel.parameters(), *self.spatial.parameters())
+            slabbed: Tensor = SlabbedAttention.apply(features, *weights)  # type: ignore[no-untyped-call]
+            return slabbed
         average = reduce(features, "b c x y z -> b c", "mean")
         # The gradient of max goes to one place and costs a third of that of amax, which is split
         # between equals.
@@ -109,7 +115,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = (
             nn.Identity()
             if stride == 1 and in_channels == out_channels
-            else nn.Conv3d(in_channels, out_channels, 1, bias=False)
+            else PointwiseConv3d(in_channels, out_channels, bias=False)
         )
         self.stride = stride
         self.activation = nn.LeakyReLU(0.01, inplace=True)
@@ -138,9 +144,9 @@ class AttentionGate(nn.Module):
     def __init__(self, skip_channels: int, gate_channels: int) -> None:
         super().__init__()
         hidden = max(1, skip_channels // 4)
-        self.from_skip = nn.Conv3d(skip_channels, hidden, 1, bias=False)
-        self.from_gate = nn.Conv3d(gate_channels, hidden, 1)
-        self.score = nn.Conv3d(hidden, 1, 1)
+        self.from_skip = PointwiseConv3d(skip_channels, hidden, bias=False)
+        self.from_gate = PointwiseConv3d(gate_channels, hidden)
+        self.score = PointwiseConv3d(hidden, 1)
         zero_init(self.score)
 
     def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
