@@ -34,7 +34,7 @@ class ChannelSpatialAttention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return weighed features, (b, c, x, y, z) as given."""
-        if features.is_cpu and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():  # which fuses what follows by itself
             weights = (*self.channel.parameters(), *self.spatial.parameters())
             slabbed: Tensor = SlabbedAttention.apply(features, *weights)  # type: ignore[no-untyped-call]
             return slabbed
