@@ -19,6 +19,11 @@ class ChannelSpatialAttention(nn.Module):
 
     Source: Woo et al., CBAM, ECCV 2018, equations 1-3, https://arxiv.org/abs/1807.06521.
     Differs: identity at initialisation; the spatial kernel is 3, since 7 costs 343 taps in 3D.
+
+    Example:
+        >>> features = torch.rand(1, 16, 8, 8, 8)
+        >>> torch.equal(ChannelSpatialAttention(16)(features), features)  # until it is trained
+        True
     """
 
     def __init__(self, channels: int, *, reduction: int = 8) -> None:
@@ -92,6 +97,10 @@ class ResidualBlock(nn.Module):
         dropout: share of channels dropped between the convolutions, in training only.
 
     Source: arXiv 2507.09966, feature-level fusion (Conv3d, InstanceNorm, LeakyReLU, CBAM).
+
+    Example:
+        >>> ResidualBlock(4, 16, stride=2)(torch.rand(1, 4, 20, 24, 18)).shape
+        torch.Size([1, 16, 10, 12, 9])
     """
 
     def __init__(
@@ -139,6 +148,11 @@ class AttentionGate(nn.Module):
     Source: Oktay et al., Attention U-Net, MIDL 2018, equations 1-2,
     https://arxiv.org/abs/1804.03999. Differs: both inputs lie on one grid; ``2 sigmoid(.)`` with a
     zero-initialised last layer, so a new gate passes the skip unchanged.
+
+    Example:
+        >>> skip, decoder = torch.rand(1, 16, 8, 8, 8), torch.rand(1, 32, 8, 8, 8)
+        >>> AttentionGate(16, 32)(skip, decoder).shape
+        torch.Size([1, 16, 8, 8, 8])
     """
 
     def __init__(self, skip_channels: int, gate_channels: int) -> None:

@@ -207,6 +207,12 @@ def load_encoder(name: str, *, local_files_only: bool = False) -> HuggingFaceCLI
 
     Raises:
         FileNotFoundError, ValueError, OSError: as :meth:`HuggingFaceCLIP.from_pretrained`.
+
+    Example:
+        >>> clip = load_encoder("tiny")
+        >>> left, right = clip.encode_text(["a tumour on the left", "a tumour on the right"])
+        >>> bool(left @ right < 0.99)
+        True
     """
     if name == TINY_RANDOM:
         return HuggingFaceCLIP.tiny_random()

@@ -157,6 +157,11 @@ def network_config(
 
     Raises:
         ValueError: there is no preset or ablation of that name; the message lists those there are.
+
+    Example:
+        >>> config = network_config("recommended", ablation="no_guidance")
+        >>> config.channels, config.guidance
+        ((32, 64, 128, 256, 512), 'none')
     """
     if isinstance(network, str):
         if network not in PRESETS:
