@@ -43,7 +43,7 @@ class NetworkConfig:
             :func:`clipseg3d.blocks.attention.steer_logits`.
         text: ``own`` reads prompts and the report of the case, ``shuffled`` is to be trained with
             reports of other cases, ``none`` builds no part for text.
-        clip: ``tiny-random``, a folder with a saved CLIPModel, or a hub name.
+        clip: ``tiny``, ``tiny-random``, a folder with a saved CLIPModel, or a hub name.
         text_encoder: another encoder for text, by folder or hub name; None takes CLIP's own.
         semantic_dim: channels of semantic tokens.
         num_heads: heads of the guidance's attention.
