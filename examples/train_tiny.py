@@ -39,7 +39,7 @@ from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
 
 PATCH = (96, 128, 96)
-NETWORK = replace(network_config("tiny"), clip="tiny")
+NETWORK = network_config("tiny")
 STAGES: dict[str, tuple[str | None, TrainingPlan]] = {
     "unet": ("no_semantic", TrainingPlan(lr=2e-3)),
     "whole": (None, TrainingPlan(lr=4e-4, semantic_lr=5.0)),

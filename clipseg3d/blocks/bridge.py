@@ -74,7 +74,7 @@ class SemanticBridge(nn.Module):
         >>> from clipseg3d.clip.encoder import load_encoder
         >>> bridge = SemanticBridge(load_encoder("tiny"), selection="energy")
         >>> bridge(torch.rand(1, 4, 40, 48, 36)).tokens.shape  # axial, coronal, sagittal
-        torch.Size([1, 3, 128])
+        torch.Size([1, 3, 96])
     """
 
     def __init__(

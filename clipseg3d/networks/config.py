@@ -110,9 +110,9 @@ PRESETS = {
     "paper_appendix": replace(_PAPER, adapter=True),
     # The same layout with what is inert in the paper's equations repaired.
     "recommended": NetworkConfig(),
-    # For two CPU cores: all convolutions at half resolution, a CLIP that needs no download.
+    # For two CPU cores: all convolutions at half resolution, the CLIP that comes with the package.
     "tiny": NetworkConfig(
-        channels=(16, 32, 64, 128, 160), fold=2, semantic_dim=64, num_heads=4, clip="tiny-random"
+        channels=(16, 32, 64, 128, 160), fold=2, semantic_dim=64, num_heads=4, clip="tiny"
     ),
     # All convolutions at half resolution, where recommended spends seven eighths of its time: about
     # an eighth of the time of a training step. 12 M weights; patches longer than 32 voxels.
