@@ -32,6 +32,12 @@ class RegionLoss(nn.Module):
 
     Source: the paper states no loss; Dice + cross-entropy is the usual choice for BraTS (Isensee
     et al., nnU-Net, Nature Methods 2021).
+
+    Example:
+        >>> label = torch.zeros(1, 3, 8, 8, 8)
+        >>> label[..., :4] = 1
+        >>> bool(RegionLoss()([20 * label - 10], label) < 1e-4)
+        True
     """
 
     def __init__(self) -> None:

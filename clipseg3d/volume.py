@@ -116,6 +116,11 @@ def cut_views(
 
     Raises:
         ValueError: ``volume`` has not five axes or fewer than four sequences; unknown selection.
+
+    Example:
+        >>> views = cut_views(torch.rand(1, 4, 40, 48, 36), selection="center")
+        >>> views.images.shape  # three slices, every sequence
+        torch.Size([1, 3, 224, 224, 4])
     """
     if volume.ndim != 5 or volume.shape[1] <= _FLAIR:
         raise ValueError(

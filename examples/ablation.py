@@ -53,9 +53,7 @@ import matplotlib.pyplot as plt
 SPACING_MM = 2.0
 PATCH = (48, 64, 48)
 WINDOW = (64, 80, 64)
-NETWORK = replace(
-    network_config("tiny"), channels=(12, 24, 48, 96), num_auxiliary=1, fold=1, clip="tiny"
-)
+NETWORK = replace(network_config("tiny"), channels=(12, 24, 48, 96), num_auxiliary=1, fold=1)
 PLAN = TrainingPlan(lr=2e-3, semantic_lr=2.0)
 FINE_LR = 1e-3
 """Of the fit on real cases."""

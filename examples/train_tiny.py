@@ -14,6 +14,7 @@ cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
 """
 
 import argparse
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
 
 PATCH = (96, 128, 96)
-NETWORK = replace(network_config("tiny"), clip="tiny")
+NETWORK = network_config("tiny")
 STAGES: dict[str, tuple[str | None, TrainingPlan]] = {
     "unet": ("no_semantic", TrainingPlan(lr=2e-3)),
     "whole": (None, TrainingPlan(lr=4e-4, semantic_lr=5.0)),
@@ -195,13 +196,36 @@ def fit(stage: str, data: Mixture, epochs: int, output: Path, start: CLIPSeg3D |
     return module.network.eval()
 
 
-def publish(network: CLIPSeg3D, folder: Path) -> None:
-    """Save weights in half precision, and what they count in full."""
+def publish(network: CLIPSeg3D, output: Path) -> None:
+    """Save weights in half precision, what they count in full, and how they were made."""
     own = network.state_dict().keys()
     for name, weight in network.named_parameters():
         if name in own:  # not those of the frozen CLIP
             weight.data = weight.data.half()
+    folder = output / "weights"
     network.save_pretrained(folder)
+    fits = {stage: of_fit(newest(output / stage)) for stage in STAGES}
+    (folder / "training.json").write_text(f"{json.dumps(fits, indent=1)}\n", encoding="utf-8")
+
+
+def newest(folder: Path) -> Path:
+    """Return the manifest of the last step."""
+    return max(folder.glob("last-*.manifest.json"))
+
+
+def of_fit(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of a fit, but for where things lay."""
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    kept = ("seed", "step", "seconds", "versions", "hyper_parameters", "encoders")
+    real = [name for name in manifest["data"]["cache_files"] if not name.startswith("Phantom")]
+    return {
+        **{name: manifest[name] for name in kept},
+        "clipseg3d_commit": (manifest["git"]["clipseg3d"] or {}).get("commit"),
+        "cores": manifest["hardware"]["cores"],
+        "cases": {name: manifest["data"]["cache_files"][name] for name in real},
+        "phantoms": len(manifest["data"]["cache_files"]) - len(real),
+        "data_sha256": manifest["data"]["sha256"],
+    }
 
 
 def main() -> None:
@@ -234,7 +258,7 @@ def main() -> None:
             cache_dir=arguments.cache or str(arguments.output / "cache"),
         )
         network = fit(stage, data, epochs, arguments.output, network)
-    publish(network, arguments.output / "weights")
+    publish(network, arguments.output)
 
 
 if __name__ == "__main__":

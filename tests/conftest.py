@@ -6,6 +6,13 @@ import pytest
 import torch
 
 
+def pytest_configure(config):
+    """Let processes that run tests at the same time share the cores."""
+    if hasattr(config, "workerinput"):
+        workers = config.workerinput["workercount"]
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
 @pytest.fixture(scope="session")
 def tiny_clip():
     """The small CLIP with random weights; frozen, so that tests can share it."""

@@ -16,7 +16,7 @@ ARROWS = {
     "whole_file": set(),
     "batch": {"volume"},
     "blocks": {"volume"},
-    "clip": {"blocks", "whole_file"},
+    "clip": {"blocks", "whole_file", "hub"},  # the last for the place of bundled weights
     "hub": {"data.text_files", "whole_file", "clipseg3d"},  # the last for its version
     "networks": {"blocks", "clip", "volume", "hub", "clipseg3d"},
     "losses": set(),

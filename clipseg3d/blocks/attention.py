@@ -29,6 +29,11 @@ class SemanticGate(nn.Module):
 
     Source: the "semantic gating units" of arXiv 2507.09966, which it does not formulate; this
     form is ours.
+
+    Example:
+        >>> gate = SemanticGate(16, 64)
+        >>> gate(torch.rand(1, 16, 8, 8, 8), torch.rand(1, 64)).shape
+        torch.Size([1, 16, 8, 8, 8])
     """
 
     def __init__(self, channels: int, dim: int) -> None:
@@ -62,6 +67,13 @@ class SemanticAttention(nn.Module):
     Source: ``f_conv(D1, F)`` of arXiv 2507.09966, equation 6; the text-voxel cosine follows
     DenseCLIP (Rao et al., CVPR 2022, https://arxiv.org/abs/2112.01518). Differs: convolutions are
     1x1x1 without normalisation, which would cancel text that is constant over space.
+
+    Example:
+        >>> attention = SemanticAttention(16, 64)
+        >>> summary, text = torch.rand(1, 64), torch.rand(1, 64)
+        >>> scores, cosines = attention(torch.rand(1, 16, 8, 8, 8), summary, text)
+        >>> cosines.shape, bool(scores.any())  # says nothing until it is trained
+        (torch.Size([1, 1, 8, 8, 8]), False)
     """
 
     def __init__(self, channels: int, dim: int, *, hidden: int = 16) -> None:

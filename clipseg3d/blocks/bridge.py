@@ -69,6 +69,12 @@ class SemanticBridge(nn.Module):
 
     Source: arXiv 2507.09966, 3D-2D semantic bridging; ``energy``, ``attention`` and ``dense`` are
     ours.
+
+    Example:
+        >>> from clipseg3d.clip.encoder import load_encoder
+        >>> bridge = SemanticBridge(load_encoder("tiny"), selection="energy")
+        >>> bridge(torch.rand(1, 4, 40, 48, 36)).tokens.shape  # axial, coronal, sagittal
+        torch.Size([1, 3, 96])
     """
 
     def __init__(

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from clipseg3d.blocks.pointwise import PointwiseConv3d
+from clipseg3d.blocks.slabs import SlabbedAttention
 from clipseg3d.blocks.zero_init import zero_init
 
 
@@ -17,6 +19,11 @@ class ChannelSpatialAttention(nn.Module):
 
     Source: Woo et al., CBAM, ECCV 2018, equations 1-3, https://arxiv.org/abs/1807.06521.
     Differs: identity at initialisation; the spatial kernel is 3, since 7 costs 343 taps in 3D.
+
+    Example:
+        >>> features = torch.rand(1, 16, 8, 8, 8)
+        >>> torch.equal(ChannelSpatialAttention(16)(features), features)  # until it is trained
+        True
     """
 
     def __init__(self, channels: int, *, reduction: int = 8) -> None:
@@ -32,6 +39,10 @@ class ChannelSpatialAttention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return weighed features, (b, c, x, y, z) as given."""
+        if not torch.compiler.is_compiling():  # which fuses what follows by itself
+            weights = (*self.channel.parameters(), *self.spatial.parameters())
+            slabbed: Tensor = SlabbedAttention.apply(features, *weights)  # type: ignore[no-untyped-call]
+            return slabbed
         average = reduce(features, "b c x y z -> b c", "mean")
         # The gradient of max goes to one place and costs a third of that of amax, which is split
         # between equals.
@@ -86,6 +97,10 @@ class ResidualBlock(nn.Module):
         dropout: share of channels dropped between the convolutions, in training only.
 
     Source: arXiv 2507.09966, feature-level fusion (Conv3d, InstanceNorm, LeakyReLU, CBAM).
+
+    Example:
+        >>> ResidualBlock(4, 16, stride=2)(torch.rand(1, 4, 20, 24, 18)).shape
+        torch.Size([1, 16, 10, 12, 9])
     """
 
     def __init__(
@@ -109,7 +124,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = (
             nn.Identity()
             if stride == 1 and in_channels == out_channels
-            else nn.Conv3d(in_channels, out_channels, 1, bias=False)
+            else PointwiseConv3d(in_channels, out_channels, bias=False)
         )
         self.stride = stride
         self.activation = nn.LeakyReLU(0.01, inplace=True)
@@ -133,14 +148,19 @@ class AttentionGate(nn.Module):
     Source: Oktay et al., Attention U-Net, MIDL 2018, equations 1-2,
     https://arxiv.org/abs/1804.03999. Differs: both inputs lie on one grid; ``2 sigmoid(.)`` with a
     zero-initialised last layer, so a new gate passes the skip unchanged.
+
+    Example:
+        >>> skip, decoder = torch.rand(1, 16, 8, 8, 8), torch.rand(1, 32, 8, 8, 8)
+        >>> AttentionGate(16, 32)(skip, decoder).shape
+        torch.Size([1, 16, 8, 8, 8])
     """
 
     def __init__(self, skip_channels: int, gate_channels: int) -> None:
         super().__init__()
         hidden = max(1, skip_channels // 4)
-        self.from_skip = nn.Conv3d(skip_channels, hidden, 1, bias=False)
-        self.from_gate = nn.Conv3d(gate_channels, hidden, 1)
-        self.score = nn.Conv3d(hidden, 1, 1)
+        self.from_skip = PointwiseConv3d(skip_channels, hidden, bias=False)
+        self.from_gate = PointwiseConv3d(gate_channels, hidden)
+        self.score = PointwiseConv3d(hidden, 1)
         zero_init(self.score)
 
     def forward(self, skip: Tensor, gate: Tensor) -> Tensor:

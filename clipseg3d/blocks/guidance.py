@@ -53,6 +53,14 @@ class CrossModalGuidance(nn.Module):
 
     Source: arXiv 2507.09966, equations 3-5; FiLM: Perez et al., AAAI 2018,
     https://arxiv.org/abs/1709.07871.
+
+    Example:
+        >>> import torch
+        >>> guidance = CrossModalGuidance(64, 32, num_heads=4)
+        >>> views, text = torch.rand(1, 3, 64), torch.rand(1, 5, 64)
+        >>> tokens, known = guidance(views, text)
+        >>> tokens.shape
+        torch.Size([1, 3, 32])
     """
 
     def __init__(

@@ -48,6 +48,12 @@ class PixelFusion(nn.Module):
     it were used at evaluation, so it is refused there. Differs: the power is signed, since
     z-scores are negative; the contrast is about the mean of the part (the paper gives no centre);
     the gate is ours; differences are those of arXiv 2507.08574 v2.
+
+    Example:
+        >>> import torch
+        >>> volume = torch.rand(1, 4, 20, 24, 18)
+        >>> PixelFusion(differences=((1, 0), (2, 3)))(volume).shape
+        torch.Size([1, 6, 20, 24, 18])
     """
 
     def __init__(

@@ -32,7 +32,7 @@ def add_command(commands: Commands) -> None:
         "--encoder",
         metavar="NAME",
         help="count the tokens of reports, not their words, as this text encoder does: folder, "
-        "Hugging Face hub name, or tiny-random",
+        "Hugging Face hub name, tiny, or tiny-random",
     )
     check.add_argument(
         "--spacing",

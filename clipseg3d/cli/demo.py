@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     say(
         f"\nPatient       {result.case}\nSegmentation  {result.segmentation}\n"
         f"Picture       {result.picture}\nWeights       {result.weights}\n\n"
-        "The network was trained on simulated patients for under two minutes and its CLIP has "
-        "random weights:\nthis shows that everything runs, not how well it segments real scans."
+        "The network was trained on simulated patients for under two minutes: this shows that "
+        "everything runs,\nnot how well it segments real scans. For those, take the weights that "
+        "come with the package:\nclipseg3d segment CASE -o labels --weights tiny"
     )
     return 0

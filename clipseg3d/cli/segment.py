@@ -179,6 +179,7 @@ def _find(arguments: argparse.Namespace, predictor: "Predictor") -> tuple[list["
 
 def _tell(case_id: str, error: Exception) -> None:
     """Say why a case failed; a defect shows its traceback."""
-    say(f"clipseg3d: {case_id} failed: {error}", stream=sys.stderr)
+    reason = str(error).removeprefix(f"{case_id}: ")
+    say(f"clipseg3d: {case_id} failed: {reason}", stream=sys.stderr)
     if not raised_here(error):
         say("".join(traceback.format_exception(error)), stream=sys.stderr)

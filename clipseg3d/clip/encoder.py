@@ -1,4 +1,4 @@
-"""CLIP behind one protocol: any Hugging Face CLIPModel, or a tiny one with random weights."""
+"""CLIP behind one protocol: any Hugging Face CLIPModel, or a tiny one, trained or random."""
 
 import json
 import tempfile
@@ -14,7 +14,10 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from clipseg3d.clip._frozen import FrozenEncoder, check_complete, read_pretrained
+from clipseg3d.hub import BUNDLED, CONFIG
 
+TINY = "tiny"
+"""Name of the trained CLIP that comes with the package."""
 TINY_RANDOM = "tiny-random"
 """Name of the encoder that :func:`load_encoder` builds without any file."""
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -201,15 +204,33 @@ class HuggingFaceCLIP(FrozenEncoder):
 
 
 def load_encoder(name: str, *, local_files_only: bool = False) -> HuggingFaceCLIP:
-    """Return the CLIP of that name: ``tiny-random``, a local folder, or a hub name.
+    """Return the CLIP of that name: ``tiny``, ``tiny-random``, a local folder, or a hub name.
 
-    With ``local_files_only``, a hub name is looked for in the cache alone.
+    ``tiny`` comes with the package. ``examples/train_tiny_clip.py`` trained it on slices of
+    simulated and some real brains with their reports; of other images it knows nothing. With
+    ``local_files_only``, a hub name is looked for in the cache alone.
 
     Raises:
+        ValueError: ``tiny`` is a folder here, too.
         FileNotFoundError, ValueError, OSError: as :meth:`HuggingFaceCLIP.from_pretrained`.
+
+    Example:
+        >>> clip = load_encoder("tiny")
+        >>> left, right = clip.encode_text(["a tumour on the left", "a tumour on the right"])
+        >>> bool(left @ right < 0.99)
+        True
     """
     if name == TINY_RANDOM:
         return HuggingFaceCLIP.tiny_random()
+    if name == TINY:
+        if Path(name, CONFIG).is_file():
+            raise ValueError(
+                f"{name!r} is both a folder here and the CLIP that comes with clipseg3d; give "
+                f"./{name} for the folder, or rename it"
+            )
+        clip = HuggingFaceCLIP.from_pretrained(str(BUNDLED / "tiny" / "clip"))
+        clip.name = TINY
+        return clip
     return HuggingFaceCLIP.from_pretrained(name, local_files_only=local_files_only)
 
 

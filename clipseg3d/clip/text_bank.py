@@ -29,6 +29,13 @@ class TextBank:
     Raises:
         FileNotFoundError: there is no such cache.
         ValueError: a region has no prompt; the cache is damaged or another encoder's.
+
+    Example:
+        >>> from clipseg3d.clip.encoder import load_encoder
+        >>> bank = TextBank(load_encoder("tiny"), ["WT", "TC", "ET"])
+        >>> text, mask = bank(["A lesion in the left frontal lobe.", ""])
+        >>> mask.tolist()  # three prompts, then the report
+        [[True, True, True, True], [True, True, True, False]]
     """
 
     def __init__(

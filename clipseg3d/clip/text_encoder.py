@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from clipseg3d.clip._frozen import FrozenEncoder, check_complete, is_pooler, read_pretrained
-from clipseg3d.clip.encoder import TINY_RANDOM, HuggingFaceCLIP, TextEncoder, load_encoder
+from clipseg3d.clip.encoder import (
+    TINY,
+    TINY_RANDOM,
+    HuggingFaceCLIP,
+    TextEncoder,
+    load_encoder,
+)
 
 __all__ = ["HuggingFaceTextEncoder", "TextEncoder", "load_text_encoder"]
 
@@ -97,7 +103,7 @@ class HuggingFaceTextEncoder(FrozenEncoder):
 
 
 def load_text_encoder(name: str, *, local_files_only: bool = False) -> TextEncoder:
-    """Return the text encoder of that name: ``tiny-random``, a local folder, or a hub name.
+    """Return the text encoder of that name: as for ``load_encoder``, or another kind of encoder.
 
     A CLIP is loaded as :class:`clipseg3d.clip.encoder.HuggingFaceCLIP`. With ``local_files_only``,
     a hub name is looked for in the cache alone.
@@ -105,7 +111,7 @@ def load_text_encoder(name: str, *, local_files_only: bool = False) -> TextEncod
     Raises:
         FileNotFoundError, ValueError, OSError: as ``from_pretrained`` of either class.
     """
-    if name == TINY_RANDOM:
+    if name in (TINY, TINY_RANDOM):
         return load_encoder(name)
     if _read_config(name, local_files_only).model_type == "clip":
         return HuggingFaceCLIP.from_pretrained(name, local_files_only=local_files_only)

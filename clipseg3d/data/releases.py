@@ -191,6 +191,10 @@ def get_release(name: str) -> BraTSRelease:
 
     Raises:
         ValueError: there is none; the message lists those there are.
+
+    Example:
+        >>> get_release("brats2021").labels
+        (0, 1, 2, 4)
     """
     if name not in RELEASES:
         raise ValueError(f"unknown release {name!r}: choose one of {', '.join(RELEASES)}")

@@ -41,6 +41,13 @@ class PostProcessing:
     Raises:
         ValueError: a region that the rule does not know, a threshold that is no whole number from
             0 on, or a voxel size that is none.
+
+    Example:
+        >>> regions = np.zeros((3, 8, 8, 8), bool)
+        >>> regions[:, :2, :2, :2] = True  # eight voxels of enhancing tumour
+        >>> rules = PostProcessing(spacing_mm=1.0, enhancing_to_core=20)
+        >>> rules(regions).sum(axis=(1, 2, 3)).tolist()
+        [8, 8, 0]
     """
 
     spacing_mm: float

@@ -20,6 +20,12 @@ def dice_score(prediction: Tensor, reference: Tensor) -> Tensor:
 
     Raises:
         ValueError: the shapes differ.
+
+    Example:
+        >>> mask = torch.zeros(4, 4, 4, dtype=torch.bool)
+        >>> mask[:2] = True
+        >>> float(dice_score(mask, mask.roll(1, dims=0)))
+        0.5
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} != {tuple(reference.shape)}")

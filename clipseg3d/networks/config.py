@@ -43,7 +43,7 @@ class NetworkConfig:
             :func:`clipseg3d.blocks.attention.steer_logits`.
         text: ``own`` reads prompts and the report of the case, ``shuffled`` is to be trained with
             reports of other cases, ``none`` builds no part for text.
-        clip: ``tiny-random``, a folder with a saved CLIPModel, or a hub name.
+        clip: ``tiny``, ``tiny-random``, a folder with a saved CLIPModel, or a hub name.
         text_encoder: another encoder for text, by folder or hub name; None takes CLIP's own.
         semantic_dim: channels of semantic tokens.
         num_heads: heads of the guidance's attention.
@@ -110,9 +110,9 @@ PRESETS = {
     "paper_appendix": replace(_PAPER, adapter=True),
     # The same layout with what is inert in the paper's equations repaired.
     "recommended": NetworkConfig(),
-    # For two CPU cores: all convolutions at half resolution, a CLIP that needs no download.
+    # For two CPU cores: all convolutions at half resolution, the CLIP that comes with the package.
     "tiny": NetworkConfig(
-        channels=(16, 32, 64, 128, 160), fold=2, semantic_dim=64, num_heads=4, clip="tiny-random"
+        channels=(16, 32, 64, 128, 160), fold=2, semantic_dim=64, num_heads=4, clip="tiny"
     ),
     # All convolutions at half resolution, where recommended spends seven eighths of its time: about
     # an eighth of the time of a training step. 12 M weights; patches longer than 32 voxels.
@@ -157,6 +157,11 @@ def network_config(
 
     Raises:
         ValueError: there is no preset or ablation of that name; the message lists those there are.
+
+    Example:
+        >>> config = network_config("recommended", ablation="no_guidance")
+        >>> config.channels, config.guidance
+        ((32, 64, 128, 256, 512), 'none')
     """
     if isinstance(network, str):
         if network not in PRESETS:

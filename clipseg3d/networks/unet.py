@@ -53,6 +53,12 @@ class UNet3D(nn.Module):
 
     Source: arXiv 2507.09966, feature-level fusion, with 32-64-128-256-512 channels; the folding
     stem is ours.
+
+    Example:
+        >>> import torch
+        >>> unet = UNet3D(channels=(8, 16, 32), num_auxiliary=1)
+        >>> unet(torch.rand(1, 4, 40, 48, 36)).shape
+        torch.Size([1, 3, 40, 48, 36])
     """
 
     def __init__(

@@ -66,6 +66,11 @@ class CLIPSeg3DModule(LightningModule):
     Raises:
         ValueError: unknown preset, ablation, plan or release; a CLIP folder without weights.
         OSError: a CLIP hub name without network.
+
+    Example:
+        >>> module = CLIPSeg3DModule("tiny", ablation="unet3d", spacing_mm=2.0)
+        >>> module.network.unet.channels
+        (16, 32, 64, 128, 160)
     """
 
     def __init__(

@@ -134,6 +134,10 @@ def training_plan(name: str) -> TrainingPlan:
 
     Raises:
         ValueError: there is none; the message lists those there are.
+
+    Example:
+        >>> training_plan("paper_body").optimizer
+        'adam'
     """
     if name not in PLANS:
         raise ValueError(f"unknown plan {name!r}: choose one of {', '.join(PLANS)}")

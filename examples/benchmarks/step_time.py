@@ -145,7 +145,6 @@ class Worker:
 
     def step(self, size: int) -> None:
         """Let it take one step."""
-        assert self.process.stdin is not None
         self.process.stdin.write(f"{size}\n")
         self.process.stdin.flush()
         facts = self._answer()
@@ -154,12 +153,10 @@ class Worker:
 
     def stop(self) -> None:
         """Let it go."""
-        assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
     def _answer(self) -> dict[str, float]:
-        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError("a network's process ended early; is there enough memory?")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from clipseg3d.blocks import slabs
 from clipseg3d.blocks.feature_fusion import (
     ActivatedNorm,
     AttentionGate,
@@ -119,9 +120,40 @@ def plain_block(block, stride, features):
     return F.leaky_relu(hidden + shortcut, 0.01)
 
 
-def test_cbam_is_what_one_would_write(features, randomise):
+@pytest.mark.parametrize("way", ["one slab", "slabs of two planes", "no slabs"])
+def test_cbam_is_what_one_would_write(features, randomise, monkeypatch, way):
     block = randomise(ChannelSpatialAttention(C).double())
+    if way == "slabs of two planes":  # the last of the five is alone
+        monkeypatch.setitem(slabs.SLAB_BYTES, "cpu", 2 * B * C * Y * Z * 8)
+        assert [part.stop - part.start for part in slabs._slabs(features.double())] == [2, 2, 2]
+    if way == "no slabs":  # as it is compiled
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert_same_function(block, lambda given: plain_cbam(block, given), features.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_cbam_in_slabs_keeps_types(features, randomise, monkeypatch, dtype, autocast):
+    block = randomise(ChannelSpatialAttention(C))
+    given = features.to(dtype).requires_grad_()
+    outs = []
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        if not autocast:
+            block = block.to(dtype)
+        for compiling in (False, True):
+            monkeypatch.setattr(
+                torch.compiler, "is_compiling", lambda compiling=compiling: compiling
+            )
+            outs.append(block(given))
+    assert outs[0].dtype == dtype
+    assert torch.autograd.grad(outs[0].sum(), given)[0].dtype == dtype
+    error = (outs[0].float() - outs[1].float()).norm() / outs[1].float().norm()
+    assert error < 0.02
+
+
+def test_cbam_in_slabs_forgets_what_nothing_asks_for(features):
+    block = ChannelSpatialAttention(C).requires_grad_(False)
+    assert not block(features).requires_grad
 
 
 @pytest.mark.parametrize("cbam", [True, False])

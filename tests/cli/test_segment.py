@@ -227,7 +227,7 @@ def test_sequences_may_be_missing_where_the_weights_allow_it(weights, patients, 
     (root / NAMES[0] / f"{NAMES[0]}_t1ce.nii.gz").unlink()
     assert segment(root, out=tmp_path / "out", weights=weights) == 1
     assert (
-        f"{NAMES[0]} failed: {NAMES[0]}: has no t1ce, but these weights need all of t1, t1ce, t2, "
+        f"{NAMES[0]} failed: has no t1ce, but these weights need all of t1, t1ce, t2, "
         "flair; add it, or use weights trained with sequence_dropout"
     ) in capsys.readouterr().err
     assert len(files_in(tmp_path / "out")) == 2

@@ -105,7 +105,7 @@ def test_recommended_repairs_what_is_inert():
 
 def test_tiny_needs_no_download():
     tiny = network_config("tiny")
-    assert tiny.clip == "tiny-random"
+    assert tiny.clip == "tiny"
     assert tiny.fold == 2
     assert tiny.semantic_dim % tiny.num_heads == 0
 
