@@ -8,8 +8,9 @@ Both towers are of transformers' CLIPModel and the tokenizer is one of its own, 
 added: a case, seen in three slices, finds its report among others and back; it finds each fact
 (side, lobe, enhancement, necrosis, oedema, foci) among sentences; the patches of a slice are like
 the region prompts as far as the region covers them; one linear reader reads the facts from cases,
-from their tumour patches, and from sentences; and the class token looks at the tumour
-and tells what the patches there tell.
+from their tumour patches, and from sentences; the class token looks at the tumour, and tells what
+the patches there tell. The last three exist because towers this small otherwise stay for hundreds
+of steps where all images, and all texts, are alike.
 
 Phantoms may be as many as wanted. Of the real cases only those that ``--cases`` names shape the
 weights, and of the reports of other cases only the words, through the tokenizer. What is
@@ -737,7 +738,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("tiny_clip"))
     parser.add_argument("--phantoms", type=int, default=700)
     parser.add_argument("--spacing", type=float, default=2.0, help="of phantoms, in mm")
-    parser.add_argument("--steps", type=int, default=880)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=16, help="cases, of three views each")
     parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--vocabulary", type=int, default=2000, help="tokens")
