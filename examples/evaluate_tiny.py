@@ -24,9 +24,8 @@ from train_tiny import held_out
 from clipseg3d import CLIPSeg3D, Predictor
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.data.releases import BRATS_2018, REGIONS
+from clipseg3d.data.releases import BRATS_2018, REGIONS, SEQUENCES
 from clipseg3d.metrics.case_scores import CaseScores
-from clipseg3d.volume import SEQUENCES
 
 
 class Variant(NamedTuple):

@@ -16,9 +16,8 @@ cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
 import argparse
 import json
 import warnings
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,13 +37,24 @@ from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
 
-PATCH = (96, 128, 96)
 NETWORK = network_config("tiny")
-STAGES: dict[str, tuple[str | None, TrainingPlan]] = {
-    "unet": ("no_semantic", TrainingPlan(lr=2e-3)),
-    "whole": (None, TrainingPlan(lr=4e-4, semantic_lr=5.0)),
+
+
+class Stage(NamedTuple):
+    """One of the two fits."""
+
+    ablation: str | None
+    """Parts that are left out."""
+    plan: TrainingPlan
+    patch: tuple[int, int, int]
+    """Crops, and windows of prediction. The network normalises each by itself, so that windows
+    larger or smaller than those it was trained with are another world to it."""
+
+
+STAGES = {
+    "unet": Stage("no_semantic", TrainingPlan(lr=2e-3, warmup=0.05), (96, 128, 96)),
+    "whole": Stage(None, TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0), (128, 160, 128)),
 }
-"""Parts left out, and how the rest is trained, of either fit."""
 
 
 class OtherScanners:
@@ -104,7 +114,7 @@ class Mixture(BraTSDataModule):
         left_out: tuple[str, ...] = (),
         **options: Any,
     ) -> None:
-        super().__init__(root, patch_size=PATCH, num_workers=0, **options)
+        super().__init__(root, num_workers=0, **options)
         self.simulated = PhantomDataModule(
             phantoms,
             num_cases=num_phantoms,
@@ -164,16 +174,16 @@ def fit(stage: str, data: Mixture, epochs: int, output: Path, start: CLIPSeg3D |
     Returns:
         The network with averaged weights.
     """
-    ablation, plan = STAGES[stage]
+    ablation, plan, patch = STAGES[stage]
     seed_everything(0)
     module = CLIPSeg3DModule(
         NETWORK,
         ablation=ablation,
         release="brats2020",
-        plan=replace(plan, warmup=0.05),
+        plan=plan,
         report_dropout=0.3,
         sequence_dropout=0.2,
-        window=PATCH,
+        window=patch,
     )
     if start is not None:
         lacking, unknown = module.network.load_state_dict(start.state_dict(), strict=False)
@@ -238,7 +248,7 @@ def main() -> None:
     parser.add_argument("--phantom-folder", type=Path, help="None: in --output")
     parser.add_argument("--cache", help="folder of preprocessed cases; None: in --output")
     parser.add_argument("--repeats", type=int, default=20, help="crops of a real case an epoch")
-    parser.add_argument("--epochs", type=int, nargs=2, default=(9, 2), help="of either fit")
+    parser.add_argument("--epochs", type=int, nargs=2, default=(9, 1), help="of either fit")
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -253,6 +263,7 @@ def main() -> None:
             num_phantoms=arguments.phantoms,
             repeats=arguments.repeats,
             left_out=held_out(arguments.data, arguments.fold, arguments.num_folds),
+            patch_size=STAGES[stage].patch,
             reports=arguments.reports,
             view_selection=NETWORK.view_selection,
             cache_dir=arguments.cache or str(arguments.output / "cache"),
