@@ -1,0 +1,78 @@
+"""The weights that come with the package: small, licensed, recorded, and able to segment."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from clipseg3d import CLIPSeg3D, Predictor
+from clipseg3d.clip.encoder import load_encoder
+from clipseg3d.data.cases import find_cases
+from clipseg3d.data.nifti import read_voxels
+from clipseg3d.data.phantom_datamodule import write_phantoms
+from clipseg3d.data.releases import PHANTOM, REGIONS
+from clipseg3d.hub import BUNDLED
+from clipseg3d.metrics.dice import dice_score
+
+FOLDER = BUNDLED / "tiny"
+UNSEEN = 5000
+"""Seed of a simulated patient; training took those from 0 to 159."""
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))
+
+
+def test_they_are_small():
+    size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
+    assert (FOLDER / "model.safetensors").stat().st_size <= 12e6
+    assert size <= 20e6
+
+
+def test_only_public_cases_and_simulated_ones_shaped_them(record):
+    for fit in record.values():
+        assert len(fit["cases"]) == 12
+        assert all(name.startswith("Brats18_TCIA") for name in fit["cases"])
+        assert fit["phantoms"] <= UNSEEN
+
+
+def test_the_record_is_that_of_the_network(record):
+    network = CLIPSeg3D.from_pretrained("tiny")
+    assert record["whole"]["encoders"] == network.encoder_identities()
+    assert network.encoder_identities()["CLIP"]["sha256"] == load_encoder("tiny").fingerprint()
+    settings = record["whole"]["hyper_parameters"]
+    assert tuple(settings["window"]) == network.settings.window
+    assert network.settings.allow_missing == (settings["sequence_dropout"] > 0)
+
+
+def test_the_card_says_what_must_be_said():
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for due in ("CC BY 3.0", "Not a medical device", "| case | WT | TC | ET |", "Mean ± SD"):
+        assert due in card
+    assert "To be filled in" not in card
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory):
+    root = tmp_path_factory.mktemp("patient")
+    write_phantoms(root, 1, spacing_mm=1.0, seed=UNSEEN)
+    (case,) = find_cases(root, PHANTOM)
+    return case
+
+
+@pytest.mark.parametrize(
+    ("sequences", "least"),
+    [(("t1", "t1ce", "t2", "flair"), (0.8, 0.7, 0.6)), (("t1ce", "flair"), (0.7, 0.6, 0.5))],
+)
+def test_they_segment_a_simulated_patient(patient, sequences, least):
+    given = replace(patient, sequences={name: patient.sequences[name] for name in sequences})
+    found = Predictor.from_checkpoint("tiny")(given)
+    masks = [
+        torch.from_numpy(PHANTOM.to_regions(values.astype(np.uint8)))
+        for values in (found.label, read_voxels(patient.label))
+    ]
+    for region, score, bound in zip(REGIONS, dice_score(*masks).tolist(), least, strict=True):
+        assert score > bound, region
