@@ -46,6 +46,7 @@ from clipseg3d.metrics.score_table import ScoreTable, join_tables
 from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.plan import TrainingPlan
+from clipseg3d.whole_file import whole_file
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -213,9 +214,8 @@ def run(arguments: argparse.Namespace, row: str, seed: int, fold: int, place: Pa
             network = fit(
                 config, patients, steps=arguments.pretraining, plan=PLAN, seed=seed, start=None
             )
-            part = before.with_suffix(".part")
-            torch.save(network.state_dict(), part)
-            part.replace(before)
+            with whole_file(before) as aside:
+                torch.save(network.state_dict(), aside)
     data = real_cases(arguments, config, fold)
     network = fit(
         config,
@@ -225,9 +225,8 @@ def run(arguments: argparse.Namespace, row: str, seed: int, fold: int, place: Pa
         seed=seed,
         start=torch.load(before, weights_only=True),
     )
-    part = place.with_suffix(".part")
-    part.write_text(score(network, data).csv(), encoding="utf-8")
-    part.replace(place)
+    with whole_file(place) as aside:
+        aside.write_text(score(network, data).csv(), encoding="utf-8")
 
 
 def collect(output: Path, row: str, seeds: int, folds: int) -> list[ScoreTable]:
@@ -247,7 +246,10 @@ def average(tables: Sequence[ScoreTable]) -> ScoreTable:
 
 def report(found: dict[str, list[ScoreTable]], output: Path) -> None:
     """Print the table, and write scores and a figure."""
-    with (output / "ablation.csv").open("w", encoding="utf-8", newline="") as file:
+    with (
+        whole_file(output / "ablation.csv") as aside,
+        aside.open("w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["row", "seed", "case", "region", "dice", "hd95_mm"])
         for row, tables in found.items():

@@ -1,6 +1,6 @@
 r"""Score the weights of ``examples/train_tiny.py`` on the real cases that did not shape them.
 
-    python examples/evaluate_tiny.py --data BraTS2018 --reports brats2018_reports.json \\
+    python examples/evaluate_tiny.py --data BraTS2018 --reports brats2018_reports.json \
         --weights tiny --output tiny_six_cases.csv
 
 Full volumes at 1 mm by the rules of BraTS 2020, with all sequences and with some only, with the
@@ -19,13 +19,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from tqdm import tqdm
-from train_tiny import held_out
+from train_tiny import held_out, may_shape_weights
 
 from clipseg3d import CLIPSeg3D, Predictor
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
 from clipseg3d.data.releases import BRATS_2018, REGIONS, SEQUENCES
 from clipseg3d.metrics.case_scores import CaseScores
+from clipseg3d.whole_file import whole_file
 
 
 class Variant(NamedTuple):
@@ -85,12 +86,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     """Write whole or not at all."""
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    part.replace(path)
 
 
 def score(predictor: Predictor, case: Case, label: Path) -> list[dict[str, str]]:
@@ -169,7 +168,7 @@ def main() -> None:
     cases = [
         case
         for case in find_cases(arguments.data, BRATS_2018, reports=arguments.reports)
-        if not case.case_id.startswith("Brats18_TCIA") or case.case_id in left_out
+        if not may_shape_weights(case, left_out)
     ]
     rows = read_rows(arguments.output)
     done = {(row["variant"], row["case"]) for row in rows}
@@ -190,7 +189,8 @@ def main() -> None:
         ]
         tqdm.write(f"{name}: {', '.join(parts)}, mean {dice.mean():.3f} ({dice.shape[1]} cases)")
     if arguments.card:
-        arguments.card.write_text(card(arguments.weights, rows), encoding="utf-8")
+        with whole_file(arguments.card) as aside:
+            aside.write_text(card(arguments.weights, rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from clipseg3d.training.checkpoint_files import CheckpointFiles, find_last
 from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
+from clipseg3d.whole_file import whole_file
 
 NETWORK = network_config("tiny")
 
@@ -215,7 +216,8 @@ def publish(network: CLIPSeg3D, output: Path) -> None:
     folder = output / "weights"
     network.save_pretrained(folder)
     fits = {stage: of_fit(newest(output / stage)) for stage in STAGES}
-    (folder / "training.json").write_text(f"{json.dumps(fits, indent=1)}\n", encoding="utf-8")
+    with whole_file(folder / "training.json") as aside:
+        aside.write_text(f"{json.dumps(fits, indent=1)}\n", encoding="utf-8")
 
 
 def newest(folder: Path) -> Path:
