@@ -4,9 +4,10 @@
 
 Of the cases below ``--data`` only those named ``Brats18_TCIA*`` are trained on: they are from
 TCGA-GBM and TCGA-LGG, whose licence (CC BY 3.0) lets weights be passed on. Simulated patients are
-made first. Two fits follow: the U-Net alone, then the whole network from its weights, since new
-semantics change nothing at first. Both train on crops of 1 mm with reports and sequences withheld
-at times, and keep an average of the weights. Then ``--output``/weights holds what
+made first. Three fits follow: the U-Net alone, again with lesions of one case put into another and
+with crops that hold more background, then the whole network from its weights, since new semantics
+change nothing at first. All train on crops of 1 mm with reports and sequences withheld at times,
+and keep an average of the weights. Then ``--output``/weights holds what
 ``CLIPSeg3D.from_pretrained`` reads.
 
 Given again, the command goes on where it was interrupted. ``--fold`` leaves a part of the real
@@ -25,7 +26,7 @@ from pytorch_lightning import Trainer, seed_everything
 from torch import Tensor
 
 from clipseg3d import BraTSDataModule, CLIPSeg3D, CLIPSeg3DModule, PhantomDataModule
-from clipseg3d.batch import Sample
+from clipseg3d.batch import Sample, unpack_image
 from clipseg3d.data.cases import Case
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import BRATS_2018
@@ -42,7 +43,7 @@ NETWORK = network_config("tiny")
 
 
 class Stage(NamedTuple):
-    """One of the two fits."""
+    """One of the fits."""
 
     ablation: str | None
     """Parts that are left out."""
@@ -50,27 +51,48 @@ class Stage(NamedTuple):
     patch: tuple[int, int, int]
     """Crops, and windows of prediction. The network normalises each by itself, so that windows
     larger or smaller than those it was trained with are another world to it."""
+    moved: bool = False
+    """Move crops at times; see OtherScanners."""
+    grafts: bool = False
+    """Put lesions of other cases into some crops. The slices that CLIP sees do not show them."""
 
 
 STAGES = {
     "unet": Stage("no_semantic", TrainingPlan(lr=2e-3, warmup=0.05), (96, 128, 96)),
-    "whole": Stage(None, TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0), (128, 160, 128)),
+    "moved": Stage(
+        "no_semantic", TrainingPlan(lr=1e-3, warmup=0.05), (112, 128, 112), moved=True, grafts=True
+    ),
+    "whole": Stage(
+        None, TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0), (112, 128, 112), moved=True
+    ),
 }
 
 
 class OtherScanners:
-    """The usual augmentation, and then what else differs between scanners.
+    """The usual augmentation, and then what else differs between scanners, tumours and windows.
 
     Each sequence on its own is blurred along an axis, as thick slices are, and changes in contrast,
     brightness and noise. Background stays 0.
+
+    Args:
+        donors: real cases, whose lesions are put into a third of the crops of other real cases.
+        moved: move half of the crops by up to a third of their size, with background moving in:
+            the network normalises a crop by itself, and must not depend on how much background is
+            in it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, donors: BraTSDataset | None = None, *, moved: bool = False) -> None:
         self.usual = Augmentation()
+        self.donors = donors
+        self.moved = moved
 
     def __call__(self, sample: Sample) -> Sample:
         """Return a changed copy of one packed sample."""
+        if self.donors and _is_real(sample["case_id"]) and torch.rand(()) < 1 / 3:
+            sample = grafted(sample, self.donors, int(torch.randint(len(self.donors), ())))
         sample = self.usual(sample)
+        if self.moved and torch.rand(()) < 0.5:
+            sample = moved(sample)
         image = torch.stack([self._change(sequence) for sequence in sample["image"].float()])
         return {**sample, "image": image.masked_fill_(sample["image"] == 0, 0).half()}
 
@@ -91,6 +113,57 @@ class OtherScanners:
         return sequence
 
 
+def grafted(sample: Sample, donors: BraTSDataset, index: int) -> Sample:
+    """Return a packed sample with the lesions of another case in their place.
+
+    After CarveMix (Zhang et al., MICCAI 2021): what lies within 1 to 6 voxels of the other case's
+    lesions replaces the crop's voxels, masks included, but never background. Half of the time the
+    other case is mirrored left to right; edges are blended.
+
+    Args:
+        sample: crop of a case, not mirrored.
+        donors: packed whole cases.
+        index: which of them.
+    """
+    donor = donors[index]
+    image, label = donor["image"], donor["label"]
+    if torch.rand(()) < 0.5:
+        image, label = image.flip(1), label.flip(0)
+    crop = torch.tensor(sample["label"].shape)
+    start = (sample["window"][0] * torch.tensor(label.shape)).round().long()
+    after = start + crop - torch.tensor(label.shape)
+    padding = torch.stack([-start, after], dim=1).flip(0).flatten().tolist()
+    image = unpack_image(F.pad(image, padding), donor["statistics"])
+    label = F.pad(label, padding)
+    reach = 1 + int(torch.randint(6, ()))
+    near = (label > 0).float()[None, None]
+    for axis in range(3):  # a cube is the maximum along its axes
+        size = [2 * reach + 1 if axis == other else 1 for other in range(3)]
+        near = F.max_pool3d(near, size, stride=1, padding=[n // 2 for n in size])
+    share = F.avg_pool3d(near, 5, stride=1, padding=2, count_include_pad=False)[0]
+    own = unpack_image(sample["image"], sample["statistics"])
+    share = share * (own != 0) * (image != 0)
+    return {
+        **sample,
+        "image": torch.lerp(own, image, share).half(),
+        "label": torch.where(share.amin(dim=0) > 0.5, label, sample["label"]),
+    }
+
+
+def moved(sample: Sample) -> Sample:
+    """Return a sample whose content is moved, its window told so."""
+    size = torch.tensor(sample["label"].shape)
+    steps = ((torch.rand(3) * 2 - 1) * size / 3).round().long()
+    kept = [slice(max(step, 0), n + min(step, 0)) for step, n in zip(steps, size, strict=True)]
+    taken = [slice(max(-step, 0), n - max(step, 0)) for step, n in zip(steps, size, strict=True)]
+    image, label = torch.zeros_like(sample["image"]), torch.zeros_like(sample["label"])
+    image[:, kept[0], kept[1], kept[2]] = sample["image"][:, taken[0], taken[1], taken[2]]
+    label[kept[0], kept[1], kept[2]] = sample["label"][taken[0], taken[1], taken[2]]
+    window = sample["window"].clone()
+    window[0] -= steps / size * window[1]  # the size of a mirrored axis is negative
+    return {**sample, "image": image, "label": label, "window": window}
+
+
 class Mixture(BraTSDataModule):
     """Real cases that may shape weights, several times each, and simulated patients once each.
 
@@ -100,6 +173,8 @@ class Mixture(BraTSDataModule):
         num_phantoms: how many.
         repeats: crops of each real case in an epoch.
         left_out: names of real cases to leave out besides those of no TCGA collection.
+        moved: move crops; see OtherScanners.
+        grafts: put lesions of real cases into others; see OtherScanners.
         **options: as for BraTSDataModule.
     """
 
@@ -113,6 +188,8 @@ class Mixture(BraTSDataModule):
         num_phantoms: int,
         repeats: int,
         left_out: tuple[str, ...] = (),
+        moved: bool = False,
+        grafts: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(root, num_workers=0, **options)
@@ -125,6 +202,8 @@ class Mixture(BraTSDataModule):
         )
         self.repeats = repeats
         self.left_out = left_out
+        self.moved = moved
+        self.grafts = grafts
 
     def prepare_data(self) -> None:
         """Simulate patients and fill the cache."""
@@ -135,11 +214,12 @@ class Mixture(BraTSDataModule):
         """Mix the cases."""
         real = self._entries(self._cases())
         simulated = self.simulated
+        donors = BraTSDataset(real, BRATS_2018, packed=True) if self.grafts else None
         self.train_set = BraTSDataset(
             [*real * self.repeats, *simulated._entries(simulated._cases())],
             BRATS_2018,  # simulated patients have its labels
             crop=self.patch_size,
-            augment=OtherScanners(),
+            augment=OtherScanners(donors, moved=self.moved),
             packed=True,
         )
         self.val_set = self.test_set = BraTSDataset([], BRATS_2018)
@@ -151,7 +231,12 @@ class Mixture(BraTSDataModule):
 
 def may_shape_weights(case: Case, left_out: tuple[str, ...]) -> bool:
     """Say whether a case is from a collection that allows it, and is not left out."""
-    return case.case_id.startswith("Brats18_TCIA") and case.case_id not in left_out
+    return _is_real(case.case_id) and case.case_id not in left_out
+
+
+def _is_real(case_id: str) -> bool:
+    """Tell a case of the collections that may be trained on from a simulated one."""
+    return case_id.startswith("Brats18_TCIA")
 
 
 def held_out(root: str, fold: int | None, num_folds: int) -> tuple[str, ...]:
@@ -175,7 +260,7 @@ def fit(stage: str, data: Mixture, epochs: int, output: Path, start: CLIPSeg3D |
     Returns:
         The network with averaged weights.
     """
-    ablation, plan, patch = STAGES[stage]
+    ablation, plan, patch = STAGES[stage][:3]
     seed_everything(0)
     module = CLIPSeg3DModule(
         NETWORK,
@@ -241,7 +326,7 @@ def of_fit(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Simulate, fit twice and save."""
+    """Simulate, fit three times and save."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, help="folder of BraTS 2018; read only")
     parser.add_argument("--reports", required=True, help="JSON of reports by case")
@@ -250,7 +335,7 @@ def main() -> None:
     parser.add_argument("--phantom-folder", type=Path, help="None: in --output")
     parser.add_argument("--cache", help="folder of preprocessed cases; None: in --output")
     parser.add_argument("--repeats", type=int, default=20, help="crops of a real case an epoch")
-    parser.add_argument("--epochs", type=int, nargs=2, default=(9, 1), help="of either fit")
+    parser.add_argument("--epochs", type=int, nargs=3, default=(9, 5, 2), help="of each fit")
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -266,6 +351,8 @@ def main() -> None:
             repeats=arguments.repeats,
             left_out=held_out(arguments.data, arguments.fold, arguments.num_folds),
             patch_size=STAGES[stage].patch,
+            moved=STAGES[stage].moved,
+            grafts=STAGES[stage].grafts,
             reports=arguments.reports,
             view_selection=NETWORK.view_selection,
             cache_dir=arguments.cache or str(arguments.output / "cache"),

@@ -1,5 +1,6 @@
 """An average of the weights, instead of the last ones."""
 
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
 
@@ -21,3 +22,7 @@ class AveragedWeights(EMAWeightAveraging):
             raise ValueError(f"decay={decay} is not in [0, 1); 0.999 is usual")
         super().__init__(use_buffers=False, decay=decay)
         self.decay = decay
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the module, also where a finished fit had no step to go on with."""
+        self.on_train_end(trainer, pl_module)

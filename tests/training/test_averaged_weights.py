@@ -73,6 +73,17 @@ def test_it_goes_on_bit_for_bit(small, tmp_path):
         assert all(torch.equal(weight, found[name]) for name, weight in due.items())
 
 
+def test_a_finished_fit_given_again_has_the_average(small, tmp_path):
+    def fit(checkpoint=None):
+        last = LastCheckpoints(1, dirpath=str(tmp_path))
+        callbacks = [AveragedWeights(DECAY), last]
+        return small(tmp_path, checkpoint=checkpoint, max_epochs=1, callbacks=callbacks)[0]
+
+    due = fit().state_dict()
+    again = fit(tmp_path / "last-0000004.ckpt").state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in due.items())
+
+
 def test_early_stopping(small, tmp_path):
     stop = EarlyStopping("val/dice_mean", mode="max", min_delta=2.0, patience=1)
     _, trainer = small(tmp_path, max_epochs=5, callbacks=[stop])
