@@ -6,9 +6,10 @@ Of the cases below ``--data`` only those named ``Brats18_TCIA*`` are trained on:
 TCGA-GBM and TCGA-LGG, whose licence (CC BY 3.0) lets weights be passed on. Simulated patients are
 made first. Three fits follow: the U-Net alone, again with lesions of one case put into another and
 with crops that hold more background, then the whole network from its weights, since new semantics
-change nothing at first. All train on crops of 1 mm with reports and sequences withheld at times,
-and keep an average of the weights. Then ``--output``/weights holds what
-``CLIPSeg3D.from_pretrained`` reads.
+change nothing at first. For the last one the statistics by which layers normalise are fixed, so
+that a prediction does not depend on the window. All train on crops of 1 mm with reports and
+sequences withheld at times, and keep an average of the weights. Then ``--output``/weights holds
+what ``CLIPSeg3D.from_pretrained`` reads.
 
 Given again, the command goes on where it was interrupted. ``--fold`` leaves a part of the real
 cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
@@ -17,6 +18,8 @@ cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
 import argparse
 import json
 import warnings
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +29,13 @@ from pytorch_lightning import Trainer, seed_everything
 from torch import Tensor
 
 from clipseg3d import BraTSDataModule, CLIPSeg3D, CLIPSeg3DModule, PhantomDataModule
-from clipseg3d.batch import Sample, unpack_image
+from clipseg3d.batch import Sample, unpack, unpack_image
 from clipseg3d.data.cases import Case
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import BRATS_2018
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.networks.config import network_config
+from clipseg3d.networks.fixed_statistics import fix_statistics
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.checkpoint_files import CheckpointFiles, find_last
 from clipseg3d.training.last_checkpoints import LastCheckpoints
@@ -49,12 +53,14 @@ class Stage(NamedTuple):
     """Parts that are left out."""
     plan: TrainingPlan
     patch: tuple[int, int, int]
-    """Crops, and windows of prediction. The network normalises each by itself, so that windows
-    larger or smaller than those it was trained with are another world to it."""
+    """Crops, and windows of prediction."""
     moved: bool = False
     """Move crops at times; see OtherScanners."""
     grafts: bool = False
     """Put lesions of other cases into some crops. The slices that CLIP sees do not show them."""
+    fixed: bool = False
+    """Fix statistics; before, the network normalises each crop by itself, so that windows of
+    another size, or with more background, are another world to it."""
 
 
 STAGES = {
@@ -63,9 +69,15 @@ STAGES = {
         "no_semantic", TrainingPlan(lr=1e-3, warmup=0.05), (112, 128, 112), moved=True, grafts=True
     ),
     "whole": Stage(
-        None, TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0), (112, 128, 112), moved=True
+        None,
+        TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0),
+        (112, 128, 112),
+        moved=True,
+        fixed=True,
     ),
 }
+NUM_CROPS = 40
+"""Crops whose statistics are kept."""
 
 
 class OtherScanners:
@@ -261,9 +273,10 @@ def fit(stage: str, data: Mixture, epochs: int, output: Path, start: CLIPSeg3D |
         The network with averaged weights.
     """
     ablation, plan, patch = STAGES[stage][:3]
+    fixed = STAGES[stage].fixed
     seed_everything(0)
     module = CLIPSeg3DModule(
-        NETWORK,
+        replace(NETWORK, fixed_statistics=fixed),
         ablation=ablation,
         release="brats2020",
         plan=plan,
@@ -272,7 +285,12 @@ def fit(stage: str, data: Mixture, epochs: int, output: Path, start: CLIPSeg3D |
         window=patch,
     )
     if start is not None:
-        lacking, unknown = module.network.load_state_dict(start.state_dict(), strict=False)
+        weights = start.state_dict()
+        if fixed:
+            data.prepare_data()
+            data.setup("fit")
+            weights = fix_statistics(start, map(unpack, islice(data.train_dataloader(), NUM_CROPS)))
+        lacking, unknown = module.network.load_state_dict(weights, strict=False)
         if unknown or any(not name.startswith("semantic_fusion.") for name in lacking):
             raise ValueError(f"the first fit lacks {lacking} and has {unknown}; delete {output}")
     folder = output / stage

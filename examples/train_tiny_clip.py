@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -72,6 +73,9 @@ these real cases, with their reports from TextBraTS:
 Those named `Brats18_TCIA*` derive from the public TCGA-GBM and TCGA-LGG collections, BraTS-TCGA
 release (Bakas et al. 2017), CC BY 3.0. Of other TextBraTS reports the tokenizer alone has seen the
 words.
+
+{steps} steps of {batch_size} cases, rate {lr}, seed 0, by torch {torch} and transformers
+{transformers}.
 
 ## Measured
 
@@ -715,16 +719,19 @@ def write_clip(clip: HuggingFaceCLIP, folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_card(folder: Path, phantoms: int, spacing_mm: float, cases: Sequence[str]) -> None:
+def write_card(folder: Path, arguments: argparse.Namespace, cases: Sequence[str]) -> None:
     """Write what the weights were made from, and what they are not for."""
-    (folder / "README.md").write_text(
-        CARD.format(
-            phantoms=phantoms,
-            spacing=f"{spacing_mm:g}",
-            cases="\n".join(f"- `{case}`" for case in cases) or "- none",
-        ),
-        encoding="utf-8",
+    card = CARD.format(
+        phantoms=arguments.phantoms,
+        spacing=f"{arguments.spacing:g}",
+        cases="\n".join(f"- `{case}`" for case in cases) or "- none",
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        lr=arguments.lr,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
     )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def main() -> None:
@@ -772,7 +779,7 @@ def main() -> None:
         save_every=arguments.save_every,
     )
     write_clip(clip, output / "clip")
-    write_card(output / "clip", arguments.phantoms, arguments.spacing, list(cases))
+    write_card(output / "clip", arguments, list(cases))
     size = sum(path.stat().st_size for path in (output / "clip").iterdir())
     print(f"{output / 'clip'}: {size / 1e6:.2f} MB")
 
