@@ -1,0 +1,84 @@
+"""What examples/train_tiny.py does to crops."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+SIZE = (12, 15, 9)
+
+
+@pytest.fixture(scope="module")
+def example():
+    return runpy.run_path(str(Path(__file__).parents[1] / "examples" / "train_tiny.py"))
+
+
+def places(window, size):
+    """Return the place (3, x, y, z) of every voxel of a crop, as a share of the brain box."""
+    axes = [(torch.arange(n) + 0.5) / n for n in size]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    return window[0][:, None, None, None] + window[1][:, None, None, None] * grid
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_moved_knows_where_it_is(example, seed):
+    torch.manual_seed(seed)
+    window = torch.tensor([[0.2, 0.9, 0.1], [0.5, -0.6, 0.4]])  # y is mirrored
+    image = torch.cat([torch.rand(1, *SIZE) + 1, places(window, SIZE)])
+    label = (image[0] * 100).byte()
+    moved = example["moved"]({"image": image, "label": label, "window": window})
+    inside = moved["image"][0] != 0
+    assert inside.float().mean() > 0.25
+    assert not moved["label"][~inside].any()
+    assert torch.equal(moved["label"][inside], (moved["image"][0] * 100).byte()[inside])
+    found = places(moved["window"], SIZE)
+    torch.testing.assert_close(found[:, inside], moved["image"][1:, inside], rtol=0, atol=1e-5)
+
+
+def packed(size, *, value, lesion):
+    """A whole packed case of one intensity but in a lesion of 255, with a window over its box."""
+    image = torch.full((1, *size), value, dtype=torch.uint8)
+    label = torch.zeros(size, dtype=torch.uint8)
+    label[lesion] = 7
+    image[0][lesion] = 255
+    return {
+        "image": image,
+        "label": label,
+        "window": torch.tensor([[0.0] * 3, [1.0] * 3]),
+        "statistics": torch.tensor([[1.0, 255.0, 100.0, 10.0]]),  # codes are intensities
+        "case_id": "case",
+    }
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_grafted_lesion_lies_where_it_lay(example, seed):
+    torch.manual_seed(seed)
+    middle = slice(18, 22)  # along x the lesion is its own mirror image
+    donor = packed((40, 36, 30), value=50, lesion=(middle, slice(20, 24), slice(10, 14)))
+    crop = packed((24, 20, 20), value=100, lesion=(slice(0, 1),) * 3)
+    crop["image"][..., 17:] = 0
+    crop["window"] = torch.tensor([[0.25, 0.5, 0.2], [0.6, 0.6, 0.8]])  # from voxel 10, 18, 6
+    before = {name: value.clone() for name, value in crop.items() if torch.is_tensor(value)}
+    grafted = example["grafted"](crop, [donor], 0)
+    lesion = (slice(8, 12), slice(2, 6), slice(4, 8))
+    assert (grafted["label"][lesion] == 7).all()
+    assert (grafted["image"][0][lesion] > 175).all()  # edges are blended
+    assert (grafted["label"] == 7).sum() == 4**3 + 1  # and its own, far away, stays
+    background = crop["image"] == 0
+    assert not grafted["image"][background].any()
+    assert (grafted["image"][0, -1] == 100).all() or not grafted["image"][0, -1, :, 17:].any()
+    assert grafted["image"][0, -1, -1, 0] == 100
+    assert all(torch.equal(crop[name], value) for name, value in before.items())
+    ring = grafted["image"][0, 7, 3, 5]
+    assert 50 <= ring < 100  # what was around the lesion comes with it, blended at its edge
+
+
+def test_what_replaces_a_lesion_replaces_its_label(example):
+    torch.manual_seed(0)
+    donor = packed((24, 24, 24), value=50, lesion=(slice(10, 14),) * 3)
+    crop = packed((24, 24, 24), value=100, lesion=(slice(9, 15),) * 3)
+    grafted = example["grafted"](crop, [donor], 0)
+    labelled = grafted["label"] == 7
+    assert labelled[10:14, 10:14, 10:14].all()
+    assert labelled.sum() < 6**3
