@@ -5,7 +5,8 @@
 Each row of the paper's tables, and ours, is a small network that is pre-trained on simulated
 patients and then trained on real cases at 2 mm, once per seed and fold; the cases of the fold are
 scored by the rules of BraTS 2020. Reports of other cases stand in for those of a case in the rows
-``shuffled_text``, in training and scoring alike. Pre-training is that of the row and seed.
+``shuffled_text``, in training and scoring alike. Pre-training is that of the row and seed; what it
+came to is scored on simulated patients that it has not seen.
 
 Finished fits are kept in ``--output`` and skipped when the command is given again. Several
 commands with one ``--output`` share the work. Scores of all cases and a figure are written at the
@@ -39,10 +40,12 @@ from clipseg3d import (
 )
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
+from clipseg3d.data.phantom_datamodule import write_phantoms
 from clipseg3d.data.releases import BRATS_2018, REGIONS
 from clipseg3d.metrics.case_scores import CaseScores
 from clipseg3d.metrics.comparison import paired_difference
 from clipseg3d.metrics.score_table import ScoreTable, join_tables
+from clipseg3d.networks.clipseg3d import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.plan import TrainingPlan
@@ -59,6 +62,10 @@ FAST = replace(NETWORK, channels=(9, 18, 36, 72), fold=2)
 """To it what the preset ``fast`` is to ``recommended``: three quarters of the channels, at half
 resolution."""
 PLAN = TrainingPlan(lr=2e-3, semantic_lr=2.0)
+FIRST_UNSEEN = 1_000_000
+"""Seed of the first simulated patient to score; training takes those from 0 on."""
+SIMULATED = "simulated"
+"""What stands in the names of files in place of a fold."""
 FINE_LR = 1e-3
 """Of the fit on real cases."""
 PAPER = {
@@ -180,19 +187,35 @@ def fit(
     return module.network.eval()
 
 
-def score(network: CLIPSeg3D, data: BraTSDataModule) -> ScoreTable:
-    """Score the cases of the fold; each is read the report that the data module gives it."""
-    held_out = {case.case_id for case in data.val_set.cases}
+def score(network: CLIPSeg3D, cases: Sequence[Case]) -> ScoreTable:
+    """Score cases that have masks; each is read the report that it comes with."""
     predictor = Predictor(network, release=BRATS_2018, spacing_mm=SPACING_MM, window=WINDOW)
     metric = CaseScores(REGIONS, protocol="brats2020", release="brats2018")
-    for case in data._cases():
-        if case.case_id in held_out and case.label is not None:
+    for case in cases:
+        if case.label is not None:
             masks = [
                 torch.from_numpy(BRATS_2018.to_regions(values.astype(np.uint8)))[None]
                 for values in (predictor(case).label, read_voxels(case.label))
             ]
             metric.update(*masks, [case.case_id], spacing_mm=[SPACING_MM] * 3)
     return metric.compute()
+
+
+def held_out_cases(data: BraTSDataModule) -> list[Case]:
+    """Return the cases of the fold, with the reports that the data module gives them."""
+    names = {case.case_id for case in data.val_set.cases}
+    return [case for case in data._cases() if case.case_id in names]
+
+
+def simulated_cases(arguments: argparse.Namespace, config: NetworkConfig) -> list[Case]:
+    """Return simulated patients that no training sees."""
+    folder = arguments.output / "unseen phantoms"
+    with FileLock(arguments.output / "phantoms.lock"):
+        write_phantoms(folder, arguments.unseen, spacing_mm=SPACING_MM, seed=FIRST_UNSEEN)
+    cases = find_cases(folder, BRATS_2018, spacing_mm=SPACING_MM)
+    if config.text != "shuffled":
+        return cases
+    return [replace(case, report=cases[i - 1].report) for i, case in enumerate(cases)]
 
 
 def row_config(row: str, text_encoder: str | None) -> NetworkConfig:
@@ -205,41 +228,51 @@ def row_config(row: str, text_encoder: str | None) -> NetworkConfig:
     return network_config(NETWORK, ablation=None if row == "recommended" else row)
 
 
-def run(arguments: argparse.Namespace, row: str, seed: int, fold: int, place: Path) -> None:
-    """Train and score one row with one seed on one fold, pre-trained if it is not yet."""
+def run(arguments: argparse.Namespace, row: str, seed: int, part: str, place: Path) -> None:
+    """Score one row with one seed on one part: a fold, trained before, or simulated patients."""
     config = row_config(row, arguments.text_encoder)
-    before = arguments.output / "pretrained" / f"{row} seed {seed}.pt"
-    with FileLock(before.with_suffix(".lock")):
-        if not before.is_file():
+    weights = pretrained(arguments, config, row, seed)
+    if part == SIMULATED:
+        network = build_clipseg3d(config).eval()
+        network.load_state_dict(weights)
+        cases = simulated_cases(arguments, config)
+    else:
+        data = real_cases(arguments, config, int(part.split()[1]))
+        plan = replace(PLAN, lr=FINE_LR)
+        network = fit(config, data, steps=arguments.steps, plan=plan, seed=seed, start=weights)
+        cases = held_out_cases(data)
+    with whole_file(place) as aside:
+        aside.write_text(score(network, cases).csv(), encoding="utf-8")
+
+
+def pretrained(
+    arguments: argparse.Namespace, config: NetworkConfig, row: str, seed: int
+) -> dict[str, torch.Tensor]:
+    """Return the weights of a row and seed after training on simulated patients."""
+    path = arguments.output / "pretrained" / f"{row} seed {seed}.pt"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            crops = -(-arguments.pretraining // arguments.phantoms) + 1
             patients = PhantomDataModule(
                 str(arguments.output / "phantoms"),
                 num_cases=arguments.phantoms,
                 spacing_mm=SPACING_MM,
-                **options(arguments, config, -(-arguments.pretraining // arguments.phantoms) + 1),
+                **options(arguments, config, crops),
             )
             network = fit(
                 config, patients, steps=arguments.pretraining, plan=PLAN, seed=seed, start=None
             )
-            with whole_file(before) as aside:
+            with whole_file(path) as aside:
                 torch.save(network.state_dict(), aside)
-    data = real_cases(arguments, config, fold)
-    network = fit(
-        config,
-        data,
-        steps=arguments.steps,
-        plan=replace(PLAN, lr=FINE_LR),
-        seed=seed,
-        start=torch.load(before, weights_only=True),
-    )
-    with whole_file(place) as aside:
-        aside.write_text(score(network, data).csv(), encoding="utf-8")
+    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+    return weights
 
 
-def collect(output: Path, row: str, seeds: int, folds: int) -> list[ScoreTable]:
+def collect(output: Path, row: str, seeds: int, parts: Sequence[str]) -> list[ScoreTable]:
     """Return the scores of all cases of a row, one table per seed that is finished."""
     tables = []
     for seed in range(seeds):
-        paths = [output / "runs" / f"{row} seed {seed} fold {fold}.csv" for fold in range(folds)]
+        paths = [output / "runs" / f"{row} seed {seed} {part}.csv" for part in parts]
         if all(path.is_file() for path in paths):
             tables.append(join_tables([ScoreTable.read(path) for path in paths]))
     return tables
@@ -250,10 +283,10 @@ def average(tables: Sequence[ScoreTable]) -> ScoreTable:
     return tables[0]._replace(values=np.mean([table.values for table in tables], axis=0))
 
 
-def report(found: dict[str, list[ScoreTable]], output: Path) -> None:
-    """Print the table, and write scores and a figure."""
+def write(found: dict[str, list[ScoreTable]], path: Path) -> None:
+    """Write Dice and HD95 of every row, seed, case and region."""
     with (
-        whole_file(output / "ablation.csv") as aside,
+        whole_file(path) as aside,
         aside.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
@@ -264,6 +297,10 @@ def report(found: dict[str, list[ScoreTable]], output: Path) -> None:
                     for region, values in zip(table.regions, regions, strict=True):
                         dice, hd95 = (values[table.scores.index(s)] for s in ("dice", "hd95_mm"))
                         writer.writerow([row, seed, case, region, f"{dice:.4f}", f"{hd95:.2f}"])
+
+
+def report(found: dict[str, list[ScoreTable]]) -> None:
+    """Print a table."""
     print(
         "Mean ± SD over the means of seeds; gain of 'recommended' over the row in points of mean "
         "Dice, with 95 % bootstrap interval and Wilcoxon's p over cases (seeds averaged); the "
@@ -277,9 +314,10 @@ def report(found: dict[str, list[ScoreTable]], output: Path) -> None:
             text.append(f"{region} {_spread(dice[:, r])} (HD95 {hd95[:, r].mean():.1f})")
         text.append(f"mean {_spread(dice.mean(axis=1))}")
         if row != "recommended" and "recommended" in found:
+            common = min(len(found["recommended"]), len(tables))
             test = paired_difference(
                 *(
-                    average(each).values[:, :, tables[0].scores.index("dice")].mean(axis=1)
+                    average(each[:common]).values[:, :, tables[0].scores.index("dice")].mean(axis=1)
                     for each in (found["recommended"], tables)
                 )
             )
@@ -290,7 +328,6 @@ def report(found: dict[str, list[ScoreTable]], output: Path) -> None:
         paper = PAPER.get(row)
         text.append(f"paper {np.mean(paper):.4f}" if paper else "paper -")
         print("  ".join(text))
-    draw(found, output / "ablation.png")
 
 
 def _spread(values: np.ndarray) -> str:
@@ -329,6 +366,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--phantoms", type=int, default=100)
+    parser.add_argument("--unseen", type=int, default=20, help="simulated patients to score")
     parser.add_argument("--pretraining", type=int, default=500, help="steps on simulated patients")
     parser.add_argument("--steps", type=int, default=240, help="steps on real cases")
     parser.add_argument("--threads", type=int, default=1)
@@ -338,19 +376,26 @@ def main() -> None:
     rows = [*arguments.rows, *(OTHER_TEXT if arguments.text_encoder else ())]
     for name in ("runs", "pretrained"):
         (arguments.output / name).mkdir(parents=True, exist_ok=True)
+    folds = [f"fold {fold}" for fold in range(arguments.folds)]
     for seed in range(arguments.seeds):
         for row in rows:
-            for fold in range(arguments.folds):
-                place = arguments.output / "runs" / f"{row} seed {seed} fold {fold}.csv"
+            for part in (*folds, SIMULATED):
+                place = arguments.output / "runs" / f"{row} seed {seed} {part}.csv"
                 try:
                     with FileLock(place.with_suffix(".lock"), blocking=False):
                         if not place.is_file():
-                            run(arguments, row, seed, fold, place)
+                            run(arguments, row, seed, part, place)
                             print(place.stem, flush=True)
                 except Timeout:  # another command is at it
                     continue
-    found = {row: collect(arguments.output, row, arguments.seeds, arguments.folds) for row in rows}
-    report({row: tables for row, tables in found.items() if tables}, arguments.output)
+    for name, parts in (("ablation", folds), ("ablation_simulated", [SIMULATED])):
+        found = {row: collect(arguments.output, row, arguments.seeds, parts) for row in rows}
+        found = {row: tables for row, tables in found.items() if tables}
+        print(name)
+        report(found)
+        write(found, arguments.output / f"{name}.csv")
+        if found:
+            draw(found, arguments.output / f"{name}.png")
 
 
 if __name__ == "__main__":
