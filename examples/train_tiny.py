@@ -6,10 +6,9 @@ Of the cases below ``--data`` only those named ``Brats18_TCIA*`` are trained on:
 TCGA-GBM and TCGA-LGG, whose licence (CC BY 3.0) lets weights be passed on. Simulated patients are
 made first. Three fits follow: the U-Net alone, again with lesions of one case put into another and
 with crops that hold more background, then the whole network from its weights, since new semantics
-change nothing at first. For the last one the statistics by which layers normalise are fixed, so
-that a prediction does not depend on the window. All train on crops of 1 mm with reports and
-sequences withheld at times, and keep an average of the weights. Then ``--output``/weights holds
-what ``CLIPSeg3D.from_pretrained`` reads.
+change nothing at first. The first two train on crops, the last one on whole brains, all at 1 mm,
+with reports and sequences withheld at times, and keep an average of the weights. Then
+``--output``/weights holds what ``CLIPSeg3D.from_pretrained`` reads.
 
 Given again, the command goes on where it was interrupted. ``--fold`` leaves a part of the real
 cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
@@ -18,8 +17,6 @@ cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
 import argparse
 import json
 import warnings
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +26,12 @@ from pytorch_lightning import Trainer, seed_everything
 from torch import Tensor
 
 from clipseg3d import BraTSDataModule, CLIPSeg3D, CLIPSeg3DModule, PhantomDataModule
-from clipseg3d.batch import Sample, unpack, unpack_image
+from clipseg3d.batch import Sample, unpack_image
 from clipseg3d.data.cases import Case
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import BRATS_2018
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.networks.config import network_config
-from clipseg3d.networks.fixed_statistics import fix_statistics
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.checkpoint_files import CheckpointFiles, find_last
 from clipseg3d.training.last_checkpoints import LastCheckpoints
@@ -53,14 +49,13 @@ class Stage(NamedTuple):
     """Parts that are left out."""
     plan: TrainingPlan
     patch: tuple[int, int, int]
-    """Crops, and windows of prediction."""
+    """Crops, and windows of prediction. The network normalises each by itself, so that windows
+    that hold more background or no tumour are another world to it: the last fit has windows that
+    hold the whole brain."""
     moved: bool = False
     """Move crops at times; see OtherScanners."""
     grafts: bool = False
     """Put lesions of other cases into some crops. The slices that CLIP sees do not show them."""
-    fixed: bool = False
-    """Fix statistics; before, the network normalises each crop by itself, so that windows of
-    another size, or with more background, are another world to it."""
 
 
 STAGES = {
@@ -68,16 +63,8 @@ STAGES = {
     "moved": Stage(
         "no_semantic", TrainingPlan(lr=1e-3, warmup=0.05), (112, 128, 112), moved=True, grafts=True
     ),
-    "whole": Stage(
-        None,
-        TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0),
-        (112, 128, 112),
-        moved=True,
-        fixed=True,
-    ),
+    "whole": Stage(None, TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0), (160, 192, 160)),
 }
-NUM_CROPS = 40
-"""Crops whose statistics are kept."""
 
 
 class OtherScanners:
@@ -273,10 +260,9 @@ def fit(stage: str, data: Mixture, epochs: int, output: Path, start: CLIPSeg3D |
         The network with averaged weights.
     """
     ablation, plan, patch = STAGES[stage][:3]
-    fixed = STAGES[stage].fixed
     seed_everything(0)
     module = CLIPSeg3DModule(
-        replace(NETWORK, fixed_statistics=fixed),
+        NETWORK,
         ablation=ablation,
         release="brats2020",
         plan=plan,
@@ -285,12 +271,7 @@ def fit(stage: str, data: Mixture, epochs: int, output: Path, start: CLIPSeg3D |
         window=patch,
     )
     if start is not None:
-        weights = start.state_dict()
-        if fixed:
-            data.prepare_data()
-            data.setup("fit")
-            weights = fix_statistics(start, map(unpack, islice(data.train_dataloader(), NUM_CROPS)))
-        lacking, unknown = module.network.load_state_dict(weights, strict=False)
+        lacking, unknown = module.network.load_state_dict(start.state_dict(), strict=False)
         if unknown or any(not name.startswith("semantic_fusion.") for name in lacking):
             raise ValueError(f"the first fit lacks {lacking} and has {unknown}; delete {output}")
     folder = output / stage
@@ -353,7 +334,7 @@ def main() -> None:
     parser.add_argument("--phantom-folder", type=Path, help="None: in --output")
     parser.add_argument("--cache", help="folder of preprocessed cases; None: in --output")
     parser.add_argument("--repeats", type=int, default=20, help="crops of a real case an epoch")
-    parser.add_argument("--epochs", type=int, nargs=3, default=(9, 5, 2), help="of each fit")
+    parser.add_argument("--epochs", type=int, nargs=3, default=(9, 5, 1), help="of each fit")
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
