@@ -5,33 +5,9 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from clipseg3d.blocks.fixed_norm import FixedNorm
 from clipseg3d.blocks.pointwise import PointwiseConv3d
 from clipseg3d.blocks.slabs import SlabbedAttention
 from clipseg3d.blocks.zero_init import zero_init
-
-
-class SpatialAttention(nn.Module):
-    """The second half of CBAM in 3D: weigh voxels; the gate is ``2 sigmoid(.)`` and starts at 1.
-
-    What a voxel becomes depends on its neighbours alone.
-
-    Source: Woo et al., CBAM, ECCV 2018, equation 3, https://arxiv.org/abs/1807.06521. Differs:
-    identity at initialisation; the kernel is 3, since 7 costs 343 taps in 3D.
-
-    Example:
-        >>> features = torch.rand(1, 16, 8, 8, 8)
-        >>> torch.equal(SpatialAttention()(features), features)  # until it is trained
-        True
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.spatial = _voxel_filter()
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return weighed features, (b, c, x, y, z) as given."""
-        return _weigh_voxels(features, self.spatial)
 
 
 class ChannelSpatialAttention(nn.Module):
@@ -56,8 +32,10 @@ class ChannelSpatialAttention(nn.Module):
         self.channel = nn.Sequential(
             nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels)
         )
-        zero_init(self.channel[-1])
-        self.spatial = _voxel_filter()
+        # One filter per map, then their sum: the same function as a convolution from 2 maps to 1,
+        # which PyTorch's CPU kernels run three times slower.
+        self.spatial = nn.Conv3d(2, 2, 3, padding=1, groups=2)
+        zero_init(self.channel[-1], self.spatial)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return weighed features, (b, c, x, y, z) as given."""
@@ -65,34 +43,16 @@ class ChannelSpatialAttention(nn.Module):
             weights = (*self.channel.parameters(), *self.spatial.parameters())
             slabbed: Tensor = SlabbedAttention.apply(features, *weights)  # type: ignore[no-untyped-call]
             return slabbed
-        weight = rearrange(self.weigh_channels(features), "b c -> b c 1 1 1")
-        return _weigh_voxels(features * weight, self.spatial)
-
-    def weigh_channels(self, features: Tensor) -> Tensor:
-        """Return the weight (b, c) of every channel of features (b, c, x, y, z)."""
         average = reduce(features, "b c x y z -> b c", "mean")
         # The gradient of max goes to one place and costs a third of that of amax, which is split
         # between equals.
         peak = features.flatten(2).max(dim=2).values
-        weight: Tensor = 2 * torch.sigmoid(self.channel(average) + self.channel(peak))
-        return weight
-
-
-def _voxel_filter() -> nn.Conv3d:
-    """Return the filter that scores voxels by mean and maximum over their channels."""
-    # One filter per map, then their sum: the same function as a convolution from 2 maps to 1,
-    # which PyTorch's CPU kernels run three times slower.
-    voxel_filter = nn.Conv3d(2, 2, 3, padding=1, groups=2)
-    zero_init(voxel_filter)
-    return voxel_filter
-
-
-def _weigh_voxels(features: Tensor, voxel_filter: nn.Conv3d) -> Tensor:
-    """Return features (b, c, x, y, z) times the weights of their voxels."""
-    pooled = torch.cat(
-        [features.mean(dim=1, keepdim=True), features.max(dim=1, keepdim=True).values], dim=1
-    )
-    return features * (2 * torch.sigmoid(voxel_filter(pooled).sum(dim=1, keepdim=True)))
+        weight = 2 * torch.sigmoid(self.channel(average) + self.channel(peak))
+        features = features * rearrange(weight, "b c -> b c 1 1 1")
+        pooled = torch.cat(
+            [features.mean(dim=1, keepdim=True), features.max(dim=1, keepdim=True).values], dim=1
+        )
+        return features * (2 * torch.sigmoid(self.spatial(pooled).sum(dim=1, keepdim=True)))
 
 
 class ActivatedNorm(nn.InstanceNorm3d):
@@ -135,8 +95,6 @@ class ResidualBlock(nn.Module):
         stride: 2 halves the grid in the first convolution.
         cbam: whether channel and spatial attention weigh the residual.
         dropout: share of channels dropped between the convolutions, in training only.
-        fixed_statistics: normalise by kept statistics, and leave out channel attention, which
-            reads all voxels.
 
     Source: arXiv 2507.09966, feature-level fusion (Conv3d, InstanceNorm, LeakyReLU, CBAM).
 
@@ -153,26 +111,16 @@ class ResidualBlock(nn.Module):
         stride: int = 1,
         cbam: bool = True,
         dropout: float = 0.0,
-        fixed_statistics: bool = False,
     ) -> None:
         super().__init__()
-        norms = (
-            (FixedNorm(out_channels, slope=0.01), FixedNorm(out_channels))
-            if fixed_statistics
-            else (ActivatedNorm(out_channels), nn.InstanceNorm3d(out_channels, affine=True))
-        )
         self.residual = nn.Sequential(
             nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-            norms[0],
+            ActivatedNorm(out_channels),
             nn.Dropout3d(dropout),
             nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
-            norms[1],
+            nn.InstanceNorm3d(out_channels, affine=True),
         )
-        self.attention: nn.Module = nn.Identity()
-        if cbam and fixed_statistics:
-            self.attention = SpatialAttention()
-        elif cbam:
-            self.attention = ChannelSpatialAttention(out_channels)
+        self.attention = ChannelSpatialAttention(out_channels) if cbam else nn.Identity()
         self.shortcut = (
             nn.Identity()
             if stride == 1 and in_channels == out_channels

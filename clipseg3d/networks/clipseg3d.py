@@ -462,7 +462,6 @@ def build_clipseg3d(
         extra_channels=in_channels - len(config.sequences),
         head=config.head,
         head_norm=config.conditional_norm,
-        fixed_statistics=config.fixed_statistics,
         checkpointing=config.checkpointing,
     )
     grade_classifier = GradeClassifier(unet.channels[-1]) if config.grade_classifier else None

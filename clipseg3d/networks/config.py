@@ -28,9 +28,6 @@ class NetworkConfig:
         dropout: share of channels dropped in every block, in training only.
         head: ``sigmoid``, or ``nested`` for ET within TC within WT by construction.
         conditional_norm: normalise the features before the head, scaled and shifted by semantics.
-        fixed_statistics: normalise by kept statistics, in CBAM weigh voxels alone, so that nothing
-            depends on the window; for weights that
-            :func:`clipseg3d.networks.fixed_statistics.fix_statistics` made, and to train them on.
         grade_classifier: also tell high-grade from low-grade glioma.
         checkpointing: recompute blocks in the backward pass: less memory, more time.
         semantics: whether the semantic path is built.
@@ -65,7 +62,6 @@ class NetworkConfig:
     dropout: float = 0.0
     head: Literal["sigmoid", "nested"] = "sigmoid"
     conditional_norm: bool = False
-    fixed_statistics: bool = False
     grade_classifier: bool = False
     checkpointing: bool = False
     semantics: bool = True

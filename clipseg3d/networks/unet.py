@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clipseg3d.blocks.feature_fusion import AttentionGate, ResidualBlock
-from clipseg3d.blocks.fixed_norm import FixedNorm
 from clipseg3d.blocks.nested_regions import NestedRegions
 from clipseg3d.blocks.pointwise import PointwiseConv3d
 
@@ -38,10 +37,7 @@ class UNet3D(nn.Module):
             new network computes what it would without them.
         head: ``"sigmoid"`` for independent regions, ``"nested"`` for
             :class:`~clipseg3d.blocks.nested_regions.NestedRegions`, at every level.
-        fixed_statistics: normalise by kept statistics, and weigh voxels but no channels: a voxel's
-            prediction does not depend on what else is in the window; see
-            :func:`clipseg3d.networks.fixed_statistics.fix_statistics`.
-        head_norm: normalisation of the top decoder features, before the head.
+        head_norm: instance normalisation of the top decoder features, before the head.
         checkpointing: recompute every block in the backward pass instead of keeping what it
             computed: the same training in less memory and more time.
 
@@ -79,7 +75,6 @@ class UNet3D(nn.Module):
         extra_channels: int = 0,
         head: Literal["sigmoid", "nested"] = "sigmoid",
         head_norm: bool = False,
-        fixed_statistics: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -104,13 +99,10 @@ class UNet3D(nn.Module):
         self.checkpointing = checkpointing
         self.multiple = fold * 2 ** (len(channels) - 1)
         widths = [in_channels * fold**3, *channels]
-        options: dict[str, Any] = {
-            "cbam": cbam,
-            "dropout": dropout,
-            "fixed_statistics": fixed_statistics,
-        }
         self.encoder = nn.ModuleList(
-            ResidualBlock(widths[level], width, stride=1 if level == 0 else 2, **options)
+            ResidualBlock(
+                widths[level], width, stride=1 if level == 0 else 2, cbam=cbam, dropout=dropout
+            )
             for level, width in enumerate(channels)
         )
         # From here on, index 0 is the top decoder level.
@@ -122,19 +114,14 @@ class UNet3D(nn.Module):
             for width in channels[:-1]
         )
         self.decoder = nn.ModuleList(
-            ResidualBlock(2 * width, width, **options) for width in channels[:-1]
+            ResidualBlock(2 * width, width, cbam=cbam, dropout=dropout) for width in channels[:-1]
         )
         heads = [
             PointwiseConv3d(width, out_channels * (fold**3 if level == 0 else 1))
             for level, width in enumerate(channels[: 1 + num_auxiliary])
         ]
         self.heads = nn.ModuleList(heads)
-        norm = (
-            FixedNorm(channels[0])
-            if fixed_statistics
-            else nn.InstanceNorm3d(channels[0], affine=True)
-        )
-        self.head_norm = norm if head_norm else nn.Identity()
+        self.head_norm = nn.InstanceNorm3d(channels[0], affine=True) if head_norm else nn.Identity()
         self.nest = NestedRegions() if head == "nested" else nn.Identity()
         extra = extra_channels * fold**3
         if extra:  # a shortcut without weights could not start at zero

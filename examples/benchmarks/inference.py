@@ -5,12 +5,12 @@ run. The peer is MONAI's ``sliding_window_inference`` with one window at a time.
 the network needs for nothing: the z-scored image, the semantics computed once, the place of each
 window in the brain. What is timed, of either: windows, stitching, labels in the source's grid.
 
-Windows of the two lie at different places, and the network normalises each window by itself, so
-the two cannot agree everywhere, the less the worse the network knows what it sees.
+Windows of the two lie at different places, and the network normalises each window by itself and
+sees no further than it, so the two cannot agree everywhere, the less the worse the network knows
+what it sees. Normalising by statistics kept from training was tried, and did not change that.
 ``equal_voxels`` is the share of all voxels of the volume with the same label, the lowest over
 cases. Most of them are background: ``equal_in_brain`` counts within the brain only, and Dice
-between the two label maps says it for the tumour. ``--fixed`` gives either way the network with
-``fixed_statistics``, those of the cases, which do not depend on windows.
+between the two label maps says it for the tumour.
 
 ``ratio`` is (MONAI's time) / (ours), summed over cases. ``memory_ratio`` is (our peak) / (MONAI's):
 each in a process of its own, resident memory above what it is with network and libraries loaded;
@@ -30,7 +30,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,8 +49,7 @@ from clipseg3d.demo import run_demo
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.window import segment_volume
 from clipseg3d.metrics.dice import dice_score
-from clipseg3d.networks.clipseg3d import CLIPSeg3D, build_clipseg3d
-from clipseg3d.networks.fixed_statistics import fix_statistics
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.volume import Views
 
 OVERLAP = 0.5
@@ -141,20 +139,6 @@ def load(weights: Path, *, real: bool) -> Predictor:
     )
 
 
-def fix(predictor: Predictor, cases: list[Case], folder: Path) -> Path:
-    """Save the predictor's network with the statistics of whole cases, and return where."""
-    network = predictor.network
-    if network.config is None:
-        raise ValueError("the network was made of parts; --fixed needs one with a config")
-    ready = (preprocess(case, predictor.release) for case in cases)
-    brains = ({"image": r.image[None], "statistics": r.statistics[None]} for r in ready)
-    fixed = build_clipseg3d(replace(network.config, fixed_statistics=True))
-    fixed.load_state_dict(fix_statistics(network, brains))
-    fixed.settings = network.settings
-    fixed.save_pretrained(folder)
-    return folder
-
-
 def send_peak(way: str, weights: Path, given: Path, threads: int, pipe: Connection) -> None:
     """Send the peak of resident memory above that with the network loaded, in MB."""
     torch.set_num_threads(threads)
@@ -208,7 +192,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="BraTS 2018 cases; default: phantoms")
     parser.add_argument("--weights", type=Path, help="checkpoint; default: train the demo's")
     parser.add_argument("--cases", type=int, default=2)
-    parser.add_argument("--fixed", action="store_true", help="fix the network's statistics first")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -217,9 +200,6 @@ def main() -> None:
         weights = arguments.weights or run_demo(work / "demo").weights
         predictor = load(weights, real=arguments.data is not None)
         cases = find(arguments, predictor, work)
-        if arguments.fixed:
-            weights = fix(predictor, cases, work / "fixed")
-            predictor = load(weights, real=arguments.data is not None)
         rows = []
         for number, case in enumerate(cases):
             given = prepare(case, predictor)
@@ -257,7 +237,6 @@ def main() -> None:
                 "peak_mb_peer": peaks["monai"],
                 "cases": len(rows),
                 "window": predictor.window,
-                "fixed_statistics": arguments.fixed,
                 "threads": arguments.threads,
                 "cpus": os.cpu_count(),
             }
