@@ -55,8 +55,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 SPACING_MM = 2.0
-PATCH = (48, 64, 48)
-WINDOW = (64, 80, 64)
+PATCH = (72, 96, 80)
+"""Crops and windows, which hold a whole brain: the networks normalise each window by itself, and
+find tumour in parts without any where they were trained on others."""
 NETWORK = replace(network_config("tiny"), channels=(12, 24, 48, 96), num_auxiliary=1, fold=1)
 FAST = replace(NETWORK, channels=(9, 18, 36, 72), fold=2)
 """To it what the preset ``fast`` is to ``recommended``: three quarters of the channels, at half
@@ -164,7 +165,7 @@ def fit(
     """
     seed_everything(seed, verbose=False)
     module = CLIPSeg3DModule(
-        config, release="brats2018", spacing_mm=SPACING_MM, plan=plan, window=WINDOW
+        config, release="brats2018", spacing_mm=SPACING_MM, plan=plan, window=PATCH
     )
     if start is not None:
         module.network.load_state_dict(start)
@@ -189,7 +190,7 @@ def fit(
 
 def score(network: CLIPSeg3D, cases: Sequence[Case]) -> ScoreTable:
     """Score cases that have masks; each is read the report that it comes with."""
-    predictor = Predictor(network, release=BRATS_2018, spacing_mm=SPACING_MM, window=WINDOW)
+    predictor = Predictor(network, release=BRATS_2018, spacing_mm=SPACING_MM, window=PATCH)
     metric = CaseScores(REGIONS, protocol="brats2020", release="brats2018")
     for case in cases:
         if case.label is not None:
