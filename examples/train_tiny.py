@@ -52,17 +52,14 @@ class Stage(NamedTuple):
     """Crops, and windows of prediction. The network normalises each by itself, so that windows
     that hold more background or no tumour are another world to it: the last fit has windows that
     hold the whole brain."""
-    moved: bool = False
-    """Move crops at times; see OtherScanners."""
     grafts: bool = False
-    """Put lesions of other cases into some crops. The slices that CLIP sees do not show them."""
+    """Put lesions of other cases into some crops, and move some; see OtherScanners. The slices that
+    CLIP sees do not show it."""
 
 
 STAGES = {
     "unet": Stage("no_semantic", TrainingPlan(lr=2e-3, warmup=0.05), (96, 128, 96)),
-    "moved": Stage(
-        "no_semantic", TrainingPlan(lr=1e-3, warmup=0.05), (112, 128, 112), moved=True, grafts=True
-    ),
+    "moved": Stage("no_semantic", TrainingPlan(lr=1e-3, warmup=0.05), (112, 128, 112), grafts=True),
     "whole": Stage(None, TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0), (160, 192, 160)),
 }
 
@@ -74,23 +71,22 @@ class OtherScanners:
     brightness and noise. Background stays 0.
 
     Args:
-        donors: real cases, whose lesions are put into a third of the crops of other real cases.
-        moved: move half of the crops by up to a third of their size, with background moving in:
-            the network normalises a crop by itself, and must not depend on how much background is
-            in it.
+        donors: real cases, whose lesions are put into a third of the crops of real cases. With
+            them, half of all crops are moved by up to a third of their size, with background moving
+            in: the network normalises a crop by itself, and must not depend on how much background
+            is in it.
     """
 
-    def __init__(self, donors: BraTSDataset | None = None, *, moved: bool = False) -> None:
+    def __init__(self, donors: BraTSDataset | None = None) -> None:
         self.usual = Augmentation()
         self.donors = donors
-        self.moved = moved
 
     def __call__(self, sample: Sample) -> Sample:
         """Return a changed copy of one packed sample."""
         if self.donors and _is_real(sample["case_id"]) and torch.rand(()) < 1 / 3:
             sample = grafted(sample, self.donors, int(torch.randint(len(self.donors), ())))
         sample = self.usual(sample)
-        if self.moved and torch.rand(()) < 0.5:
+        if self.donors and torch.rand(()) < 0.5:
             sample = moved(sample)
         image = torch.stack([self._change(sequence) for sequence in sample["image"].float()])
         return {**sample, "image": image.masked_fill_(sample["image"] == 0, 0).half()}
@@ -172,8 +168,7 @@ class Mixture(BraTSDataModule):
         num_phantoms: how many.
         repeats: crops of each real case in an epoch.
         left_out: names of real cases to leave out besides those of no TCGA collection.
-        moved: move crops; see OtherScanners.
-        grafts: put lesions of real cases into others; see OtherScanners.
+        grafts: put lesions of real cases into others, and move crops; see OtherScanners.
         **options: as for BraTSDataModule.
     """
 
@@ -187,7 +182,6 @@ class Mixture(BraTSDataModule):
         num_phantoms: int,
         repeats: int,
         left_out: tuple[str, ...] = (),
-        moved: bool = False,
         grafts: bool = False,
         **options: Any,
     ) -> None:
@@ -201,7 +195,6 @@ class Mixture(BraTSDataModule):
         )
         self.repeats = repeats
         self.left_out = left_out
-        self.moved = moved
         self.grafts = grafts
 
     def prepare_data(self) -> None:
@@ -218,7 +211,7 @@ class Mixture(BraTSDataModule):
             [*real * self.repeats, *simulated._entries(simulated._cases())],
             BRATS_2018,  # simulated patients have its labels
             crop=self.patch_size,
-            augment=OtherScanners(donors, moved=self.moved),
+            augment=OtherScanners(donors),
             packed=True,
         )
         self.val_set = self.test_set = BraTSDataset([], BRATS_2018)
@@ -259,16 +252,16 @@ def fit(stage: str, data: Mixture, epochs: int, output: Path, start: CLIPSeg3D |
     Returns:
         The network with averaged weights.
     """
-    ablation, plan, patch = STAGES[stage][:3]
+    settings = STAGES[stage]
     seed_everything(0)
     module = CLIPSeg3DModule(
         NETWORK,
-        ablation=ablation,
+        ablation=settings.ablation,
         release="brats2020",
-        plan=plan,
+        plan=settings.plan,
         report_dropout=0.3,
         sequence_dropout=0.2,
-        window=patch,
+        window=settings.patch,
     )
     if start is not None:
         lacking, unknown = module.network.load_state_dict(start.state_dict(), strict=False)
@@ -342,16 +335,15 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     network: CLIPSeg3D | None = None
-    for stage, epochs in zip(STAGES, arguments.epochs, strict=True):
+    for (stage, settings), epochs in zip(STAGES.items(), arguments.epochs, strict=True):
         data = Mixture(
             arguments.data,
             phantoms=str(arguments.phantom_folder or arguments.output / "phantoms"),
             num_phantoms=arguments.phantoms,
             repeats=arguments.repeats,
             left_out=held_out(arguments.data, arguments.fold, arguments.num_folds),
-            patch_size=STAGES[stage].patch,
-            moved=STAGES[stage].moved,
-            grafts=STAGES[stage].grafts,
+            patch_size=settings.patch,
+            grafts=settings.grafts,
             reports=arguments.reports,
             view_selection=NETWORK.view_selection,
             cache_dir=arguments.cache or str(arguments.output / "cache"),
