@@ -1,5 +1,6 @@
 """Trained networks applied to cases: files in, labels in the files' own grid out."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -194,8 +195,17 @@ class Predictor:
             DataError: files are missing, broken or of different grids, the voxel size is not the
                 one trained at, or a sequence is missing that the networks need.
             ValueError: the device has too little memory for one window.
+
+        Warns:
+            UserWarning: the case has neither t1ce nor flair.
         """
         self._check(case)
+        if not {"t1ce", "flair"} & set(case.sequences):
+            warnings.warn(
+                f"{case.case_id}: has neither t1ce nor flair, without which tumours are hardly "
+                "told from the brain; do not rely on this segmentation",
+                stacklevel=2,
+            )
         report = case.report if text is None else text
         ready = preprocess(
             replace(case, label=None),

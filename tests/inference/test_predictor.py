@@ -344,6 +344,19 @@ def test_a_case_may_lack_sequences_if_the_weights_allow_it(folder, allow_missing
             run(lacking)
 
 
+@pytest.mark.parametrize(
+    ("kept", "warned"),
+    [(("t1", "t2"), True), (("t1", "flair"), False), (("t1ce", "t2"), False)],
+)
+def test_a_case_without_t1ce_and_flair_is_segmented_with_a_warning(folder, recwarn, kept, warned):
+    case = case_in(folder)
+    lacking = replace(case, sequences={name: case.sequences[name] for name in kept})
+    predictor(device="cpu", allow_missing=True)(lacking)
+    told = [str(each.message) for each in recwarn if "do not rely on" in str(each.message)]
+    assert len(told) == warned
+    assert all(message.startswith("Phantom_00003: has neither t1ce nor flair") for message in told)
+
+
 def test_post_processing_cleans_the_label_and_not_the_probabilities(folder):
     rules = PostProcessing(SPACING_MM, enhancing_to_core=10**6)
     case = case_in(folder)
