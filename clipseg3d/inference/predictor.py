@@ -204,7 +204,7 @@ class Predictor:
             warnings.warn(
                 f"{case.case_id}: has neither t1ce nor flair, without which tumours are hardly "
                 "told from the brain; do not rely on this segmentation",
-                stacklevel=2,
+                stacklevel=3,  # past the decorator
             )
         report = case.report if text is None else text
         ready = preprocess(

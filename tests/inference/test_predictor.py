@@ -352,9 +352,11 @@ def test_a_case_without_t1ce_and_flair_is_segmented_with_a_warning(folder, recwa
     case = case_in(folder)
     lacking = replace(case, sequences={name: case.sequences[name] for name in kept})
     predictor(device="cpu", allow_missing=True)(lacking)
-    told = [str(each.message) for each in recwarn if "do not rely on" in str(each.message)]
+    told = [each for each in recwarn if "do not rely on" in str(each.message)]
     assert len(told) == warned
-    assert all(message.startswith("Phantom_00003: has neither t1ce nor flair") for message in told)
+    for each in told:
+        assert str(each.message).startswith("Phantom_00003: has neither t1ce nor flair")
+        assert each.filename == __file__  # the caller's line, not that of a decorator
 
 
 def test_post_processing_cleans_the_label_and_not_the_probabilities(folder):
