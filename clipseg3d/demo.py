@@ -45,7 +45,7 @@ class DemoResult:
 
 
 def run_demo(out: Path) -> DemoResult:
-    """Segment a simulated patient with a network trained on others for under two minutes.
+    """Segment a simulated patient with a network trained on others for a few minutes.
 
     Args:
         out: folder for everything the demo makes; a checkpoint already there is used again.

@@ -10,8 +10,8 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     demo = commands.add_parser(
         "demo",
-        help="segment a simulated patient, offline, in under 3 minutes",
-        description="Simulate patients, train a tiny network on them for under two minutes, "
+        help="segment a simulated patient, offline, in a few minutes",
+        description="Simulate patients, train a tiny network on them for a few minutes, "
         "segment one it has not seen, score it and draw it. Needs no data, no network and no GPU.",
     )
     demo.add_argument(
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     say(
         f"\nPatient       {result.case}\nSegmentation  {result.segmentation}\n"
         f"Picture       {result.picture}\nWeights       {result.weights}\n\n"
-        "The network was trained on simulated patients for under two minutes: this shows that "
+        "The network was trained on simulated patients for a few minutes: this shows that "
         "everything runs,\nnot how well it segments real scans. For those, take the weights that "
         "come with the package:\nclipseg3d segment CASE -o labels --weights tiny"
     )
