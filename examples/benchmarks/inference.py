@@ -16,10 +16,10 @@ between the two label maps says it for the tumour.
 each in a process of its own, resident memory above what it is with network and libraries loaded;
 the image, which either holds, counts.
 
-Without ``--weights`` the demo's network is trained first (a few minutes), on phantoms of 2 mm. It is
-used on phantoms of that size, in its own windows of 64 voxels: with 120 x 120 x 78 voxels there
-are as many windows as at 1 mm, each an eighth as large. On real cases of 1 mm (``--data``) give
-weights that were trained on such; the demo's are used in windows of 128 there, and know little.
+Without ``--weights`` the demo's network is trained first, on phantoms of 2 mm. It is used on
+phantoms of that size, in its own windows of 64 voxels: with 120 x 120 x 78 voxels there are as many
+windows as at 1 mm, each an eighth as large. On real cases of 1 mm (``--data``) give weights that
+were trained on such; the demo's are used in windows of 128 there, and know little.
 """
 
 import argparse
