@@ -81,6 +81,14 @@ PAPER = {
     "full_resolution": None,
 }
 """Rows, and Dice of WT, TC and ET that the paper has for them (BraTS 2020, 369 cases)."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sequential": {"guidance": "sequential"},
+    "film": {"guidance": "film"},
+    "gain": {"attention_mode": "gain"},
+    "mean_token": {"guidance_tokens": "mean"},
+    "dense": {"dense": True},
+}
+"""Rows that are run when they are named: other forms of the semantic mechanisms."""
 OTHER_TEXT = {"recommended, other text": None, "shuffled_text, other text": "shuffled_text"}
 """Rows whose texts ``--text-encoder`` reads, and what they leave out."""
 OWN_BACKBONE = ("no_pixel", "unet3d", "full_resolution")
@@ -126,7 +134,7 @@ def real_cases(arguments: argparse.Namespace, config: NetworkConfig, fold: int) 
                 write_coarse(case, folder / case.case_id)
     return BraTS2018DataModule(
         str(folder),
-        reports=arguments.reports,
+        reports=str(arguments.reports),
         fold=fold,
         num_folds=arguments.folds,
         spacing_mm=SPACING_MM,
@@ -234,6 +242,8 @@ def row_config(row: str, text_encoder: str | None) -> NetworkConfig:
     """Return the network of a row."""
     if row == "full_resolution":
         return FULL_RESOLUTION
+    if row in VARIANTS:
+        return replace(NETWORK, **VARIANTS[row])
     if row in OTHER_TEXT:
         config = network_config(NETWORK, ablation=OTHER_TEXT[row])
         return replace(config, text_encoder=text_encoder)
@@ -387,10 +397,10 @@ def main() -> None:
     """Run what has not been run and is not being run, then report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="BraTS 2018; read only")
-    parser.add_argument("--reports", required=True, help="JSON of reports by case")
+    parser.add_argument("--reports", type=Path, required=True, help="JSON of reports by case")
     parser.add_argument("--text-encoder", help="folder or hub name; adds rows that read with it")
     parser.add_argument("--output", type=Path, default=Path("ablation"))
-    parser.add_argument("--rows", nargs="+", default=list(PAPER), choices=list(PAPER))
+    parser.add_argument("--rows", nargs="+", default=list(PAPER), choices=[*PAPER, *VARIANTS])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--phantoms", type=int, default=100)
@@ -400,6 +410,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=96, help="on real cases")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    for path in (arguments.data, arguments.reports):
+        if not path.exists():
+            parser.error(f"{path}: no such file or folder")
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     rows = [*arguments.rows, *(OTHER_TEXT if arguments.text_encoder else ())]

@@ -1,0 +1,44 @@
+"""What radiology reports speak of, and so what they can tell a network that the scan does not.
+
+    python examples/report_facts.py textbrats_reports.json
+
+Prints for each fact how many of the reports name it. What all of them name tells no case from
+another.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from clipseg3d.data.reports import read_reports
+
+FACTS = {
+    "side": r"\b(left|right|bilateral)",
+    "lobe": r"\b(frontal|temporal|parietal|occipital)",
+    "oedema": r"\bo?edema",
+    "necrosis": r"\bnecro",
+    "pressed ventricles or midline": r"\b(compress|midline|shift|mass effect)",
+    "outline": r"\b(smooth|irregular|(well|ill)-defined|indistinct|blurr)",
+    "enhancement": r"\benhanc",
+    "haemorrhage": r"\bha?emorrh",
+    "a sequence": r"\b(T1|T2|FLAIR)",
+}
+"""Facts, and the beginnings of words that name them."""
+
+
+def main() -> None:
+    """Count."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("reports", type=Path, help="JSON or CSV of reports by case")
+    arguments = parser.parse_args()
+    try:
+        texts = read_reports(arguments.reports).values()
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    for fact, words in FACTS.items():
+        count = sum(re.search(words, text, re.IGNORECASE) is not None for text in texts)
+        print(f"{fact:30s} {count:4d} of {len(texts)}")
+
+
+if __name__ == "__main__":
+    main()
