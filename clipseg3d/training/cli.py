@@ -3,9 +3,12 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -13,15 +16,18 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.networks.config import PRESETS, NetworkConfig, network_config
 from clipseg3d.training.checkpoint_files import CheckpointFiles, find_last, read_whole
 from clipseg3d.training.dry_run import dry_run
 from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.module import CLIPSeg3DModule
+from clipseg3d.training.plan import PLANS
 from clipseg3d.whole_file import whole_file
 
 DRY_RUN = "--dry-run"
+NETWORK, PLAN = "--model.network", "--model.plan"
+_KEYS = {NETWORK: "network", PLAN: "plan"}
 
 
 def release_name(data: Any) -> str:
@@ -49,6 +55,43 @@ def _config(network: Any, ablation: str | None) -> NetworkConfig:
         return network_config(values, ablation=ablation)
     except ValueError:  # the module, built from the same, says what is wrong
         return NetworkConfig()
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """Put the values of a preset in front of the first option that changes one of them.
+
+    A parser that knows nothing but the preset's name would take all others from NetworkConfig, and
+    the plan of training named as the preset would be lost.
+
+    Args:
+        arguments: of a command; the preset is named among them or in a configuration file.
+    """
+    switches = [each.startswith(f"{NETWORK}.") for each in arguments]
+    place = switches.index(True) if any(switches) else 0
+    model: dict[str, Any] = {}
+    for option, value in pairwise(
+        word for each in arguments[:place] for word in each.split("=", 1)
+    ):
+        if option in (NETWORK, PLAN):
+            model[option] = value
+        elif option in ("-c", "--config"):
+            model |= _named_in(Path(value))
+    name = model.get(NETWORK)
+    if name not in tuple(PRESETS):
+        return list(arguments)
+    values = [f"{NETWORK}={json.dumps(asdict(PRESETS[name]))}"]
+    if model.get(PLAN) is None and name in PLANS:
+        values.append(f"{PLAN}={name}")
+    return [*arguments[:place], *values, *arguments[place:]]
+
+
+def _named_in(path: Path) -> dict[str, Any]:
+    """Return network and plan of a configuration file; the parser says what is wrong with it."""
+    try:
+        model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+        return {option: model[key] for option, key in _KEYS.items() if key in model}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):
+        return {}
 
 
 class CLIPSeg3DCLI(LightningCLI):
@@ -88,6 +131,10 @@ class CLIPSeg3DCLI(LightningCLI):
             type=str | None,
             help="write Dice of every case to a .csv file; behind fit, of the best checkpoint",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, presets spelled out where they are changed; no warning of a command line."""
+        self.config = parser.parse_args(spelled_out(args))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Have checkpoints written whole, with a manifest that knows the configuration."""
@@ -220,8 +267,7 @@ def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> Any:
         seed_everything_default=0,
         trainer_defaults={"callbacks": RunManifest()},
         save_config_kwargs={"overwrite": True},  # a fit that goes on writes it again
-        # Lightning reads the command line itself, and warns if it is handed over as well.
-        args=None if list(arguments) == sys.argv[1:] else list(arguments),
+        args=list(arguments),
         auto_configure_optimizers=False,
         parser_kwargs={"prog": "clipseg3d"},
     )

@@ -9,6 +9,11 @@ have none.
 ``ratio`` is the median over pairs of (the backbone of ``recommended``, with all its attention) /
 (MONAI's ``DynUNet`` of equal channels, nnU-Net's layout), the highest of all sizes. Semantics: CLIP
 has the size of ViT-B/32, with random weights, as in ``semantic_cost.py``.
+
+Much of the time of networks with attention goes where memory is new to the process. To time them
+with an allocator that keeps what is freed within a step, preload jemalloc::
+
+    LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1
 """
 
 import argparse
@@ -97,10 +102,12 @@ def peak_bytes() -> int:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, as far as the C library can: others need it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    """Return freed memory to the system, as far as the allocator can: others need it."""
+    process = ctypes.CDLL(None)
+    if hasattr(process, "mallctl"):  # of jemalloc; 4096 stands for all arenas
+        process.mallctl(b"arena.4096.purge", None, None, None, ctypes.c_size_t(0))
+    elif hasattr(process, "malloc_trim"):
+        process.malloc_trim(0)
 
 
 def work(name: str, threads: int) -> None:

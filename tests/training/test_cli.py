@@ -12,7 +12,7 @@ import clipseg3d.training.cli
 from clipseg3d.cli.main import main
 from clipseg3d.networks.config import ABLATIONS, PRESETS, NetworkConfig, network_config
 from clipseg3d.training.cli import CLIPSeg3DCLI, run
-from clipseg3d.training.plan import PLANS, TrainingPlan
+from clipseg3d.training.plan import PLANS, TrainingPlan, resolve_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CONFIGS = {path.stem: path for path in Path(__file__).parents[2].glob("examples/configs/*.yaml")}
@@ -93,6 +93,32 @@ def test_network_given_as_values_reaches_the_data(parsed, write, selection, text
     assert cli.model.config == NetworkConfig(**values, view_selection=selection, text=text)
     assert cli.datamodule.view_selection == selection
     assert cli.datamodule.shuffle_reports == (text == "shuffled")
+
+
+@pytest.mark.parametrize("name", ["tiny", "paper"])
+@pytest.mark.parametrize("where", ["file", "option", "one word"])
+def test_a_switch_changes_nothing_else_of_a_preset(parsed, write, name, where):
+    given = {
+        "file": ("--config", write(network=name)),
+        "option": ("--config", PHANTOM, "--model.network", name),
+        "one word": (f"--config={PHANTOM}", f"--model.network={name}"),
+    }[where]
+    switches = ("--model.network.checkpointing=true", "--model.network.clip", "tiny-random")
+    module = parsed(*given, *switches).model
+    assert module.config == replace(PRESETS[name], checkpointing=True, clip="tiny-random")
+    assert module.plan == replace(resolve_plan(None, name), lr=module.plan.lr)
+
+
+@pytest.mark.parametrize("given", [{"plan": "recommended"}, {"plan": {"lr": 0.5}}])
+def test_a_switch_leaves_the_plan_of_a_file(parsed, write, given):
+    module = parsed("--config", write(**given), "--model.network.cbam", "false").model
+    assert module.plan == parsed("--config", write(**given)).model.plan
+
+
+def test_a_switch_changes_nothing_else_of_values(parsed, write):
+    given = parsed("--config", write(network=VALUES)).model.config
+    changed = parsed("--config", write(network=VALUES), "--model.network.cbam", "false")
+    assert changed.model.config == replace(given, cbam=False)
 
 
 def test_ablation_of_values(parsed, write):
