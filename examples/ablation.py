@@ -78,6 +78,7 @@ PAPER = {
     "no_attention": (0.9090, 0.8562, 0.7821),
     "no_text": None,
     "shuffled_text": None,
+    "min_max": None,
     "full_resolution": None,
 }
 """Rows, and Dice of WT, TC and ET that the paper has for them (BraTS 2020, 369 cases)."""
@@ -87,11 +88,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gain": {"attention_mode": "gain"},
     "mean_token": {"guidance_tokens": "mean"},
     "dense": {"dense": True},
+    "differences": {"difference_channels": True},
 }
-"""Rows that are run when they are named: other forms of the semantic mechanisms."""
+"""Rows that are run when they are named: other forms of the mechanisms."""
 OTHER_TEXT = {"recommended, other text": None, "shuffled_text, other text": "shuffled_text"}
 """Rows whose texts ``--text-encoder`` reads, and what they leave out."""
-OWN_BACKBONE = ("no_pixel", "unet3d", "full_resolution")
+OWN_BACKBONE = ("no_pixel", "unet3d", "full_resolution", "min_max", "differences")
 """Rows with another U-Net than the whole method has."""
 
 
@@ -242,6 +244,8 @@ def row_config(row: str, text_encoder: str | None) -> NetworkConfig:
     """Return the network of a row."""
     if row == "full_resolution":
         return FULL_RESOLUTION
+    if row == "min_max":
+        return replace(NETWORK, norms=network_config("paper").norms)
     if row in VARIANTS:
         return replace(NETWORK, **VARIANTS[row])
     if row in OTHER_TEXT:

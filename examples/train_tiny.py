@@ -17,6 +17,7 @@ cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
 import argparse
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,8 @@ from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.whole_file import whole_file
 
-NETWORK = network_config("tiny")
+NETWORK = replace(network_config("tiny"), norms=network_config("paper").norms)
+"""Weights of the package were trained with min-max of T2 and FLAIR, as the paper has it."""
 
 
 class Stage(NamedTuple):

@@ -446,6 +446,7 @@ def build_clipseg3d(
     pixel_fusion = None
     if config.pixel_fusion:
         pixel_fusion = PixelFusion(
+            norms=config.norms,
             differences=DIFFERENCES if config.difference_channels else (),
             contrast=config.region_contrast,
         )

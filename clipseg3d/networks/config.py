@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from clipseg3d.blocks.attention import AttentionMode
 from clipseg3d.blocks.guidance import GuidanceKind
+from clipseg3d.blocks.pixel_fusion import Norm
 from clipseg3d.volume import ViewSelection
 
 
@@ -19,6 +20,8 @@ class NetworkConfig:
         channels: feature channels per level; see :class:`clipseg3d.networks.unet.UNet3D`.
         fold: voxels per axis that the stem folds into channels.
         pixel_fusion: whether the network normalises and weighs the sequences itself.
+        norms: of each sequence in pixel fusion: ``zscore``, or ``minmax`` as the paper has for T2
+            and FLAIR.
         difference_channels: append t1ce - t1 and t2 - flair; needs ``pixel_fusion``.
         region_contrast: probability of the paper's contrast enhancement inside TC and ET, in
             training only; needs ``pixel_fusion``.
@@ -54,6 +57,7 @@ class NetworkConfig:
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     fold: int = 1
     pixel_fusion: bool = True
+    norms: tuple[Norm, ...] = ("zscore", "zscore", "zscore", "zscore")
     difference_channels: bool = False
     region_contrast: float = 0.0
     cbam: bool = True
@@ -94,9 +98,11 @@ class NetworkConfig:
             )
 
 
-# Every mechanism as the paper words it, where it does: a middle slice per axis, their mean, and
-# probabilities multiplied (equation 6). Region contrast is in its appendix as augmentation.
+# Every mechanism as the paper words it, where it does: min-max of T2 and FLAIR, a middle slice per
+# axis, their mean, and probabilities multiplied (equation 6). Region contrast is in its appendix as
+# augmentation.
 _PAPER = NetworkConfig(
+    norms=("zscore", "zscore", "minmax", "minmax"),
     region_contrast=0.5,
     view_selection="center",
     mix_rgb=True,
@@ -108,7 +114,8 @@ PRESETS = {
     # The paper's body and appendix contradict each other; see clipseg3d.training.plan too.
     "paper_body": replace(_PAPER, dropout=0.2),
     "paper_appendix": replace(_PAPER, adapter=True),
-    # The same layout with what is inert in the paper's equations repaired.
+    # The same layout with what is inert in the paper's equations repaired, and z-scores throughout:
+    # min-max leaves T2 and FLAIR a sixth of the spread of T1, and training is slower for it.
     "recommended": NetworkConfig(),
     # For two CPU cores: all convolutions at half resolution, the CLIP that comes with the package.
     "tiny": NetworkConfig(

@@ -39,6 +39,7 @@ VARIANTS = {
     "nested gain": {"head": "nested", "attention_mode": "gain", "conditional_norm": True},
     "differences": {"difference_channels": True},
     "region contrast": {"region_contrast": 1.0},
+    "min-max": {"norms": ("zscore", "zscore", "minmax", "minmax")},
     "grade": {"grade_classifier": True},
     **ABLATIONS,
 }
@@ -820,6 +821,16 @@ def test_what_is_switched_off_is_not_built_and_all_else_is(make, ablation):
     assert (gone == set()) == (ablation == "shuffled_text")
     assert set(part) == set(whole) - gone
     assert {name for name in part if part[name] != whole[name]} == resized
+
+
+def test_every_sequence_has_its_own_norm(make, image):
+    """Min-max ends at the 99.5th percentile; a z-score goes below 0."""
+    norms = ("minmax", "zscore", "minmax", "zscore")
+    fused = make(replace(SMALL, norms=norms)).pixel_fusion(image)
+    lowest, highest = fused.amin(dim=(0, 2, 3, 4)), fused.amax(dim=(0, 2, 3, 4))
+    assert lowest[[0, 2]].tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert highest[[0, 2]].tolist() == pytest.approx([1, 1], abs=1e-6)
+    assert (lowest[[1, 3]] < -1).all()
 
 
 @pytest.mark.parametrize("fold", [1, 2])

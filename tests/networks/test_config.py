@@ -74,6 +74,7 @@ def test_what_the_paper_fixes(preset):
     assert paper.channels == (32, 64, 128, 256, 512)
     assert paper.fold == 1
     assert paper.pixel_fusion
+    assert paper.norms == ("zscore", "zscore", "minmax", "minmax")
     assert paper.region_contrast == 0.5
     assert paper.cbam
     assert paper.attention_skips
@@ -101,6 +102,7 @@ def test_recommended_repairs_what_is_inert():
     assert recommended.guidance_tokens == "views"
     assert recommended.attention_mode == "residual"
     assert recommended.region_contrast == 0
+    assert set(recommended.norms) == {"zscore"}
 
 
 def test_tiny_needs_no_download():
