@@ -16,7 +16,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from clipseg3d.networks.config import PRESETS, NetworkConfig, network_config
+from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.training.checkpoint_files import CheckpointFiles, find_last, read_whole
 from clipseg3d.training.dry_run import dry_run
 from clipseg3d.training.last_checkpoints import LastCheckpoints
@@ -65,6 +65,9 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
 
     Args:
         arguments: of a command; the preset is named among them or in a configuration file.
+
+    Raises:
+        ValueError: there is no such preset.
     """
     switches = [each.startswith(f"{NETWORK}.") for each in arguments]
     place = switches.index(True) if any(switches) else 0
@@ -73,13 +76,13 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
         word for each in arguments[:place] for word in each.split("=", 1)
     ):
         if option in (NETWORK, PLAN):
-            model[option] = value
+            model[option] = yaml.safe_load(value)
         elif option in ("-c", "--config"):
             model |= _named_in(Path(value))
     name = model.get(NETWORK)
-    if name not in tuple(PRESETS):
+    if not isinstance(name, str):  # values, or nothing
         return list(arguments)
-    values = [f"{NETWORK}={json.dumps(asdict(PRESETS[name]))}"]
+    values = [f"{NETWORK}={json.dumps(asdict(network_config(name)))}"]
     if model.get(PLAN) is None and name in PLANS:
         values.append(f"{PLAN}={name}")
     return [*arguments[:place], *values, *arguments[place:]]

@@ -1,5 +1,6 @@
 """Mirrors clipseg3d/training/cli.py: what one part of a configuration makes of another."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,17 @@ def test_a_switch_changes_nothing_else_of_a_preset(parsed, write, name, where):
     module = parsed(*given, *switches).model
     assert module.config == replace(PRESETS[name], checkpointing=True, clip="tiny-random")
     assert module.plan == replace(resolve_plan(None, name), lr=module.plan.lr)
+
+
+def test_a_switch_of_no_preset_is_refused(parsed):
+    with pytest.raises(ValueError, match=r"'tinny'.*recommended, tiny"):
+        parsed("--config", PHANTOM, "--model.network", "tinny", "--model.network.cbam", "false")
+
+
+def test_a_switch_changes_nothing_else_of_values_on_the_line(parsed):
+    given = ("--config", PHANTOM, "--model.network", json.dumps(VALUES))
+    changed = parsed(*given, "--model.network.cbam", "false").model.config
+    assert changed == replace(parsed(*given).model.config, cbam=False)
 
 
 @pytest.mark.parametrize("given", [{"plan": "recommended"}, {"plan": {"lr": 0.5}}])
