@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -138,6 +139,21 @@ class CLIPSeg3DCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, presets spelled out where they are changed; no warning of a command line."""
         self.config = parser.parse_args(spelled_out(args))
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse values of the wrong type in a network: to the parser they are any dict.
+
+        Raises:
+            ValueError: naming the value.
+        """
+        network = self.config[self.subcommand].model.network
+        if isinstance(network, dict):
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_class_arguments(NetworkConfig, "network")
+            try:
+                parser.parse_object({"network": network})
+            except ArgumentError as error:
+                raise ValueError(f"model: {' '.join(str(error).split())}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Have checkpoints written whole, with a manifest that knows the configuration."""

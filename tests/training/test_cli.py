@@ -115,6 +115,12 @@ def test_a_switch_of_no_preset_is_refused(parsed):
         parsed("--config", PHANTOM, "--model.network", "tinny", "--model.network.cbam", "false")
 
 
+@pytest.mark.parametrize("network", ["tiny", VALUES])
+def test_a_switch_of_the_wrong_type_is_refused(parsed, write, network):
+    with pytest.raises(ValueError, match=r"network\.cbam.*maybe"):
+        parsed("--config", write(network=network), "--model.network.cbam", "maybe")
+
+
 def test_a_switch_changes_nothing_else_of_values_on_the_line(parsed):
     given = ("--config", PHANTOM, "--model.network", json.dumps(VALUES))
     changed = parsed(*given, "--model.network.cbam", "false").model.config
