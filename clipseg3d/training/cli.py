@@ -77,7 +77,7 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
         word for each in arguments[:place] for word in each.split("=", 1)
     ):
         if option in (NETWORK, PLAN):
-            model[option] = yaml.safe_load(value)
+            model[option] = _value_of(value)
         elif option in ("-c", "--config"):
             model |= _named_in(Path(value))
     name = model.get(NETWORK)
@@ -87,6 +87,14 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     if model.get(PLAN) is None and name in PLANS:
         values.append(f"{PLAN}={name}")
     return [*arguments[:place], *values, *arguments[place:]]
+
+
+def _value_of(text: str) -> Any:
+    """Return what an argument says; what is no YAML can only be a name, which is then unknown."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _named_in(path: Path) -> dict[str, Any]:

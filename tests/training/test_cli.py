@@ -1,6 +1,7 @@
 """Mirrors clipseg3d/training/cli.py: what one part of a configuration makes of another."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -110,9 +111,10 @@ def test_a_switch_changes_nothing_else_of_a_preset(parsed, write, name, where):
     assert module.plan == replace(resolve_plan(None, name), lr=module.plan.lr)
 
 
-def test_a_switch_of_no_preset_is_refused(parsed):
-    with pytest.raises(ValueError, match=r"'tinny'.*recommended, tiny"):
-        parsed("--config", PHANTOM, "--model.network", "tinny", "--model.network.cbam", "false")
+@pytest.mark.parametrize("name", ["tinny", "{"])
+def test_a_switch_of_no_preset_is_refused(parsed, name):
+    with pytest.raises(ValueError, match=rf"{re.escape(repr(name))}.*recommended, tiny"):
+        parsed("--config", PHANTOM, "--model.network", name, "--model.network.cbam", "false")
 
 
 @pytest.mark.parametrize("network", ["tiny", VALUES])
