@@ -59,7 +59,7 @@ SPACING_MM = 2.0
 PATCH = (72, 96, 80)
 """Crops and windows, which hold a whole brain: the networks normalise each window by itself, and
 find tumour in parts without any where they were trained on others."""
-NETWORK = replace(network_config("tiny"), channels=(12, 24, 48, 96), num_auxiliary=1)
+NETWORK = replace(network_config("tiny"), channels=(12, 24, 48, 96), refinement=0, num_auxiliary=1)
 FULL_RESOLUTION = replace(NETWORK, channels=(16, 32, 64, 128), fold=1)
 """To ``NETWORK`` what the preset ``recommended`` is to ``fast``: no folded voxels, and a third more
 channels."""
@@ -79,6 +79,7 @@ PAPER = {
     "no_text": None,
     "shuffled_text": None,
     "min_max": None,
+    "refinement": None,
     "full_resolution": None,
 }
 """Rows, and Dice of WT, TC and ET that the paper has for them (BraTS 2020, 369 cases)."""
@@ -93,7 +94,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Rows that are run when they are named: other forms of the mechanisms."""
 OTHER_TEXT = {"recommended, other text": None, "shuffled_text, other text": "shuffled_text"}
 """Rows whose texts ``--text-encoder`` reads, and what they leave out."""
-OWN_BACKBONE = ("no_pixel", "unet3d", "full_resolution", "min_max", "differences")
+OWN_BACKBONE = ("no_pixel", "unet3d", "refinement", "full_resolution", "min_max", "differences")
 """Rows with another U-Net than the whole method has."""
 
 
@@ -244,6 +245,8 @@ def row_config(row: str, text_encoder: str | None) -> NetworkConfig:
     """Return the network of a row."""
     if row == "full_resolution":
         return FULL_RESOLUTION
+    if row == "refinement":
+        return replace(NETWORK, refinement=network_config("tiny").refinement)
     if row == "min_max":
         return replace(NETWORK, norms=network_config("paper").norms)
     if row in VARIANTS:

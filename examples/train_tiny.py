@@ -4,11 +4,12 @@
 
 Of the cases below ``--data`` only those named ``Brats18_TCIA*`` are trained on: they are from
 TCGA-GBM and TCGA-LGG, whose licence (CC BY 3.0) lets weights be passed on. Simulated patients are
-made first. Three fits follow: the U-Net alone, again with lesions of one case put into another and
+made first. Four fits follow: the U-Net alone, again with lesions of one case put into another and
 with crops that hold more background, then the whole network from its weights, since new semantics
-change nothing at first. The first two train on crops, the last one on whole brains, all at 1 mm,
-with reports and sequences withheld at times, and keep an average of the weights. Then
-``--output``/weights holds what ``CLIPSeg3D.from_pretrained`` reads.
+change nothing at first, and again with z-scores and a head that reads the folded voxels. The first
+two train on crops, the others on whole brains, all at 1 mm, with reports and sequences withheld at
+times, and keep an average of the weights. Then ``--output``/weights holds what
+``CLIPSeg3D.from_pretrained`` reads.
 
 Given again, the command goes on where it was interrupted. ``--fold`` leaves a part of the real
 cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
@@ -32,7 +33,7 @@ from clipseg3d.data.cases import Case
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import BRATS_2018
 from clipseg3d.data.transforms import Augmentation
-from clipseg3d.networks.config import network_config
+from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.checkpoint_files import CheckpointFiles, find_last
 from clipseg3d.training.last_checkpoints import LastCheckpoints
@@ -40,29 +41,37 @@ from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.whole_file import whole_file
 
-NETWORK = replace(network_config("tiny"), norms=network_config("paper").norms)
-"""Weights of the package were trained with min-max of T2 and FLAIR, as the paper has it."""
+NETWORK = network_config("tiny")
+EARLIER = replace(NETWORK, norms=network_config("paper").norms, refinement=0)
+"""Of the first three fits: min-max of T2 and FLAIR, as the paper has it, and one layer as head."""
 
 
 class Stage(NamedTuple):
     """One of the fits."""
 
-    ablation: str | None
-    """Parts that are left out."""
+    network: NetworkConfig
+    """What is trained. What the fit before had none of must change nothing when it is new."""
     plan: TrainingPlan
     patch: tuple[int, int, int]
     """Crops, and windows of prediction. The network normalises each by itself, so that windows
     that hold more background or no tumour are another world to it: the last fit has windows that
     hold the whole brain."""
     grafts: bool = False
-    """Put lesions of other cases into some crops, and move some; see OtherScanners. The slices that
-    CLIP sees do not show it."""
+    """Put lesions of other cases into some crops; see OtherScanners. The slices that CLIP sees do
+    not show it."""
+    moves: bool = False
+    """Move some crops; see OtherScanners."""
 
 
+_UNET = network_config(EARLIER, ablation="no_semantic")
+_WHOLE = TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0)
 STAGES = {
-    "unet": Stage("no_semantic", TrainingPlan(lr=2e-3, warmup=0.05), (96, 128, 96)),
-    "moved": Stage("no_semantic", TrainingPlan(lr=1e-3, warmup=0.05), (112, 128, 112), grafts=True),
-    "whole": Stage(None, TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0), (160, 192, 160)),
+    "unet": Stage(_UNET, TrainingPlan(lr=2e-3, warmup=0.05), (96, 128, 96)),
+    "moved": Stage(
+        _UNET, TrainingPlan(lr=1e-3, warmup=0.05), (112, 128, 112), grafts=True, moves=True
+    ),
+    "whole": Stage(EARLIER, _WHOLE, (160, 192, 160)),
+    "refined": Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True),
 }
 
 
@@ -73,22 +82,23 @@ class OtherScanners:
     brightness and noise. Background stays 0.
 
     Args:
-        donors: real cases, whose lesions are put into a third of the crops of real cases. With
-            them, half of all crops are moved by up to a third of their size, with background moving
-            in: the network normalises a crop by itself, and must not depend on how much background
-            is in it.
+        donors: real cases, whose lesions are put into a third of the crops of real cases.
+        moves: move half of all crops by up to a third of their size, with background moving in:
+            the network normalises a crop by itself, and must not depend on how much background is
+            in it.
     """
 
-    def __init__(self, donors: BraTSDataset | None = None) -> None:
+    def __init__(self, donors: BraTSDataset | None = None, *, moves: bool = False) -> None:
         self.usual = Augmentation()
         self.donors = donors
+        self.moves = moves
 
     def __call__(self, sample: Sample) -> Sample:
         """Return a changed copy of one packed sample."""
         if self.donors and _is_real(sample["case_id"]) and torch.rand(()) < 1 / 3:
             sample = grafted(sample, self.donors, int(torch.randint(len(self.donors), ())))
         sample = self.usual(sample)
-        if self.donors and torch.rand(()) < 0.5:
+        if self.moves and torch.rand(()) < 0.5:
             sample = moved(sample)
         image = torch.stack([self._change(sequence) for sequence in sample["image"].float()])
         return {**sample, "image": image.masked_fill_(sample["image"] == 0, 0).half()}
@@ -170,7 +180,8 @@ class Mixture(BraTSDataModule):
         num_phantoms: how many.
         repeats: crops of each real case in an epoch.
         left_out: names of real cases to leave out besides those of no TCGA collection.
-        grafts: put lesions of real cases into others, and move crops; see OtherScanners.
+        grafts: put lesions of real cases into others; see OtherScanners.
+        moves: move crops; see OtherScanners.
         **options: as for BraTSDataModule.
     """
 
@@ -185,6 +196,7 @@ class Mixture(BraTSDataModule):
         repeats: int,
         left_out: tuple[str, ...] = (),
         grafts: bool = False,
+        moves: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(root, num_workers=0, **options)
@@ -198,6 +210,7 @@ class Mixture(BraTSDataModule):
         self.repeats = repeats
         self.left_out = left_out
         self.grafts = grafts
+        self.moves = moves
 
     def prepare_data(self) -> None:
         """Simulate patients and fill the cache."""
@@ -213,7 +226,7 @@ class Mixture(BraTSDataModule):
             [*real * self.repeats, *simulated._entries(simulated._cases())],
             BRATS_2018,  # simulated patients have its labels
             crop=self.patch_size,
-            augment=OtherScanners(donors),
+            augment=OtherScanners(donors, moves=self.moves),
             packed=True,
         )
         self.val_set = self.test_set = BraTSDataset([], BRATS_2018)
@@ -266,8 +279,7 @@ def fit(
     settings = STAGES[stage]
     seed_everything(0)
     module = CLIPSeg3DModule(
-        NETWORK,
-        ablation=settings.ablation,
+        settings.network,
         release="brats2020",
         plan=settings.plan,
         report_dropout=0.3,
@@ -276,8 +288,11 @@ def fit(
     )
     if start is not None:
         lacking, unknown = module.network.load_state_dict(start.state_dict(), strict=False)
-        if unknown or any(not name.startswith("semantic_fusion.") for name in lacking):
-            raise ValueError(f"the first fit lacks {lacking} and has {unknown}; delete {output}")
+        new = ("semantic_fusion.", "unet.refine.")
+        if unknown or any(not name.startswith(new) for name in lacking):
+            raise ValueError(
+                f"the fit before {stage} lacks {lacking} and has {unknown}; delete {output}"
+            )
     folder = output / stage
     last = LastCheckpoints(dirpath=str(folder))
     trainer = Trainer(
@@ -329,7 +344,7 @@ def of_fit(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Simulate, fit three times and save."""
+    """Simulate, fit four times and save."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, help="folder of BraTS 2018; read only")
     parser.add_argument("--reports", required=True, help="JSON of reports by case")
@@ -338,7 +353,7 @@ def main() -> None:
     parser.add_argument("--phantom-folder", type=Path, help="None: in --output")
     parser.add_argument("--cache", help="folder of preprocessed cases; None: in --output")
     parser.add_argument("--repeats", type=int, default=20, help="crops of a real case an epoch")
-    parser.add_argument("--epochs", type=int, nargs=3, default=(9, 5, 1), help="of each fit")
+    parser.add_argument("--epochs", type=int, nargs=4, default=(9, 5, 1, 2), help="of each fit")
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument(
@@ -361,6 +376,7 @@ def main() -> None:
             left_out=held_out(arguments.data, arguments.fold, arguments.num_folds),
             patch_size=settings.patch,
             grafts=settings.grafts,
+            moves=settings.moves,
             reports=arguments.reports,
             view_selection=NETWORK.view_selection,
             cache_dir=arguments.cache or str(arguments.output / "cache"),

@@ -15,6 +15,7 @@ from clipseg3d.blocks.pixel_fusion import PixelFusion
 from clipseg3d.blocks.pooling import GatedAttentionPooling
 from clipseg3d.blocks.semantic_fusion import SemanticFusion
 from clipseg3d.blocks.sequential_attention import SequentialCrossAttention
+from clipseg3d.blocks.voxel_refinement import VoxelRefinement
 
 __all__ = [
     "AttentionGate",
@@ -30,6 +31,7 @@ __all__ = [
     "SemanticFusion",
     "SemanticGate",
     "SequentialCrossAttention",
+    "VoxelRefinement",
     "lift_patches",
     "steer_logits",
 ]

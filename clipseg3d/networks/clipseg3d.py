@@ -371,7 +371,8 @@ class CLIPSeg3D(
             ValueError: ``regions`` are given in evaluation.
         """
         place = self._padded_window(window, image)
-        levels = self.unet.encode(self._fuse(image, statistics, regions))
+        fused = self._fuse(image, statistics, regions)
+        levels = self.unet.encode(fused)
         fusion = self.semantic_fusion
         if fusion is not None and semantics is not None:
             levels[-1] = fusion.guide(levels[-1], semantics, place)
@@ -384,7 +385,7 @@ class CLIPSeg3D(
         else:
             raw = self.unet.raw_logits(features)
         return Prediction(
-            self.unet.finish(raw, image),
+            self.unet.finish(raw, fused),
             self.unet.auxiliary_logits(decoded) if deep else [],
             maps,
             None if self.grade_classifier is None else self.grade_classifier(bottleneck),
@@ -456,6 +457,7 @@ def build_clipseg3d(
         len(config.regions),
         channels=config.channels,
         fold=config.fold,
+        refinement=config.refinement,
         cbam=config.cbam,
         attention_skips=config.attention_skips,
         num_auxiliary=config.num_auxiliary,

@@ -19,6 +19,8 @@ class NetworkConfig:
         regions: output channels, by name and in order.
         channels: feature channels per level; see :class:`clipseg3d.networks.unet.UNet3D`.
         fold: voxels per axis that the stem folds into channels.
+        refinement: hidden channels of a light head that reads the folded voxels again; needs
+            ``fold`` above 1.
         pixel_fusion: whether the network normalises and weighs the sequences itself.
         norms: of each sequence in pixel fusion: ``zscore``, or ``minmax`` as the paper has for T2
             and FLAIR.
@@ -56,6 +58,7 @@ class NetworkConfig:
     regions: tuple[str, ...] = ("WT", "TC", "ET")
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     fold: int = 1
+    refinement: int = 0
     pixel_fusion: bool = True
     norms: tuple[Norm, ...] = ("zscore", "zscore", "zscore", "zscore")
     difference_channels: bool = False
@@ -119,13 +122,18 @@ PRESETS = {
     "recommended": NetworkConfig(),
     # For two CPU cores: all convolutions at half resolution, the CLIP that comes with the package.
     "tiny": NetworkConfig(
-        channels=(16, 32, 64, 128, 160), fold=2, semantic_dim=64, num_heads=4, clip="tiny"
+        channels=(16, 32, 64, 128, 160),
+        fold=2,
+        refinement=48,
+        semantic_dim=64,
+        num_heads=4,
+        clip="tiny",
     ),
     # All convolutions at half resolution, where recommended spends seven eighths of its time: about
     # an eighth of the time of a training step. 12 M weights; patches longer than 32 voxels. Small
     # networks that differ in the same way, trained alike at 2 mm, are seven points of Dice apart
     # (row full_resolution of examples/ablation.py).
-    "fast": NetworkConfig(channels=(24, 48, 96, 192, 320), fold=2),
+    "fast": NetworkConfig(channels=(24, 48, 96, 192, 320), fold=2, refinement=48),
 }
 _NO_PIXEL: dict[str, Any] = {
     "pixel_fusion": False,

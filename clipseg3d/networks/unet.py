@@ -6,13 +6,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clipseg3d.blocks.feature_fusion import AttentionGate, ResidualBlock
 from clipseg3d.blocks.nested_regions import NestedRegions
 from clipseg3d.blocks.pointwise import PointwiseConv3d
+from clipseg3d.blocks.voxel_refinement import VoxelRefinement, fold_voxels, unfold_voxels
 
 
 class UNet3D(nn.Module):
@@ -29,6 +30,8 @@ class UNet3D(nn.Module):
         channels: feature channels per level, two levels or more.
         fold: the stem folds cubes of fold^3 voxels into channels, and the heads unfold them, so
             that no convolution runs at full resolution; 1 folds nothing.
+        refinement: hidden channels of a light head that reads the folded voxels again; see
+            :class:`~clipseg3d.blocks.voxel_refinement.VoxelRefinement`. 0 builds none.
         cbam: channel and spatial attention in every block.
         attention_skips: attention gates on skip connections.
         num_auxiliary: decoder levels below the top one that have heads for deep supervision.
@@ -47,9 +50,9 @@ class UNet3D(nn.Module):
         multiple: the input is padded to multiples of this.
 
     Raises:
-        ValueError: fewer than two levels, ``fold`` is no power of two, ``num_auxiliary`` exceeds
-            the decoder levels below the top one, ``extra_channels`` leave no other channel, or
-            the head is unknown.
+        ValueError: fewer than two levels, ``fold`` is no power of two, a ``refinement`` where
+            nothing is folded, ``num_auxiliary`` exceeds the decoder levels below the top one,
+            ``extra_channels`` leave no other channel, or the head is unknown.
 
     Source: arXiv 2507.09966, feature-level fusion, with 32-64-128-256-512 channels; the folding
     stem is ours.
@@ -68,6 +71,7 @@ class UNet3D(nn.Module):
         *,
         channels: Sequence[int] = (32, 64, 128, 256, 512),
         fold: int = 1,
+        refinement: int = 0,
         cbam: bool = True,
         attention_skips: bool = True,
         num_auxiliary: int = 2,
@@ -82,6 +86,11 @@ class UNet3D(nn.Module):
             raise ValueError(f"channels={tuple(channels)} has fewer than two levels")
         if fold not in (1, 2, 4, 8):
             raise ValueError(f"fold={fold} is not 1, 2, 4 or 8")
+        if refinement and fold == 1:
+            raise ValueError(
+                f"refinement={refinement} reads voxels that the stem folded, and fold=1 folds "
+                "none; set fold=2, or leave refinement at 0"
+            )
         if not 0 <= num_auxiliary <= len(channels) - 2:
             raise ValueError(
                 f"num_auxiliary={num_auxiliary} is not in 0..{len(channels) - 2}, the decoder "
@@ -130,6 +139,10 @@ class UNet3D(nn.Module):
         _start_smooth(heads[0], fold**3)
         if extra:
             _start_without(self.encoder[0], extra)
+        self.refine: VoxelRefinement | None = None
+        if refinement:  # behind the rest, which starts as it would without
+            self.refine = VoxelRefinement(in_channels, out_channels, hidden=refinement, fold=fold)
+            self.refine.apply(_initialise)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (b, out_channels, x, y, z) for an image (b, in_channels, x, y, z)."""
@@ -147,14 +160,7 @@ class UNet3D(nn.Module):
                 f"an image of {tuple(image.shape[2:])} voxels is one voxel at the bottleneck; "
                 f"give more than {self.multiple} voxels along an axis, or a network of fewer levels"
             )
-        padding = [p for size in reversed(image.shape[2:]) for p in (0, -size % self.multiple)]
-        features = rearrange(
-            F.pad(image, padding),
-            "b c (x i) (y j) (z k) -> b (c i j k) x y z",
-            i=self.fold,
-            j=self.fold,
-            k=self.fold,
-        )
+        features = fold_voxels(self._pad(image), self.fold)
         levels = []
         for block in self.encoder:
             features = self._run(block, features)
@@ -183,19 +189,20 @@ class UNet3D(nn.Module):
 
         What is to be added to the logits is added here; :meth:`finish` makes logits of the sum.
         """
-        raw: Tensor = rearrange(
-            self.heads[0](features),
-            "b (r i j k) x y z -> b r (x i) (y j) (z k)",
-            i=self.fold,
-            j=self.fold,
-            k=self.fold,
-        )
-        return raw
+        return unfold_voxels(self.heads[0](features), self.fold)
 
     def finish(self, raw: Tensor, image: Tensor) -> Tensor:
-        """Return the logits of :meth:`raw_logits`, cropped to the image's grid and nested."""
+        """Return the logits of :meth:`raw_logits`, refined, cropped to the image's grid, nested."""
+        if self.refine is not None:
+            raw = self.refine(raw, self._pad(image))
         logits: Tensor = self.nest(crop_like(raw, image))
         return logits
+
+    def _pad(self, image: Tensor) -> Tensor:
+        """Append zeros up to multiples of ``self.multiple``."""
+        return F.pad(
+            image, [p for size in reversed(image.shape[2:]) for p in (0, -size % self.multiple)]
+        )
 
     def auxiliary_logits(self, decoded: Sequence[Tensor]) -> list[Tensor]:
         """Return logits for deep supervision on the padded grids of the lower levels."""

@@ -112,10 +112,12 @@ def test_tiny_needs_no_download():
     assert tiny.semantic_dim % tiny.num_heads == 0
 
 
-def test_fast_differs_from_recommended_in_sizes_only():
+def test_fast_differs_from_recommended_in_sizes_and_what_folding_needs():
     fast = network_config("fast")
     assert fast.fold == 2
-    assert replace(fast, channels=NetworkConfig().channels, fold=1) == network_config("recommended")
+    assert fast.refinement
+    unfolded = replace(fast, channels=NetworkConfig().channels, fold=1, refinement=0)
+    assert unfolded == network_config("recommended")
     assert all(f < r for f, r in zip(fast.channels, NetworkConfig().channels, strict=True))
 
 

@@ -130,7 +130,11 @@ def test_features_halve_and_widen_towards_the_bottleneck(image):
 
 @pytest.mark.parametrize(
     "options",
-    [{"fold": 1}, {"fold": 2}, {"head": "nested", "head_norm": True, "checkpointing": True}],
+    [
+        {"fold": 1},
+        {"fold": 2, "refinement": 5},
+        {"head": "nested", "head_norm": True, "checkpointing": True},
+    ],
 )
 def test_gradient_reaches_every_weight(image, options, randomise, dead_weights):
     unet = randomise(make(**options), size=0.1)
@@ -256,6 +260,23 @@ def test_raw_logits_lie_on_the_padded_grid(image):
     raw = unet.raw_logits(unet.top(unet.decode(unet.encode(image))))
     assert raw.shape == (B, OUT, 16, 16, 16)
     assert torch.equal(unet.finish(raw, image), unet(image))
+
+
+def test_new_refinement_changes_no_bit_and_then_every_voxel_by_its_own(image):
+    plain, refined = make(fold=2), make(fold=2, refinement=6)
+    assert torch.equal(refined(image), plain(image))  # other weights start as they would without
+    with torch.no_grad():
+        refined.refine.layers[-1].weight.normal_()
+    raw = plain.raw_logits(plain.top(plain.decode(plain.encode(image))))
+    padded = F.pad(image, [p for n in (Z, Y, X) for p in (0, -n % plain.multiple)])
+    expected = crop_like(refined.refine(raw, padded), image)
+    assert not torch.allclose(expected, plain(image), atol=1e-2)
+    torch.testing.assert_close(refined(image), expected)
+
+
+def test_rejects_a_refinement_of_what_is_not_folded():
+    with pytest.raises(ValueError, match=r"refinement=6 reads voxels .* fold=1 folds none; set"):
+        make(refinement=6)
 
 
 def test_head_norm_normalises_what_the_head_reads(image):
