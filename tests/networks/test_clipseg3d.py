@@ -41,6 +41,7 @@ VARIANTS = {
     "region contrast": {"region_contrast": 1.0},
     "min-max": {"norms": ("zscore", "zscore", "minmax", "minmax")},
     "grade": {"grade_classifier": True},
+    "refinement": {"fold": 2, "refinement": 6},
     **ABLATIONS,
 }
 PAPER_LIKE = {
@@ -831,6 +832,15 @@ def test_every_sequence_has_its_own_norm(make, image):
     assert lowest[[0, 2]].tolist() == pytest.approx([0, 0], abs=1e-6)
     assert highest[[0, 2]].tolist() == pytest.approx([1, 1], abs=1e-6)
     assert (lowest[[1, 3]] < -1).all()
+
+
+def test_refinement_reads_the_sequences_as_they_are_fused(make, randomise, image):
+    network = make(replace(TINY_LIKE, refinement=6))
+    randomise(network.unet.refine)
+    logits = network(image)
+    torch.testing.assert_close(network(5 * image), logits, rtol=1e-3, atol=1e-3)
+    network.unet.refine = None
+    assert not torch.allclose(network(image), logits, atol=0.1)
 
 
 @pytest.mark.parametrize("fold", [1, 2])
