@@ -131,8 +131,8 @@ PRESETS = {
     ),
     # All convolutions at half resolution, where recommended spends seven eighths of its time: about
     # an eighth of the time of a training step. 12 M weights; patches longer than 32 voxels. Small
-    # networks that differ in the same way, trained alike at 2 mm, are seven points of Dice apart
-    # (row full_resolution of examples/ablation.py).
+    # networks that differ in the same way, trained alike at 2 mm, are five to six points of Dice
+    # apart (rows refinement and full_resolution of examples/ablation.py).
     "fast": NetworkConfig(channels=(24, 48, 96, 192, 320), fold=2, refinement=48),
 }
 _NO_PIXEL: dict[str, Any] = {
