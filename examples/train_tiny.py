@@ -9,7 +9,8 @@ with crops that hold more background, then the whole network from its weights, s
 change nothing at first, and again with z-scores and a head that reads the folded voxels. The first
 two train on crops, the others on whole brains, all at 1 mm, with reports and sequences withheld at
 times, and keep an average of the weights. Then ``--output``/weights holds what
-``CLIPSeg3D.from_pretrained`` reads.
+``CLIPSeg3D.from_pretrained`` reads. The weights in the package are those of the first three fits:
+the fourth has not been run to its end.
 
 Given again, the command goes on where it was interrupted. ``--fold`` leaves a part of the real
 cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
