@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv3d_weight
 
@@ -14,6 +15,8 @@ SLAB_BYTES = {"cpu": 2**21}
 """What a slab of the features takes, by device, so that it stays in a processor's cache."""
 LARGE_SLAB_BYTES = 2**26
 """The same on accelerators, which want much to do at once."""
+MOST_FAKE_SLABS = 64
+"""Of features without content, which nothing is computed of: their memory is told sooner."""
 
 
 class SlabbedAttention(torch.autograd.Function):
@@ -121,6 +124,8 @@ def _voxel_weight(pooled: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 def _slabs(features: Tensor) -> Iterator[slice]:
     """Cut (b, c, x, y, z) along x."""
     size = SLAB_BYTES.get(features.device.type, LARGE_SLAB_BYTES)
+    if isinstance(features, FakeTensor):
+        size = max(size, features.nbytes // MOST_FAKE_SLABS)
     step = max(1, features.shape[2] * size // max(1, features.nbytes))
     for start in range(0, features.shape[2], step):
         yield slice(start, start + step)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clipseg3d.blocks import slabs
 from clipseg3d.blocks.feature_fusion import (
@@ -149,6 +150,13 @@ def test_cbam_in_slabs_keeps_types(features, randomise, monkeypatch, dtype, auto
     assert torch.autograd.grad(outs[0].sum(), given)[0].dtype == dtype
     error = (outs[0].float() - outs[1].float()).norm() / outs[1].float().norm()
     assert error < 0.02
+
+
+def test_features_without_content_have_few_slabs():
+    with FakeTensorMode():
+        parts = list(slabs._slabs(torch.empty(1, C, 4096, 4096, 4096)))
+    assert len(parts) == slabs.MOST_FAKE_SLABS
+    assert (parts[0].start, parts[-1].stop) == (0, 4096)
 
 
 def test_cbam_in_slabs_forgets_what_nothing_asks_for(features):
