@@ -353,7 +353,9 @@ def main() -> None:
     parser.add_argument("--phantom-folder", type=Path, help="None: in --output")
     parser.add_argument("--cache", help="folder of preprocessed cases; None: in --output")
     parser.add_argument("--repeats", type=int, default=20, help="crops of a real case an epoch")
-    parser.add_argument("--epochs", type=int, nargs="+", default=(9, 5, 1), help="of each fit")
+    parser.add_argument(
+        "--epochs", type=int, nargs="+", default=(9, 5, 1), help="of each fit; 0 leaves it out"
+    )
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument(
@@ -368,10 +370,14 @@ def main() -> None:
         parser.error(
             f"--epochs has {len(arguments.epochs)} numbers, and there are {len(STAGES)} fits"
         )
+    if not any(arguments.epochs):
+        parser.error("--epochs leaves all fits out")
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     network: CLIPSeg3D | None = None
     for (stage, settings), epochs in zip(STAGES.items(), arguments.epochs, strict=False):
+        if not epochs:
+            continue
         data = Mixture(
             arguments.data,
             phantoms=str(arguments.phantom_folder or arguments.output / "phantoms"),

@@ -1,6 +1,7 @@
 """What examples/train_tiny.py does to crops."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,12 @@ def test_what_replaces_a_lesion_replaces_its_label(example):
     labelled = grafted["label"] == 7
     assert labelled[10:14, 10:14, 10:14].all()
     assert labelled.sum() < 6**3
+
+
+def test_something_must_be_fitted(example, tmp_path, monkeypatch, capsys):
+    given = ["--data", "data", "--reports", "reports.json", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["train_tiny.py", *given, "--epochs", "0", "0"])
+    with pytest.raises(SystemExit):
+        example["main"]()
+    assert "--epochs leaves all fits out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
