@@ -4,12 +4,12 @@
 
 Of the cases below ``--data`` only those named ``Brats18_TCIA*`` are trained on: they are from
 TCGA-GBM and TCGA-LGG, whose licence (CC BY 3.0) lets weights be passed on. Simulated patients are
-made first. Three fits follow: the U-Net alone, again with lesions of one case put into another and
+made first. Four fits follow: the U-Net alone, again with lesions of one case put into another and
 with crops that hold more background, then the whole network from its weights, since new semantics
-change nothing at first. A fourth number behind ``--epochs`` adds one with z-scores and a head that
-reads the folded voxels; the weights in the package are without it. The first two train on crops,
-the others on whole brains, all at 1 mm, with reports and sequences withheld at times, and keep an
-average of the weights. Then ``--output``/weights holds what ``CLIPSeg3D.from_pretrained`` reads.
+change nothing at first, and once more with z-scores and a head that reads the folded voxels. The
+first two train on crops, the others on whole brains, all at 1 mm, with reports and sequences
+withheld at times, and keep an average of the weights. What is left is calibrated; see WT_SHIFT.
+Then ``--output``/weights holds what ``CLIPSeg3D.from_pretrained`` reads.
 
 Given again, the command goes on where it was interrupted. ``--fold`` leaves a part of the real
 cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
@@ -44,6 +44,15 @@ from clipseg3d.whole_file import whole_file
 NETWORK = network_config("tiny")
 EARLIER = replace(NETWORK, norms=network_config("paper").norms, refinement=0)
 """Of the first three fits: min-max of T2 and FLAIR, as the paper has it, and one layer as head."""
+WT_SHIFT = -2.0
+"""Added to the score of whole tumour of a trained network, so that it draws less.
+
+In real cases that training has not seen, networks of this command draw a rim too much, in those it
+has seen they do not: perhaps because simulated oedema ends softly, and half of what they see is
+simulated. Chosen on four cases left out by ``--fold 0`` (``--epochs 4 2 0 1``, half as many crops
+and simulated patients), whose WT was drawn 14 to 240 % too large. Dice there was 0.729 without,
+0.791 with -2 and 0.822 with -4; half of the best was taken, since other networks see more cases.
+"""
 
 
 class Stage(NamedTuple):
@@ -310,6 +319,14 @@ def fit(
     return module.network.eval()
 
 
+@torch.no_grad()
+def calibrate(network: CLIPSeg3D) -> None:
+    """Add WT_SHIFT to the bias of the layer that scores come from; WT is first in each cube."""
+    unet = network.unet
+    last = unet.heads[0] if unet.refine is None else unet.refine.layers[-1]
+    last.bias[: unet.fold**3] += WT_SHIFT
+
+
 def publish(network: CLIPSeg3D, output: Path) -> None:
     """Save weights in half precision, what they count in full, and how they were made."""
     own = network.state_dict().keys()
@@ -344,7 +361,7 @@ def of_fit(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Simulate, fit three or four times and save."""
+    """Simulate, fit, calibrate and save."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, help="folder of BraTS 2018; read only")
     parser.add_argument("--reports", required=True, help="JSON of reports by case")
@@ -354,7 +371,7 @@ def main() -> None:
     parser.add_argument("--cache", help="folder of preprocessed cases; None: in --output")
     parser.add_argument("--repeats", type=int, default=20, help="crops of a real case an epoch")
     parser.add_argument(
-        "--epochs", type=int, nargs="+", default=(9, 5, 1), help="of each fit; 0 leaves it out"
+        "--epochs", type=int, nargs="+", default=(9, 5, 1, 2), help="of each; 0 leaves it out"
     )
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
@@ -399,6 +416,7 @@ def main() -> None:
             output=arguments.output,
             start=network,
         )
+    calibrate(network)
     publish(network, arguments.output)
 
 

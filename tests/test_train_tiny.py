@@ -3,9 +3,12 @@
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from clipseg3d import UNet3D
 
 SIZE = (12, 15, 9)
 
@@ -92,3 +95,13 @@ def test_something_must_be_fitted(example, tmp_path, monkeypatch, capsys):
         example["main"]()
     assert "--epochs leaves all fits out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("refinement", [0, 8])
+def test_calibration_shifts_whole_tumour_alone(example, refinement):
+    unet = UNet3D(channels=(4, 8), num_auxiliary=0, fold=2, refinement=refinement).eval()
+    image = torch.rand(1, 4, 8, 12, 16)
+    before = unet(image)
+    example["calibrate"](SimpleNamespace(unet=unet))
+    shift = torch.tensor([example["WT_SHIFT"], 0.0, 0.0])[:, None, None, None]
+    torch.testing.assert_close(unet(image), before + shift)
