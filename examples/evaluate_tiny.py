@@ -5,8 +5,9 @@ r"""Score the weights of ``examples/train_tiny.py`` on the real cases that did n
 
 Full volumes at 1 mm by the rules of BraTS 2020, with all sequences and with some only, with the
 report of the case, of another one, and none, mirrored and not. Cases named ``Brats18_TCIA*`` were
-trained on and are left out, but for those of ``--fold``. One row per variant, case and region; a
-run that was interrupted goes on with the case after.
+trained on and are left out; with ``--fold``, only those that it left out are scored, and all folds
+can share ``--output``. One row per variant, case and region; a run that was interrupted goes on
+with the case after.
 """
 
 import argparse
@@ -171,7 +172,7 @@ def main() -> None:
     cases = [
         case
         for case in find_cases(arguments.data, BRATS_2018, reports=arguments.reports)
-        if not may_shape_weights(case, left_out)
+        if (case.case_id in left_out if left_out else not may_shape_weights(case, ()))
     ]
     rows = read_rows(arguments.output)
     done = {(row["variant"], row["case"]) for row in rows}
