@@ -1,4 +1,4 @@
-"""What examples/train_tiny.py does to crops."""
+"""What examples/train_tiny.py does to crops and scores, and what it refuses."""
 
 import runpy
 import sys
