@@ -4,11 +4,12 @@
 
 Of the cases below ``--data`` only those named ``Brats18_TCIA*`` are trained on: they are from
 TCGA-GBM and TCGA-LGG, whose licence (CC BY 3.0) lets weights be passed on. Simulated patients are
-made first. Four fits follow: the U-Net alone, again with lesions of one case put into another and
+made first. Five fits follow: the U-Net alone, again with lesions of one case put into another and
 with crops that hold more background, then the whole network from its weights, since new semantics
-change nothing at first, and once more with z-scores and a head that reads the folded voxels. The
-first two train on crops, the others on whole brains, all at 1 mm, with reports and sequences
-withheld at times, and keep an average of the weights. What is left is calibrated; see WT_SHIFT.
+change nothing at first, once more with z-scores and a head that reads the folded voxels, and last
+with but one sequence in every third sample. The first two train on crops, the others on whole
+brains, all at 1 mm, with reports and sequences withheld at times, and keep an average of the
+weights. What is left is calibrated; see WT_SHIFT.
 Then ``--output``/weights holds what ``CLIPSeg3D.from_pretrained`` reads.
 
 Given again, the command goes on where it was interrupted. ``--fold`` leaves a part of the real
@@ -31,7 +32,7 @@ from clipseg3d import BraTSDataModule, CLIPSeg3D, CLIPSeg3DModule, PhantomDataMo
 from clipseg3d.batch import Sample, unpack_image
 from clipseg3d.data.cases import Case
 from clipseg3d.data.dataset import BraTSDataset
-from clipseg3d.data.releases import BRATS_2018
+from clipseg3d.data.releases import BRATS_2018, SEQUENCES
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.training.averaged_weights import AveragedWeights
@@ -39,6 +40,7 @@ from clipseg3d.training.checkpoint_files import CheckpointFiles, find_last
 from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
+from clipseg3d.volume import withhold_sequences
 from clipseg3d.whole_file import whole_file
 
 NETWORK = network_config("tiny")
@@ -71,6 +73,10 @@ class Stage(NamedTuple):
     not show it."""
     moves: bool = False
     """Move some crops; see OtherScanners."""
+    alone: bool = False
+    """Leave but one sequence in some samples; see OtherScanners."""
+    decay: float = 0.998
+    """Share of the average of the weights that stays at every step."""
 
 
 _UNET = network_config(EARLIER, ablation="no_semantic")
@@ -82,6 +88,7 @@ STAGES = {
     ),
     "whole": Stage(EARLIER, _WHOLE, (160, 192, 160)),
     "refined": Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True),
+    "alone": Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True, alone=True, decay=0.99),
 }
 
 
@@ -96,12 +103,16 @@ class OtherScanners:
         moves: move half of all crops by up to a third of their size, with background moving in:
             the network normalises a crop by itself, and must not depend on how much background is
             in it.
+        alone: leave one sequence in a third of all samples, T1ce twice as often as FLAIR.
     """
 
-    def __init__(self, donors: BraTSDataset | None = None, *, moves: bool = False) -> None:
+    def __init__(
+        self, donors: BraTSDataset | None = None, *, moves: bool = False, alone: bool = False
+    ) -> None:
         self.usual = Augmentation()
         self.donors = donors
         self.moves = moves
+        self.alone = alone
 
     def __call__(self, sample: Sample) -> Sample:
         """Return a changed copy of one packed sample."""
@@ -111,7 +122,10 @@ class OtherScanners:
         if self.moves and torch.rand(()) < 0.5:
             sample = moved(sample)
         image = torch.stack([self._change(sequence) for sequence in sample["image"].float()])
-        return {**sample, "image": image.masked_fill_(sample["image"] == 0, 0).half()}
+        sample = {**sample, "image": image.masked_fill_(sample["image"] == 0, 0).half()}
+        if self.alone and torch.rand(()) < 1 / 3:
+            sample = with_one(sample, "t1ce" if torch.rand(()) < 2 / 3 else "flair")
+        return sample
 
     def _change(self, sequence: Tensor) -> Tensor:
         """Return a changed sequence (x, y, z)."""
@@ -181,6 +195,23 @@ def moved(sample: Sample) -> Sample:
     return {**sample, "image": image, "label": label, "window": window}
 
 
+def with_one(sample: Sample, sequence: str) -> Sample:
+    """Return a sample as if only one of its sequences had been acquired."""
+    views = sample["views"]
+    image, statistics, views = withhold_sequences(
+        sample["image"][None],
+        sample["statistics"][None],
+        views._replace(images=views.images[None]),
+        torch.tensor([[name == sequence for name in SEQUENCES]]),
+    )
+    return {
+        **sample,
+        "image": image[0],
+        "statistics": statistics[0],
+        "views": views._replace(images=views.images[0]),
+    }
+
+
 class Mixture(BraTSDataModule):
     """Real cases that may shape weights, several times each, and simulated patients once each.
 
@@ -192,6 +223,7 @@ class Mixture(BraTSDataModule):
         left_out: names of real cases to leave out besides those of no TCGA collection.
         grafts: put lesions of real cases into others; see OtherScanners.
         moves: move crops; see OtherScanners.
+        alone: leave but one sequence in some samples; see OtherScanners.
         **options: as for BraTSDataModule.
     """
 
@@ -207,6 +239,7 @@ class Mixture(BraTSDataModule):
         left_out: tuple[str, ...] = (),
         grafts: bool = False,
         moves: bool = False,
+        alone: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(root, num_workers=0, **options)
@@ -221,6 +254,7 @@ class Mixture(BraTSDataModule):
         self.left_out = left_out
         self.grafts = grafts
         self.moves = moves
+        self.alone = alone
 
     def prepare_data(self) -> None:
         """Simulate patients and fill the cache."""
@@ -236,7 +270,7 @@ class Mixture(BraTSDataModule):
             [*real * self.repeats, *simulated._entries(simulated._cases())],
             BRATS_2018,  # simulated patients have its labels
             crop=self.patch_size,
-            augment=OtherScanners(donors, moves=self.moves),
+            augment=OtherScanners(donors, moves=self.moves, alone=self.alone),
             packed=True,
         )
         self.val_set = self.test_set = BraTSDataset([], BRATS_2018)
@@ -313,7 +347,7 @@ def fit(
         gradient_clip_val=12.0,
         limit_val_batches=0,
         logger=False,
-        callbacks=[last, AveragedWeights(0.998), RunManifest()],
+        callbacks=[last, AveragedWeights(settings.decay), RunManifest()],
     )
     trainer.strategy.checkpoint_io = CheckpointFiles()
     trainer.fit(module, data, ckpt_path=find_last(trainer))
@@ -372,7 +406,7 @@ def main() -> None:
     parser.add_argument("--cache", help="folder of preprocessed cases; None: in --output")
     parser.add_argument("--repeats", type=int, default=20, help="crops of a real case an epoch")
     parser.add_argument(
-        "--epochs", type=int, nargs="+", default=(9, 5, 1, 2), help="of each; 0 leaves it out"
+        "--epochs", type=int, nargs="+", default=(9, 5, 1, 2, 1), help="of each; 0 leaves it out"
     )
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
@@ -405,6 +439,7 @@ def main() -> None:
             patch_size=settings.patch,
             grafts=settings.grafts,
             moves=settings.moves,
+            alone=settings.alone,
             reports=arguments.reports,
             view_selection=NETWORK.view_selection,
             cache_dir=arguments.cache or str(arguments.output / "cache"),

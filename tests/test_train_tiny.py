@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from clipseg3d import UNet3D
+from clipseg3d.volume import Views
 
 SIZE = (12, 15, 9)
 
@@ -86,6 +87,26 @@ def test_what_replaces_a_lesion_replaces_its_label(example):
     labelled = grafted["label"] == 7
     assert labelled[10:14, 10:14, 10:14].all()
     assert labelled.sum() < 6**3
+
+
+def test_one_sequence_of_a_sample_is_left(example):
+    torch.manual_seed(0)
+    sample = {
+        "image": torch.rand(4, *SIZE).half() + 1,
+        "label": torch.ones(SIZE, dtype=torch.uint8),
+        "statistics": torch.rand(4, 4) + 1,
+        "views": Views(torch.ones(3, 6, 6, 4, dtype=torch.uint8), torch.zeros(3, 3)),
+    }
+    left = example["with_one"](sample, "t1ce")
+    others = [0, 2, 3]
+    assert torch.equal(left["image"][1], sample["image"][1])
+    assert torch.equal(left["statistics"][1], sample["statistics"][1])
+    assert left["views"].images.shape == sample["views"].images.shape
+    assert (left["views"].images[..., 1] == 1).all()
+    assert not left["image"][others].any()
+    assert not left["statistics"][others].any()
+    assert not left["views"].images[..., others].any()
+    assert sample["image"].all()  # the sample itself is left alone
 
 
 def test_something_must_be_fitted(example, tmp_path, monkeypatch, capsys):

@@ -216,13 +216,11 @@ class CLIPSeg3DModule(LightningModule):
         reports = [
             "" if drop else report for drop, report in zip(dropped, batch["report"], strict=True)
         ]
+        acquired = batch["statistics"].any(dim=2)
+        kept = self._draw_sequences(*acquired.shape, generator=generator).to(self.device)
+        kept |= ~(kept & acquired).any(dim=1, keepdim=True)  # a case may have few: never none left
         image, statistics, views = withhold_sequences(
-            batch["image"],
-            batch["statistics"],
-            batch["views"],
-            self._draw_sequences(count, batch["image"].shape[1], generator=generator).to(
-                self.device
-            ),
+            batch["image"], batch["statistics"], batch["views"], kept
         )
         text, mask = self.network.embed_text(reports)
         prediction = self.network.segment(

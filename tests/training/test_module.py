@@ -323,6 +323,23 @@ def test_withheld_sequences_are_gone_from_image_statistics_and_views(monkeypatch
     assert torch.equal(batch["views"].images, before["views"].images)
 
 
+def test_a_case_that_lacks_sequences_keeps_one_that_it_has(monkeypatch, quiet):
+    torch.manual_seed(0)
+    module = small_module(sequence_dropout=1.0)
+    batch, given = some_batch(40), {}
+    for name in ("image", "statistics"):
+        batch[name][:, [0, 2, 3]] = 0  # T1ce alone was acquired
+    segment = module.network.segment
+
+    def spy_segment(image, semantics, **rest):
+        given["image"] = image
+        return segment(image, semantics, **rest)
+
+    monkeypatch.setattr(module.network, "segment", spy_segment)
+    module.training_step(batch, 0)
+    assert torch.equal(given["image"], batch["image"])
+
+
 # losses
 
 
