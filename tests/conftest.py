@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import os
 import warnings
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 
 
 def pytest_configure(config):
-    """Let processes that run tests at the same time share the cores."""
+    """Let processes that run tests at the same time, and those they start, share the cores."""
     if hasattr(config, "workerinput"):
-        workers = config.workerinput["workercount"]
-        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+        threads = max(1, torch.get_num_threads() // config.workerinput["workercount"])
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Every code block of the README runs, in order, in one folder, as a reader would run it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -51,12 +52,14 @@ def test_block_runs(number, reader, monkeypatch):
     monkeypatch.setenv("CLIPSEG3D_CACHE", str(reader / "cache"))
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     command = {"python": [sys.executable, "-c", code], "bash": ["bash", "-ec", code]}[language]
+    threads = {name: os.environ[name] for name in ["OMP_NUM_THREADS"] if name in os.environ}
     if "BraTS2018" in code:
         shutil.rmtree(reader / "lightning_logs", ignore_errors=True)
     run = subprocess.run(
         command,
         cwd=reader,
-        env={"PATH": path, "CLIPSEG3D_CACHE": str(reader / "cache"), "HOME": str(reader)},
+        env=threads
+        | {"PATH": path, "CLIPSEG3D_CACHE": str(reader / "cache"), "HOME": str(reader)},
         capture_output=True,
         text=True,
         check=False,

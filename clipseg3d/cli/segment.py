@@ -87,16 +87,20 @@ def add_command(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d segment``."""
+    if bool(_files(arguments)) == bool(arguments.cases):
+        raise ValueError(
+            "give either case folders, or one case as --t1 FILE --t1ce FILE --t2 FILE --flair FILE"
+        )
+    for folder in arguments.cases:  # known before ten seconds of loading
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; give that of a case, or of many")
+
     from tqdm import tqdm
 
     from clipseg3d.inference.batch import segment_cases
     from clipseg3d.inference.postprocess import PostProcessing
     from clipseg3d.inference.predictor import Predictor
 
-    if bool(_files(arguments)) == bool(arguments.cases):
-        raise ValueError(
-            "give either case folders, or one case as --t1 FILE --t1ce FILE --t2 FILE --flair FILE"
-        )
     text = None if arguments.text is None else report_text(arguments.text)
     rules = arguments.postprocessing and PostProcessing.read(arguments.postprocessing)
     predictor = Predictor.from_checkpoints(

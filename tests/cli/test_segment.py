@@ -241,7 +241,7 @@ def test_sequences_may_be_missing_where_the_weights_allow_it(weights, patients, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: no such folder; give the folder"),
+        (["nowhere"], "nowhere: no such folder; give that of a case"),
         ([], "give either case folders, or one case as --t1 FILE"),
         (["x", "--t1", "y"], "give either case folders, or one case"),
         (["--t1", "y"], "t1ce: no file given; name one for each of"),
@@ -254,6 +254,7 @@ def test_sequences_may_be_missing_where_the_weights_allow_it(weights, patients, 
 def test_bad_input_ends_in_one_message(arguments, message, weights, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("here").mkdir()
+    Path("x").mkdir()
     PostProcessing(1.0).save(Path("fine.json"))
     assert segment(out="o", weights=weights, options=arguments) == 1
     error = capsys.readouterr().err
@@ -272,7 +273,7 @@ def test_two_cases_of_one_name_are_refused(weights, patients, tmp_path, capsys):
 
 def test_wrong_weights_end_in_one_message(tmp_path, capsys):
     path = tmp_path / "w.ckpt"
-    assert segment("x", out="o", weights=path) == 1
+    assert segment(tmp_path, out="o", weights=path) == 1
     assert capsys.readouterr().err == (
         f"clipseg3d: {path}: no such file; give a checkpoint written by training\n"
     )
