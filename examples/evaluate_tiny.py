@@ -6,8 +6,8 @@ r"""Score the weights of ``examples/train_tiny.py`` on the real cases that did n
 Full volumes at 1 mm by the rules of BraTS 2020, with all sequences and with some only, with the
 report of the case, of another one, and none, mirrored and not. Cases named ``Brats18_TCIA*`` were
 trained on and are left out; with ``--fold``, only those that it left out are scored, and all folds
-can share ``--output``. One row per variant, case and region; a run that was interrupted goes on
-with the case after.
+can share ``--output``. With ``--shift``, WT is drawn larger or smaller than the weights have it.
+One row per variant, case and region; a run that was interrupted goes on with the case after.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from tqdm import tqdm
-from train_tiny import WT_SHIFT, held_out, may_shape_weights
+from train_tiny import WT_SHIFT, calibrate, held_out, may_shape_weights
 
 from clipseg3d import CLIPSeg3D, Predictor
 from clipseg3d.data.cases import Case, find_cases
@@ -164,6 +164,12 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--card", type=Path, help="file of a model card to write")
     parser.add_argument("--fold", type=int, help="part of the real cases that was left out")
+    parser.add_argument(
+        "--shift",
+        type=float,
+        default=0.0,
+        help=f"add to the score of WT, such as {-WT_SHIFT:g} to undo what training added",
+    )
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -179,6 +185,9 @@ def main() -> None:
     for name in arguments.variants:
         variant = VARIANTS[name]
         predictor = Predictor.from_checkpoints([arguments.weights], tta=variant.mirrored)
+        if arguments.shift:
+            calibrate(predictor.network, arguments.shift)
+            name = f"{name}, WT {arguments.shift:+g}"
         for index, case in enumerate(tqdm(cases, desc=name, unit="case")):
             if (name, case.case_id) in done or case.label is None:
                 continue

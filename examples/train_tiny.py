@@ -355,11 +355,11 @@ def fit(
 
 
 @torch.no_grad()
-def calibrate(network: CLIPSeg3D) -> None:
-    """Add WT_SHIFT to the bias of the layer that scores come from; WT is first in each cube."""
+def calibrate(network: CLIPSeg3D, shift: float = WT_SHIFT) -> None:
+    """Add to WT's bias in the layer that scores come from; WT is first in each cube."""
     unet = network.unet
     last = unet.heads[0] if unet.refine is None else unet.refine.layers[-1]
-    last.bias[: unet.fold**3] += WT_SHIFT
+    last.bias[: unet.fold**3] += shift
 
 
 def publish(network: CLIPSeg3D, output: Path) -> None:

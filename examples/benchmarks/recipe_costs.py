@@ -1,0 +1,106 @@
+"""What the recipes in ``examples/configs`` should cost on GPUs: memory, and hours on an A100.
+
+    python examples/benchmarks/recipe_costs.py
+
+Nothing is trained. Memory is what ``clipseg3d fit --dry-run`` predicts. Hours are a prediction in
+three factors, for want of a GPU: the time that nnU-Net's authors report for a step of their network
+on an A100; how many more operations a network of their layout with our channels computes, counted;
+and how much longer than that ours takes on a CPU, measured (``step_time.py``). Recomputed blocks
+cost another forward pass. Our own validation, and what GPUs lose to each other, are left out.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import yaml
+from monai.networks.nets import DynUNet
+from semantic_cost import full_size_clip
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.training.memory import predict_peak_memory
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NNUNET_CHANNELS = (32, 64, 128, 256, 320, 320)
+NNUNET_SECONDS = 9 * 3600 / (1000 * 250 * 2)
+"""Of a crop of 128 voxels a side on an A100 (PCIe, 40 GB): 1000 epochs of 250 steps of two crops in
+9 hours, validation and loading included (Isensee et al., arXiv 2404.09556, "nnU-Net (org.)")."""
+STEP_RATIO = 1.11
+"""`recommended` with semantics / DynUNet of equal channels at 128 voxels a side, as the README has
+it."""
+RECOMPUTED = 4 / 3
+"""A backward pass costs two forward passes, and checkpointing a forward pass more."""
+CASES = {
+    "BraTS2020DataModule": 369,
+    "BraTS2021DataModule": 1251,
+    "BraTS2023GLIDataModule": 1251,
+    "MSDTask01DataModule": 484,
+}
+TEXTBRATS_TRAINING = 220
+"""Cases in TextBraTS' Train.json."""
+
+
+def operations(channels: tuple[int, ...]) -> int:
+    """Return operations of a forward pass of nnU-Net's layout on a crop of 128 voxels a side."""
+    levels = len(channels)
+    with torch.device("meta"):
+        network = DynUNet(
+            spatial_dims=3,
+            in_channels=4,
+            out_channels=3,
+            kernel_size=[3] * levels,
+            strides=[1, *[2] * (levels - 1)],
+            upsample_kernel_size=[2] * (levels - 1),
+            filters=channels,
+        )
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, 4, 128, 128, 128))
+    return int(counter.get_total_flops())
+
+
+def training_cases(data: dict) -> int:
+    """Return how many cases a fold of a recipe trains on."""
+    options = data["init_args"]
+    if "splits" in options:
+        return TEXTBRATS_TRAINING
+    cases = CASES[data["class_path"].rpartition(".")[2]]
+    return cases - cases // options["num_folds"]
+
+
+def main() -> None:
+    """Print a table of all recipes for the full-size network."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    clip = full_size_clip(32)
+    print("| recipe | crop | per GPU | GPUs | GB per GPU | hours on A100s |")
+    print("|---|---|---|---|---|---|")
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        network, trainer = recipe["model"]["network"], recipe["trainer"]
+        options = recipe["data"]["init_args"]
+        if "clip" not in network:
+            continue  # a preset for trying things out
+        config = NetworkConfig(**network)
+        second = NNUNET_SECONDS * operations(config.channels) / operations(NNUNET_CHANNELS)
+        second *= STEP_RATIO * (RECOMPUTED if config.checkpointing else 1)
+        crop, count = options["patch_size"], options["batch_size"]
+        second *= crop[0] * crop[1] * crop[2] / 128**3
+        devices = 1 if trainer["devices"] == "auto" else trainer["devices"]
+        devices *= trainer.get("num_nodes", 1)
+        crops = training_cases(recipe["data"]) * trainer["max_epochs"]
+        peak = predict_peak_memory(
+            build_clipseg3d(config, encoder=clip),
+            crop,
+            batch_size=count,
+            precision=trainer["precision"],
+        )
+        print(
+            f"| `{path.stem}` | {' x '.join(map(str, crop))} | {count} | {devices} | "
+            f"{peak.total / 1e9:.1f} | {crops * second / devices / 3600:.1f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
