@@ -58,8 +58,7 @@ def test_block_runs(number, reader, monkeypatch):
     run = subprocess.run(
         command,
         cwd=reader,
-        env=threads
-        | {"PATH": path, "CLIPSEG3D_CACHE": str(reader / "cache"), "HOME": str(reader)},
+        env=threads | {"PATH": path, "CLIPSEG3D_CACHE": str(reader / "cache"), "HOME": str(reader)},
         capture_output=True,
         text=True,
         check=False,
