@@ -126,3 +126,5 @@ def test_calibration_shifts_whole_tumour_alone(example, refinement):
     example["calibrate"](SimpleNamespace(unet=unet))
     shift = torch.tensor([example["WT_SHIFT"], 0.0, 0.0])[:, None, None, None]
     torch.testing.assert_close(unet(image), before + shift)
+    example["calibrate"](SimpleNamespace(unet=unet), -example["WT_SHIFT"])
+    torch.testing.assert_close(unet(image), before)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from monai.networks.nets import DynUNet
 from semantic_cost import full_size_clip
+from step_time import dynunet
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipseg3d.networks.clipseg3d import build_clipseg3d
@@ -44,19 +44,8 @@ TEXTBRATS_TRAINING = 220
 
 def operations(channels: tuple[int, ...]) -> int:
     """Return operations of a forward pass of nnU-Net's layout on a crop of 128 voxels a side."""
-    levels = len(channels)
-    with torch.device("meta"):
-        network = DynUNet(
-            spatial_dims=3,
-            in_channels=4,
-            out_channels=3,
-            kernel_size=[3] * levels,
-            strides=[1, *[2] * (levels - 1)],
-            upsample_kernel_size=[2] * (levels - 1),
-            filters=channels,
-        )
-        with FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, 4, 128, 128, 128))
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        dynunet(channels)(torch.empty(1, 4, 128, 128, 128))
     return int(counter.get_total_flops())
 
 

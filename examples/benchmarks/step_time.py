@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -55,9 +55,9 @@ def ours(config: NetworkConfig) -> CLIPSeg3D:
     return build_clipseg3d(config, encoder=full_size_clip(32) if config.semantics else None)
 
 
-def dynunet() -> nn.Module:
-    """Return nnU-Net's layout with the channels of ``recommended``."""
-    levels = len(RECOMMENDED.channels)
+def dynunet(channels: Sequence[int] = RECOMMENDED.channels) -> nn.Module:
+    """Return nnU-Net's layout, by default with the channels of ``recommended``."""
+    levels = len(channels)
     return DynUNet(
         spatial_dims=3,
         in_channels=4,
@@ -65,7 +65,7 @@ def dynunet() -> nn.Module:
         kernel_size=[3] * levels,
         strides=[1, *[2] * (levels - 1)],
         upsample_kernel_size=[2] * (levels - 1),
-        filters=RECOMMENDED.channels,
+        filters=channels,
     )
 
 
