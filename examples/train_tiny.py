@@ -19,6 +19,7 @@ cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
 import argparse
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,8 +74,10 @@ class Stage(NamedTuple):
     not show it."""
     moves: bool = False
     """Move some crops; see OtherScanners."""
-    alone: bool = False
-    """Leave but one sequence in some samples; see OtherScanners."""
+    alone: float = 0
+    """Share of samples in which but one sequence is left; see OtherScanners."""
+    bright: bool = False
+    """Put bright vessels and remnants of dura into some samples; see OtherScanners."""
     decay: float = 0.998
     """Share of the average of the weights that stays at every step."""
 
@@ -88,7 +91,10 @@ STAGES = {
     ),
     "whole": Stage(EARLIER, _WHOLE, (160, 192, 160)),
     "refined": Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True),
-    "alone": Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True, alone=True, decay=0.99),
+    "alone": Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True, alone=1 / 3, decay=0.99),
+    "bright": Stage(
+        NETWORK, _WHOLE, (160, 192, 160), grafts=True, alone=0.5, bright=True, decay=0.99
+    ),
 }
 
 
@@ -103,16 +109,24 @@ class OtherScanners:
         moves: move half of all crops by up to a third of their size, with background moving in:
             the network normalises a crop by itself, and must not depend on how much background is
             in it.
-        alone: leave one sequence in a third of all samples, T1ce twice as often as FLAIR.
+        alone: share of samples in which one sequence is left, T1ce twice as often as FLAIR.
+        bright: put vessels and remnants of dura, which are bright in T1ce, into half of all
+            samples: without other sequences they look like a tumour's rim.
     """
 
     def __init__(
-        self, donors: BraTSDataset | None = None, *, moves: bool = False, alone: bool = False
+        self,
+        donors: BraTSDataset | None = None,
+        *,
+        moves: bool = False,
+        alone: float = 0,
+        bright: bool = False,
     ) -> None:
         self.usual = Augmentation()
         self.donors = donors
         self.moves = moves
         self.alone = alone
+        self.bright = bright
 
     def __call__(self, sample: Sample) -> Sample:
         """Return a changed copy of one packed sample."""
@@ -121,9 +135,11 @@ class OtherScanners:
         sample = self.usual(sample)
         if self.moves and torch.rand(()) < 0.5:
             sample = moved(sample)
+        if self.bright and torch.rand(()) < 0.5:
+            sample = brightened(sample)
         image = torch.stack([self._change(sequence) for sequence in sample["image"].float()])
         sample = {**sample, "image": image.masked_fill_(sample["image"] == 0, 0).half()}
-        if self.alone and torch.rand(()) < 1 / 3:
+        if torch.rand(()) < self.alone:
             sample = with_one(sample, "t1ce" if torch.rand(()) < 2 / 3 else "flair")
         return sample
 
@@ -167,11 +183,8 @@ def grafted(sample: Sample, donors: BraTSDataset, index: int) -> Sample:
     image = unpack_image(F.pad(image, padding), donor["statistics"])
     label = F.pad(label, padding)
     reach = 1 + int(torch.randint(6, ()))
-    near = (label > 0).float()[None, None]
-    for axis in range(3):  # a cube is the maximum along its axes
-        size = [2 * reach + 1 if axis == other else 1 for other in range(3)]
-        near = F.max_pool3d(near, size, stride=1, padding=[n // 2 for n in size])
-    share = F.avg_pool3d(near, 5, stride=1, padding=2, count_include_pad=False)[0]
+    near = widened((label > 0).float()[None], reach)
+    share = F.avg_pool3d(near, 5, stride=1, padding=2, count_include_pad=False)
     own = unpack_image(sample["image"], sample["statistics"])
     share = share * (own != 0) * (image != 0)
     return {
@@ -193,6 +206,46 @@ def moved(sample: Sample) -> Sample:
     window = sample["window"].clone()
     window[0] -= steps / size * window[1]  # the size of a mirrored axis is negative
     return {**sample, "image": image, "label": label, "window": window}
+
+
+def brightened(sample: Sample) -> Sample:
+    """Return a sample with vessels, and patches on the brain's edge, that are bright in T1ce.
+
+    Skull stripping leaves more of dura, sinuses and bone on some scans than on others; patches lie
+    up to 6 voxels outside the brain and 4 inside. Tumour stays as it is.
+    """
+    image = unpack_image(sample["image"], sample["statistics"])
+    brain = (image != 0).any(dim=0, keepdim=True).float()
+    outer = widened(brain, int(torch.randint(1, 7, ())))
+    inner = 1 - widened(1 - brain, int(torch.randint(1, 5, ())))
+    a, b, fine, coarse, wide = (
+        smooth_noise(image.shape[1:], scale) for scale in (14, 14, 6, 20, 40)
+    )
+    patches = (outer > inner) & (coarse > 0.3 + torch.rand(()))
+    # where two smooth fields are both near 0 there are lines
+    vessels = (a.square() + b.square() < (0.1 + 0.1 * torch.rand(())) ** 2) & (brain > 0)
+    found = (patches | vessels & (wide > 0.5 * torch.rand(()))) & (sample["label"] == 0)
+    share = found * F.avg_pool3d(found.float(), 3, stride=1, padding=1, count_include_pad=False)
+    low, high, mean, sd = sample["statistics"][..., None, None, None].unbind(1)
+    level = torch.full((len(SEQUENCES),), -1.0)
+    level[SEQUENCES.index("t1ce")] = 4
+    level += 1.5 * torch.randn(level.shape)
+    value = mean + sd * (level[:, None, None, None] + fine)
+    return {**sample, "image": torch.lerp(image, value.clamp(low, high), share).half()}
+
+
+def widened(mask: Tensor, reach: int) -> Tensor:
+    """Return the maximum (c, x, y, z) within some voxels along every axis."""
+    for axis in range(3):  # a cube is the maximum along its axes
+        size = [2 * reach + 1 if axis == other else 1 for other in range(3)]
+        mask = F.max_pool3d(mask, size, stride=1, padding=[n // 2 for n in size])
+    return mask
+
+
+def smooth_noise(size: Sequence[int], scale: int) -> Tensor:
+    """Return noise (x, y, z) that changes over so many voxels."""
+    coarse = torch.randn(1, 1, *(2 + n // scale for n in size))
+    return F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)[0, 0]
 
 
 def with_one(sample: Sample, sequence: str) -> Sample:
@@ -223,7 +276,8 @@ class Mixture(BraTSDataModule):
         left_out: names of real cases to leave out besides those of no TCGA collection.
         grafts: put lesions of real cases into others; see OtherScanners.
         moves: move crops; see OtherScanners.
-        alone: leave but one sequence in some samples; see OtherScanners.
+        alone: share of samples with but one sequence; see OtherScanners.
+        bright: put vessels and remnants of dura into samples; see OtherScanners.
         **options: as for BraTSDataModule.
     """
 
@@ -239,7 +293,8 @@ class Mixture(BraTSDataModule):
         left_out: tuple[str, ...] = (),
         grafts: bool = False,
         moves: bool = False,
-        alone: bool = False,
+        alone: float = 0,
+        bright: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(root, num_workers=0, **options)
@@ -255,6 +310,7 @@ class Mixture(BraTSDataModule):
         self.grafts = grafts
         self.moves = moves
         self.alone = alone
+        self.bright = bright
 
     def prepare_data(self) -> None:
         """Simulate patients and fill the cache."""
@@ -270,7 +326,7 @@ class Mixture(BraTSDataModule):
             [*real * self.repeats, *simulated._entries(simulated._cases())],
             BRATS_2018,  # simulated patients have its labels
             crop=self.patch_size,
-            augment=OtherScanners(donors, moves=self.moves, alone=self.alone),
+            augment=OtherScanners(donors, moves=self.moves, alone=self.alone, bright=self.bright),
             packed=True,
         )
         self.val_set = self.test_set = BraTSDataset([], BRATS_2018)
@@ -440,6 +496,7 @@ def main() -> None:
             grafts=settings.grafts,
             moves=settings.moves,
             alone=settings.alone,
+            bright=settings.bright,
             reports=arguments.reports,
             view_selection=NETWORK.view_selection,
             cache_dir=arguments.cache or str(arguments.output / "cache"),
