@@ -89,6 +89,46 @@ def test_what_replaces_a_lesion_replaces_its_label(example):
     assert labelled.sum() < 6**3
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_bright_is_no_tumour_and_near_the_brain(example, seed):
+    torch.manual_seed(seed)
+    size = (48, 56, 40)
+    image = torch.zeros(4, *size)
+    brain = (slice(10, 38), slice(12, 44), slice(9, 31))
+    image[:, *brain] = 0.5
+    label = torch.zeros(size, dtype=torch.uint8)
+    label[16:24, 36:44, 14:22] = 7  # as far as the edge of the brain
+    statistics = torch.tensor([-3.0, 5.0, 0.0, 1.0]).repeat(4, 1)
+    sample = {"image": image, "label": label, "statistics": statistics}
+    before = {name: value.clone() for name, value in sample.items()}
+    after = example["brightened"](sample)
+    changed = (after["image"].float() != image).any(dim=0)
+    assert changed.any()
+    assert not changed[label > 0].any()
+    assert torch.equal(after["label"], label)
+    far = torch.ones(size, dtype=torch.bool)
+    far[4:44, 6:50, 3:37] = False  # more than 6 voxels outside
+    assert not changed[far].any()
+    assert after["image"].min() >= -3
+    assert after["image"].max() <= 5
+    assert all(torch.equal(sample[name], value) for name, value in before.items())
+
+
+def test_it_is_t1ce_that_is_bright(example):
+    image = torch.ones(4, 32, 32, 32)
+    image[:, 24:] = 0
+    sample = {
+        "image": image,
+        "label": torch.zeros(32, 32, 32, dtype=torch.uint8),
+        "statistics": torch.tensor([-9.0, 9.0, 0.0, 1.0]).repeat(4, 1),
+    }
+    torch.manual_seed(0)
+    seen = [example["brightened"](sample)["image"].float() - image for _ in range(40)]
+    means = torch.stack([gain[:, (gain != 0).any(dim=0)].mean(dim=1) for gain in seen]).nanmean(0)
+    assert means[1] > 1
+    assert (means[[0, 2, 3]] < 0).all()
+
+
 def test_one_sequence_of_a_sample_is_left(example):
     torch.manual_seed(0)
     sample = {
