@@ -8,9 +8,9 @@ made first. Six fits follow: the U-Net alone, again with lesions of one case put
 with crops that hold more background, then the whole network from its weights, since new semantics
 change nothing at first, once more with z-scores and a head that reads the folded voxels, then with
 but one sequence in every third sample, and last in every second, with vessels and remnants of dura
-that are bright in T1ce. The first two train on crops, the others on whole brains, all at 1 mm, with
-reports and sequences withheld at times, and keep an average of the weights. What is left is
-calibrated; see WT_SHIFT.
+that are bright in T1ce, and with coils that are nearer to one side. The first two train on crops,
+the others on whole brains, all at 1 mm, with reports and sequences withheld at times, and keep an
+average of the weights. What is left is calibrated; see WT_SHIFT.
 Then ``--output``/weights holds what ``CLIPSeg3D.from_pretrained`` reads.
 
 Given again, the command goes on where it was interrupted. ``--fold`` leaves a part of the real
@@ -78,7 +78,7 @@ class Stage(NamedTuple):
     alone: float = 0
     """Share of samples in which but one sequence is left; see OtherScanners."""
     bright: bool = False
-    """Put bright vessels and remnants of dura into some samples; see OtherScanners."""
+    """Show some samples as if taken nearer to a coil, and less well stripped; see OtherScanners."""
     decay: float = 0.998
     """Share of the average of the weights that stays at every step."""
 
@@ -112,7 +112,8 @@ class OtherScanners:
             in it.
         alone: share of samples in which one sequence is left, T1ce twice as often as FLAIR.
         bright: put vessels and remnants of dura, which are bright in T1ce, into half of all
-            samples: without other sequences they look like a tumour's rim.
+            samples, and brighten half of all sequences towards some side, as coils do: without
+            other sequences either looks like a tumour's rim.
     """
 
     def __init__(
@@ -136,8 +137,8 @@ class OtherScanners:
         sample = self.usual(sample)
         if self.moves and torch.rand(()) < 0.5:
             sample = moved(sample)
-        if self.bright and torch.rand(()) < 0.5:
-            sample = brightened(sample)
+        if self.bright:
+            sample = shaded(brightened(sample) if torch.rand(()) < 0.5 else sample)
         image = torch.stack([self._change(sequence) for sequence in sample["image"].float()])
         sample = {**sample, "image": image.masked_fill_(sample["image"] == 0, 0).half()}
         if torch.rand(()) < self.alone:
@@ -213,11 +214,11 @@ def brightened(sample: Sample) -> Sample:
     """Return a sample with vessels, and patches on the brain's edge, that are bright in T1ce.
 
     Skull stripping leaves more of dura, sinuses and bone on some scans than on others; patches lie
-    up to 6 voxels outside the brain and 4 inside. Tumour stays as it is.
+    up to 8 voxels outside the brain and 4 inside. Tumour stays as it is.
     """
     image = unpack_image(sample["image"], sample["statistics"])
     brain = (image != 0).any(dim=0, keepdim=True).float()
-    outer = widened(brain, int(torch.randint(1, 7, ())))
+    outer = widened(brain, int(torch.randint(1, 9, ())))
     inner = 1 - widened(1 - brain, int(torch.randint(1, 5, ())))
     a, b, fine, coarse, wide = (
         smooth_noise(image.shape[1:], scale) for scale in (14, 14, 6, 20, 40)
@@ -231,8 +232,22 @@ def brightened(sample: Sample) -> Sample:
     level = torch.full((len(SEQUENCES),), -1.0)
     level[SEQUENCES.index("t1ce")] = 4
     level += 1.5 * torch.randn(level.shape)
-    value = mean + sd * (level[:, None, None, None] + fine)
+    value = mean + sd * (level[:, None, None, None] + 2 * fine)
     return {**sample, "image": torch.lerp(image, value.clamp(low, high), share).half()}
+
+
+def shaded(sample: Sample) -> Sample:
+    """Return a sample with half of its sequences brighter here than there.
+
+    Fields of 0.75 to 1.2 were seen in scans; these have an SD of some 0.1, over a third of a brain.
+    """
+    image = unpack_image(sample["image"], sample["statistics"])
+    fields = torch.stack(
+        [0.15 * (torch.rand(()) < 0.5) * smooth_noise(image.shape[1:], 60) for _ in image]
+    )
+    low = sample["statistics"][:, 0, None, None, None]
+    image = torch.where(image != 0, low + (image - low) * fields.exp(), 0)
+    return {**sample, "image": image.half()}
 
 
 def widened(mask: Tensor, reach: int) -> Tensor:
@@ -278,7 +293,7 @@ class Mixture(BraTSDataModule):
         grafts: put lesions of real cases into others; see OtherScanners.
         moves: move crops; see OtherScanners.
         alone: share of samples with but one sequence; see OtherScanners.
-        bright: put vessels and remnants of dura into samples; see OtherScanners.
+        bright: brighten some of samples; see OtherScanners.
         **options: as for BraTSDataModule.
     """
 

@@ -94,8 +94,7 @@ def test_what_is_bright_is_no_tumour_and_near_the_brain(example, seed):
     torch.manual_seed(seed)
     size = (48, 56, 40)
     image = torch.zeros(4, *size)
-    brain = (slice(10, 38), slice(12, 44), slice(9, 31))
-    image[:, *brain] = 0.5
+    image[:, 10:38, 12:44, 9:31] = 0.5
     label = torch.zeros(size, dtype=torch.uint8)
     label[16:24, 36:44, 14:22] = 7  # as far as the edge of the brain
     statistics = torch.tensor([-3.0, 5.0, 0.0, 1.0]).repeat(4, 1)
@@ -107,7 +106,7 @@ def test_what_is_bright_is_no_tumour_and_near_the_brain(example, seed):
     assert not changed[label > 0].any()
     assert torch.equal(after["label"], label)
     far = torch.ones(size, dtype=torch.bool)
-    far[4:44, 6:50, 3:37] = False  # more than 6 voxels outside
+    far[2:46, 4:52, 1:39] = False  # more than 8 voxels outside
     assert not changed[far].any()
     assert after["image"].min() >= -3
     assert after["image"].max() <= 5
@@ -127,6 +126,27 @@ def test_it_is_t1ce_that_is_bright(example):
     means = torch.stack([gain[:, (gain != 0).any(dim=0)].mean(dim=1) for gain in seen]).nanmean(0)
     assert means[1] > 1
     assert (means[[0, 2, 3]] < 0).all()
+
+
+def test_shading_is_smooth_and_counts_from_the_darkest(example):
+    torch.manual_seed(0)
+    size = (64, 48, 56)
+    image = torch.rand(4, *size) + 1.5
+    image[:, 50:] = 0
+    image[0, 7, 7, 7] = 1
+    statistics = torch.tensor([1.0, 3.0, 2.0, 0.5]).repeat(4, 1)
+    sample = {"image": image, "statistics": statistics}
+    fields = []
+    for _ in range(20):
+        after = example["shaded"](sample)["image"].float()
+        assert not after[:, 50:].any()
+        assert after[0, 7, 7, 7] == 1
+        fields.extend((after[:, :50] - 1) / (image[:, :50] - 1).clamp(min=1e-6))
+    same = [bool((field[image[0, :50] > 1] - 1).abs().max() < 0.01) for field in fields]
+    assert 20 < sum(same) < 60  # half of 80
+    logs = torch.stack([f for f, s in zip(fields, same, strict=True) if not s])[:, 10:].log()
+    assert 0.05 < logs.std() < 0.15
+    assert logs.diff(dim=1).abs().max() < 0.03
 
 
 def test_one_sequence_of_a_sample_is_left(example):
