@@ -25,9 +25,9 @@ def reader(tmp_path_factory):
     shutil.copytree(REPO / "examples", folder / "examples")
     for path in (folder / "examples" / "configs").glob("*_tiny.yaml"):
         config = yaml.safe_load(path.read_text())
-        config["data"]["init_args"] |= {"crops_per_case": 1, "patch_size": [64, 64, 64]}
+        config["data"]["init_args"] |= {"crops_per_case": 1, "patch_size": [64, 32, 32]}
         config["data"]["init_args"] |= {"num_workers": 0, "cache_dir": "cache"}
-        config["model"]["window"] = [64, 64, 64]
+        config["model"]["window"] = [64, 32, 32]
         config["trainer"] |= {"max_epochs": 1, "check_val_every_n_epoch": 1, "accelerator": "cpu"}
         path.write_text(yaml.safe_dump(config))
     for seed in range(3):

@@ -15,7 +15,7 @@ SLAB_BYTES = {"cpu": 2**21}
 """What a slab of the features takes, by device, so that it stays in a processor's cache."""
 LARGE_SLAB_BYTES = 2**26
 """The same on accelerators, which want much to do at once."""
-MOST_FAKE_SLABS = 64
+MOST_FAKE_SLABS = 16
 """Of features without content, which nothing is computed of: their memory is told sooner."""
 
 
