@@ -141,7 +141,7 @@ class OtherScanners:
             sample = shaded(brightened(sample) if torch.rand(()) < 0.5 else sample)
         image = torch.stack([self._change(sequence) for sequence in sample["image"].float()])
         sample = {**sample, "image": image.masked_fill_(sample["image"] == 0, 0).half()}
-        if torch.rand(()) < self.alone:
+        if self.alone and torch.rand(()) < self.alone:
             sample = with_one(sample, "t1ce" if torch.rand(()) < 2 / 3 else "flair")
         return sample
 
