@@ -4,13 +4,13 @@
 
 Of the cases below ``--data`` only those named ``Brats18_TCIA*`` are trained on: they are from
 TCGA-GBM and TCGA-LGG, whose licence (CC BY 3.0) lets weights be passed on. Simulated patients are
-made first. Six fits follow: the U-Net alone, again with lesions of one case put into another and
+made first. Seven fits follow: the U-Net alone, again with lesions of one case put into another and
 with crops that hold more background, then the whole network from its weights, since new semantics
 change nothing at first, once more with z-scores and a head that reads the folded voxels, then with
 but one sequence in every third sample, and last in every second, with vessels and remnants of dura
-that are bright in T1ce, and with coils that are nearer to one side. The first two train on crops,
-the others on whole brains, all at 1 mm, with reports and sequences withheld at times, and keep an
-average of the weights. What is left is calibrated; see WT_SHIFT.
+that are bright in T1ce, and with coils that are nearer to one side, which a longer fit repeats. The
+first two train on crops, the others on whole brains, all at 1 mm, with reports and sequences
+withheld at times, and keep an average of the weights. What is left is calibrated; see WT_SHIFT.
 Then ``--output``/weights holds what ``CLIPSeg3D.from_pretrained`` reads.
 
 Given again, the command goes on where it was interrupted. ``--fold`` leaves a part of the real
@@ -85,6 +85,7 @@ class Stage(NamedTuple):
 
 _UNET = network_config(EARLIER, ablation="no_semantic")
 _WHOLE = TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0)
+_BRIGHT = Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True, alone=0.5, bright=True, decay=0.99)
 STAGES = {
     "unet": Stage(_UNET, TrainingPlan(lr=2e-3, warmup=0.05), (96, 128, 96)),
     "moved": Stage(
@@ -93,9 +94,8 @@ STAGES = {
     "whole": Stage(EARLIER, _WHOLE, (160, 192, 160)),
     "refined": Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True),
     "alone": Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True, alone=1 / 3, decay=0.99),
-    "bright": Stage(
-        NETWORK, _WHOLE, (160, 192, 160), grafts=True, alone=0.5, bright=True, decay=0.99
-    ),
+    "bright": _BRIGHT,
+    "longer": _BRIGHT,
 }
 
 
@@ -478,7 +478,7 @@ def main() -> None:
     parser.add_argument("--cache", help="folder of preprocessed cases; None: in --output")
     parser.add_argument("--repeats", type=int, default=20, help="crops of a real case an epoch")
     parser.add_argument(
-        "--epochs", type=int, nargs="+", default=(9, 5, 1, 2, 1, 1), help="of each; 0 leaves it out"
+        "--epochs", type=int, nargs="+", default=(9, 5, 1, 2, 1, 1, 2), help="of each; 0 leaves it out"
     )
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
