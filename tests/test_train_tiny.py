@@ -171,10 +171,10 @@ def test_one_sequence_of_a_sample_is_left(example):
 
 def test_something_must_be_fitted(example, tmp_path, monkeypatch, capsys):
     given = ["--data", "data", "--reports", "reports.json", "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["train_tiny.py", *given, "--epochs", "0", "0"])
+    monkeypatch.setattr(sys, "argv", ["train_tiny.py", *given, "--steps", "0", "0"])
     with pytest.raises(SystemExit):
         example["main"]()
-    assert "--epochs leaves all fits out" in capsys.readouterr().err
+    assert "--steps leaves all fits out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
