@@ -504,6 +504,8 @@ def main() -> None:
         parser.error(
             f"--steps has {len(arguments.steps)} numbers, and there are {len(STAGES)} fits"
         )
+    if min(arguments.steps) < 0:
+        parser.error(f"--steps has {min(arguments.steps)}; 0 leaves a fit out")
     if not any(arguments.steps):
         parser.error("--steps leaves all fits out")
     torch.set_num_threads(arguments.threads)

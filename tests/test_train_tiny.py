@@ -169,12 +169,15 @@ def test_one_sequence_of_a_sample_is_left(example):
     assert sample["image"].all()  # the sample itself is left alone
 
 
-def test_something_must_be_fitted(example, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("steps", "fault"), [(("0", "0"), "leaves all fits out"), (("3", "-1"), "has -1")]
+)
+def test_something_must_be_fitted_and_end(example, tmp_path, monkeypatch, capsys, steps, fault):
     given = ["--data", "data", "--reports", "reports.json", "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["train_tiny.py", *given, "--steps", "0", "0"])
+    monkeypatch.setattr(sys, "argv", ["train_tiny.py", *given, "--steps", *steps])
     with pytest.raises(SystemExit):
         example["main"]()
-    assert "--steps leaves all fits out" in capsys.readouterr().err
+    assert f"--steps {fault}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
