@@ -1,23 +1,23 @@
 """What a batch holds: the one contract between data, networks and training.
 
-Also how it travels: loaders send batches packed, and :func:`unpack` makes them what networks take,
-on the device. A packed crop of 128 voxels a side takes 10 MB instead of 59.
+Loaders send batches packed; :func:`unpack` turns them into what networks take, on the device. A packed crop of 128 voxels a side takes 10 MB instead of 59.
 """
 
 from typing import TypedDict, TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from clipseg3d.volume import Views
+from clipseg3d.views import Views
+from clipseg3d.vocabulary import REGIONS
 
 LEVELS = 255
-"""Intensities of a packed image, from a sequence's low to its high; a code of 0 is background.
+"""Intensity levels of a packed image, from a sequence's low to its high; code 0 is background.
 
 Rounding to them adds 0.007 SD; the noise of nine BraTS 2018 cases is 0.03 to 0.06 SD (medians by
 sequence).
 """
-NUM_REGIONS = 3
 
 
 class Sample(TypedDict):
@@ -29,7 +29,7 @@ class Sample(TypedDict):
 
     image: Tensor
     label: Tensor
-    window: Tensor
+    crop_box: Tensor
     statistics: Tensor
     views: Views
     report: str
@@ -48,13 +48,13 @@ class Batch(TypedDict):
     """(b, s, x, y, z) float32: z-scored per case and sequence over the brain; background 0."""
     label: Tensor
     """(b, r, x, y, z) float32 in {0, 1}: one channel per overlapping region."""
-    window: Tensor
+    crop_box: Tensor
     """(b, 2, 3) float32: where the crop lies in the brain box. Row 0 is the position of its first
     corner, row 1 its size, both as a share of the box; a mirrored axis starts at its far corner
     and has a negative size, so that "left" stays left."""
     statistics: Tensor
     """(b, s, 4) float32: low, high, mean and SD of each sequence over the whole brain, in the
-    units of ``image`` (see :func:`clipseg3d.volume.intensity_statistics`)."""
+    units of ``image`` (see :func:`clipseg3d.intensity.intensity_statistics`)."""
     views: Views
     """The slices of the whole volume that CLIP sees, (b, v, h, w, s) uint8, and where they lie."""
     report: list[str]
@@ -96,7 +96,7 @@ def unpack_image(packed: Tensor, statistics: Tensor) -> Tensor:
 
 def pack_regions(regions: Tensor) -> Tensor:
     """Return region masks (..., r, x, y, z) bool as bits of (..., x, y, z) uint8, WT the lowest."""
-    bits = torch.arange(NUM_REGIONS, device=regions.device)
+    bits = torch.arange(len(REGIONS), device=regions.device)
     return (regions.byte() << bits[:, None, None, None]).sum(dim=-4, dtype=torch.uint8)
 
 
@@ -106,6 +106,24 @@ def unpack(batch: Batches) -> Batches:
     unpacked["image"] = unpack_image(batch["image"], batch["statistics"])
     label = batch["label"]
     if label.dtype == torch.uint8:
-        bits = torch.arange(NUM_REGIONS, device=label.device)[:, None, None, None]
+        bits = torch.arange(len(REGIONS), device=label.device)[:, None, None, None]
         unpacked["label"] = (label.unsqueeze(-4) >> bits & 1).float()
     return unpacked
+
+
+def withhold_sequences(
+    image: Tensor, statistics: Tensor, views: Views, kept: Tensor
+) -> tuple[Tensor, Tensor, Views]:
+    """Return image, statistics and views as if only some sequences had been acquired.
+
+    Args:
+        image: (b, s, x, y, z).
+        statistics: (b, s, 4).
+        views: with images (b, v, h, w, s).
+        kept: (b, s) bool, False for sequences to withhold: they become 0 throughout.
+    """
+    return (
+        image * rearrange(kept, "b s -> b s 1 1 1"),
+        statistics * rearrange(kept, "b s -> b s 1"),
+        views._replace(images=views.images * rearrange(kept, "b s -> b 1 1 1 s")),
+    )

@@ -41,16 +41,17 @@ from clipseg3d import (
 )
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.data.phantom_datamodule import write_phantoms
-from clipseg3d.data.releases import BRATS_2018, REGIONS
+from clipseg3d.phantom.write import write_phantoms
+from clipseg3d.data.releases import BRATS_2018
+from clipseg3d.vocabulary import REGIONS
 from clipseg3d.metrics.case_scores import CaseScores
 from clipseg3d.metrics.comparison import paired_difference
 from clipseg3d.metrics.score_table import ScoreTable, join_tables
-from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.plan import TrainingPlan
-from clipseg3d.whole_file import whole_file
+from clipseg3d.atomic_write import atomic_write
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -269,7 +270,7 @@ def run(arguments: argparse.Namespace, row: str, seed: int, part: str, place: Pa
         data = real_cases(arguments, config, int(part.split()[1]))
         network = fit(config, data, steps=arguments.steps, plan=PLAN, seed=seed, start=weights)
         cases = held_out_cases(data)
-    with whole_file(place) as aside:
+    with atomic_write(place) as aside:
         aside.write_text(score(network, cases).csv(), encoding="utf-8")
 
 
@@ -307,7 +308,7 @@ def simulated_fit(
             with FileLock(arguments.output / "phantoms.lock"):
                 patients.prepare_data()
             network = fit(config, patients, steps=steps, plan=plan, seed=seed, start=start)
-            with whole_file(path) as aside:
+            with atomic_write(path) as aside:
                 torch.save(network.state_dict(), aside)
     weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
     return weights
@@ -331,7 +332,7 @@ def average(tables: Sequence[ScoreTable]) -> ScoreTable:
 def write(found: dict[str, list[ScoreTable]], path: Path) -> None:
     """Write Dice and HD95 of every row, seed, case and region."""
     with (
-        whole_file(path) as aside,
+        atomic_write(path) as aside,
         aside.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")

@@ -78,7 +78,7 @@ def our_scores() -> Scores:
     from clipseg3d.metrics.hausdorff import HD95_METHODS, HD95Method, hd95
     from clipseg3d.metrics.mask_pair import MaskPair
     from clipseg3d.metrics.overlap import Overlap
-    from clipseg3d.metrics.surface_dice import surface_dice
+    from clipseg3d.metrics.nsd import surface_dice
 
     def distance(method: HD95Method) -> Callable[[Any, Any, tuple[float, ...]], float]:
         return lambda p, r, mm: hd95(p, r, spacing_mm=mm, method=method)

@@ -25,9 +25,10 @@ from train_tiny import WT_SHIFT, calibrate, held_out, may_shape_weights
 from clipseg3d import CLIPSeg3D, Predictor
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.data.releases import BRATS_2018, REGIONS, SEQUENCES
+from clipseg3d.data.releases import BRATS_2018
+from clipseg3d.vocabulary import REGIONS, SEQUENCES
 from clipseg3d.metrics.case_scores import CaseScores
-from clipseg3d.whole_file import whole_file
+from clipseg3d.atomic_write import atomic_write
 
 
 class Variant(NamedTuple):
@@ -89,7 +90,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     """Write whole or not at all."""
-    with whole_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -204,7 +205,7 @@ def main() -> None:
         ]
         tqdm.write(f"{name}: {', '.join(parts)}, mean {dice.mean():.3f} ({dice.shape[1]} cases)")
     if arguments.card:
-        with whole_file(arguments.card) as aside:
+        with atomic_write(arguments.card) as aside:
             aside.write_text(card(arguments.weights, rows), encoding="utf-8")
 
 

@@ -39,9 +39,10 @@ from train_tiny_clip import (
 
 from clipseg3d.clip.encoder import HuggingFaceCLIP, load_encoder
 from clipseg3d.clip.prompts import region_prompts
-from clipseg3d.data.phantom_report import describe
-from clipseg3d.data.releases import REGIONS, get_release
-from clipseg3d.whole_file import whole_file
+from clipseg3d.phantom.report import describe
+from clipseg3d.vocabulary import REGIONS
+from clipseg3d.data.releases import get_release
+from clipseg3d.atomic_write import atomic_write
 
 COVERED = 0.25
 FIRST_SEED = 1_000_000
@@ -196,7 +197,7 @@ def main() -> None:
         rows += maps(clip, samples, patches, data)
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     with (
-        whole_file(arguments.results) as aside,
+        atomic_write(arguments.results) as aside,
         aside.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)

@@ -14,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from clipseg3d.data.phantom import Phantom, simulate_phantom
-from clipseg3d.data.releases import PHANTOM, SEQUENCES
+from clipseg3d.phantom.simulate import Phantom, simulate_phantom
+from clipseg3d.data.releases import PHANTOM
+from clipseg3d.vocabulary import SEQUENCES
 from clipseg3d.reporting.figures import REGION_COLOURS
 
 TITLES = dict(zip(SEQUENCES, ("T1", "T1ce", "T2", "FLAIR"), strict=True))

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from clipseg3d.data.cases import detect_release, find_cases
 from clipseg3d.data.nifti import open_nifti, read_voxels
-from clipseg3d.data.phantom import simulate_phantom
-from clipseg3d.data.releases import PHANTOM, REGIONS, SEQUENCES
+from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.data.releases import PHANTOM
+from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 MIN_VOXELS = 50
 """A part with fewer has no typical intensity."""

@@ -25,15 +25,17 @@ from tqdm import tqdm
 
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.data.phantom import simulate_phantom
-from clipseg3d.data.preprocess import preprocess
-from clipseg3d.data.releases import PHANTOM, REGIONS, BraTSRelease, get_release
+from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.data.preprocessing import preprocess
+from clipseg3d.data.releases import PHANTOM, BraTSRelease, get_release
+from clipseg3d.vocabulary import REGIONS
 from clipseg3d.losses import RegionLoss
-from clipseg3d.metrics.dice import dice_score
-from clipseg3d.networks.clipseg3d import CLIPSeg3D, build_clipseg3d
+from clipseg3d.metrics.dice import dice_empty_is_one
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import network_config
 from clipseg3d.training.plan import TrainingPlan
-from clipseg3d.volume import intensity_statistics, scale
+from clipseg3d.intensity import intensity_statistics, scale
 
 SAVE_EVERY = 100
 PLAN = TrainingPlan(lr=2e-3)
@@ -164,7 +166,7 @@ def score(
     logits = F.interpolate(logits, size=brain.shape[1:], mode="trilinear")[0]
     prediction = seen.grid.restore((logits > 0).numpy())
     reference = release.to_regions(read_voxels(case.label).astype(np.uint8))
-    dice = dice_score(torch.from_numpy(prediction), torch.from_numpy(reference))
+    dice = dice_empty_is_one(torch.from_numpy(prediction), torch.from_numpy(reference))
     return dict(zip(REGIONS, dice.tolist(), strict=True))
 
 

@@ -25,14 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipseg3d.data.phantom import describe, measure_facts, simulate_phantom
+from clipseg3d.phantom.simulate import describe, measure_facts, simulate_phantom
 from clipseg3d.data.releases import PHANTOM
 from clipseg3d.losses import RegionLoss
-from clipseg3d.metrics.dice import dice_score
-from clipseg3d.networks.clipseg3d import CLIPSeg3D, build_clipseg3d
+from clipseg3d.metrics.dice import dice_empty_is_one
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import network_config
 from clipseg3d.training.plan import TrainingPlan
-from clipseg3d.volume import Views, cut_views, intensity_statistics
+from clipseg3d.views import Views, cut_views
+from clipseg3d.intensity import intensity_statistics
 
 SPACING_MM = 6.0
 NUM_TRAIN, NUM_TEST, TEST_SEED = 96, 24, 1000
@@ -135,7 +137,7 @@ def score(network: CLIPSeg3D, items: list[Item], reports: list[str], regions: li
         part = slice(start, start + BATCH)
         prediction, labels = predict(network, items[part], reports[part], deep=False)
         for mask, label in zip(prediction.logits > 0, labels > 0, strict=True):
-            scores += dice_score(mask[regions], label[regions]).tolist()
+            scores += dice_empty_is_one(mask[regions], label[regions]).tolist()
     return float(np.mean(scores))
 
 

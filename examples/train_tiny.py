@@ -34,16 +34,17 @@ from clipseg3d import BraTSDataModule, CLIPSeg3D, CLIPSeg3DModule, PhantomDataMo
 from clipseg3d.batch import Sample, unpack_image
 from clipseg3d.data.cases import Case
 from clipseg3d.data.dataset import BraTSDataset
-from clipseg3d.data.releases import BRATS_2018, SEQUENCES
+from clipseg3d.data.releases import BRATS_2018
+from clipseg3d.vocabulary import SEQUENCES
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.training.averaged_weights import AveragedWeights
-from clipseg3d.training.checkpoint_files import CheckpointFiles, find_last
+from clipseg3d.training.checkpoint_io import AtomicCheckpointIO, find_last
 from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
-from clipseg3d.volume import withhold_sequences
-from clipseg3d.whole_file import whole_file
+from clipseg3d.batch import withhold_sequences
+from clipseg3d.atomic_write import atomic_write
 
 NETWORK = network_config("tiny")
 EARLIER = replace(NETWORK, norms=network_config("paper").norms, refinement=0)
@@ -422,7 +423,7 @@ def fit(
         logger=False,
         callbacks=[last, AveragedWeights(settings.decay), RunManifest()],
     )
-    trainer.strategy.checkpoint_io = CheckpointFiles()
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     trainer.fit(module, data, ckpt_path=find_last(trainer))
     return module.network.eval()
 
@@ -444,7 +445,7 @@ def publish(network: CLIPSeg3D, output: Path) -> None:
     folder = output / "weights"
     network.save_pretrained(folder)
     fits = {stage: of_fit(newest(output / stage)) for stage in STAGES if (output / stage).is_dir()}
-    with whole_file(folder / "training.json") as aside:
+    with atomic_write(folder / "training.json") as aside:
         aside.write_text(f"{json.dumps(fits, indent=1)}\n", encoding="utf-8")
 
 

@@ -41,12 +41,19 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.clip.prompts import REGION_PROMPTS, region_prompts, split_sentences
 from clipseg3d.data.cases import find_cases
-from clipseg3d.data.phantom import simulate_phantom
-from clipseg3d.data.phantom_report import OEDEMA_WORDS, PhantomFacts, describe, measure_facts
-from clipseg3d.data.preprocess import preprocess
-from clipseg3d.data.releases import PHANTOM, REGIONS, BraTSRelease, get_release
+from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.phantom.report import (
+    OEDEMA_WORDS,
+    PhantomFacts,
+    describe,
+    measure_facts,
+)
+from clipseg3d.data.preprocessing import preprocess
+from clipseg3d.data.releases import PHANTOM, BraTSRelease, get_release
+from clipseg3d.vocabulary import REGIONS
 from clipseg3d.data.reports import read_reports
-from clipseg3d.volume import SLICES_PER_AXIS, Views, cut_views, intensity_statistics
+from clipseg3d.views import SLICES_PER_AXIS, Views, cut_views
+from clipseg3d.intensity import intensity_statistics
 
 IMAGE_SIZE, PATCH_SIZE = 96, 8
 SHARES = 24
@@ -54,7 +61,7 @@ SHARES = 24
 ENERGY, CENTER = SLICES_PER_AXIS, SLICES_PER_AXIS + 1
 """Places of these slices behind the evenly spread ones, along each axis."""
 RGB = (1, 3, 2)
-"""t1ce, flair and t2: what :class:`clipseg3d.blocks.bridge.SemanticBridge` shows CLIP."""
+"""t1ce, flair and t2: what :class:`clipseg3d.blocks.semantic_bridge.SemanticBridge` shows CLIP."""
 
 
 CARD = """# The tiny CLIP of clipseg3d

@@ -13,35 +13,35 @@ PACKAGE = Path(clipseg3d.__file__).parent
 # room -> rooms it may import; every room may import itself, and the public names load lazily
 ARROWS = {
     "volume": set(),
-    "whole_file": set(),
+    "atomic_write": set(),
     "batch": {"volume"},
     "blocks": {"volume"},
-    "clip": {"blocks", "whole_file", "hub"},  # the last for the place of bundled weights
-    "hub": {"data.text_files", "whole_file", "clipseg3d"},  # the last for its version
+    "clip": {"blocks", "atomic_write", "hub"},  # the last for the place of bundled weights
+    "hub": {"data.text_files", "atomic_write", "clipseg3d"},  # the last for its version
     "networks": {"blocks", "clip", "volume", "hub", "clipseg3d"},
     "losses": set(),
     "metrics": set(),
-    "data": {"batch", "volume", "whole_file"},
+    "data": {"batch", "volume", "atomic_write"},
     "inference": {
         "networks",
         "clip.encoder",
         "hub",
         "blocks",
         "volume",
-        "whole_file",
+        "atomic_write",
         "metrics",
         "reporting.case_report",
     }
     | {f"data.{name}" for name in ("releases", "cases", "nifti", "preprocess", "label_pairs")}
     | {"data.text_files"},
-    "training": {"networks", "losses", "metrics", "inference", "batch", "volume", "whole_file"}
+    "training": {"networks", "losses", "metrics", "inference", "batch", "volume", "atomic_write"}
     | {"reporting.figures"}
     | {"data.releases", "data.sampling", "clipseg3d"},  # the last for the place of its files
-    "export": {"networks", "blocks", "volume", "hub", "whole_file", "clipseg3d"},
-    "reporting": {"metrics", "whole_file"},
-    "demo": {"networks", "training", "inference", "reporting", "metrics", "data", "whole_file"},
+    "export": {"networks", "blocks", "volume", "hub", "atomic_write", "clipseg3d"},
+    "reporting": {"metrics", "atomic_write"},
+    "demo": {"networks", "training", "inference", "reporting", "metrics", "data", "atomic_write"},
     "cli": {"demo", "training", "inference", "reporting", "metrics", "data", "clip"}
-    | {"networks", "export", "whole_file"},
+    | {"networks", "export", "atomic_write"},
     "__main__": {"cli"},
 }
 THIRD_PARTY = {

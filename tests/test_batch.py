@@ -3,9 +3,14 @@
 import pytest
 import torch
 
-from clipseg3d.batch import pack_image, pack_regions, unpack, unpack_image
-from clipseg3d.data.releases import REGIONS
-from clipseg3d.volume import Views
+from clipseg3d.batch import (
+    pack_image,
+    pack_regions,
+    unpack,
+    unpack_image,
+)
+from clipseg3d.vocabulary import REGIONS
+from clipseg3d.views import Views
 
 B, S, X, Y, Z = 2, 4, 3, 5, 7
 
@@ -36,7 +41,7 @@ def batch(image, statistics, regions):
     return {
         "image": pack_image(image, statistics),
         "label": pack_regions(regions),
-        "window": torch.rand(B, 2, 3),
+        "crop_box": torch.rand(B, 2, 3),
         "statistics": statistics,
         "views": Views(torch.zeros(B, 3, 8, 8, S, dtype=torch.uint8), torch.zeros(B, 3, 3)),
         "report": ["one", "two"],
@@ -82,7 +87,7 @@ def test_unpacks_into_what_networks_take(batch, image, regions):
     assert got["image"].dtype == got["label"].dtype == torch.float32
     torch.testing.assert_close(got["image"], image, rtol=0, atol=0.01)
     assert torch.equal(got["label"], regions.float())
-    for key in ("window", "statistics", "views", "report", "grade", "case_id"):
+    for key in ("crop_box", "statistics", "views", "report", "grade", "case_id"):
         assert got[key] is batch[key]
 
 

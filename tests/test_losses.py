@@ -82,7 +82,7 @@ def test_padded_level_is_compared_with_a_padded_label():
 @pytest.mark.parametrize("fold", [1, 2])
 def test_levels_of_the_network_are_compared_on_their_own_grids(size, fold):
     """A label that marks whole coarse voxels is met exactly by coarse logits that mark them."""
-    unet = UNet3D(1, R, channels=(2,) * (4 if fold == 1 else 3), fold=fold, num_auxiliary=1)
+    unet = UNet3D(1, R, channels=(2,) * (4 if fold == 1 else 3), space_to_depth=fold, num_auxiliary=1)
     image = torch.zeros(B, 1, *size)
     (coarse,) = unet.auxiliary_logits(unet.decode(unet.encode(image)))
     factor = 2 * fold

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clipseg3d.data.phantom import Phantom, simulate_phantom, write_phantom
+from clipseg3d.phantom.simulate import Phantom, simulate_phantom
+from clipseg3d.phantom.write import write_phantom
 
 REPO = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), re.S)
@@ -27,7 +28,7 @@ def reader(tmp_path_factory):
         config = yaml.safe_load(path.read_text())
         config["data"]["init_args"] |= {"crops_per_case": 1, "patch_size": [64, 32, 32]}
         config["data"]["init_args"] |= {"num_workers": 0, "cache_dir": "cache"}
-        config["model"]["window"] = [64, 32, 32]
+        config["model"]["roi_size"] = [64, 32, 32]
         config["trainer"] |= {"max_epochs": 1, "check_val_every_n_epoch": 1, "accelerator": "cpu"}
         path.write_text(yaml.safe_dump(config))
     for seed in range(3):

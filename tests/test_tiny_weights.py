@@ -11,10 +11,11 @@ from clipseg3d import CLIPSeg3D, Predictor
 from clipseg3d.clip.encoder import load_encoder
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.data.phantom_datamodule import write_phantoms
-from clipseg3d.data.releases import PHANTOM, REGIONS
-from clipseg3d.hub import BUNDLED
-from clipseg3d.metrics.dice import dice_score
+from clipseg3d.phantom.write import write_phantoms
+from clipseg3d.data.releases import PHANTOM
+from clipseg3d.vocabulary import REGIONS
+from clipseg3d.weights import BUNDLED
+from clipseg3d.metrics.dice import dice_empty_is_one
 
 FOLDER = BUNDLED / "tiny"
 UNSEEN = 5000
@@ -45,7 +46,7 @@ def test_the_record_is_that_of_the_network(record):
     assert last["encoders"] == network.encoder_identities()
     assert network.encoder_identities()["CLIP"]["sha256"] == load_encoder("tiny").fingerprint()
     settings = last["hyper_parameters"]
-    assert tuple(settings["window"]) == network.settings.window
+    assert tuple(settings["roi_size"]) == network.settings.roi_size
     assert network.settings.allow_missing == (settings["sequence_dropout"] > 0)
 
 
@@ -75,5 +76,5 @@ def test_they_segment_a_simulated_patient(patient, sequences, least):
         torch.from_numpy(PHANTOM.to_regions(values.astype(np.uint8)))
         for values in (found.label, read_voxels(patient.label))
     ]
-    for region, score, bound in zip(REGIONS, dice_score(*masks).tolist(), least, strict=True):
+    for region, score, bound in zip(REGIONS, dice_empty_is_one(*masks).tolist(), least, strict=True):
         assert score > bound, region

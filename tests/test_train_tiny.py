@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clipseg3d import UNet3D
-from clipseg3d.volume import Views
+from clipseg3d.views import Views
 
 SIZE = (12, 15, 9)
 
@@ -183,7 +183,7 @@ def test_something_must_be_fitted_and_end(example, tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize("refinement", [0, 8])
 def test_calibration_shifts_whole_tumour_alone(example, refinement):
-    unet = UNet3D(channels=(4, 8), num_auxiliary=0, fold=2, refinement=refinement).eval()
+    unet = UNet3D(channels=(4, 8), num_auxiliary=0, space_to_depth=2, refinement=refinement).eval()
     image = torch.rand(1, 4, 8, 12, 16)
     before = unet(image)
     example["calibrate"](SimpleNamespace(unet=unet))

@@ -8,7 +8,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from clipseg3d.blocks.zero_init import zero_init
-from clipseg3d.volume import intensity_statistics, scale
+from clipseg3d.intensity import intensity_statistics, scale
 
 Norm = Literal["zscore", "minmax"]
 

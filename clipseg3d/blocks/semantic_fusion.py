@@ -8,23 +8,19 @@ import torch.nn.functional as F
 from einops import parse_shape, rearrange, repeat
 from torch import Tensor, nn
 
-from clipseg3d.blocks.attention import (
-    AttentionMode,
-    SemanticAttention,
-    SemanticGate,
-    steer_logits,
-)
-from clipseg3d.blocks.bridge import SemanticBridge, ViewTokens, lift_patches
-from clipseg3d.blocks.centre import RunningCentre
-from clipseg3d.blocks.guidance import CrossModalGuidance
-from clipseg3d.blocks.sequential_attention import SequentialCrossAttention
-from clipseg3d.blocks.whitening import RunningWhitening
+from clipseg3d.blocks.embedding_norm import RunningCentering, RunningWhitening
+from clipseg3d.blocks.guidance import Guidance
+from clipseg3d.blocks.patch_lifting import lift_patches
+from clipseg3d.blocks.semantic_attention import AttentionMode, SemanticAttention, apply_scores
+from clipseg3d.blocks.semantic_bridge import SemanticBridge, ViewTokens
+from clipseg3d.blocks.semantic_gate import SemanticGate
 from clipseg3d.blocks.zero_init import zero_init
-from clipseg3d.volume import Views
+from clipseg3d.views import Views
+from clipseg3d.vocabulary import REGIONS
 
 
 class Semantics(NamedTuple):
-    """What is known of one batch beyond its voxels; computed once per case."""
+    """Semantic tokens of a batch and what follows from them; computed once per case."""
 
     tokens: Tensor
     """(b, n, d): semantic tokens."""
@@ -39,12 +35,12 @@ class Semantics(NamedTuple):
     planes: Tensor | None
     """(b, v, 3): where the views lie."""
     weight: Tensor
-    """(b,): how far semantics count; 0 where a case has neither views nor text, and nothing may
-    change, else 1. A training schedule may scale it."""
+    """(b,): weight of the semantic path: 0 where a case has neither views nor text, so that nothing
+    changes, else 1. A training schedule may scale it."""
 
 
 class RegionMaps(NamedTuple):
-    """What semantic attention says of each guided region; for logits, losses and reports."""
+    """Maps of semantic attention for each guided region."""
 
     scores: Tensor
     """(b, n, x, y, z)."""
@@ -61,15 +57,15 @@ class SemanticFusion(nn.Module):
 
     Args:
         bridge: views -> embeddings.
-        guidance: embeddings -> semantic tokens; its kind ``sequential`` replaces the bottleneck's
-            gate by sequential cross-attention.
+        guidance: embeddings -> semantic tokens; it also builds the block that changes the
+            bottleneck.
         bottleneck_channels: channels that :meth:`guide` takes.
         decoder_channels: channels that :meth:`attend` takes.
         regions: names of the output channels, in order; the first text tokens are their prompts.
         guided: regions whose logits semantics may change; none builds no semantic attention.
-        mode: how; see :func:`clipseg3d.blocks.attention.steer_logits`.
+        mode: how they change; see :func:`clipseg3d.blocks.semantic_attention.apply_scores`.
         attention_stride: semantic attention sees the decoder's features averaged over cubes of
-            this edge; what text says is coarser than voxels, and full resolution costs a fifth of
+            this edge; text is about larger parts than voxels, and full resolution costs a fifth of
             a training step.
         conditional: also gate the decoder features by the summary before the head. After a norm,
             this is conditional instance normalisation.
@@ -83,11 +79,11 @@ class SemanticFusion(nn.Module):
     def __init__(
         self,
         bridge: SemanticBridge,
-        guidance: CrossModalGuidance,
+        guidance: Guidance,
         *,
         bottleneck_channels: int,
         decoder_channels: int,
-        regions: Sequence[str] = ("WT", "TC", "ET"),
+        regions: Sequence[str] = REGIONS,
         guided: Sequence[str] = ("TC", "ET"),
         mode: AttentionMode = "residual",
         attention_stride: int = 1,
@@ -106,26 +102,19 @@ class SemanticFusion(nn.Module):
         self.guided = tuple(guided)
         self.mode: AttentionMode = mode
         self.attention_stride = attention_stride
-        self.gate: SemanticGate | None = None
-        self.sequential: SequentialCrossAttention | None = None
-        if guidance.kind == "sequential":
-            self.sequential = SequentialCrossAttention(
-                bottleneck_channels, dim, num_heads=guidance.num_heads, dropout=guidance.dropout
-            )
-        else:
-            self.gate = SemanticGate(bottleneck_channels, dim)
+        self.bottleneck = guidance.build_bottleneck(bottleneck_channels)
         self.from_patches: nn.Conv3d | None = None
         if bridge.dense:
             self.from_patches = nn.Conv3d(dim, bottleneck_channels, 1)
             zero_init(self.from_patches)
-        # What views, patches, prompts and reports have in common, each kind for itself, tells
-        # nothing of a case. Reports also vary in much that is not what a voxel is to be told.
-        self.centre_views = RunningCentre(guidance.embed_dim)
-        self.centre_patches = RunningCentre(guidance.embed_dim) if bridge.dense else None
-        self.centre_prompts: RunningCentre | None = None
+        # What all views have in common tells nothing about a case; likewise for patches, prompts and
+        # reports. Reports also vary in much that does not concern voxels.
+        self.centre_views = RunningCentering(guidance.embed_dim)
+        self.centre_patches = RunningCentering(guidance.embed_dim) if bridge.dense else None
+        self.centre_prompts: RunningCentering | None = None
         self.whiten_reports: RunningWhitening | None = None
         if guidance.text_dim:
-            self.centre_prompts = RunningCentre(guidance.text_dim)
+            self.centre_prompts = RunningCentering(guidance.text_dim)
             self.whiten_reports = RunningWhitening(guidance.text_dim)
         self.condition = SemanticGate(decoder_channels, dim) if conditional else None
         self.attention = nn.ModuleDict(
@@ -138,7 +127,7 @@ class SemanticFusion(nn.Module):
         """Turn views and text (b, n, e) into semantics.
 
         Args:
-            views: slices of the whole volume (:func:`clipseg3d.volume.cut_views`), or None.
+            views: slices of the whole volume (:func:`clipseg3d.views.cut_views`), or None.
             text: embeddings, one prompt per region first, or None.
             text_mask: (b, n) bool, True for real tokens; None keeps all.
 
@@ -146,35 +135,35 @@ class SemanticFusion(nn.Module):
             ValueError: neither is given, batch sizes differ, there are fewer text tokens than
                 regions, or an embedding is not finite.
         """
-        seen = None if views is None else self.bridge.embed(views)
-        self._check(seen, text)
+        embedded = None if views is None else self.bridge.embed(views)
+        self._check(embedded, text)
         count = len(self.regions)
-        valid = None if seen is None else seen.valid
+        valid = None if embedded is None else embedded.valid
         if text is not None:
             if text_mask is None:
                 text_mask = text.new_ones(text.shape[:2], dtype=torch.bool)
             text = self._centre_text(text, text_mask)
         tokens, patches = None, None
-        if seen is not None:
-            views_mask = repeat(seen.valid, "b -> b n", n=seen.tokens.shape[1])
-            tokens = self.centre_views(seen.tokens, views_mask)
-        speaking = None if text_mask is None else self._speaking(text_mask)
-        guided, mask = self.guidance(tokens, text, views_valid=valid, text_mask=speaking)
+        if embedded is not None:
+            views_mask = repeat(embedded.valid, "b -> b n", n=embedded.tokens.shape[1])
+            tokens = self.centre_views(embedded.tokens, views_mask)
+        guiding = None if text_mask is None else self._guiding_text(text_mask)
+        guided, mask = self.guidance(tokens, text, views_valid=valid, text_mask=guiding)
         shares = rearrange(mask.to(guided.dtype), "b n -> b n 1")
         summary = (guided * shares).sum(dim=1) / shares.sum(dim=1).clamp(min=1)
-        if seen is not None and seen.patches is not None and self.centre_patches is not None:
-            flat = rearrange(seen.patches, "b v g h e -> b (v g h) e")
-            flat = self.centre_patches(flat, repeat(seen.valid, "b -> b n", n=flat.shape[1]))
-            content = self.guidance.blend(flat, text, views_valid=valid, text_mask=speaking)
-            axes = parse_shape(seen.patches, "_ v g h _")
+        if embedded is not None and embedded.patches is not None and self.centre_patches:
+            flat = rearrange(embedded.patches, "b v g h e -> b (v g h) e")
+            flat = self.centre_patches(flat, repeat(embedded.valid, "b -> b n", n=flat.shape[1]))
+            content = self.guidance.blend(flat, text, views_valid=valid, text_mask=guiding)
+            axes = parse_shape(embedded.patches, "_ v g h _")
             patches = rearrange(self.guidance.norm(content), "b (v g h) d -> b v g h d", **axes)
         present = mask.any(dim=1)
         regions = summary.new_zeros(len(summary), count, self.guidance.dim)
         if text is not None and text_mask is not None and self.guidance.map_text and self.guided:
-            known = rearrange(text_mask.to(text.dtype), "b n -> b n 1")
-            mapped = self.guidance.map_text(text) * known
-            windows = known[:, count:].sum(dim=1, keepdim=True).clamp(min=1)
-            regions = mapped[:, :count] + mapped[:, count:].sum(dim=1, keepdim=True) / windows
+            is_real = rearrange(text_mask.to(text.dtype), "b n -> b n 1")
+            mapped = self.guidance.map_text(text) * is_real
+            chunks = is_real[:, count:].sum(dim=1, keepdim=True).clamp(min=1)
+            regions = mapped[:, :count] + mapped[:, count:].sum(dim=1, keepdim=True) / chunks
             present = present | text_mask.any(dim=1)
         return Semantics(
             guided,
@@ -182,11 +171,11 @@ class SemanticFusion(nn.Module):
             summary,
             regions,
             patches,
-            None if seen is None else seen.planes,
+            None if embedded is None else embedded.planes,
             present.to(summary.dtype),
         )
 
-    def _check(self, seen: ViewTokens | None, text: Tensor | None) -> None:
+    def _check(self, embedded: ViewTokens | None, text: Tensor | None) -> None:
         """Raise a ValueError for text of another shape and for embeddings that are not finite."""
         count = len(self.regions)
         if text is not None and text.ndim != 3:
@@ -199,8 +188,11 @@ class SemanticFusion(nn.Module):
         if text is not None and self.centre_prompts is None:
             raise ValueError("text is given to guidance built with text_dim=0; give None")
         if torch.compiler.is_compiling():
-            return  # a look at values would break the graph
-        for name, given in (("view", None if seen is None else seen.tokens), ("text", text)):
+            return  # reading values would break the graph
+        for name, given in (
+            ("view", None if embedded is None else embedded.tokens),
+            ("text", text),
+        ):
             if given is not None and not bool(given.isfinite().all()):
                 raise ValueError(f"a {name} embedding holds NaN or infinity; check its encoder")
 
@@ -210,35 +202,39 @@ class SemanticFusion(nn.Module):
         parts = ((self.centre_prompts, slice(count)), (self.whiten_reports, slice(count, None)))
         return torch.cat([c(text[:, p], mask[:, p]) for c, p in parts if c is not None], dim=1)
 
-    def _speaking(self, text_mask: Tensor) -> Tensor:
+    def _guiding_text(self, text_mask: Tensor) -> Tensor:
         """Return which text tokens guide the views: a case's report where it has one.
 
-        Prompts, which say the same of every case, stand in where there is no report; sequential
-        attention weighs all tokens itself.
+        Prompts are the same for every case; they are read where there is no report, or by guidance
+        that weighs all tokens itself.
         """
-        if self.guidance.kind == "sequential":
+        if self.guidance.reads_prompts:
             return text_mask
         count = len(self.regions)
         prompts, report = text_mask[:, :count], text_mask[:, count:]
         return torch.cat([prompts & ~report.any(dim=1, keepdim=True), report], dim=1)
 
     def guide(
-        self, bottleneck: Tensor, semantics: Semantics, window: Tensor | None = None
+        self, bottleneck: Tensor, semantics: Semantics, crop_box: Tensor | None = None
     ) -> Tensor:
         """Return the bottleneck (b, c, x, y, z) changed by semantics.
 
         Args:
             bottleneck: features of the deepest level.
             semantics: from :meth:`encode`.
-            window: (b, 2, 3) where ``bottleneck`` lies in the brain box; None covers it.
+            crop_box: (b, 2, 3) where ``bottleneck`` lies in the brain box; None covers it.
         """
-        if self.sequential is not None:
-            guided = self.sequential(bottleneck, semantics.tokens, semantics.mask, window)
-        elif self.gate is not None:
-            guided = self.gate(bottleneck, semantics.summary)
+        guided = self.guidance.change_bottleneck(
+            self.bottleneck,
+            bottleneck,
+            summary=semantics.summary,
+            tokens=semantics.tokens,
+            mask=semantics.mask,
+            crop_box=crop_box,
+        )
         patches, planes = semantics.patches, semantics.planes
         if self.from_patches is not None and patches is not None and planes is not None:
-            lifted = lift_patches(patches, planes, bottleneck, window)
+            lifted = lift_patches(patches, planes, bottleneck, crop_box)
             guided = guided + self.from_patches(lifted)
         return _blend(bottleneck, guided, semantics.weight)
 
@@ -247,17 +243,17 @@ class SemanticFusion(nn.Module):
         features: Tensor,
         semantics: Semantics,
         head: Callable[[Tensor], Tensor],
-        window: Tensor | None = None,
+        crop_box: Tensor | None = None,
     ) -> Tensor:
-        """Return the logits of a head, steered by semantics, (b, r, x, y, z).
+        """Return the logits of a head, changed by semantics, (b, r, x, y, z).
 
         Args:
             features: decoder features (b, c, x, y, z), the head's input.
             semantics: from :meth:`encode`.
             head: features -> logits (b, r, x, y, z), such as the decoder's last convolution.
-            window: (b, 2, 3) where ``features`` lie in the brain box; None covers it.
+            crop_box: (b, 2, 3) where ``features`` lie in the brain box; None covers it.
         """
-        logits, _ = self.attend_with_maps(features, semantics, head, window)
+        logits, _ = self.attend_with_maps(features, semantics, head, crop_box)
         return logits
 
     def attend_with_maps(
@@ -265,7 +261,7 @@ class SemanticFusion(nn.Module):
         features: Tensor,
         semantics: Semantics,
         head: Callable[[Tensor], Tensor],
-        window: Tensor | None = None,
+        crop_box: Tensor | None = None,
     ) -> tuple[Tensor, RegionMaps | None]:
         """Do what :meth:`attend` does and return the maps too; None if no region is guided."""
         if self.condition is not None:
@@ -274,13 +270,13 @@ class SemanticFusion(nn.Module):
         if not self.guided:
             return head(features), None
         coarse = features
-        if self.attention_stride > 1:  # once for all regions: its backward pass is what costs
+        if self.attention_stride > 1:  # once for all regions: its backward pass is expensive
             coarse = F.avg_pool3d(
                 features, self.attention_stride, ceil_mode=True, count_include_pad=False
             )
         scores, cosines = zip(
             *(
-                self.attention[region](coarse, semantics.summary, text, window)
+                self.attention[region](coarse, semantics.summary, text, crop_box)
                 for region, text in zip(self.regions, semantics.regions.unbind(1), strict=True)
                 if region in self.guided
             ),
@@ -288,7 +284,7 @@ class SemanticFusion(nn.Module):
         )
         maps = RegionMaps(torch.cat(scores, dim=1), torch.cat(cosines, dim=1))
         guided = [index for index, region in enumerate(self.regions) if region in self.guided]
-        logits = steer_logits(
+        logits = apply_scores(
             head, features, maps.scores, semantics.weight, guided=guided, mode=self.mode
         )
         return logits, maps

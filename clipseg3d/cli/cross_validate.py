@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.cli.terminal import Commands, say
-from clipseg3d.whole_file import whole_file
 
 if TYPE_CHECKING:
     from clipseg3d.metrics.score_table import ScoreTable
@@ -55,9 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     configs, options = arguments.config, arguments.fit
     _check(configs, options)
 
+    from clipseg3d.cli.lightning_cli import count_folds
     from clipseg3d.metrics.comparison import difference_table
     from clipseg3d.metrics.score_table import ScoreTable, join_tables
-    from clipseg3d.training.cli import count_folds
 
     names = [config.stem for config in configs]
     commands = [["fit", "--config", str(config), *options] for config in configs]
@@ -82,8 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
                 _train(command, place, fold, scores)
             tables.append(ScoreTable.read(scores))
         joined = join_tables(tables)
-        with whole_file(folder / "scores.csv") as aside:
-            aside.write_text(joined.csv(), encoding="utf-8")
+        with atomic_write(folder / "scores.csv") as tmp:
+            tmp.write_text(joined.csv(), encoding="utf-8")
         found.append(joined)
         say(f"\n{_summary(name, joined, tables)}\n{folder / 'scores.csv'}\n")
     if len(found) > 1:
@@ -127,8 +127,8 @@ def _begin(folder: Path, config: Path, options: Sequence[str]) -> None:
                 "same, or another --output"
             )
         return
-    with whole_file(path) as aside:
-        aside.write_text(f"{json.dumps(settings, indent=2)}\n", encoding="utf-8")
+    with atomic_write(path) as tmp:
+        tmp.write_text(f"{json.dumps(settings, indent=2)}\n", encoding="utf-8")
 
 
 def _train(command: Sequence[str], place: Path, fold: int, scores: Path) -> None:

@@ -12,7 +12,7 @@ def add_command(commands: Commands) -> None:
     embed = commands.add_parser(
         "embed-text",
         help="embed reports once and for all, into a file",
-        description="Embed the prompts of all regions and the windows of all reports, and write "
+        description="Embed the prompts of all regions and the chunks of all reports, and write "
         "them to a file that TextBank(cache=FILE) reads.",
     )
     embed.add_argument(

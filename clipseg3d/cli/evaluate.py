@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.cli.terminal import Commands, say
-from clipseg3d.whole_file import whole_file
 
 if TYPE_CHECKING:
     from clipseg3d.data.releases import BraTSRelease
@@ -82,9 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{twice[0]}: given twice; give every folder of segmentations once")
 
     from clipseg3d.data.label_pairs import find_predictions, find_references
-    from clipseg3d.data.releases import REGIONS
     from clipseg3d.metrics.case_scores import CaseScores
     from clipseg3d.metrics.comparison import difference_table
+    from clipseg3d.vocabulary import REGIONS
 
     references, release = find_references(arguments.reference, arguments.release)
     found = [find_predictions(folder, references) for folder in folders]
@@ -104,8 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{empty}"
         )
     if output is not None:
-        with whole_file(output) as aside:
-            aside.write_text(tables[0].csv(), encoding="utf-8")
+        with atomic_write(output) as tmp:
+            tmp.write_text(tables[0].csv(), encoding="utf-8")
         say(f"\n{output}")
     for folder, table in zip(folders[1:], tables[1:], strict=True):
         say(
@@ -133,7 +133,7 @@ def _score(
 
     from clipseg3d.data.cases import DataError
     from clipseg3d.data.label_pairs import read_pair
-    from clipseg3d.data.releases import REGIONS
+    from clipseg3d.vocabulary import REGIONS
 
     faults: list[str] = []
     empty = Counter[tuple[str, str]]()

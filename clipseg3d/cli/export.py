@@ -16,7 +16,7 @@ def add_command(commands: Commands) -> None:
         description="Write trained weights in another format. The frozen CLIP is in none of them. "
         "pretrained: a folder for CLIPSeg3D.from_pretrained and the Hugging Face hub, with a model "
         "card to fill in. bundle: a MONAI bundle, for 'python -m monai.bundle run'. onnx and "
-        "torch: the image path of one window as a graph, with the prompts and one report read "
+        "torch: the image path of one crop as a graph, with the prompts and one report read "
         "beforehand; what CLIP sees in the views of a case is an input.",
     )
     export.add_argument(
@@ -58,9 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     report = "" if arguments.text is None else report_text(arguments.text)
 
-    from clipseg3d.inference.checkpoint import read_checkpoints
+    from clipseg3d.pretrained.reader import read_networks
 
-    (trained,) = read_checkpoints([arguments.weights], clip=arguments.clip)
+    (trained,) = read_networks([arguments.weights], clip=arguments.clip)
     network, settings = trained.network.eval(), trained.settings
     if arguments.format == "pretrained":
         network.save_pretrained(arguments.output)

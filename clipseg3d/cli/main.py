@@ -12,18 +12,22 @@ from clipseg3d.cli import (
     embed_text,
     evaluate,
     export,
+    fit,
     phantom,
     segment,
+    test,
     tune_postprocessing,
+    validate,
 )
 from clipseg3d.cli.terminal import raised_here, say
 
-TRAINING_COMMANDS = {
-    "fit": "train on a data set, as a YAML configuration says (Lightning); with --dry-run, only "
-    "say what that will need",
-    "validate": "score a checkpoint on the validation fold (Lightning)",
-    "test": "score a checkpoint on the data module's test cases (Lightning)",
-}
+LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test}
+"""Commands whose options LightningCLI reads."""
+COMMANDS = (
+    *(demo, segment, fit, validate, test, cross_validate, evaluate, tune_postprocessing, export),
+    *(check_data, check_submission, phantom, embed_text),
+)
+"""All commands, in the order of the help."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,11 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        if argv and argv[0] in TRAINING_COMMANDS:
-            from clipseg3d.training.cli import run
-
-            run(argv)
-            return 0
+        if argv and argv[0] in LIGHTNING_COMMANDS:
+            return LIGHTNING_COMMANDS[argv[0]].run(argv)
         arguments = _parser().parse_args(argv)
         code: int = arguments.command(arguments)
     except (ValueError, OSError, ImportError) as error:  # ImportError: of an extra
@@ -57,19 +58,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog="'clipseg3d COMMAND --help' says more about a command.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (demo, segment):
-        command.add_command(commands)
-    for name, text in TRAINING_COMMANDS.items():
-        commands.add_parser(name, help=text, add_help=False)
-    for command in (
-        cross_validate,
-        evaluate,
-        tune_postprocessing,
-        export,
-        check_data,
-        check_submission,
-        phantom,
-        embed_text,
-    ):
+    for command in COMMANDS:
         command.add_command(commands)
     return parser

@@ -31,7 +31,7 @@ def add_command(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d phantom``."""
-    from clipseg3d.data.phantom_datamodule import write_phantoms
+    from clipseg3d.phantom.write import write_phantoms
 
     names = write_phantoms(
         arguments.output, arguments.number, spacing_mm=arguments.spacing, seed=arguments.seed

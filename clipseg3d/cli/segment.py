@@ -6,13 +6,18 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipseg3d.cli.terminal import Commands, raised_here, report_text, say
+from clipseg3d.cli.terminal import (
+    Commands,
+    raised_here,
+    report_text,
+    say,
+)
+from clipseg3d.vocabulary import SEQUENCES
 
 if TYPE_CHECKING:
     from clipseg3d.data.cases import Case
     from clipseg3d.inference.predictor import Predictor
 
-SEQUENCE_FLAGS = ("t1", "t1ce", "t2", "flair")
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -30,7 +35,7 @@ def add_command(commands: Commands) -> None:
     segment.add_argument(
         "cases", nargs="*", type=Path, metavar="CASE", help="folder of one case, or of many"
     )
-    for sequence in SEQUENCE_FLAGS:
+    for sequence in SEQUENCES:
         segment.add_argument(
             f"--{sequence}", type=Path, metavar="FILE", help=f"{sequence} volume of a single case"
         )
@@ -67,7 +72,7 @@ def add_command(commands: Commands) -> None:
         "too",
     )
     segment.add_argument(
-        "--html", action="store_true", help="write a report of each case to OUT/CASE.html too"
+        "--html", action="store_true", help="write a page of each case to OUT/CASE.html too"
     )
     segment.add_argument(
         "--postprocessing",
@@ -97,8 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from clipseg3d.inference.batch import segment_cases
-    from clipseg3d.inference.postprocess import PostProcessing
+    from clipseg3d.inference.batch_prediction import segment_cases
+    from clipseg3d.inference.postprocessing import PostProcessing
     from clipseg3d.inference.predictor import Predictor
 
     text = None if arguments.text is None else report_text(arguments.text)
@@ -157,7 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _files(arguments: argparse.Namespace) -> dict[str, Path]:
     """Return the files of a single case that are given, by sequence."""
-    return {name: getattr(arguments, name) for name in SEQUENCE_FLAGS if getattr(arguments, name)}
+    return {name: getattr(arguments, name) for name in SEQUENCES if getattr(arguments, name)}
 
 
 def _find(arguments: argparse.Namespace, predictor: "Predictor") -> tuple[list["Case"], list[str]]:

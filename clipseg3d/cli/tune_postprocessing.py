@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix != ".json":
         raise ValueError(f"{arguments.output}: does not end in .json; rename it")
 
-    from clipseg3d.inference.tuning import read_validation, tune_postprocessing
+    from clipseg3d.inference.postprocessing_tuning import read_validation, tune_postprocessing
 
     release = None if arguments.release == "auto" else arguments.release
     tuned = tune_postprocessing(

@@ -13,8 +13,8 @@ from einops import rearrange
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from clipseg3d.clip._frozen import FrozenEncoder, check_complete, read_pretrained
-from clipseg3d.hub import BUNDLED, CONFIG
+from clipseg3d.clip.frozen_encoder import FrozenEncoder, check_complete, read_pretrained
+from clipseg3d.weights import BUNDLED, CONFIG
 
 TINY = "tiny"
 """Name of the trained CLIP that comes with the package."""

@@ -10,13 +10,13 @@ from clipseg3d.clip.encoder import TextEncoder
 from clipseg3d.clip.prompts import region_prompts, split_sentences
 from clipseg3d.clip.text_cache import TextCache
 
-_TEXTS_AT_ONCE = 64  # a few thousand windows in one batch would need tens of GB
+_TEXTS_AT_ONCE = 64  # a few thousand chunks in one batch would need tens of GB
 
 
 class TextBank:
-    """Turn reports into text tokens: one per region prompt, then one per window of the report.
+    """Turn reports into text tokens: one per region prompt, then one per chunk of the report.
 
-    A window is as many whole sentences as the encoder reads at once (77 tokens for OpenAI's
+    A chunk is as many whole sentences as the encoder reads at once (77 tokens for OpenAI's
     CLIP). A sentence that is longer is cut between words, a word that is longer between
     characters: nothing of a report is dropped.
 
@@ -53,28 +53,28 @@ class TextBank:
         """Embed one report per case; an empty string stands for none.
 
         Returns:
-            Embeddings (b, n, e) on the CPU, n being the regions and the windows of the longest
+            Embeddings (b, n, e) on the CPU, n being the regions and the chunks of the longest
             report; and (b, n) bool, True for real tokens.
 
         Raises:
             ValueError: a report is no string; the encoder makes NaN or infinity of a text.
         """
-        windows = self._all_windows(reports)
-        self._learn([text for texts in [*self.prompts, *windows] for text in texts])
+        chunks = self._all_chunks(reports)
+        self._learn([text for texts in [*self.prompts, *chunks] for text in texts])
         prompts = [
             torch.stack([self._known[t] for t in texts]).mean(dim=0) for texts in self.prompts
         ]
-        rows = [torch.stack([*prompts, *(self._known[t] for t in texts)]) for texts in windows]
+        rows = [torch.stack([*prompts, *(self._known[t] for t in texts)]) for texts in chunks]
         text = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(text.shape[1]) < lengths[:, None]
         return text, mask
 
-    def windows(self, report: str) -> list[str]:
+    def chunks(self, report: str) -> list[str]:
         """Return a report as texts that the encoder can read whole, in order.
 
         Raises:
-            ValueError: not even one character fits in the encoder's window.
+            ValueError: not even one character fits in the encoder's limit.
         """
         return self._pack(split_sentences(report), " ")
 
@@ -91,15 +91,15 @@ class TextBank:
         Raises:
             ValueError: as for calling the bank.
         """
-        windows = self._all_windows(reports)
-        texts = dict.fromkeys(text for group in [*self.prompts, *windows] for text in group)
+        chunks = self._all_chunks(reports)
+        texts = dict.fromkeys(text for group in [*self.prompts, *chunks] for text in group)
         self._learn(list(texts))
         known = {text: self._known[text] for text in texts}
         TextCache(self.encoder.name, self.encoder.fingerprint(), known).save(path)
         return len(known)
 
-    def _all_windows(self, reports: Sequence[str]) -> list[list[str]]:
-        """Return the windows of each report."""
+    def _all_chunks(self, reports: Sequence[str]) -> list[list[str]]:
+        """Return the chunks of each report."""
         if isinstance(reports, str):  # a sequence of strings too, one per character
             raise ValueError("reports is one str; give a list with one report per case")
         for index, report in enumerate(reports):
@@ -108,7 +108,7 @@ class TextBank:
                     f"report {index} is a {type(report).__name__}, expected a str; "
                     "an empty string stands for no report"
                 )
-        return [self.windows(report) for report in reports]
+        return [self.chunks(report) for report in reports]
 
     def _learn(self, texts: Sequence[str]) -> None:
         """Encode texts not seen before, short ones first: little padding in each batch."""
@@ -124,19 +124,19 @@ class TextBank:
                 self._known[text] = vector
 
     def _pack(self, parts: Sequence[str], joiner: str) -> list[str]:
-        """Join neighbouring parts while they fit in one window; cut those that fit in none."""
-        todo, windows, start = list(parts), list[str](), 0
+        """Join neighbouring parts while they fit in one chunk; cut those that fit in none."""
+        todo, chunks, start = list(parts), list[str](), 0
         while start < len(todo):
             count = self._fitting(todo, start, joiner)
             if count:
-                windows.append(joiner.join(todo[start : start + count]))
+                chunks.append(joiner.join(todo[start : start + count]))
                 start += count
             else:
                 todo[start : start + 1] = self._cut(todo[start])
-        return windows
+        return chunks
 
     def _cut(self, text: str) -> list[str]:
-        """Cut a text that exceeds the window between words, or a word between characters."""
+        """Cut a text that exceeds the limit between words, or a word between characters."""
         words = text.split()
         if len(words) > 1:
             return self._pack(words, " ")
@@ -148,10 +148,10 @@ class TextBank:
         return self._pack(text, "")
 
     def _fitting(self, parts: Sequence[str], start: int, joiner: str) -> int:
-        """Return how many parts from ``start`` on fit in one window together; 0 if none does.
+        """Return how many parts from ``start`` on fit in one chunk together; 0 if none does.
 
         The tokenizer counts what is tried, in doubling steps and then halving ones, so that few
-        texts are counted and every window is one that was.
+        texts are counted and every chunk is one that was.
         """
 
         def fits(count: int) -> bool:

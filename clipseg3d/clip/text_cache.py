@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from clipseg3d.whole_file import whole_file
+from clipseg3d.atomic_write import atomic_write
 
 _FORMAT = "clipseg3d-texts-1"
 
@@ -78,5 +78,5 @@ class TextCache:
                 "texts": json.dumps(list(self.embeddings)),
             },
         )
-        with whole_file(path) as aside:
-            aside.write_bytes(content)
+        with atomic_write(path) as tmp:
+            tmp.write_bytes(content)

@@ -8,13 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from clipseg3d.clip._frozen import FrozenEncoder, check_complete, is_pooler, read_pretrained
 from clipseg3d.clip.encoder import (
     TINY,
     TINY_RANDOM,
     HuggingFaceCLIP,
     TextEncoder,
     load_encoder,
+)
+from clipseg3d.clip.frozen_encoder import (
+    FrozenEncoder,
+    check_complete,
+    is_pooler,
+    read_pretrained,
 )
 
 __all__ = ["HuggingFaceTextEncoder", "TextEncoder", "load_text_encoder"]

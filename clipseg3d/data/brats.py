@@ -1,7 +1,5 @@
 """Lightning data modules for BraTS: one base class, one short subclass per release."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -14,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipseg3d.batch import Batch, Sample, unpack
+from clipseg3d.checksums import sha256_of_file, sha256_of_values
 from clipseg3d.data.cache import (
     MEGABYTES,
     CachedCase,
@@ -21,7 +20,12 @@ from clipseg3d.data.cache import (
     cached_case,
     default_cache_dir,
 )
-from clipseg3d.data.cases import Case, detect_release, find_cases, index_cases
+from clipseg3d.data.cases import (
+    Case,
+    detect_release,
+    find_cases,
+    index_cases,
+)
 from clipseg3d.data.check import check_data
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import (
@@ -44,7 +48,7 @@ from clipseg3d.data.sampling import CountingLoader, EpochSampler, global_seed
 from clipseg3d.data.splits import Splits
 from clipseg3d.data.survey import DataSurvey
 from clipseg3d.data.transforms import Augmentation
-from clipseg3d.volume import ViewSelection
+from clipseg3d.views import ViewSelection
 
 
 class BraTSDataModule(LightningDataModule):
@@ -79,7 +83,7 @@ class BraTSDataModule(LightningDataModule):
         shuffle_reports: give every case the report of another one: a control, which text that
             helps must beat.
         spacing_mm: voxel size of every case; another one is refused.
-        cache_dir: where preprocessed cases go, 40 MB each at 1 mm; None takes
+        cache_dir: where preprocessed cases go, 20 MB each at 1 mm; None takes
             ``$CLIPSEG3D_CACHE`` or ``clipseg3d`` in the user's cache folder.
 
     Raises:
@@ -147,6 +151,9 @@ class BraTSDataModule(LightningDataModule):
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         self._begun = (0, 0)
         self._train_loader: CountingLoader | None = None
+        self._index: list[Case] | None = None
+        self._cached: dict[str, CachedCase] = {}
+        self._provenance: dict[str, Any] | None = None
 
     @cached_property
     def release(self) -> BraTSRelease:
@@ -168,22 +175,27 @@ class BraTSDataModule(LightningDataModule):
         """Check all cases and fill the cache; runs once per node."""
         cases = self._cases()
         self._divide(cases)
-        self._entries(cases)
+        self._cache(cases)
 
     def setup(self, stage: str) -> None:
         """Split the cases; runs on every rank and may run more than once."""
+        self._provenance = None
         train, held_out, test = self._divide(self._cases())
         self.train_set = BraTSDataset(
-            self._entries(train),
+            self._cache(train),
             self.release,
             crop=self.patch_size,
             crops_per_case=self.crops_per_case,
             augment=Augmentation() if self.augment else None,
             packed=True,
         )
-        self.val_set = BraTSDataset(self._entries(held_out), self.release)
+        self.val_set = BraTSDataset(self._cache(held_out), self.release)
         # Without test cases, the held-out fold: BraTS publishes no labels to test on.
-        self.test_set = BraTSDataset(self._entries(test or held_out), self.release)
+        self.test_set = BraTSDataset(self._cache(test or held_out), self.release)
+
+    def teardown(self, stage: str) -> None:
+        """Forget which files there were: the next run looks again."""
+        self._index, self._cached = None, {}
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled crops of this rank, packed until the trainer has moved them to the device.
@@ -245,8 +257,14 @@ class BraTSDataModule(LightningDataModule):
         """Return which cases a fit reads and what is in them, as plain values, for a manifest.
 
         The name of a case's file in the cache holds a check sum of its sources; see
-        :func:`clipseg3d.data.cache.cached_case`.
+        :func:`clipseg3d.data.cache.cached_case`. Computed once after each :meth:`setup`.
         """
+        if self._provenance is None:
+            self._provenance = self._describe_data()
+        return self._provenance
+
+    def _describe_data(self) -> dict[str, Any]:
+        """Compute what :meth:`provenance` returns."""
         parts = {
             name: cases.cases
             for name, cases in (
@@ -267,14 +285,12 @@ class BraTSDataModule(LightningDataModule):
             "release": self.release.name,
             "split": {
                 **split,
-                "sha256": _digest(split),
+                "sha256": sha256_of_values(split),
                 "file": None if path is None else str(path),
-                "file_sha256": None
-                if path is None or path.is_dir()
-                else hashlib.sha256(path.read_bytes()).hexdigest(),
+                "file_sha256": None if path is None or path.is_dir() else sha256_of_file(path),
             },
             "cache_files": files,
-            "sha256": _digest([files, reports]),
+            "sha256": sha256_of_values([files, reports]),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -301,15 +317,20 @@ class BraTSDataModule(LightningDataModule):
         return unpack(batch)
 
     def _cases(self) -> list[Case]:
+        """Return all cases; headers are opened once for a run."""
+        if self._index is None:
+            self._index = self._with_reports(self._find_cases())
+        return self._index
+
+    def _find_cases(self) -> list[Case]:
         """Index the folder."""
-        cases = find_cases(
+        return find_cases(
             self.root,
             self.release,
             reports=self.reports,
             allow_missing=self.allow_missing_sequences,
             spacing_mm=self.spacing_mm,
         )
-        return self._reported(cases)
 
     def _survey(self, folders: list[Path], planned: list[Case]) -> DataSurvey:
         """Look at the cases below some folders; planned ones have no files yet."""
@@ -354,7 +375,7 @@ class BraTSDataModule(LightningDataModule):
             return Splits.draw(cases, num_folds=self.num_folds, seed=self.seed)
         return Splits.read(self.splits, cases)
 
-    def _reported(self, cases: list[Case]) -> list[Case]:
+    def _with_reports(self, cases: list[Case]) -> list[Case]:
         """Hand the reports round in a circle of random order, if they are to be shuffled."""
         if not self.shuffle_reports:
             return cases
@@ -364,24 +385,29 @@ class BraTSDataModule(LightningDataModule):
             replace(case, report=cases[donors[index]].report) for index, case in enumerate(cases)
         ]
 
-    def _entries(self, cases: list[Case]) -> list[CachedCase]:
-        return build_cache(
-            cases,
-            self.release,
-            self.cache_dir,
-            view_selection=self.view_selection,
-            num_threads=max(1, self.num_workers),
-        )
+    def _cache(self, cases: list[Case]) -> list[CachedCase]:
+        """Return the cached cases, those that are not there yet being built."""
+        known = self._cached
+        missing = [
+            case
+            for case in cases
+            if case.case_id not in known or not known[case.case_id].is_whole()
+        ]
+        if missing:
+            built = build_cache(
+                missing,
+                self.release,
+                self.cache_dir,
+                view_selection=self.view_selection,
+                num_threads=max(1, self.num_workers),
+            )
+            known.update({entry.case_id: entry for entry in built})
+        return [known[case.case_id] for case in cases]
 
     def _loader(self, cases: BraTSDataset) -> DataLoader[Sample]:
         return DataLoader(
             cases, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
         )
-
-
-def _digest(content: object) -> str:
-    """Return a SHA-256 of plain values."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class BraTS2018DataModule(BraTSDataModule):

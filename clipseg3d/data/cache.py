@@ -5,7 +5,6 @@ import json
 import os
 import struct
 import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,11 +21,12 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.batch import pack_image
 from clipseg3d.data.cases import Case, DataError
-from clipseg3d.data.preprocess import preprocess
+from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.releases import BraTSRelease
-from clipseg3d.volume import Views, ViewSelection
+from clipseg3d.views import Views, ViewSelection
 
 FORMAT = 3
 """Part of every key: raise it when preprocessing or the files below change within a version."""
@@ -165,7 +165,7 @@ def build_cache(
         cases: labelled cases.
         release: what their labels mean.
         root: cache folder; made if missing.
-        view_selection: which slices CLIP sees; see :func:`clipseg3d.volume.cut_views`.
+        view_selection: which slices CLIP sees; see :func:`clipseg3d.views.cut_views`.
         num_threads: cases read at once; some 0.5 GB of memory each at 240x240x155.
 
     Returns:
@@ -184,8 +184,8 @@ def build_cache(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(root / f".{release.name}.lock"), ThreadPoolExecutor(num_threads) as pool:
-            for part in folder.glob(".*.part"):  # of a process that was killed
-                part.unlink()
+            for leftover in folder.glob(".*.safetensors"):  # of a process that was killed
+                leftover.unlink()
             missing = [
                 (case, entry)
                 for case, entry in zip(cases, entries, strict=True)
@@ -199,9 +199,10 @@ def build_cache(
                 faults.extend(found)
     except OSError as error:
         done = sum(entry.is_whole() for entry in entries)
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise OSError(
             error.errno,
-            f"{root}: the cache cannot be written ({error.strerror or error}); {done} of "
+            f"{root}: the cache cannot be written ({cause.strerror or cause}); {done} of "
             f"{len(cases)} cases are in it and stay. Make room, {MEGABYTES} MB for each case at "
             "1 mm, or give another folder as cache_dir or $CLIPSEG3D_CACHE",
         ) from error
@@ -228,7 +229,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _build(
     case: Case, entry: CachedCase, release: BraTSRelease, view_selection: ViewSelection
 ) -> tuple[str, ...]:
-    """Write one entry aside, then rename it into place; return the case's faults."""
+    """Write one entry; return the faults of the case."""
     try:
         ready = preprocess(case, release, view_selection=view_selection)
     except DataError as error:
@@ -245,15 +246,8 @@ def _build(
             "planes": ready.views.planes,
         }
     )
-    part = entry.path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # a name must not reach the disk before its content
-        os.replace(part, entry.path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_write(entry.path) as tmp:
+        tmp.write_bytes(content)
     return ()
 
 

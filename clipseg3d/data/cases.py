@@ -11,9 +11,11 @@ from nibabel.affines import voxel_sizes
 
 from clipseg3d.data.layout import CaseFiles, group, walk
 from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension
-from clipseg3d.data.releases import LABEL, RELEASES, SEQUENCES, BraTSRelease
+from clipseg3d.data.releases import RELEASES, BraTSRelease
 from clipseg3d.data.reports import REPORT_SUFFIX, read_reports
 from clipseg3d.data.text_files import read_table, read_text
+from clipseg3d.formatting import join_numbers
+from clipseg3d.vocabulary import LABEL, SEQUENCES
 
 AFFINE_TOLERANCE_MM = 1e-2
 GRADES = {"HGG": 1, "LGG": 0}
@@ -239,9 +241,9 @@ def detect_release(root: str | Path) -> BraTSRelease:
     labels, fitting = _match_labels([mask for mask in one.values() if mask], list(owned))
     if len(fitting) == 1:
         return RELEASES[fitting[0]]
-    due = " and ".join(f"{name} ({_listed(RELEASES[name].labels)})" for name in owned)
+    due = " and ".join(f"{name} ({join_numbers(RELEASES[name].labels)})" for name in owned)
     raise ValueError(
-        f"{root}: holds case names of {names}, and masks with the labels {_listed(labels)}, which "
+        f"{root}: holds case names of {names}, and masks with the labels {join_numbers(labels)}, which "
         f"{'fit each of' if fitting else 'do not fit'} {due}; {cure}"
     )
 
@@ -313,7 +315,7 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
         if axes == 4 and image.shape[3] <= max(case.channels.values()):
             faults.append(
                 f"{path}: holds {image.shape[3]} volumes, too few for channels "
-                f"{_listed(case.channels.values())}; export the file again"
+                f"{join_numbers(case.channels.values())}; export the file again"
             )
         if first is None:
             first = path, shape, image.affine
@@ -409,8 +411,3 @@ def _grade(entry: CaseFiles, grades: Mapping[str, int]) -> int:
 def _by(sizes: Sequence[float]) -> str:
     """Format sizes as 240x240x155."""
     return "x".join(f"{size:g}" for size in sizes)
-
-
-def _listed(values: Iterable[float]) -> str:
-    """Format numbers as 0, 1, 2."""
-    return ", ".join(f"{value:g}" for value in values)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.cases import (
     Case,
     DataError,
@@ -27,9 +28,10 @@ from clipseg3d.data.cases import (
     index_cases,
 )
 from clipseg3d.data.nifti import open_nifti, read_voxels
-from clipseg3d.data.preprocess import label_faults, preprocess
-from clipseg3d.data.releases import LABEL, REGIONS, SEQUENCES, BraTSRelease
-from clipseg3d.whole_file import whole_file
+from clipseg3d.data.preprocessing import label_faults, preprocess
+from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.formatting import align_columns
+from clipseg3d.vocabulary import LABEL, REGIONS, SEQUENCES
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class CaseFacts:
 
 
 @dataclass(frozen=True)
-class DataReport:
+class DataCheck:
     """A checked folder.
 
     Attributes:
@@ -121,8 +123,8 @@ class DataReport:
             OSError: the file cannot be written.
         """
         content = json.dumps(asdict(self), indent=1, allow_nan=False)
-        with whole_file(path) as aside:
-            aside.write_text(content, encoding="ascii")
+        with atomic_write(path) as tmp:
+            tmp.write_text(content, encoding="ascii")
 
     def table(self) -> str:
         """Return one line per case, then every fault and note, then a summary."""
@@ -130,7 +132,9 @@ class DataReport:
         head = ["case", "grade", "shape", "mm", "axes", "range", "labels"]
         head += [f"{region} ml" for region in REGIONS]
         head += ["tokens" if counted else "words", "faults"]
-        lines = _aligned([head, *map(_row, self.cases)]) if self.cases else []
+        lines = []
+        if self.cases:
+            lines = align_columns([head, *map(_row, self.cases)], left=1).splitlines()
         notes = [note for case in self.cases for note in case.notes] + [*self.notes]
         for title, entries in (("Faults", self.faults), ("Notes", notes)):
             if entries:
@@ -150,7 +154,7 @@ def check_data(
     read_all: bool = False,
     count_tokens: Callable[[str], int] | None = None,
     num_threads: int = 2,
-) -> DataReport:
+) -> DataCheck:
     """Check every case of a release below a folder; nothing stops at the first fault.
 
     Faults are those that the DataModules refuse a case for, in the same words, and voxels that lie
@@ -188,7 +192,7 @@ def check_data(
         facts = list(tqdm(results, total=len(cases), desc="Checking cases", unit="case", delay=2))
     silent = sum(not case.report for case in cases)
     notes = (f"{silent} of {len(cases)} cases have no report",) if 0 < silent < len(cases) else ()
-    return DataReport(
+    return DataCheck(
         root=str(root),
         release=release.name,
         cases=tuple(facts),
@@ -308,7 +312,7 @@ def _facts(path: Path, axes: int, volume: npt.NDArray[Any] | None) -> FileFacts:
         dtype=str(image.get_data_dtype()),
         low=low,
         high=high,
-        sha256=None if volume is None or low == high else _digest(volume),
+        sha256=None if volume is None or low == high else _sha256_of_voxels(volume),
     )
 
 
@@ -317,7 +321,7 @@ def _finite(values: npt.NDArray[Any]) -> tuple[float | None, ...]:
     return tuple(value if math.isfinite(value) else None for value in values.tolist())
 
 
-def _digest(volume: npt.NDArray[Any]) -> str:
+def _sha256_of_voxels(volume: npt.NDArray[Any]) -> str:
     """Return the SHA-256 of voxels, whatever number type they are stored in."""
     with np.errstate(over="ignore"):  # preprocessing refuses what float32 cannot hold
         content = np.ascontiguousarray(volume.T, dtype="<f4")
@@ -399,12 +403,4 @@ def _row(case: CaseFacts) -> list[str]:
         *(f"{volumes[region]:.1f}" if region in volumes else "-" for region in REGIONS),
         str(length) if length else "-",
         str(len(case.faults)) if case.faults else "-",
-    ]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Pad cells to columns, the first one to the left and others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]

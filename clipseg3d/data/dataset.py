@@ -86,7 +86,7 @@ class BraTSDataset(Dataset[Sample]):
         sample: Sample = {
             "image": _padded(image[:, x, y, z], padding),
             "label": _padded(torch.from_numpy(bits), padding),
-            "window": torch.from_numpy(np.stack([start / size, crop / size]).astype(np.float32)),
+            "crop_box": torch.from_numpy(np.stack([start / size, crop / size]).astype(np.float32)),
             "statistics": case.statistics(),
             "views": case.views(),
             "report": case.report,

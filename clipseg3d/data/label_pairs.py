@@ -10,12 +10,18 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 
-from clipseg3d.data.cases import Case, DataError, check_geometry, detect_release
+from clipseg3d.data.cases import (
+    Case,
+    DataError,
+    check_geometry,
+    detect_release,
+)
 from clipseg3d.data.layout import group, walk
 from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension
-from clipseg3d.data.preprocess import label_faults
-from clipseg3d.data.releases import LABEL, RELEASES, BraTSRelease, get_release
+from clipseg3d.data.preprocessing import label_faults
+from clipseg3d.data.releases import RELEASES, BraTSRelease, get_release
 from clipseg3d.data.submission import find_segmentations
+from clipseg3d.vocabulary import LABEL
 
 
 @dataclass(frozen=True, eq=False)

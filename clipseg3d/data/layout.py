@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipseg3d.data.nifti import strip_extension
-from clipseg3d.data.releases import LABEL, SEQUENCES, BraTSRelease
+from clipseg3d.data.releases import BraTSRelease
 from clipseg3d.data.text_files import read_json
+from clipseg3d.vocabulary import LABEL, SEQUENCES
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from clipseg3d.whole_file import whole_file
+from clipseg3d.atomic_write import atomic_write
 
 EXTENSIONS = (".nii.gz", ".nii")
 _BROKEN = (
@@ -135,8 +135,8 @@ def _write_like(
     header["cal_min"] = header["cal_max"] = 0  # the scan's display window would hide the labels
     # No affine is passed: qform, sform and their codes stay the source's, to the bit.
     image = type(reference)(volume.astype(dtype, copy=False), None, header)
-    with whole_file(path) as aside:
-        nib.save(image, aside)
+    with atomic_write(path) as tmp:
+        nib.save(image, tmp)
 
 
 def _require_readable(path: Path) -> None:

@@ -7,10 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-SEQUENCES = ("t1", "t1ce", "t2", "flair")
-REGIONS = ("WT", "TC", "ET")
-LABEL = "label"
-"""What an expert mask is called where sequences go by their names."""
+from clipseg3d.vocabulary import LABEL, REGIONS, SEQUENCES
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.text_files import read_json
 
@@ -93,7 +94,8 @@ class Splits:
     def write(self, path: str | Path) -> None:
         """Write the folds as a JSON object with the keys ``seed``, ``folds`` and ``test``."""
         content = {"seed": self.seed, "folds": self.folds, "test": self.test}
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with atomic_write(Path(path)) as tmp:
+            tmp.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def divide(
         self, cases: Sequence[Case], *, fold: int
@@ -150,15 +152,15 @@ class Splits:
             sizes = ", ".join(str(len(fold)) for fold in self.folds)
             faults.append(f"{path}: has folds of {sizes} cases; give two or more, none empty")
         if twice := [name for name, count in counts.items() if count > 1]:
-            faults.append(f"{path}: names {_listed(twice)} more than once; keep one")
+            faults.append(f"{path}: names {', '.join(sorted(twice))} more than once; keep one")
         if absent := counts.keys() - there:
             faults.append(
-                f"{path}: names {_listed(absent)}, not among the cases found; add the files, or "
+                f"{path}: names {', '.join(sorted(absent))}, not among the cases found; add the files, or "
                 "take the names out"
             )
         if unnamed := there - counts.keys():
             faults.append(
-                f"{path}: does not name {_listed(unnamed)}; add each to a fold, or move its files "
+                f"{path}: does not name {', '.join(sorted(unnamed))}; add each to a fold, or move its files "
                 "away"
             )
         place = {name: index for index, part in enumerate(parts) for name in part}
@@ -167,7 +169,7 @@ class Splits:
             if case.case_id in place:
                 scans[case.patient].append(case.case_id)
         faults += [
-            f"{path}: separates {_listed(names)}, scans of one patient; put them into one fold"
+            f"{path}: separates {', '.join(sorted(names))}, scans of one patient; put them into one fold"
             for names in scans.values()
             if len({place[name] for name in names}) > 1
         ]
@@ -201,8 +203,3 @@ def _by_fold(entries: Iterable[tuple[str, int]]) -> tuple[tuple[str, ...], ...]:
 def _is_names(value: object) -> bool:
     """Say whether a value read from JSON is a list of case names."""
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _listed(names: Iterable[str]) -> str:
-    """Format names as a, b, c."""
-    return ", ".join(sorted(names))

@@ -12,6 +12,7 @@ from nibabel.affines import voxel_sizes
 from clipseg3d.data.cases import AFFINE_TOLERANCE_MM, Case, index_cases
 from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension
 from clipseg3d.data.releases import RELEASES, BraTSRelease
+from clipseg3d.formatting import join_numbers
 
 SUFFIX = ".nii.gz"
 """What portals take; a segmentation is named by its case alone."""
@@ -130,7 +131,7 @@ def _value_faults(image: Any, voxels: npt.NDArray[Any], release: BraTSRelease) -
         fitting = [name for name, other in RELEASES.items() if np.isin(values, other.labels).all()]
         hint = f" (these are labels of {', '.join(fitting)})" if fitting else ""
         faults.append(
-            f"holds label {', '.join(f'{value:g}' for value in unknown[:5])}, but {release.name} "
+            f"holds label {join_numbers(unknown, at_most=5)}, but {release.name} "
             f"has {', '.join(map(str, release.labels))}; write the labels of that release{hint}"
         )
     return faults
@@ -146,10 +147,14 @@ def _grid_faults(image: Any, source: Any) -> list[str]:
         return [*faults, f"its affine is no place in space; {cure}"]
     sizes, due = voxel_sizes(image.affine), voxel_sizes(source.affine)
     if not np.allclose(sizes, due, rtol=0, atol=SPACING_TOLERANCE_MM):
-        faults.append(f"spacing {_listed(sizes)} mm differs from {_listed(due)} mm; {cure}")
+        faults.append(
+            f"spacing ({join_numbers(sizes)}) mm differs from ({join_numbers(due)}) mm; {cure}"
+        )
     origin, origin_due = image.affine[:3, 3], source.affine[:3, 3]
     if not np.allclose(origin, origin_due, rtol=0, atol=AFFINE_TOLERANCE_MM):
-        faults.append(f"origin {_listed(origin)} differs from {_listed(origin_due)}; {cure}")
+        faults.append(
+            f"origin ({join_numbers(origin)}) differs from ({join_numbers(origin_due)}); {cure}"
+        )
     turned = np.abs(image.affine[:3, :3] / sizes - source.affine[:3, :3] / due).max()
     if not turned <= DIRECTION_TOLERANCE:
         axes, axes_due = ("".join(nib.aff2axcodes(i.affine)) for i in (image, source))
@@ -157,8 +162,3 @@ def _grid_faults(image: Any, source: Any) -> list[str]:
             f"orientation {axes} differs from {axes_due} by up to {turned:.3g} in direction; {cure}"
         )
     return faults
-
-
-def _listed(values: npt.NDArray[np.floating]) -> str:
-    """Format numbers as (1, 1, 2)."""
-    return f"({', '.join(f'{value:.6g}' for value in values)})"

@@ -40,8 +40,8 @@ class Augmentation:
     sequence that was not acquired. Gamma and bias field work on intensities that count from the
     darkest voxels of the whole brain, as those of a scanner do.
 
-    Mirroring keeps ``window`` true: the mirrored axis runs from its far corner with a negative
-    size, so a network that reads the window still knows the patient's left from right.
+    Mirroring keeps ``crop_box`` true: the mirrored axis runs from its far corner with a negative
+    size, so a network that reads the crop box still knows the patient's left from right.
 
     All randomness is drawn from torch's generator, which loaders seed per worker and epoch.
     """
@@ -49,9 +49,9 @@ class Augmentation:
     def __call__(self, sample: Sample) -> Sample:
         """Return a changed copy of one sample."""
         mirrored = np.flatnonzero(torch.rand(3).numpy() < SHARES["mirror"]).tolist()
-        window = sample["window"].clone()
-        window[0, mirrored] += window[1, mirrored]
-        window[1, mirrored] *= -1
+        crop_box = sample["crop_box"].clone()
+        crop_box[0, mirrored] += crop_box[1, mirrored]
+        crop_box[1, mirrored] *= -1
         axes = [1 + axis for axis in mirrored]
         label = sample["label"].flip([axis - 1 for axis in axes])
         # a copy, so that the rest may work in place
@@ -59,7 +59,7 @@ class Augmentation:
         if _happens("affine"):
             image, label = _turn(image, label)
         _change_intensities(image, sample["statistics"])
-        return {**sample, "image": image.half(), "label": label, "window": window}
+        return {**sample, "image": image.half(), "label": label, "crop_box": crop_box}
 
 
 def _turn(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

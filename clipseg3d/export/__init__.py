@@ -1,1 +1,5 @@
-"""Trained networks in formats that others read: ONNX, torch.export, MONAI bundles."""
+"""Trained networks in formats that other programs read: ONNX, torch.export, MONAI bundles."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

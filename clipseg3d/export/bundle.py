@@ -1,16 +1,15 @@
 """A trained network as a MONAI bundle."""
 
 import json
-import shutil
-import uuid
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 from clipseg3d import __version__
+from clipseg3d.atomic_write import atomic_folder
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import NetworkConfig
-from clipseg3d.networks.settings import PredictionSettings
+from clipseg3d.networks.prediction_settings import PredictionSettings
 
 _README = """# {name}
 
@@ -47,32 +46,23 @@ def write_bundle(network: CLIPSeg3D, folder: Path, settings: PredictionSettings)
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{folder}: holds something already; give a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{uuid.uuid4().hex}.tmp")
     readme = _README.format(
         name=folder.name,
         version=__version__,
         release=settings.release,
         spacing_mm=settings.spacing_mm,
     )
-    try:
-        network.save_pretrained(aside / "models")
+    with atomic_folder(folder) as tmp:
+        network.save_pretrained(tmp / "models")
         texts = {
             "configs/metadata.json": _json(_metadata(network, settings)),
             "configs/inference.json": _json(_inference(settings)),
             "docs/README.md": readme,
         }
         for name, text in texts.items():
-            path = aside / name
+            path = tmp / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        aside.replace(folder)
-    except OSError as error:
-        raise OSError(
-            f"{folder}: cannot be written ({error.strerror or error}); choose another place"
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _inference(settings: PredictionSettings) -> dict[str, Any]:
@@ -91,7 +81,7 @@ def _inference(settings: PredictionSettings) -> dict[str, Any]:
         "clip": None,
         "release": settings.release,
         "spacing_mm": settings.spacing_mm,
-        "window": list(settings.window),
+        "roi_size": list(settings.roi_size),
         "overlap": settings.overlap,
         "allow_missing": settings.allow_missing,
         "network_def": {
@@ -104,7 +94,7 @@ def _inference(settings: PredictionSettings) -> dict[str, Any]:
             "network": "@network_def",
             "release": "$get_release(@release)",
             "spacing_mm": "@spacing_mm",
-            "window": "$tuple(@window)",
+            "roi_size": "$tuple(@roi_size)",
             "overlap": "@overlap",
             "allow_missing": "@allow_missing",
             "device": "$str(@device)",
@@ -123,7 +113,7 @@ def _metadata(network: CLIPSeg3D, settings: PredictionSettings) -> dict[str, Any
     config = cast(NetworkConfig, network.config)  # it has been saved
     common = {
         "type": "image",
-        "spatial_shape": list(settings.window),
+        "spatial_shape": list(settings.roi_size),
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": True,

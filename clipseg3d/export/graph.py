@@ -13,21 +13,21 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from clipseg3d import __version__
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.export.image_path import ImagePath, example_inputs
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.networks.settings import PredictionSettings
-from clipseg3d.whole_file import whole_file
+from clipseg3d.networks.prediction_settings import PredictionSettings
 
 
 def write_onnx(
     network: CLIPSeg3D, path: Path, settings: PredictionSettings, *, report: str = ""
 ) -> None:
-    """Write :class:`ImagePath` as an ONNX graph of one window, with its settings as metadata.
+    """Write :class:`ImagePath` as an ONNX graph of one crop, with its settings as metadata.
 
     Args:
         network: trained, on the CPU.
         path: file to write, ending in .onnx.
-        settings: what the network is for; the graph takes crops of its window.
+        settings: what the network is for; the graph takes crops of its ROI size.
         report: whose embeddings are kept in the graph beside those of the region prompts.
 
     Raises:
@@ -54,8 +54,8 @@ def write_onnx(
         made = torch.onnx.export(traced, output_names=["logits"], dynamo=True, verbose=False)
     program = cast(torch.onnx.ONNXProgram, made)  # None is for the exporter without dynamo
     program.model.metadata_props.update(_about(network, settings, report))
-    with whole_file(path) as aside:
-        program.save(str(aside))
+    with atomic_write(path) as tmp:
+        program.save(str(tmp))
 
 
 def write_torch(
@@ -72,7 +72,7 @@ def write_torch(
     _require_ending(path, ".pt2")
     program = _trace(network, settings, report)
     about = json.dumps(_about(network, settings, report))
-    with whole_file(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as tmp, tmp.open("wb") as file:
         torch.export.save(program, file, extra_files={"clipseg3d.json": about})
 
 
@@ -81,7 +81,7 @@ def _trace(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> Exp
     return torch.export.export(
         ImagePath(network, report=report),
         (),
-        kwargs=example_inputs(network, settings.window),
+        kwargs=example_inputs(network, settings.roi_size),
         strict=False,
     )
 

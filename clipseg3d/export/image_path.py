@@ -5,17 +5,17 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from clipseg3d.blocks.bridge import ViewTokens
+from clipseg3d.blocks.semantic_bridge import ViewTokens
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.volume import cut_views
+from clipseg3d.views import cut_views
 
 
 class ImagePath(nn.Module):
     """A trained network without its frozen encoders: crops in, logits out.
 
     Region prompts and one report are read here, once, and their embeddings are kept. CLIP's image
-    tower is left out: what it sees in the views is an input, since it is the same for every window
-    of a case, while a graph runs for each window, and since CLIP may be 50 times larger than the
+    tower is left out: what it sees in the views is an input, since it is the same for every crop
+    of a case, while a graph runs for each crop, and since CLIP may be 50 times larger than the
     rest. Compute it once per case as
     ``network.semantic_fusion.bridge.embed(cut_views(volume, selection=network.view_selection))``,
     or leave it at zeros with ``views_valid`` False: text alone then guides the network.
@@ -53,7 +53,7 @@ class ImagePath(nn.Module):
         self,
         image: Tensor,
         statistics: Tensor | None = None,
-        window: Tensor | None = None,
+        crop_box: Tensor | None = None,
         view_tokens: Tensor | None = None,
         views_valid: Tensor | None = None,
         view_patches: Tensor | None = None,
@@ -64,7 +64,7 @@ class ImagePath(nn.Module):
         Args:
             image: crop (1, s, x, y, z), in the units of ``statistics``.
             statistics: (1, s, 4) of the whole brain.
-            window: (1, 2, 3) where the crop lies in the brain box.
+            crop_box: (1, 2, 3) where the crop lies in the brain box.
             view_tokens: (1, n, e), CLIP's embeddings of the views.
             views_valid: (1,) bool, whether the view embeddings are to be heeded.
             view_patches: (1, v, g, g, e), for networks with a dense map.
@@ -79,7 +79,9 @@ class ImagePath(nn.Module):
                 self.text,
                 self.text_mask,
             )
-        return self.network.segment(image, semantics, window=window, statistics=statistics).logits
+        return self.network.segment(
+            image, semantics, crop_box=crop_box, statistics=statistics
+        ).logits
 
 
 class _SeenBefore(nn.Module):
@@ -107,7 +109,7 @@ def example_inputs(network: CLIPSeg3D, size: tuple[int, int, int]) -> dict[str, 
         return inputs
     bridge = network.semantic_fusion.bridge
     seen = bridge.embed(cut_views(image, selection=bridge.selection))
-    inputs["window"] = torch.tensor([[[0.0] * 3, [1.0] * 3]])
+    inputs["crop_box"] = torch.tensor([[[0.0] * 3, [1.0] * 3]])
     inputs["view_tokens"], inputs["views_valid"] = seen.tokens, seen.valid
     if seen.patches is not None:
         inputs["view_patches"], inputs["view_planes"] = seen.patches, seen.planes

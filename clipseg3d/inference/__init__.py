@@ -1,1 +1,5 @@
-"""From a trained network and a case to labels in the case's own grid."""
+"""From a trained network and a case to labels in the grid of the scan."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -13,19 +12,23 @@ from tqdm import tqdm
 
 from clipseg3d.blocks.semantic_fusion import RegionMaps, Semantics
 from clipseg3d.data.cases import Case, DataError, check_geometry
-from clipseg3d.data.preprocess import Preprocessed, preprocess
-from clipseg3d.data.releases import REGIONS, SEQUENCES, BraTSRelease, get_release
-from clipseg3d.inference.average import PassAverage
-from clipseg3d.inference.checkpoint import read_checkpoints
-from clipseg3d.inference.postprocess import PostProcessing
-from clipseg3d.inference.segmentation import ENTROPY, VARIANCE, Evidence, Segmentation
-from clipseg3d.inference.window import segment_volume
+from clipseg3d.data.preprocessing import Preprocessed, preprocess
+from clipseg3d.data.releases import BraTSRelease, get_release
+from clipseg3d.inference.pass_average import PassAverage
+from clipseg3d.inference.postprocessing import PostProcessing
+from clipseg3d.inference.segmentation import (
+    ENTROPY,
+    VARIANCE,
+    Evidence,
+    Segmentation,
+)
+from clipseg3d.inference.sliding_window import segment_volume
+from clipseg3d.inference.tta import MIRRORINGS
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.volume import Views, cut_views
+from clipseg3d.pretrained.reader import read_networks
+from clipseg3d.views import Views, cut_views
+from clipseg3d.vocabulary import PLANES, REGIONS, SEQUENCES
 
-MIRRORINGS = tuple(axes for count in range(4) for axes in combinations(range(3), count))
-"""Axes to mirror along: none first, then every one of the other seven choices."""
-PLANES = ("axial", "coronal", "sagittal")
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -44,15 +47,15 @@ class Predictor:
             ``device`` and put into evaluation mode.
         release: label convention to write.
         spacing_mm: voxel size the networks were trained at; scans of another one are refused.
-        window: sliding window (x, y, z), in voxels.
+        roi_size: size of the sliding window (x, y, z), in voxels.
         overlap: of neighbouring windows, in [0, 1).
         device: where to compute; None takes a CUDA device if there is one.
         tta: average over all 8 mirrorings of the volume too, at 8 times the cost. Networks are
-            told of it by the place of their window: left stays left.
+            told of it by their crop box: left stays left.
         postprocessing: rules that clean up the regions; None leaves them as they are.
         allow_missing: whether cases may lack sequences, which is for networks that were trained
             with ``sequence_dropout``.
-        weights: file name -> SHA-256 of the networks' weights, for reports to name.
+        weights: file name -> SHA-256 of the networks' weights, for case pages to name.
 
     Raises:
         ValueError: no network is given, or the rules are meant for another voxel size.
@@ -64,7 +67,7 @@ class Predictor:
         *,
         release: BraTSRelease,
         spacing_mm: float = 1.0,
-        window: tuple[int, int, int] = (128, 128, 128),
+        roi_size: tuple[int, int, int] = (128, 128, 128),
         overlap: float = 0.5,
         device: str | None = None,
         tta: bool = False,
@@ -85,7 +88,7 @@ class Predictor:
         self.networks = [member.to(self.device).eval() for member in networks]
         self.release = release
         self.spacing_mm = spacing_mm
-        self.window = window
+        self.roi_size = roi_size
         self.overlap = overlap
         self.mirrorings = MIRRORINGS if tta else MIRRORINGS[:1]
         self.postprocessing = postprocessing
@@ -137,15 +140,15 @@ class Predictor:
             FileNotFoundError: there is no such file or folder.
             OSError: the hub has no such weights, or cannot be reached.
             ValueError: a file is no such checkpoint, or CLIP has other weights; see
-                :func:`clipseg3d.inference.checkpoint.read_checkpoints`.
+                :func:`clipseg3d.pretrained.reader.read_networks`.
         """
-        members = read_checkpoints(paths, clip=clip)
+        members = read_networks(paths, clip=clip)
         settings = members[0].settings
         return cls(
             [member.network for member in members],
             release=get_release(settings.release),
             spacing_mm=settings.spacing_mm,
-            window=settings.window,
+            roi_size=settings.roi_size,
             overlap=settings.overlap,
             device=device,
             tta=tta,
@@ -187,7 +190,7 @@ class Predictor:
             text: report to use; None takes the case's own, an empty string none.
             probabilities: whether to return the probabilities of the regions.
             uncertainty: whether to return maps of uncertainty.
-            explain: whether to keep what :meth:`Segmentation.report` shows; includes uncertainty.
+            explain: whether to keep what :meth:`Segmentation.save_case_page` shows; includes uncertainty.
             progress: True shows a bar after 2 seconds; a function is told, again and again, which
                 share of the case has been done since.
 
@@ -285,7 +288,7 @@ class Predictor:
                 image,
                 semantics,
                 ready.statistics[None].to(self.device),
-                window=self.window,
+                roi_size=self.roi_size,
                 overlap=self.overlap,
                 mirrored=mirrored,
                 with_maps=with_maps,
@@ -309,7 +312,7 @@ class Predictor:
                 raise
             raise ValueError(
                 f"{self.device} has too little memory for a window of "
-                f"{'x'.join(map(str, self.window))} voxels; free some, or compute on another "
+                f"{'x'.join(map(str, self.roi_size))} voxels; free some, or compute on another "
                 "device, such as cpu"
             ) from error
 
@@ -321,7 +324,7 @@ class Predictor:
         seen: Views | None,
         average: PassAverage,
     ) -> Evidence:
-        """Collect what a report shows."""
+        """Collect what a case page shows."""
         attention, similarity = (
             {
                 region: values
@@ -357,7 +360,7 @@ class Predictor:
             **{role: ", ".join(names) for role, names in encoders.items()},
             "release": self.release.name,
             "voxel size": f"{self.spacing_mm:g} mm",
-            "window": "x".join(map(str, self.window)),
+            "ROI size": "x".join(map(str, self.roi_size)),
             "overlap": f"{self.overlap:g}",
             "networks": str(len(self.networks)),
             "mirrorings": str(len(self.mirrorings)),

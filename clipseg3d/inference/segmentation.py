@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.nifti import read_voxels, write_label, write_map
-from clipseg3d.data.preprocess import Grid
-from clipseg3d.data.releases import REGIONS, BraTSRelease
+from clipseg3d.data.preprocessing import Grid
+from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.vocabulary import REGIONS
 
 ENTROPY, VARIANCE = "entropy", "ensemble variance"
 """Maps of uncertainty."""
@@ -54,7 +55,7 @@ class Segmentation:
             in bits, the highest of the three regions'. ``ensemble variance``: of the probabilities
             over all passes, networks times mirrorings, the highest of the three regions'; only
             where there are several.
-        evidence: what :meth:`report` shows; None unless asked for.
+        evidence: what :meth:`save_case_page` shows; None unless asked for.
     """
 
     case: Case
@@ -102,34 +103,34 @@ class Segmentation:
             )
         self._save_maps(Path(folder), self.uncertainty)
 
-    def report(self, path: str | Path, *, reference: str | Path | None = None) -> None:
-        """Write an HTML report: one file that needs no network, all or nothing.
+    def save_case_page(self, path: str | Path, *, reference: str | Path | None = None) -> None:
+        """Write the case page: one HTML file that needs no network, all or nothing.
 
         Args:
             path: file to write.
-            reference: expert mask on the grid of the scan, to be shown beside what was found.
+            reference: expert mask on the grid of the scan, shown beside the segmentation.
 
         Raises:
             ValueError: the case was segmented without ``explain=True``; the reference is broken,
                 of another shape, or holds labels that the release does not have.
             OSError: ``path`` cannot be written.
         """
-        # figures and templates load for those who ask for a report
-        from clipseg3d.reporting.case_report import CaseReport
+        # figures and templates load for those who want a page
+        from clipseg3d.reporting.case_page import CasePage
 
         if self.evidence is None:
             raise ValueError(
-                f"{self.case.case_id}: what a report shows was not kept; segment it with "
+                f"{self.case.case_id}: what a case page shows was not kept; segment it with "
                 "explain=True"
             )
-        known = None if reference is None else self._read_reference(Path(reference))
+        expert = None if reference is None else self._read_reference(Path(reference))
         grid = self.evidence.grid
-        CaseReport(
+        CasePage(
             case_id=self.case.case_id,
             images=self.evidence.images,
             spacing_mm=grid.spacing_mm,
             prediction=self.release.to_regions(grid.crop(self.label)),
-            reference=None if known is None else self.release.to_regions(grid.crop(known)),
+            reference=None if expert is None else self.release.to_regions(grid.crop(expert)),
             text=self.evidence.text,
             attention=self.evidence.attention,
             similarity=self.evidence.similarity,

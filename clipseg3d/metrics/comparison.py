@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from clipseg3d.metrics.score_table import ScoreTable, aligned
+from clipseg3d.formatting import align_columns
+from clipseg3d.metrics.score_table import ScoreTable
 
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
@@ -48,8 +49,11 @@ def paired_difference(first: Floats, second: Floats, *, seed: int = 0) -> Paired
     change = change[~np.isnan(change)]
     if not len(change):
         return PairedDifference(np.nan, np.nan, np.nan, np.nan, 0)
-    drawn = np.random.default_rng(seed).integers(len(change), size=(RESAMPLES, len(change)))
-    low, high = np.percentile(change[drawn].mean(axis=1), [2.5, 97.5])
+    low = high = float(change.mean())
+    if len(change) > 1:  # SciPy resamples two values or more
+        low, high = stats.bootstrap(
+            (change,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=seed
+        ).confidence_interval
     p_value = stats.wilcoxon(change).pvalue if change.any() else 1.0
     return PairedDifference(
         float(change.mean()), float(low), float(high), float(p_value), len(change)
@@ -74,7 +78,7 @@ def difference_table(first: ScoreTable, second: ScoreTable) -> str:
             test = paired_difference(first.values[:, r, s], second.values[:, r, s])
             numbers = [f"{value:+.4f}" for value in (test.mean, test.low, test.high)]
             rows.append([region, score, *numbers, f"{test.p_value:.3g}", str(test.num_cases)])
-    return aligned(rows)
+    return align_columns(rows)
 
 
 def mean_ranks(values: Floats, higher_is_better: npt.NDArray[np.bool_]) -> Floats:

@@ -8,8 +8,8 @@ from torch import Tensor
 from clipseg3d.metrics.case_metric import CaseMetric
 
 
-def dice_score(prediction: Tensor, reference: Tensor) -> Tensor:
-    """Return the Dice score of masks, with the empty-mask rule of BraTS 2020.
+def dice_empty_is_one(prediction: Tensor, reference: Tensor) -> Tensor:
+    """Return the Dice score of masks; 1 where both are empty, the rule of BraTS 2020.
 
     Args:
         prediction: (..., x, y, z) bool.
@@ -24,7 +24,7 @@ def dice_score(prediction: Tensor, reference: Tensor) -> Tensor:
     Example:
         >>> mask = torch.zeros(4, 4, 4, dtype=torch.bool)
         >>> mask[:2] = True
-        >>> float(dice_score(mask, mask.roll(1, dims=0)))
+        >>> float(dice_empty_is_one(mask, mask.roll(1, dims=0)))
         0.5
     """
     if prediction.shape != reference.shape:
@@ -49,7 +49,7 @@ class CaseDice(CaseMetric):
 
     def update(self, prediction: Tensor, reference: Tensor, case_id: Sequence[str]) -> None:
         """Add cases: masks (b, r, x, y, z) bool and b names."""
-        self.add(case_id, dice_score(prediction, reference)[..., None])
+        self.add(case_id, dice_empty_is_one(prediction, reference)[..., None])
 
     def compute(self) -> dict[str, Tensor]:
         """Return region -> mean Dice over cases, and ``mean`` over regions."""

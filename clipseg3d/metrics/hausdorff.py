@@ -7,7 +7,12 @@ import numpy as np
 import torch
 
 from clipseg3d.metrics.mask_pair import Mask, MaskPair
-from clipseg3d.metrics.surfaces import Floats, border_voxels, distances, surface_elements
+from clipseg3d.metrics.surfaces import (
+    Floats,
+    border_voxels,
+    distances,
+    surface_elements,
+)
 
 HD95Method = Literal["surface", "medpy", "monai"]
 HD95_METHODS: tuple[HD95Method, ...] = get_args(HD95Method)

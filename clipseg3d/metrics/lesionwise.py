@@ -18,19 +18,19 @@ class LesionScores:
     """How well the lesions of one region were found.
 
     Attributes:
-        dice: sum of the lesions' Dice / number of lesions, false ones included; NaN where there
+        dice: sum of the lesions' Dice / number of lesions, false positives included; NaN where there
             is none.
-        hd95_mm: as ``dice``, where a missed and a false lesion count as some fixed distance.
+        hd95_mm: as ``dice``, where false negatives and false positives count as some fixed distance.
         num_lesions: lesions of the reference that are large enough to count.
-        num_missed: those of them that no predicted component touches.
-        num_false: predicted components that touch no lesion, however small.
+        fn: those of them that no predicted component touches.
+        fp: predicted components that touch no lesion, however small.
     """
 
     dice: float
     hd95_mm: float
     num_lesions: int
-    num_missed: int
-    num_false: int
+    fn: int
+    fp: int
 
 
 def lesion_scores(
@@ -51,8 +51,8 @@ def lesion_scores(
         pair: masks of one region.
         dilations: times that lesions grow by the 18 neighbours of each voxel, up to ``MARGIN``.
         min_volume_mm3: lesions must be larger than this; what belongs to smaller ones is neither
-            scored nor false.
-        missed_mm: distance that a missed or false lesion counts as.
+            scored nor a false positive.
+        missed_mm: distance that a false negative or false positive counts as.
         method: definition of the HD95 of a lesion.
 
     Raises:
@@ -67,16 +67,16 @@ def lesion_scores(
         np.unique(lesions[touching].astype(np.int64) * (num_parts + 1) + parts[touching]),
         num_parts + 1,
     )
-    num_false = num_parts - len(np.unique(part))
+    fp = num_parts - len(np.unique(part))
     sizes = np.bincount(lesions[pair.reference], minlength=num_lesions + 1)
     volumes_mm3 = sizes * math.prod(pair.spacing_mm)
     lesion_boxes = ndimage.find_objects(lesions)
     part_boxes = ndimage.find_objects(parts)
-    dice, hd95, num_missed = [0.0] * num_false, [missed_mm] * num_false, 0
+    dice, hd95, fn = [0.0] * fp, [missed_mm] * fp, 0
     for lesion in np.flatnonzero(volumes_mm3 > min_volume_mm3):
         own = part[owner == lesion]
         if not len(own):
-            num_missed += 1
+            fn += 1
             dice.append(0.0)
             hd95.append(missed_mm)
             continue
@@ -86,14 +86,14 @@ def lesion_scores(
         found = belongs[parts[box]]
         true = (lesions[box] == lesion) & pair.reference[box]
         one = MaskPair.cut(found, true, spacing_mm=pair.spacing_mm)
-        dice.append(Overlap.of(one).dice)
+        dice.append(Overlap.of(one).dice_empty_is_nan)
         hd95.append(hd95_of_pair(one, method))
     return LesionScores(
         dice=sum(dice) / len(dice) if dice else math.nan,
         hd95_mm=sum(hd95) / len(hd95) if hd95 else math.nan,
-        num_lesions=len(dice) - num_false,
-        num_missed=num_missed,
-        num_false=num_false,
+        num_lesions=len(dice) - fp,
+        fn=fn,
+        fp=fp,
     )
 
 

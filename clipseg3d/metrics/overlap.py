@@ -1,4 +1,4 @@
-"""How many voxels two masks share, and the scores that follow from it."""
+"""True and false positives and negatives of two masks, and the scores that follow from them."""
 
 import math
 from dataclasses import dataclass
@@ -13,39 +13,39 @@ class Overlap:
     """Voxels of a volume by what was predicted and what is true.
 
     Attributes:
-        hits: in both masks.
-        false: in the prediction alone.
-        missed: in the reference alone.
-        background: in neither.
+        tp: true positives, in both masks.
+        fp: false positives, in the prediction alone.
+        fn: false negatives, in the reference alone.
+        tn: true negatives, in neither.
     """
 
-    hits: int
-    false: int
-    missed: int
-    background: int
+    tp: int
+    fp: int
+    fn: int
+    tn: int
 
     @classmethod
     def of(cls, pair: MaskPair) -> "Overlap":
         """Count the voxels of a pair of masks."""
-        hits = int(np.count_nonzero(pair.prediction & pair.reference))
-        false = int(np.count_nonzero(pair.prediction)) - hits
-        missed = int(np.count_nonzero(pair.reference)) - hits
-        return cls(hits, false, missed, pair.num_voxels - hits - false - missed)
+        tp = int(np.count_nonzero(pair.prediction & pair.reference))
+        fp = int(np.count_nonzero(pair.prediction)) - tp
+        fn = int(np.count_nonzero(pair.reference)) - tp
+        return cls(tp, fp, fn, pair.num_voxels - tp - fp - fn)
 
     @property
-    def dice(self) -> float:
+    def dice_empty_is_nan(self) -> float:
         """Twice the shared voxels / those of both masks; NaN where both are empty."""
-        return _ratio(2 * self.hits, 2 * self.hits + self.false + self.missed)
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     @property
     def sensitivity(self) -> float:
         """Share of the reference that was predicted; NaN where the reference is empty."""
-        return _ratio(self.hits, self.hits + self.missed)
+        return _ratio(self.tp, self.tp + self.fn)
 
     @property
     def specificity(self) -> float:
         """Share of what is no reference that was not predicted; NaN where nothing is left."""
-        return _ratio(self.background, self.background + self.false)
+        return _ratio(self.tn, self.tn + self.fp)
 
 
 def _ratio(part: int, whole: int) -> float:

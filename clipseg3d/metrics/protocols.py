@@ -28,7 +28,7 @@ class Protocol:
         nothing: score -> its value where there is nothing to find and nothing was predicted; NaN
             leaves the case out of the mean. Lesion-wise scores take it where no lesion is large
             enough to count and none is false.
-        missed_mm: HD95 where only one of the masks is empty, and that of a missed or false lesion.
+        missed_mm: HD95 where only one of the masks is empty, and that of a false negative or false positive lesion.
         sensitivity_of_nothing: sensitivity where only the reference is empty.
         hd95_method: definition of the HD95 that the challenge used.
         nsd_tolerance_mm: distance that is no error in ``nsd``.

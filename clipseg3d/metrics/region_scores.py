@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from clipseg3d.metrics.hausdorff import HD95Method, hd95_of_pair
 from clipseg3d.metrics.lesionwise import lesion_scores
 from clipseg3d.metrics.mask_pair import Mask, MaskPair
+from clipseg3d.metrics.nsd import surface_dice_of_pair
 from clipseg3d.metrics.overlap import Overlap
 from clipseg3d.metrics.protocols import Protocol
-from clipseg3d.metrics.surface_dice import surface_dice_of_pair
 
 
 def score_region(
@@ -45,7 +45,7 @@ def score_region(
         method=method,
     )
     scores = {
-        "dice": overlap.dice,
+        "dice": overlap.dice_empty_is_nan,
         "hd95_mm": hd95 if math.isfinite(hd95) else protocol.missed_mm,
         "sensitivity": overlap.sensitivity,
         "specificity": overlap.specificity,

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from clipseg3d.formatting import align_columns
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -70,7 +72,7 @@ class ScoreTable(NamedTuple):
         rows = [["", *self.scores]]
         for region, *columns in zip(self.regions, self.means(), self.sds(), strict=True):
             rows.append([region, *(_mean_sd(*pair) for pair in zip(*columns, strict=True))])
-        return aligned(rows)
+        return align_columns(rows)
 
     def csv(self) -> str:
         """Return a CSV table, one row per case and region; the cell of a NaN is empty."""
@@ -98,12 +100,6 @@ def join_tables(tables: Sequence[ScoreTable]) -> ScoreTable:
     order = np.argsort(names)
     values = np.concatenate([table.values for table in tables])[order]
     return ScoreTable(tuple(sorted(names)), first.regions, first.scores, values)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Pad cells to columns, and join them to lines."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 
 
 def _mean_sd(mean: float, sd: float) -> str:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from clipseg3d.blocks.attention import AttentionMode
 from clipseg3d.blocks.guidance import GuidanceKind
 from clipseg3d.blocks.pixel_fusion import Norm
-from clipseg3d.volume import ViewSelection
+from clipseg3d.blocks.semantic_attention import AttentionMode
+from clipseg3d.views import ViewSelection
+from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class NetworkConfig:
         sequences: input channels, by name and in order.
         regions: output channels, by name and in order.
         channels: feature channels per level; see :class:`clipseg3d.networks.unet.UNet3D`.
-        fold: voxels per axis that the stem folds into channels.
-        refinement: hidden channels of a light head that reads the folded voxels again; needs
-            ``fold`` above 1.
+        space_to_depth: edge of the cubes of voxels that the stem turns into channels; 1 for none.
+        refinement: hidden channels of a light head that reads the voxels of each cube again; needs
+            ``space_to_depth`` above 1.
         pixel_fusion: whether the network normalises and weighs the sequences itself.
         norms: of each sequence in pixel fusion: ``zscore``, or ``minmax`` as the paper has for T2
             and FLAIR.
@@ -37,7 +38,7 @@ class NetworkConfig:
         checkpointing: recompute blocks in the backward pass: less memory, more time.
         semantics: whether the semantic path is built.
         guided: regions whose logits the semantic path may change.
-        view_selection: which slices CLIP sees; see :func:`clipseg3d.volume.cut_views`.
+        view_selection: which slices CLIP sees; see :func:`clipseg3d.views.cut_views`.
         mix_rgb: learn what CLIP's red, green and blue take from the sequences.
         adapter: a small residual network behind CLIP's image tower.
         dense: lift CLIP's patch embeddings to a 3D map at the bottleneck.
@@ -45,7 +46,7 @@ class NetworkConfig:
             :class:`clipseg3d.blocks.guidance.CrossModalGuidance`.
         guidance_tokens: ``views``, or ``mean`` for the paper's single token.
         attention_mode: how semantic attention changes logits; see
-            :func:`clipseg3d.blocks.attention.steer_logits`.
+            :func:`clipseg3d.blocks.semantic_attention.apply_scores`.
         text: ``own`` reads prompts and the report of the case, ``shuffled`` is to be trained with
             reports of other cases, ``none`` builds no part for text.
         clip: ``tiny``, ``tiny-random``, a folder with a saved CLIPModel, or a hub name.
@@ -54,10 +55,10 @@ class NetworkConfig:
         num_heads: heads of the guidance's attention.
     """
 
-    sequences: tuple[str, ...] = ("t1", "t1ce", "t2", "flair")
-    regions: tuple[str, ...] = ("WT", "TC", "ET")
+    sequences: tuple[str, ...] = SEQUENCES
+    regions: tuple[str, ...] = REGIONS
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
-    fold: int = 1
+    space_to_depth: int = 1
     refinement: int = 0
     pixel_fusion: bool = True
     norms: tuple[Norm, ...] = ("zscore", "zscore", "zscore", "zscore")
@@ -123,7 +124,7 @@ PRESETS = {
     # For two CPU cores: all convolutions at half resolution, the CLIP that comes with the package.
     "tiny": NetworkConfig(
         channels=(16, 32, 64, 128, 160),
-        fold=2,
+        space_to_depth=2,
         refinement=48,
         semantic_dim=64,
         num_heads=4,
@@ -133,7 +134,7 @@ PRESETS = {
     # an eighth of the time of a training step. 12 M weights; patches longer than 32 voxels. Small
     # networks that differ in the same way, trained alike at 2 mm, are five to six points of Dice
     # apart (rows refinement and full_resolution of examples/ablation.py).
-    "fast": NetworkConfig(channels=(24, 48, 96, 192, 320), fold=2, refinement=48),
+    "fast": NetworkConfig(channels=(24, 48, 96, 192, 320), space_to_depth=2, refinement=48),
 }
 _NO_PIXEL: dict[str, Any] = {
     "pixel_fusion": False,

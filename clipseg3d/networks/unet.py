@@ -10,10 +10,12 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clipseg3d.blocks.feature_fusion import AttentionGate, ResidualBlock
+from clipseg3d.blocks.attention_gate import AttentionGate
 from clipseg3d.blocks.nested_regions import NestedRegions
-from clipseg3d.blocks.pointwise import PointwiseConv3d
-from clipseg3d.blocks.voxel_refinement import VoxelRefinement, fold_voxels, unfold_voxels
+from clipseg3d.blocks.pointwise_conv import PointwiseConv3d
+from clipseg3d.blocks.residual_block import ResidualBlock
+from clipseg3d.blocks.space_to_depth import depth_to_space, space_to_depth
+from clipseg3d.blocks.voxel_refinement import VoxelRefinement
 
 
 class UNet3D(nn.Module):
@@ -28,9 +30,9 @@ class UNet3D(nn.Module):
         out_channels: channels of the logits; with the nested head, regions from the outermost to
             the innermost.
         channels: feature channels per level, two levels or more.
-        fold: the stem folds cubes of fold^3 voxels into channels, and the heads unfold them, so
-            that no convolution runs at full resolution; 1 folds nothing.
-        refinement: hidden channels of a light head that reads the folded voxels again; see
+        space_to_depth: edge n of the cubes of voxels that the stem turns into n^3 channels, and the
+            head back into voxels, so that no convolution runs at full resolution; 1 for none.
+        refinement: hidden channels of a light head that reads the voxels of each cube again; see
             :class:`~clipseg3d.blocks.voxel_refinement.VoxelRefinement`. 0 builds none.
         cbam: channel and spatial attention in every block.
         attention_skips: attention gates on skip connections.
@@ -50,12 +52,12 @@ class UNet3D(nn.Module):
         multiple: the input is padded to multiples of this.
 
     Raises:
-        ValueError: fewer than two levels, ``fold`` is no power of two, a ``refinement`` where
-            nothing is folded, ``num_auxiliary`` exceeds the decoder levels below the top one,
+        ValueError: fewer than two levels, ``space_to_depth`` is no power of two, a ``refinement``
+            without it, ``num_auxiliary`` exceeds the decoder levels below the top one,
             ``extra_channels`` leave no other channel, or the head is unknown.
 
-    Source: arXiv 2507.09966, feature-level fusion, with 32-64-128-256-512 channels; the folding
-    stem is ours.
+    Source: arXiv 2507.09966, feature-level fusion, with 32-64-128-256-512 channels; the
+    space-to-depth stem is ours.
 
     Example:
         >>> import torch
@@ -70,7 +72,7 @@ class UNet3D(nn.Module):
         out_channels: int = 3,
         *,
         channels: Sequence[int] = (32, 64, 128, 256, 512),
-        fold: int = 1,
+        space_to_depth: int = 1,
         refinement: int = 0,
         cbam: bool = True,
         attention_skips: bool = True,
@@ -84,12 +86,12 @@ class UNet3D(nn.Module):
         super().__init__()
         if len(channels) < 2:
             raise ValueError(f"channels={tuple(channels)} has fewer than two levels")
-        if fold not in (1, 2, 4, 8):
-            raise ValueError(f"fold={fold} is not 1, 2, 4 or 8")
-        if refinement and fold == 1:
+        if space_to_depth not in (1, 2, 4, 8):
+            raise ValueError(f"space_to_depth={space_to_depth} is not 1, 2, 4 or 8")
+        if refinement and space_to_depth == 1:
             raise ValueError(
-                f"refinement={refinement} reads voxels that the stem folded, and fold=1 folds "
-                "none; set fold=2, or leave refinement at 0"
+                f"refinement={refinement} reads the voxels of space_to_depth cubes, and "
+                "space_to_depth=1 makes none; set space_to_depth=2, or leave refinement at 0"
             )
         if not 0 <= num_auxiliary <= len(channels) - 2:
             raise ValueError(
@@ -104,10 +106,10 @@ class UNet3D(nn.Module):
         if head not in ("sigmoid", "nested"):
             raise ValueError(f"head={head!r}: choose 'sigmoid' or 'nested'")
         self.channels = tuple(channels)
-        self.fold = fold
+        self.space_to_depth = space_to_depth
         self.checkpointing = checkpointing
-        self.multiple = fold * 2 ** (len(channels) - 1)
-        widths = [in_channels * fold**3, *channels]
+        self.multiple = space_to_depth * 2 ** (len(channels) - 1)
+        widths = [in_channels * space_to_depth**3, *channels]
         self.encoder = nn.ModuleList(
             ResidualBlock(
                 widths[level], width, stride=1 if level == 0 else 2, cbam=cbam, dropout=dropout
@@ -126,28 +128,30 @@ class UNet3D(nn.Module):
             ResidualBlock(2 * width, width, cbam=cbam, dropout=dropout) for width in channels[:-1]
         )
         heads = [
-            PointwiseConv3d(width, out_channels * (fold**3 if level == 0 else 1))
+            PointwiseConv3d(width, out_channels * (space_to_depth**3 if level == 0 else 1))
             for level, width in enumerate(channels[: 1 + num_auxiliary])
         ]
         self.heads = nn.ModuleList(heads)
         self.head_norm = nn.InstanceNorm3d(channels[0], affine=True) if head_norm else nn.Identity()
         self.nest = NestedRegions() if head == "nested" else nn.Identity()
-        extra = extra_channels * fold**3
+        extra = extra_channels * space_to_depth**3
         if extra:  # a shortcut without weights could not start at zero
             self.encoder[0].shortcut = PointwiseConv3d(widths[0], channels[0], bias=False)
         self.apply(_initialise)
-        _start_smooth(heads[0], fold**3)
+        _start_smooth(heads[0], space_to_depth**3)
         if extra:
             _start_without(self.encoder[0], extra)
         self.refine: VoxelRefinement | None = None
         if refinement:  # behind the rest, which starts as it would without
-            self.refine = VoxelRefinement(in_channels, out_channels, hidden=refinement, fold=fold)
+            self.refine = VoxelRefinement(
+                in_channels, out_channels, hidden=refinement, cube=space_to_depth
+            )
             self.refine.apply(_initialise)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (b, out_channels, x, y, z) for an image (b, in_channels, x, y, z)."""
-        features = self.top(self.decode(self.encode(image)))
-        return self.finish(self.raw_logits(features), image)
+        features = self.head_input(self.decode(self.encode(image)))
+        return self.finish_logits(self.head_logits(features), image)
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Return the features of every level, the bottleneck last; the image is padded first.
@@ -160,7 +164,7 @@ class UNet3D(nn.Module):
                 f"an image of {tuple(image.shape[2:])} voxels is one voxel at the bottleneck; "
                 f"give more than {self.multiple} voxels along an axis, or a network of fewer levels"
             )
-        features = fold_voxels(self._pad(image), self.fold)
+        features = space_to_depth(self._pad(image), self.space_to_depth)
         levels = []
         for block in self.encoder:
             features = self._run(block, features)
@@ -179,20 +183,20 @@ class UNet3D(nn.Module):
             decoded.append(features)
         return decoded[::-1]
 
-    def top(self, decoded: Sequence[Tensor]) -> Tensor:
+    def head_input(self, decoded: Sequence[Tensor]) -> Tensor:
         """Return the features that the head reads, (b, channels[0], x, y, z) on the stem's grid."""
         features: Tensor = self.head_norm(decoded[0])
         return features
 
-    def raw_logits(self, features: Tensor) -> Tensor:
-        """Return what the head makes of :meth:`top`: unfolded, on the padded grid of the image.
+    def head_logits(self, features: Tensor) -> Tensor:
+        """Return what the head makes of :meth:`head_input`, on the padded grid of the image.
 
-        What is to be added to the logits is added here; :meth:`finish` makes logits of the sum.
+        What is to be added to the logits is added here; :meth:`finish_logits` makes logits of the sum.
         """
-        return unfold_voxels(self.heads[0](features), self.fold)
+        return depth_to_space(self.heads[0](features), self.space_to_depth)
 
-    def finish(self, raw: Tensor, image: Tensor) -> Tensor:
-        """Return the logits of :meth:`raw_logits`, refined, cropped to the image's grid, nested."""
+    def finish_logits(self, raw: Tensor, image: Tensor) -> Tensor:
+        """Return the logits of :meth:`head_logits`, refined, cropped to the image's grid, nested."""
         if self.refine is not None:
             raw = self.refine(raw, self._pad(image))
         logits: Tensor = self.nest(crop_like(raw, image))
@@ -237,7 +241,7 @@ def crop_like(volume: Tensor, image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _start_smooth(head: nn.Conv3d, cube: int) -> None:
-    """Give all voxels that unfold from one place the same weights, against checkerboards.
+    """Give all voxels of one cube the same weights, against checkerboards.
 
     Source: Aitken et al., ICNR, 2017, https://arxiv.org/abs/1707.02937.
     """

@@ -3,27 +3,26 @@
 Figures are drawn without pyplot, so nothing here touches a caller's plots or needs a display.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from clipseg3d.reporting.map_colours import MapScale, scale_of
-from clipseg3d.whole_file import whole_file
+from clipseg3d.atomic_write import atomic_write
+from clipseg3d.vocabulary import REGIONS, SEQUENCE_TITLES, SEQUENCES
 
-REGIONS = ("WT", "TC", "ET")
 REGION_COLOURS = {"WT": "#56B4E9", "TC": "#F0E442", "ET": "#D55E00"}
 """One colour per region, from the palette of Okabe and Ito: safe for colour-blind readers."""
 
 _PAPER, _INK, _FAINT = "#0d1117", "#f0f3f6", "#9aa4af"
-SEQUENCE_NAMES = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR"}
 _MARGIN = 3  # voxels around the brain
 _FINER = 4  # outlines are drawn on a grid this much finer
 
@@ -37,7 +36,7 @@ def save_overlay(
     *,
     prediction: NDArray[np.bool_],
     reference: NDArray[np.bool_] | None = None,
-    sequences: Sequence[str] = ("t1", "t1ce", "t2", "flair"),
+    sequences: Sequence[str] = SEQUENCES,
     regions: Sequence[str] = REGIONS,
     title: str = "",
 ) -> None:
@@ -68,16 +67,16 @@ def save_overlay(
     _check_path(path)
     _check(image, prediction, reference, sequences, regions)
     k = _busiest_slice(prediction if reference is None else reference, prediction)
-    x, y = _brain_window(image[..., k])
+    x, y = _brain_box(image[..., k])
     shown = dict(zip(sequences, image[:, x, y, k], strict=True))
     under = shown.get("flair", shown[sequences[0]])
 
-    panels = [(SEQUENCE_NAMES.get(name, name), plane, None) for name, plane in shown.items()]
+    panels = [(SEQUENCE_TITLES.get(name, name), plane, None) for name, plane in shown.items()]
     found = prediction[:, x, y, k]
     overlays: list[tuple[str, Slice, NDArray[np.bool_] | None]]
     if reference is None:
         overlays = [
-            (f"Prediction on {SEQUENCE_NAMES.get(name, name)}", shown[name], found)
+            (f"Prediction on {SEQUENCE_TITLES.get(name, name)}", shown[name], found)
             for name in dict.fromkeys(n if n in shown else sequences[0] for n in ("t1ce", "flair"))
         ]
     else:
@@ -121,7 +120,7 @@ def save_maps(
     _check(image[None], prediction, None, ("image",), regions)
     _check_maps(image, maps, regions)
     k = _busiest_slice(prediction)
-    x, y = _brain_window(image[None, ..., k])
+    x, y = _brain_box(image[None, ..., k])
     plane = image[x, y, k]
     columns = [name for name in regions if any(name in row for row in maps.values())]
 
@@ -138,7 +137,7 @@ def save_maps(
         return (left / total[0], 1 - (top + high) / total[1], wide / total[0], high / total[1])
 
     for row, (kind, by_region) in enumerate(maps.items()):
-        scale = scale_of(values[image != 0] for values in by_region.values())
+        scale = shared_scale(values[image != 0] for values in by_region.values())
         top = head + row * pitch + name_height
         for column, region in enumerate(columns):
             if region not in by_region:
@@ -154,9 +153,24 @@ def save_maps(
     _save(figure, path)
 
 
+def shared_scale(maps: Iterable[NDArray[np.floating]]) -> ScalarMappable:
+    """Return one colour scale for maps that are to be compared; value 0 is dark.
+
+    Maps without negative values run from 0 to their highest value, others as far below 0 as above.
+    Both colour maps can be read by colour-blind people.
+    """
+    low = high = 0.0
+    for values in maps:
+        low, high = float(values.min(initial=low)), float(values.max(initial=high))
+    if low == 0:
+        return ScalarMappable(Normalize(0.0, high, clip=True), "inferno")
+    reach = max(-low, high)
+    return ScalarMappable(Normalize(-reach, reach, clip=True), "berlin")
+
+
 def _save(figure: Figure, path: Path) -> None:
-    with whole_file(path) as aside:
-        figure.savefig(aside, format="png", facecolor=_PAPER)
+    with atomic_write(path) as tmp:
+        figure.savefig(tmp, format="png", facecolor=_PAPER)
 
 
 def _check_path(path: Path) -> None:
@@ -218,14 +232,13 @@ def _busiest_slice(*masks: NDArray[np.bool_]) -> int:
     return int(masks[0].shape[-1] // 2)
 
 
-def _brain_window(planes: Slice) -> tuple[slice, slice]:
-    """The brain's bounding box in one slice, (s, x, y), with a margin; all of it if empty."""
-    brain = (planes != 0).any(axis=0)
-    if not brain.any():
+def _brain_box(planes: Slice) -> tuple[slice, slice]:
+    """Return the brain's bounding box in one slice, (s, x, y), with a margin; all of it if empty."""
+    boxes = ndimage.find_objects((planes != 0).any(axis=0).astype(np.uint8))
+    if not boxes:
         return slice(None), slice(None)
-    ends = [np.flatnonzero(brain.any(axis=other)) for other in (1, 0)]
-    first, second = (slice(max(int(e[0]) - _MARGIN, 0), int(e[-1]) + _MARGIN + 1) for e in ends)
-    return first, second
+    x, y = (slice(max(side.start - _MARGIN, 0), side.stop + _MARGIN) for side in boxes[0])
+    return x, y
 
 
 def _draw(
@@ -288,14 +301,15 @@ def _draw_map(
     axes: Axes,
     plane: Slice,
     values: Slice,
-    scale: MapScale,
+    scale: ScalarMappable,
     mask: NDArray[np.bool_],
     region: str,
 ) -> None:
     """Draw one slice, (x, y), on it a map and the outline of its region, both (x, y) too."""
     extent = _draw_scan(axes, plane, darker=0.6)
-    colours = scale.colours(scale.share(values))
-    colours[..., 3] = np.where(plane == 0, 0, 0.75 * np.minimum(1, 2 * scale.strength(values)))
+    colours = np.asarray(scale.to_rgba(values))
+    strength = np.abs(values) / (scale.norm.vmax or 1.0)
+    colours[..., 3] = np.where(plane == 0, 0, 0.75 * np.minimum(1, 2 * strength))
     axes.imshow(colours.transpose(1, 0, 2), interpolation="bilinear", extent=extent, aspect="auto")
     _draw_outline(axes, _smooth(mask), region, extent)
 
@@ -345,13 +359,13 @@ def _draw_outline(axes: Axes, mask: NDArray[np.float32], region: str, extent: Bo
         )
 
 
-def _draw_scale(axes: Axes, scale: MapScale) -> None:
+def _draw_scale(axes: Axes, scale: ScalarMappable) -> None:
     """Draw the colours of a scale, the highest value on top."""
     shades = np.linspace(0, 1, 256)[:, None]
-    axes.imshow(shades, cmap=scale.colours, origin="lower", aspect="auto", extent=(0, 1, 0, 1))
+    axes.imshow(shades, cmap=scale.cmap, origin="lower", aspect="auto", extent=(0, 1, 0, 1))
     axes.set_xticks([])
-    middle = 0.5 * (scale.low + scale.high)
-    axes.set_yticks([0, 0.5, 1], [f"{v:.2g}" for v in (scale.low, middle, scale.high)])
+    low, high = scale.get_clim()
+    axes.set_yticks([0, 0.5, 1], [f"{v:.2g}" for v in (low, 0.5 * (low + high), high)])
     axes.yaxis.tick_right()
     axes.tick_params(colors=_FAINT, labelsize=8, length=0)
     for side in axes.spines.values():

@@ -5,10 +5,9 @@ import io
 import zlib
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.image import imsave
 from numpy.typing import NDArray
-
-from clipseg3d.reporting.map_colours import MapScale
 
 _LOW_PERCENTILE, _HIGH_PERCENTILE = 0.5, 99.7
 _RGB_OF_VIEW = {1: (0, 0, 0), 3: (0, 1, 2), 4: (1, 3, 2)}  # of t1, t1ce, t2, flair: t1ce, flair, t2
@@ -39,10 +38,10 @@ def grey_levels(image: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def map_levels(
-    values: NDArray[np.floating], scale: MapScale, *, brain: NDArray[np.bool_]
+    values: NDArray[np.floating], scale: ScalarMappable, *, brain: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
     """Return a map, (x, y, z), as 1 to 255 from the low to the high end of a scale; 0 off brain."""
-    return _levels(scale.share(values), brain)
+    return _levels(np.asarray(scale.norm(values.astype(np.float32)), np.float32), brain)
 
 
 def _levels(share: NDArray[np.float32], brain: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -12,10 +12,12 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from clipseg3d.batch import NUM_REGIONS, Batch
-from clipseg3d.training.memory import AUTOCAST, NUM_SEQUENCES, PeakMemory, predict_peak_memory
+from clipseg3d.batch import Batch
+from clipseg3d.intensity import intensity_statistics
+from clipseg3d.training.memory import AUTOCAST, PeakMemory, predict_peak_memory
 from clipseg3d.training.module import CLIPSeg3DModule
-from clipseg3d.volume import cut_views, intensity_statistics
+from clipseg3d.views import cut_views
+from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 STEPS = 2
 CHECKPOINTS = 2
@@ -207,11 +209,11 @@ def _measure(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> float:
 
 def _noise(module: CLIPSeg3DModule, patch_size: tuple[int, int, int], count: int) -> Batch:
     """Return a batch of the right shapes."""
-    image = torch.rand(count, NUM_SEQUENCES, *patch_size) + 0.1
+    image = torch.rand(count, len(SEQUENCES), *patch_size) + 0.1
     return {
         "image": image,
-        "label": (torch.rand(count, NUM_REGIONS, *patch_size) > 0.9).float(),
-        "window": torch.tensor([[[0.0] * 3, [1.0] * 3]]).repeat(count, 1, 1),
+        "label": (torch.rand(count, len(REGIONS), *patch_size) > 0.9).float(),
+        "crop_box": torch.tensor([[[0.0] * 3, [1.0] * 3]]).repeat(count, 1, 1),
         "statistics": intensity_statistics(image),
         "views": cut_views(image, selection=module.network.view_selection),
         "report": ["A mass in the left temporal lobe."] * count,

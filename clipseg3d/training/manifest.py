@@ -15,7 +15,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from clipseg3d import __file__ as package_file
 from clipseg3d.data.sampling import global_seed
-from clipseg3d.training.checkpoint_files import MANIFEST
+from clipseg3d.training.checkpoint_io import MANIFEST
 
 LIBRARIES = (
     *("clipseg3d", "torch", "pytorch-lightning", "transformers", "monai", "numpy", "scipy"),
@@ -28,7 +28,7 @@ class RunManifest(Callback):
 
     Configuration, git state, versions, cases of each part and check sums of their files, encoders
     and their hashes, hardware, seed, wall time (that of an interrupted fit added up).
-    :class:`clipseg3d.training.checkpoint_files.CheckpointFiles` also writes it beside the
+    :class:`clipseg3d.training.checkpoint_io.AtomicCheckpointIO` also writes it beside the
     checkpoint.
 
     Attributes:

@@ -12,12 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from clipseg3d.batch import NUM_REGIONS
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.volume import cut_views
+from clipseg3d.views import cut_views
+from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
-NUM_SEQUENCES = 4
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Precision, as Lightning names it -> what autocast computes in; None for no autocast."""
 
@@ -79,9 +78,9 @@ def predict_peak_memory(
     loss = RegionLoss()
     live = _LiveBytes()
     with fakes, live:
-        image = torch.empty(batch_size, NUM_SEQUENCES, *patch_size)
-        label = torch.empty(batch_size, NUM_REGIONS, *patch_size)
-        statistics = torch.empty(batch_size, NUM_SEQUENCES, 4)
+        image = torch.empty(batch_size, len(SEQUENCES), *patch_size)
+        label = torch.empty(batch_size, len(REGIONS), *patch_size)
+        statistics = torch.empty(batch_size, len(SEQUENCES), 4)
     for _ in range(2):  # gradients of the step before are there until a forward pass is done
         autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
         with fakes, live, autocast:

@@ -2,6 +2,8 @@
 
 import warnings
 from dataclasses import asdict, replace
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,20 +12,22 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from clipseg3d.batch import Batch, unpack
+from clipseg3d.batch import Batch, unpack, withhold_sequences
 from clipseg3d.data.releases import get_release
 from clipseg3d.data.sampling import derived_seed, global_seed
-from clipseg3d.inference.window import segment_volume
+from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.metrics.dice import CaseDice
 from clipseg3d.metrics.score_table import ScoreTable
-from clipseg3d.networks.clipseg3d import build_clipseg3d, unlike_weights
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig, network_config
-from clipseg3d.networks.settings import PredictionSettings
+from clipseg3d.networks.prediction_settings import PredictionSettings
+from clipseg3d.pretrained.checkpoint import read_checkpoint_file
+from clipseg3d.pretrained.formats import FORMAT
+from clipseg3d.pretrained.reader import weight_mismatches
+from clipseg3d.training.fit_settings import changed_settings, fit_settings
 from clipseg3d.training.non_finite import NonFinite, first_non_finite
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
-from clipseg3d.training.settings import changed_settings, fit_settings
-from clipseg3d.volume import withhold_sequences
 
 
 class CLIPSeg3DModule(LightningModule):
@@ -54,7 +58,7 @@ class CLIPSeg3DModule(LightningModule):
             are withheld, so that the network also works without them.
         text_cache: file of text embeddings written by ``clipseg3d embed-text``; None embeds texts
             when they are met.
-        window: sliding window (x, y, z) of validation, in voxels.
+        roi_size: size of the sliding window (x, y, z) of validation, in voxels.
         overlap: of neighbouring windows, in [0, 1).
         resume_changed: whether a fit may go on from a checkpoint that other settings were saved
             with; learning rate and schedule are then those of the new settings, at the step that
@@ -85,7 +89,7 @@ class CLIPSeg3DModule(LightningModule):
         report_dropout: float = 0.15,
         sequence_dropout: float = 0.0,
         text_cache: str | None = None,
-        window: tuple[int, int, int] = (128, 128, 128),
+        roi_size: tuple[int, int, int] = (128, 128, 128),
         overlap: float = 0.5,
         resume_changed: bool = False,
     ) -> None:
@@ -103,7 +107,7 @@ class CLIPSeg3DModule(LightningModule):
                 "plan": asdict(self.plan),
                 "report_dropout": report_dropout,
                 "sequence_dropout": sequence_dropout,
-                "window": tuple(window),
+                "roi_size": tuple(roi_size),
                 "overlap": overlap,
             }
         )
@@ -112,17 +116,30 @@ class CLIPSeg3DModule(LightningModule):
         self.scores: ScoreTable | None = None
         self._restart_schedule = False
         self.network = build_clipseg3d(config, text_cache=text_cache)
-        # What is published from here says what it is for.
-        self.network.settings = PredictionSettings(
-            release=get_release(release).name,
-            spacing_mm=spacing_mm,
-            window=window,
-            overlap=overlap,
-            allow_missing=sequence_dropout > 0,
-        )
+        # Saved with the network, for those who predict with it.
+        self.network.settings = PredictionSettings.from_hyperparameters(self.hparams)
         self.loss = RegionLoss()
         self.val_dice = CaseDice(config.regions)
         self.test_dice = CaseDice(config.regions)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # a file only, read in one place
+        cls, checkpoint_path: str | Path, **options: Any
+    ) -> "CLIPSeg3DModule":
+        """Load a module from a checkpoint, also one of an older format.
+
+        Args:
+            checkpoint_path: file written by a fit.
+            options: of :meth:`LightningModule.load_from_checkpoint`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or of another architecture.
+        """
+        content = BytesIO()
+        torch.save(read_checkpoint_file(Path(checkpoint_path)), content)
+        content.seek(0)
+        return super().load_from_checkpoint(content, **options)
 
     def setup(self, stage: str) -> None:
         """Check that the data give what the network is built for.
@@ -132,11 +149,11 @@ class CLIPSeg3DModule(LightningModule):
                 to, or does where it is not.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        due = {
+        needed = {
             "view_selection": self.config.view_selection,
             "shuffle_reports": self.config.text == "shuffled",
         }
-        for name, value in due.items():
+        for name, value in needed.items():
             if self.config.semantics and getattr(data, name, value) != value:
                 raise ValueError(
                     f"the data module has {name}={getattr(data, name)!r}, but the network needs "
@@ -154,7 +171,7 @@ class CLIPSeg3DModule(LightningModule):
             self.network.embed_text(data.texts())
         fusion = self.network.semantic_fusion
         if fusion is not None and hasattr(data, "views"):
-            fusion.bridge.look(
+            fusion.bridge.precompute(
                 (images.to(self.device) for images in data.views()),
                 rank=self.global_rank,
                 world_size=self.trainer.world_size,
@@ -226,7 +243,7 @@ class CLIPSeg3DModule(LightningModule):
         prediction = self.network.segment(
             image,
             self.network.encode_semantics(views, text, mask),
-            window=batch["window"],
+            crop_box=batch["crop_box"],
             statistics=statistics,
             regions=batch["label"] if self.config.region_contrast else None,
             deep=True,
@@ -260,8 +277,8 @@ class CLIPSeg3DModule(LightningModule):
             fault = found or NonFinite("the loss, of finite outputs", ())
         if not np.isfinite(loss):
             crops = "; ".join(
-                f"case {batch['case_id'][index]}, crop from {_numbers(batch['window'][index, 0])} "
-                f"of size {_numbers(batch['window'][index, 1])} in shares of its brain box"
+                f"case {batch['case_id'][index]}, crop from {_numbers(batch['crop_box'][index, 0])} "
+                f"of size {_numbers(batch['crop_box'][index, 1])} in shares of its brain box"
                 for index in fault.samples or range(count)
             )
             message = f"the loss is {loss} in {place}: {crops}; first in {fault.layer}. {advice}"
@@ -331,6 +348,7 @@ class CLIPSeg3DModule(LightningModule):
                     "checkpoint is written and the one before stands; go on from it with a lower "
                     "learning rate or trainer.gradient_clip_val"
                 )
+        checkpoint["format"] = FORMAT
         checkpoint["encoders"] = self.network.encoder_identities()
         if self._fitting():
             checkpoint["settings"] = fit_settings(self.hparams, self.trainer)
@@ -357,7 +375,7 @@ class CLIPSeg3DModule(LightningModule):
                     "these"
                 )
             self._restart_schedule = bool(changed)
-        if faults := unlike_weights(checkpoint["state_dict"], self.state_dict()):
+        if faults := weight_mismatches(checkpoint["state_dict"], self.state_dict()):
             raise ValueError(
                 f"the checkpoint is of another architecture ({'; '.join(faults)}); give the "
                 "network that it was trained as"
@@ -387,7 +405,7 @@ class CLIPSeg3DModule(LightningModule):
             batch["image"],
             semantics,
             batch["statistics"],
-            window=self.hparams["window"],
+            roi_size=self.hparams["roi_size"],
             overlap=self.hparams["overlap"],
         )
         release = get_release(self.hparams["release"])

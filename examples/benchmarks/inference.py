@@ -42,15 +42,15 @@ from torch import Tensor
 
 from clipseg3d.blocks.semantic_fusion import Semantics
 from clipseg3d.data.cases import Case, find_cases
-from clipseg3d.data.phantom_datamodule import write_phantoms
-from clipseg3d.data.preprocess import Grid, preprocess
+from clipseg3d.phantom.write import write_phantoms
+from clipseg3d.data.preprocessing import Grid, preprocess
 from clipseg3d.data.releases import BRATS_2018, PHANTOM, BraTSRelease
-from clipseg3d.demo import run_demo
+from clipseg3d.cli.demo import run_demo
 from clipseg3d.inference.predictor import Predictor
-from clipseg3d.inference.window import segment_volume
-from clipseg3d.metrics.dice import dice_score
+from clipseg3d.inference.sliding_window import segment_volume
+from clipseg3d.metrics.dice import dice_empty_is_one
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.volume import Views
+from clipseg3d.views import Views
 
 OVERLAP = 0.5
 Labels = np.ndarray
@@ -173,7 +173,7 @@ def compare(a: Labels, b: Labels, brain: np.ndarray, release: BraTSRelease) -> d
     return {
         "equal_voxels": float((a == b).mean()),
         "equal_in_brain": float((a == b)[brain].mean()),
-        "dice_between": float(dice_score(*masks).mean()),
+        "dice_between": float(dice_empty_is_one(*masks).mean()),
     }
 
 

@@ -13,7 +13,7 @@ import time
 
 from threadpoolctl import threadpool_limits
 
-from clipseg3d.data.phantom import simulate_phantom
+from clipseg3d.phantom.simulate import simulate_phantom
 
 TARGET_S = 2.0
 

@@ -18,7 +18,7 @@ from semantic_cost import full_size_clip
 from step_time import dynunet
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.training.memory import predict_peak_memory
 

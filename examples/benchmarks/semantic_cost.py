@@ -24,11 +24,13 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from clipseg3d.clip.encoder import HuggingFaceCLIP
-from clipseg3d.inference.window import segment_volume
+from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.losses import RegionLoss
-from clipseg3d.networks.clipseg3d import CLIPSeg3D, build_clipseg3d
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import network_config
-from clipseg3d.volume import cut_views, intensity_statistics
+from clipseg3d.views import cut_views
+from clipseg3d.intensity import intensity_statistics
 
 BRAIN = (140, 175, 140)
 REPORT = "A mass in the left temporal lobe. Marked oedema. A thick enhancing rim."

@@ -35,7 +35,8 @@ from semantic_cost import full_size_clip, training_step
 from torch import nn
 
 from clipseg3d.losses import RegionLoss
-from clipseg3d.networks.clipseg3d import CLIPSeg3D, build_clipseg3d
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig, network_config
 
 RECOMMENDED = network_config("recommended")

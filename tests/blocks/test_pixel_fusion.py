@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clipseg3d.blocks.pixel_fusion import PixelFusion
-from clipseg3d.volume import intensity_statistics
+from clipseg3d.intensity import intensity_statistics
 
 B, S, X, Y, Z = 2, 4, 5, 6, 7
 

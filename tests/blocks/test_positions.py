@@ -23,18 +23,18 @@ def test_positions_run_between_the_corners_of_the_box(features):
 
 
 def test_window_is_read_per_case(features):
-    window = torch.tensor([[[0.0] * 3, [1.0] * 3], [[0.1, 0.5, 0.9], [0.4, 0.25, -0.6]]])
-    positions = voxel_positions(features, window)
+    crop_box = torch.tensor([[[0.0] * 3, [1.0] * 3], [[0.1, 0.5, 0.9], [0.4, 0.25, -0.6]]])
+    positions = voxel_positions(features, crop_box)
     torch.testing.assert_close(positions[0], voxel_positions(features)[0])
     first, last = positions[1, :, 0, 0, 0], positions[1, :, -1, -1, -1]
-    corner, size, grid = window[1, 0], window[1, 1], torch.tensor([X, Y, Z])
+    corner, size, grid = crop_box[1, 0], crop_box[1, 1], torch.tensor([X, Y, Z])
     torch.testing.assert_close(first, 2 * (corner + size * 0.5 / grid) - 1)
     torch.testing.assert_close(last, 2 * (corner + size * (grid - 0.5) / grid) - 1)
 
 
 def test_positions_of_a_padded_window_leave_the_box():
-    window = torch.tensor([[[-0.5, 0.0, 0.0], [2.0, 1.0, 1.0]]])
-    along_x = voxel_positions(torch.zeros(1, 1, 4, 1, 1), window)[0, 0].flatten()
+    crop_box = torch.tensor([[[-0.5, 0.0, 0.0], [2.0, 1.0, 1.0]]])
+    along_x = voxel_positions(torch.zeros(1, 1, 4, 1, 1), crop_box)[0, 0].flatten()
     torch.testing.assert_close(along_x, torch.tensor([-1.5, -0.5, 0.5, 1.5]))
 
 
@@ -47,8 +47,8 @@ def test_positions_have_the_type_of_the_features(features, dtype):
 
 
 def test_low_precision_is_only_the_last_step():
-    # In bf16 arithmetic, the places of a small window far from 0 would be a step off.
-    window = torch.tensor([[[0.9, 0.9, 0.9], [0.1, 0.05, 0.02]]])
+    # In bf16 arithmetic, the places of a small crop_box far from 0 would be a step off.
+    crop_box = torch.tensor([[[0.9, 0.9, 0.9], [0.1, 0.05, 0.02]]])
     grid = torch.zeros(1, 1, 40, 30, 20)
-    exact = voxel_positions(grid.double(), window)
-    assert torch.equal(voxel_positions(grid.bfloat16(), window), exact.bfloat16())
+    exact = voxel_positions(grid.double(), crop_box)
+    assert torch.equal(voxel_positions(grid.bfloat16(), crop_box), exact.bfloat16())

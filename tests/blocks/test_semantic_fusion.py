@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clipseg3d.blocks.bridge import SemanticBridge, lift_patches
+from clipseg3d.blocks.semantic_bridge import SemanticBridge
+from clipseg3d.blocks.patch_lifting import lift_patches
 from clipseg3d.blocks.guidance import CrossModalGuidance
 from clipseg3d.blocks.semantic_fusion import SemanticFusion
-from clipseg3d.volume import Views
+from clipseg3d.views import Views
 
 B, V, H, W, S, N, D, DEEP, TOP = 3, 3, 40, 28, 4, 5, 12, 9, 6
 REGIONS = ("WT", "TC", "ET")
@@ -84,9 +85,9 @@ def part_of(views, cases):
 WINDOW = torch.tensor([[0.2, 0.1, 0.3], [0.5, 0.8, 0.4]]).repeat(B, 1, 1)
 
 
-def mirror(window, axis):
-    mirrored = window.clone()
-    mirrored[:, 0, axis] += window[:, 1, axis]
+def mirror(crop_box, axis):
+    mirrored = crop_box.clone()
+    mirrored[:, 0, axis] += crop_box[:, 1, axis]
     mirrored[:, 1, axis] *= -1
     return mirrored
 
@@ -449,9 +450,9 @@ def test_cases_do_not_mix(make, randomise, views, text, bottleneck, features, he
 def test_crop_with_its_window_is_a_crop_of_the_whole(trained, views, text, features, head, mode):
     trained.mode = mode
     semantics = trained.encode(views, text)
-    window = torch.tensor([[2 / 7, 1 / 5, 0.0], [4 / 7, 3 / 5, 6 / 8]]).expand(B, 2, 3)
+    crop_box = torch.tensor([[2 / 7, 1 / 5, 0.0], [4 / 7, 3 / 5, 6 / 8]]).expand(B, 2, 3)
     crop = (..., slice(2, 6), slice(1, 4), slice(0, 6))
-    result = trained.attend(features[crop], semantics, head, window)
+    result = trained.attend(features[crop], semantics, head, crop_box)
     whole = trained.attend(features, semantics, head)
     torch.testing.assert_close(result, whole[crop], rtol=1e-4, atol=1e-4)
 

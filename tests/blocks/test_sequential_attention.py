@@ -41,18 +41,18 @@ def test_new_block_changes_nothing(features, tokens, mask):
     assert torch.equal(make()(features, tokens, mask), features)
 
 
-@pytest.mark.parametrize("window", [None, WINDOW], ids=["whole", "window"])
-def test_against_a_loop(trained, features, tokens, mask, window, normalised, multihead):
+@pytest.mark.parametrize("crop_box", [None, WINDOW], ids=["whole", "crop_box"])
+def test_against_a_loop(trained, features, tokens, mask, crop_box, normalised, multihead):
     w = {name: weight.detach().numpy() for name, weight in trained.named_parameters()}
-    result = trained(features, tokens, mask, window)
+    result = trained(features, tokens, mask, crop_box)
     assert result.shape == features.shape
     voxels = list(np.ndindex(X, Y, Z))
     for b in range(B):
         z = []
         for voxel in voxels:
             place = [(index + 0.5) / n for index, n in zip(voxel, (X, Y, Z), strict=True)]
-            if window is not None:
-                corner, size = window[b].double().numpy()
+            if crop_box is not None:
+                corner, size = crop_box[b].double().numpy()
                 place = corner + size * place
             normed = normalised(
                 features[(b, slice(None), *voxel)].numpy(), w["norm.weight"], w["norm.bias"]
@@ -107,7 +107,7 @@ def test_mirrored_window_mirrors_the_output(trained, features, tokens, mask, axi
     mirrored[:, 1, axis] *= -1
     expected = trained(features, tokens, mask, WINDOW).flip(2 + axis)
     result = trained(features.flip(2 + axis), tokens, mask, mirrored)
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)  # the window is float32
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)  # the crop_box is float32
 
 
 def test_tokens_and_every_voxel_count(trained, features, tokens, mask):

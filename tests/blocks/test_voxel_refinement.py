@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from clipseg3d.blocks.voxel_refinement import VoxelRefinement, fold_voxels, unfold_voxels
+from clipseg3d.blocks.voxel_refinement import VoxelRefinement
+from clipseg3d.blocks.space_to_depth import space_to_depth, depth_to_space
 
 B, IN, OUT, HIDDEN = 2, 4, 3, 5
 X, Y, Z = 8, 12, 16
@@ -31,13 +32,13 @@ def trained():
 
 @pytest.mark.parametrize("fold", [1, 2, 4])
 def test_cubes_become_channels_and_voxels_again(image, fold):
-    cubes = fold_voxels(image, fold)
+    cubes = space_to_depth(image, fold)
     assert cubes.shape == (B, IN * fold**3, X // fold, Y // fold, Z // fold)
     for channel, (c, i, j, k) in enumerate(
         itertools.product(range(IN), range(fold), range(fold), range(fold))
     ):
         assert torch.equal(cubes[:, channel], image[:, c, i::fold, j::fold, k::fold])
-    assert torch.equal(unfold_voxels(cubes, fold), image)
+    assert torch.equal(depth_to_space(cubes, fold), image)
 
 
 def test_changes_nothing_until_trained_and_then_learns(image, raw):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipseg3d.cli.main import main
-from clipseg3d.data.releases import SEQUENCES
+from clipseg3d.vocabulary import SEQUENCES
 
 NAMES = ("BraTS20_Training_001", "BraTS20_Training_002")
 COMMON = ("--spacing", "8")

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from clipseg3d.cli.main import main
-from clipseg3d.data.phantom import simulate_phantom, write_phantom
+from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.phantom.write import write_phantom
 
 
 @pytest.fixture(scope="module")

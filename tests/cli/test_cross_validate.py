@@ -15,7 +15,7 @@ import yaml
 
 from clipseg3d.cli import cross_validate
 from clipseg3d.cli.main import main
-from clipseg3d.training.checkpoint_files import read_whole
+from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 from clipseg3d.training.module import CLIPSeg3DModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -116,7 +116,7 @@ def killed(folder, configs):
 
 def test_a_killed_command_goes_on_and_compares(killed, configs, calls, capsys, monkeypatch):
     first = (killed / "guided" / "fold_0" / "best.ckpt").stat().st_mtime_ns
-    newest = read_whole(max((killed / "guided" / "fold_1").glob("last-*.ckpt")))
+    newest = read_checkpoint_file(max((killed / "guided" / "fold_1").glob("last-*.ckpt")))
     loaded, load = [], CLIPSeg3DModule.on_load_checkpoint
     monkeypatch.setattr(
         CLIPSeg3DModule,
@@ -134,7 +134,7 @@ def test_a_killed_command_goes_on_and_compares(killed, configs, calls, capsys, m
     ]
     assert loaded[0] == newest["global_step"] > 0
     assert len(loaded) == 4  # and the best of each of the three
-    end = read_whole(max((killed / "guided" / "fold_1").glob("last-*.ckpt")))
+    end = read_checkpoint_file(max((killed / "guided" / "fold_1").glob("last-*.ckpt")))
     assert end["global_step"] == 6
 
     scores = {name: dice(killed / name / "scores.csv") for name in ("guided", "plain")}

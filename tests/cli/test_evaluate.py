@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipseg3d.cli.main import main
-from clipseg3d.data.releases import SEQUENCES
+from clipseg3d.vocabulary import SEQUENCES
 from clipseg3d.metrics.protocols import get_protocol
 from clipseg3d.metrics.region_scores import score_region
 
@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_the_old_file(folders, tmp_path, capsys, monkeypatch)
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clipseg3d.whole_file.os.replace", fail)
+    monkeypatch.setattr("clipseg3d.atomic_write.os.replace", fail)
     assert evaluate(good, root, "--protocol", "nan", "-o", out) == 1
     assert "cannot be written (No space left on device)" in capsys.readouterr().err
     assert [path.name for path in out.parent.iterdir()] == ["scores.csv"]

@@ -14,13 +14,13 @@ from clipseg3d.export.image_path import example_inputs
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import NetworkConfig
-from clipseg3d.networks.settings import PredictionSettings
+from clipseg3d.networks.prediction_settings import PredictionSettings
 from clipseg3d.training.module import CLIPSeg3DModule
-from clipseg3d.volume import cut_views
+from clipseg3d.views import cut_views
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = NetworkConfig(
-    channels=(4, 6), fold=2, num_auxiliary=0, semantic_dim=12, num_heads=3, clip="tiny-random"
+    channels=(4, 6), space_to_depth=2, num_auxiliary=0, semantic_dim=12, num_heads=3, clip="tiny-random"
 )
 WINDOW = (16, 24, 12)
 REPORT = "Large oedema on the left."
@@ -34,7 +34,7 @@ def checkpoint(path, **changes):
         release="brats2023_gli",
         spacing_mm=1.5,
         sequence_dropout=0.2,
-        window=WINDOW,
+        roi_size=WINDOW,
         overlap=0.25,
     )
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_a_checkpoint_becomes_a_folder_with_identical_logits(weights, tmp_path, 
     trained = Predictor.from_checkpoint(weights, device="cpu").network
     assert (logits(network) - logits(trained)).abs().max() == 0
     assert network.settings == PredictionSettings(
-        release="brats2023_gli", spacing_mm=1.5, window=WINDOW, overlap=0.25, allow_missing=True
+        release="brats2023_gli", spacing_mm=1.5, roi_size=WINDOW, overlap=0.25, allow_missing=True
     )
     assert export(tmp_path / "net", "-o", tmp_path / "again", "--format", "pretrained") == 0
     for name in ("config.json", "model.safetensors", "README.md"):

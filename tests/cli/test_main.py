@@ -7,8 +7,9 @@ import torch
 import yaml
 
 from clipseg3d.cli.main import main
-from clipseg3d.data.phantom import simulate_phantom, write_phantom
-from clipseg3d.data.releases import SEQUENCES
+from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.phantom.write import write_phantom
+from clipseg3d.vocabulary import SEQUENCES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FOLDER = Path(__file__).parents[2] / "examples" / "configs"
@@ -48,7 +49,7 @@ def fit(config, patients, out):
     data = yaml.safe_load(config.read_text())["data"]["class_path"]
     arguments = {
         "model.network": "tiny",
-        "model.window": "[64, 64, 64]",
+        "model.roi_size": "[64, 64, 64]",
         "data.root": patients / data,
         "data.num_folds": 3,
         "data.spacing_mm": SPACING_MM,
@@ -92,7 +93,7 @@ def test_validate_and_test_score_a_checkpoint(command, weights, patients, tmp_pa
             command,
             *("--config", str(CONFIGS[-1])),
             *("--ckpt_path", str(weights)),
-            *("--model.window", "[64, 64, 64]"),
+            *("--model.roi_size", "[64, 64, 64]"),
             *("--data.root", str(patients / "clipseg3d.PhantomDataModule")),
             *("--data.num_cases", "6", "--data.num_workers", "0"),
             *("--data.spacing_mm", str(SPACING_MM)),
@@ -152,7 +153,7 @@ def test_help_names_every_command(capsys):
 
 def test_a_defect_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(
-        "clipseg3d.data.phantom_datamodule.write_phantoms", lambda *a, **k: int("x")
+        "clipseg3d.phantom.write.write_phantoms", lambda *a, **k: int("x")
     )
     with pytest.raises(ValueError, match="invalid literal"):
         main(["phantom", "-o", "p"])

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from clipseg3d.cli.main import main
-from clipseg3d.data.phantom import simulate_phantom, write_phantom
-from clipseg3d.inference.postprocess import PostProcessing
+from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.phantom.write import write_phantom
+from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.predictor import Predictor
-from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")

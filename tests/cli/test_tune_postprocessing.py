@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from clipseg3d.cli.main import main
-from clipseg3d.data.phantom import simulate_phantom, write_phantom
-from clipseg3d.inference.postprocess import PostProcessing
+from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.phantom.write import write_phantom
+from clipseg3d.inference.postprocessing import PostProcessing
 
 NAMES = ("Phantom_00001", "Phantom_00002")
 

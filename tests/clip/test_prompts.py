@@ -2,7 +2,12 @@
 
 import pytest
 
-from clipseg3d.clip.prompts import REGION_PROMPTS, TEMPLATES, region_prompts, split_sentences
+from clipseg3d.clip.prompts import (
+    REGION_PROMPTS,
+    TEMPLATES,
+    region_prompts,
+    split_sentences,
+)
 
 TWO_SPACES = ["two spaces and", "a line", "or", "three", "four"]
 

@@ -12,9 +12,9 @@ from einops import rearrange
 
 from clipseg3d.clip.encoder import HuggingFaceCLIP, load_encoder
 from clipseg3d.clip.text_encoder import load_text_encoder
-from clipseg3d.data.phantom import simulate_phantom
-from clipseg3d.hub import BUNDLED
-from clipseg3d.volume import cut_views
+from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.weights import BUNDLED
+from clipseg3d.views import cut_views
 
 FOLDER = BUNDLED / "tiny" / "clip"
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_tiny_clip.py"

@@ -13,10 +13,15 @@ from clipseg3d.batch import Batch
 from clipseg3d.data import brats
 from clipseg3d.data.brats import BraTS2018DataModule, BraTS2020DataModule, BraTSDataModule
 from clipseg3d.data.cases import DataError, find_cases
-from clipseg3d.data.releases import BRATS_2018, BRATS_2023_GLI, PHANTOM, RELEASES
+from clipseg3d.data.releases import (
+    BRATS_2018,
+    BRATS_2023_GLI,
+    PHANTOM,
+    RELEASES,
+)
 from clipseg3d.data.splits import Splits
 from clipseg3d.data.transforms import Augmentation
-from clipseg3d.volume import Views
+from clipseg3d.views import Views
 
 NAMES = [f"Brats18_2013_{patient}_1" for patient in range(2, 7)] + ["Brats18_2013_2_2"]
 PATCH = (5, 6, 4)

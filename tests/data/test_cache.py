@@ -19,9 +19,14 @@ from filelock import FileLock
 
 from clipseg3d.batch import pack_image, unpack_image
 from clipseg3d.data import cache
-from clipseg3d.data.cache import build_cache, cached_case, default_cache_dir, fingerprint
+from clipseg3d.data.cache import (
+    build_cache,
+    cached_case,
+    default_cache_dir,
+    fingerprint,
+)
 from clipseg3d.data.cases import Case, DataError, find_cases
-from clipseg3d.data.preprocess import preprocess
+from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.releases import BRATS_2020, BRATS_2021
 
 NAMES = [f"BraTS20_Training_{number:03d}" for number in (1, 2, 3)]

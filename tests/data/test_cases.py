@@ -32,11 +32,10 @@ from clipseg3d.data.releases import (
     BRATS_2023_SSA,
     BRATS_2024_GLI,
     BRATS_2024_PED,
-    LABEL,
     MSD_TASK01,
     PHANTOM,
-    SEQUENCES,
 )
+from clipseg3d.vocabulary import LABEL, SEQUENCES
 
 SHAPE = (13, 17, 11)
 ONE, TWO = "BraTS20_Training_001", "BraTS20_Training_002"

@@ -20,8 +20,8 @@ from clipseg3d.data.releases import (
     BRATS_2020,
     BRATS_2023_GLI,
     MSD_TASK01,
-    SEQUENCES,
 )
+from clipseg3d.vocabulary import SEQUENCES
 
 ONE, TWO = "BraTS20_Training_001", "BraTS20_Training_002"
 LPS = np.diag([-1.0, -1, 1, 1])

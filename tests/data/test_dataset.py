@@ -9,12 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from clipseg3d.batch import Batch, Sample, unpack, unpack_image
+from clipseg3d.batch import (
+    Batch,
+    Sample,
+    unpack,
+    unpack_image,
+)
 from clipseg3d.data.cache import build_cache
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import BRATS_2020, BRATS_2024_GLI
-from clipseg3d.volume import Views
+from clipseg3d.views import Views
 
 NAMES = [f"BraTS20_Training_{number:03d}" for number in (1, 2, 3)]
 BOX = (11, 14, 7)  # the brain box that fake_patient draws
@@ -47,8 +52,8 @@ def seeded():
 
 
 def place(sample, box=BOX):
-    """Return the first corner and the size of a crop in voxels, as its window says."""
-    corner, size = (sample["window"].numpy() * box).round(4)
+    """Return the first corner and the size of a crop in voxels, as its crop_box says."""
+    corner, size = (sample["crop_box"].numpy() * box).round(4)
     assert (corner == corner.astype(int)).all()
     assert (size == size.astype(int)).all()
     return corner.astype(int), size.astype(int)
@@ -68,7 +73,7 @@ def test_a_sample_holds_what_the_contract_says(entries):
     assert tensors == {
         "image": ((4, *CROP), torch.float32),
         "label": ((3, *CROP), torch.float32),
-        "window": ((2, 3), torch.float32),
+        "crop_box": ((2, 3), torch.float32),
         "statistics": ((4, 4), torch.float32),
         "images": ((3, 224, 224, 4), torch.uint8),
         "planes": ((3, 3), torch.float32),
@@ -79,7 +84,7 @@ def test_a_sample_holds_what_the_contract_says(entries):
 
 def test_a_whole_brain(entries, equal_views):
     for entry, sample in zip(entries, whole(entries), strict=True):
-        assert sample["window"].tolist() == [[0, 0, 0], [1, 1, 1]]
+        assert sample["crop_box"].tolist() == [[0, 0, 0], [1, 1, 1]]
         assert torch.equal(sample["image"], unpack_image(entry.image(), entry.statistics()))
         regions = BRATS_2020.to_regions(entry.label().numpy())
         np.testing.assert_array_equal(sample["label"], regions)
@@ -149,7 +154,7 @@ def test_a_crop_larger_than_the_brain_is_padded_with_background(entries, crop):
 def test_a_crop_of_the_size_of_the_brain_is_the_brain(entries):
     brain = whole(entries)[2]
     sample = BraTSDataset(entries, BRATS_2020, crop=BOX)[2]
-    assert sample["window"].tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert sample["crop_box"].tolist() == [[0, 0, 0], [1, 1, 1]]
     assert torch.equal(sample["image"], brain["image"])
 
 
@@ -195,7 +200,7 @@ def test_packed_samples_are_the_same_but_small(entries, crop, equal_views):
         assert small["image"].shape == due["image"].shape
         assert small["label"].shape == due["label"].shape[1:]
         got = unpack(small)
-        for key in ("image", "label", "window", "statistics"):
+        for key in ("image", "label", "crop_box", "statistics"):
             assert torch.equal(got[key], due[key])
         assert equal_views(got["views"], due["views"])
     batch = unpack(next(iter(DataLoader(BraTSDataset(entries, BRATS_2020, packed=True)))))
@@ -243,7 +248,7 @@ def test_equal_seeds_give_equal_crops(entries):
     drawn = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        drawn.append(torch.stack([dataset[i]["window"] for i in range(3)]))
+        drawn.append(torch.stack([dataset[i]["crop_box"] for i in range(3)]))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
@@ -283,7 +288,7 @@ def test_batches_through_a_loader(entries, num_workers, equal_views):
     assert shapes == {
         "image": (2, 4, *CROP),
         "label": (2, 3, *CROP),
-        "window": (2, 2, 3),
+        "crop_box": (2, 2, 3),
         "statistics": (2, 4, 4),
         "grade": (2,),
     }
@@ -298,8 +303,8 @@ def test_batches_through_a_loader(entries, num_workers, equal_views):
 
 def test_loader_workers_draw_different_crops(entries):
     dataset = BraTSDataset(entries[:1], BRATS_2020, crop=CROP, crops_per_case=8)
-    windows = [batch["window"][0, 0] for batch in DataLoader(dataset, num_workers=2)]
-    assert len({tuple(window.tolist()) for window in windows}) > 4
+    windows = [batch["crop_box"][0, 0] for batch in DataLoader(dataset, num_workers=2)]
+    assert len({tuple(crop_box.tolist()) for crop_box in windows}) > 4
 
 
 def test_pickles(entries):

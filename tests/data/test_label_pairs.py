@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from clipseg3d.data.cases import DataError
-from clipseg3d.data.label_pairs import by_case, find_predictions, find_references, read_pair
+from clipseg3d.data.label_pairs import (
+    by_case,
+    find_predictions,
+    find_references,
+    read_pair,
+)
 from clipseg3d.data.releases import BRATS_2020, BRATS_2023_GLI
 
 NAMES = ("BraTS20_Training_001", "BraTS20_Training_002")

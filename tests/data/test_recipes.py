@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from clipseg3d.data.releases import BRATS_2018, BRATS_2020, BRATS_2021, BRATS_2023_GLI
-from clipseg3d.training.cli import run
+from clipseg3d.data.releases import (
+    BRATS_2018,
+    BRATS_2020,
+    BRATS_2021,
+    BRATS_2023_GLI,
+)
+from clipseg3d.cli.lightning_cli import run
 
 FOLDER = Path(__file__).parents[2] / "examples" / "configs"
 RELEASES = {

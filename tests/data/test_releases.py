@@ -17,14 +17,12 @@ from clipseg3d.data.releases import (
     BRATS_2023_SSA,
     BRATS_2024_GLI,
     BRATS_2024_PED,
-    LABEL,
     MSD_TASK01,
     PHANTOM,
-    REGIONS,
     RELEASES,
-    SEQUENCES,
     get_release,
 )
+from clipseg3d.vocabulary import LABEL, REGIONS, SEQUENCES
 
 every_release = pytest.mark.parametrize("release", RELEASES.values(), ids=lambda r: r.name)
 

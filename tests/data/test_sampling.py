@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from clipseg3d.data.sampling import CountingLoader, Draw, EpochSampler, derived_seed
+from clipseg3d.data.sampling import (
+    CountingLoader,
+    Draw,
+    EpochSampler,
+    derived_seed,
+)
 
 
 class Echo(Dataset):

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from clipseg3d.batch import pack_image, pack_regions, unpack, unpack_image
+from clipseg3d.batch import (
+    pack_image,
+    pack_regions,
+    unpack,
+    unpack_image,
+)
 from clipseg3d.data import transforms
 from clipseg3d.data.transforms import Augmentation
-from clipseg3d.volume import Views
+from clipseg3d.views import Views
 
 SHAPE = (13, 17, 11)
 START, SIZE = (0.125, 0.25, 0.375), (0.5, 0.375, 0.625)  # exact in floating point
@@ -37,7 +42,7 @@ def sample():
     return {
         "image": packed(image),
         "label": pack_regions(label),
-        "window": torch.tensor([START, SIZE]),
+        "crop_box": torch.tensor([START, SIZE]),
         "statistics": STATISTICS.clone(),
         "views": Views(torch.zeros(3, 224, 224, 4, dtype=torch.uint8), torch.zeros(3, 3)),
         "grade": 1,
@@ -65,7 +70,7 @@ def runs(augment, sample, count):
 
 
 def mirrored(result):
-    return [axis for axis in range(3) if result["window"][1, axis] < 0]
+    return [axis for axis in range(3) if result["crop_box"][1, axis] < 0]
 
 
 def unmirror(result):
@@ -79,8 +84,8 @@ def test_shapes_types_and_the_rest(sample):
         assert result.keys() == sample.keys()
         assert result["image"].dtype == torch.float16
         assert result["label"].dtype == torch.uint8
-        assert result["window"].dtype == torch.float32
-        for key in ("image", "label", "window"):
+        assert result["crop_box"].dtype == torch.float32
+        for key in ("image", "label", "crop_box"):
             assert type(result[key]) is torch.Tensor
             assert result[key].shape == sample[key].shape
         for key in ("statistics", "views", "report", "grade", "case_id"):
@@ -91,7 +96,7 @@ def test_does_not_change_its_input(sample, only):
     before = {key: v.clone() for key, v in sample.items() if torch.is_tensor(v)}
     for steps in ((), STEPS, ("affine",), INTENSITIES):
         for result in runs(only(*steps), sample, 10):
-            for key in ("image", "label", "window"):
+            for key in ("image", "label", "crop_box"):
                 result[key].fill_(7)
     for key, value in before.items():
         assert torch.equal(sample[key], value)
@@ -103,7 +108,7 @@ def test_equal_seeds_give_equal_samples(sample):
     again = list(runs(augment, sample, 15))
     fresh = list(runs(Augmentation(), sample, 15))
     for one, other, new in zip(first, again, fresh, strict=True):
-        for key in ("image", "label", "window"):
+        for key in ("image", "label", "crop_box"):
             assert torch.equal(one[key], other[key])
             assert torch.equal(one[key], new[key])
 
@@ -146,7 +151,7 @@ def test_a_mirrored_axis_runs_from_its_far_corner(sample, only):
         assert torch.equal(unpack(result)["label"], whole["label"].flip(due))
         start = [START[a] + SIZE[a] if a in axes else START[a] for a in range(3)]
         size = [-SIZE[a] if a in axes else SIZE[a] for a in range(3)]
-        assert result["window"].tolist() == [start, size]
+        assert result["crop_box"].tolist() == [start, size]
     every = {tuple(a for a in range(3) if flags[a]) for flags in product((0, 1), repeat=3)}
     assert seen == every
 
@@ -154,19 +159,19 @@ def test_a_mirrored_axis_runs_from_its_far_corner(sample, only):
 def test_each_axis_is_mirrored_half_of_the_time(sample, only):
     sample["image"] = sample["image"][:, :1, :1, :1]
     sample["label"] = sample["label"][:1, :1, :1]
-    counts = sum((r["window"][1] < 0).int() for r in runs(only(), sample, 200))
+    counts = sum((r["crop_box"][1] < 0).int() for r in runs(only(), sample, 200))
     assert ((counts > 70) & (counts < 130)).all()
 
 
 def test_the_window_says_where_each_voxel_was(sample, only):
-    """A voxel's place, read through the window, is the same before and after mirroring."""
+    """A voxel's place, read through the crop_box, is the same before and after mirroring."""
     axes = zip(SHAPE, START, SIZE, strict=True)
     places = [start + (torch.arange(n) + 0.5) / n * size for n, start, size in axes]
     grid = torch.stack(torch.meshgrid(*places, indexing="ij"))
     sample["statistics"] = torch.tensor([[0.0, 1.0, 0.0, 1.0]] * 4)
     sample["image"] = packed(torch.cat([grid, grid[:1]]), sample["statistics"])
     for result in runs(only(), sample, 12):
-        start, size = result["window"]
+        start, size = result["crop_box"]
         for axis, n in enumerate(SHAPE):
             places = start[axis] + (torch.arange(n) + 0.5) / n * size[axis]
             seen = result["image"][axis].float().movedim(axis, 0).flatten(1)
@@ -315,7 +320,7 @@ def test_turns_are_rigid_about_the_centre(only, axis, monkeypatch):
     one = {
         "image": torch.full((4, *shape), 100, dtype=torch.uint8),
         "label": rod,
-        "window": torch.zeros(2, 3),
+        "crop_box": torch.zeros(2, 3),
         "statistics": STATISTICS,
     }
     angles, lengths = [], []

@@ -5,15 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
-from clipseg3d.networks.settings import PredictionSettings
-from clipseg3d.volume import cut_views, intensity_statistics
+from clipseg3d.networks.prediction_settings import PredictionSettings
+from clipseg3d.views import cut_views
+from clipseg3d.intensity import intensity_statistics
 
 REPORT = "Large oedema. Ring of enhancement on the left."
 SIZE = (16, 24, 12)
 SMALL = NetworkConfig(
-    channels=(4, 6), fold=2, num_auxiliary=0, semantic_dim=12, num_heads=3, clip="tiny-random"
+    channels=(4, 6), space_to_depth=2, num_auxiliary=0, semantic_dim=12, num_heads=3, clip="tiny-random"
 )
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from clipseg3d.data.cases import find_cases
-from clipseg3d.data.phantom import simulate_phantom, write_phantom
+from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.phantom.write import write_phantom
 from clipseg3d.data.releases import PHANTOM
 from clipseg3d.export.bundle import write_bundle
 from clipseg3d.inference.predictor import Predictor
@@ -56,7 +57,7 @@ def test_monai_runs_the_bundle_on_a_case_as_the_predictor_does(bundle, trained, 
         trained(),
         release=PHANTOM,
         spacing_mm=8.0,
-        window=settings.window,
+        roi_size=settings.roi_size,
         overlap=settings.overlap,
         device="cpu",
     )
@@ -72,7 +73,7 @@ def test_metadata_are_in_the_keys_of_the_specification(bundle, settings):
     assert {"version", "monai_version", "pytorch_version", "numpy_version"} <= needed
     assert needed <= metadata.keys()
     image = metadata["network_data_format"]["inputs"]["image"]
-    assert image["spatial_shape"] == list(settings.window)
+    assert image["spatial_shape"] == list(settings.roi_size)
     assert image["channel_def"] == {"0": "t1", "1": "t1ce", "2": "t2", "3": "flair"}
     pred = metadata["network_data_format"]["outputs"]["pred"]
     assert pred["channel_def"] == {"0": "WT", "1": "TC", "2": "ET"}
@@ -92,7 +93,7 @@ def test_bundle_holds_settings_weights_and_words(bundle, settings):
     config = json.loads((bundle / "configs" / "inference.json").read_text())
     for name in ("release", "spacing_mm", "overlap", "allow_missing"):
         assert config[name] == getattr(settings, name)
-    assert tuple(config["window"]) == settings.window
+    assert tuple(config["roi_size"]) == settings.roi_size
     files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
     assert files == {
         *("configs/metadata.json", "configs/inference.json", "docs/README.md"),

@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 
 import clipseg3d
-from clipseg3d.export.graph import _log_sigmoid, _logaddexp, write_onnx, write_torch
+from clipseg3d.export.graph import (
+    _log_sigmoid,
+    _logaddexp,
+    write_onnx,
+    write_torch,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 REPORT = "Large oedema. Ring of enhancement on the left."

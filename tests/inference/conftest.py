@@ -5,7 +5,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from clipseg3d.data.phantom import simulate_phantom, write_phantom
+from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.phantom.write import write_phantom
 
 SPACING_MM = 8.0
 
@@ -31,7 +32,7 @@ def save_checkpoint():
             "network": asdict(config),
             "release": "phantom",
             "spacing_mm": SPACING_MM,
-            "window": (16, 20, 12),
+            "roi_size": (16, 20, 12),
             "overlap": 0.25,
             **(settings or {}),
         }

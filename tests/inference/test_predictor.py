@@ -9,17 +9,19 @@ import torch
 from torch import nn
 
 import clipseg3d.inference.predictor
-from clipseg3d.blocks.attention import voxel_positions
+from clipseg3d.blocks.semantic_attention import voxel_positions
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.data.cases import DataError, find_cases
-from clipseg3d.data.preprocess import preprocess
-from clipseg3d.data.releases import BRATS_2020, PHANTOM, SEQUENCES
-from clipseg3d.inference.postprocess import PostProcessing
+from clipseg3d.data.preprocessing import preprocess
+from clipseg3d.data.releases import BRATS_2020, PHANTOM
+from clipseg3d.vocabulary import SEQUENCES
+from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.predictor import Predictor
-from clipseg3d.inference.window import segment_volume
-from clipseg3d.networks.clipseg3d import Prediction, build_clipseg3d
+from clipseg3d.inference.sliding_window import segment_volume
+from clipseg3d.networks.clipseg3d import Prediction
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
-from clipseg3d.volume import Views
+from clipseg3d.views import Views
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPACING_MM = 8.0

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from torch import nn
 
-import clipseg3d.reporting.case_report
+import clipseg3d.reporting.case_page
 from clipseg3d.data.cases import DataError, find_cases
-from clipseg3d.data.releases import MSD_TASK01, PHANTOM, SEQUENCES
+from clipseg3d.data.releases import MSD_TASK01, PHANTOM
+from clipseg3d.vocabulary import SEQUENCES
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.networks.clipseg3d import Prediction
 
@@ -34,7 +35,7 @@ class Bands(nn.Module):
     def encoder_identities(self):
         return {}
 
-    def segment(self, image, semantics, *, window=None, statistics=None):
+    def segment(self, image, semantics, *, roi_size=None, statistics=None):
         flair = image[:, 3:].expand(-1, 3, -1, -1, -1)
         return Prediction(
             flair - flair.new_tensor([0.5, 1, 1.5])[:, None, None, None], [], None, None
@@ -46,7 +47,7 @@ def predictor(release=PHANTOM, **options):
         Bands(),
         release=release,
         spacing_mm=SPACING_MM,
-        window=(32, 32, 32),
+        roi_size=(32, 32, 32),
         device="cpu",
         **options,
     )
@@ -195,7 +196,7 @@ def test_a_report_shows_the_case_and_the_reference(case_on, tmp_path, monkeypatc
         made.append(parts)
         return SimpleNamespace(save=lambda path: made.append(path))
 
-    monkeypatch.setattr(clipseg3d.reporting.case_report, "CaseReport", note)
+    monkeypatch.setattr(clipseg3d.reporting.case_page, "CasePage", note)
     found.report(tmp_path / "r.html", reference=case.label if known else None)
     parts, path = made
     assert path == tmp_path / "r.html"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clipseg3d.metrics.dice import CaseDice, dice_score
+from clipseg3d.metrics.dice import CaseDice, dice_empty_is_one
 
 B, R, X, Y, Z = 2, 3, 4, 5, 6
 REGIONS = ("WT", "TC", "ET")
@@ -33,7 +33,7 @@ EMPTY = mask(0)
     ],
 )
 def test_dice_by_hand(prediction, reference, expected):
-    score = dice_score(prediction, reference)
+    score = dice_empty_is_one(prediction, reference)
     assert score.shape == ()
     assert score.dtype == torch.float64
     assert score.item() == pytest.approx(expected)
@@ -46,13 +46,13 @@ def test_leading_axes_are_kept():
     reference = torch.stack(
         [torch.stack([mask(5, 15), mask(0, 4), mask(7, 9)]), torch.stack([mask(1, 3)] * 3)]
     )
-    scores = dice_score(prediction, reference)
+    scores = dice_empty_is_one(prediction, reference)
     assert scores.tolist() == [[0.5, 1.0, 0.0], [0.5, 0.5, 0.5]]
 
 
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(4, 5, 6\) != \(4, 5\)"):
-        dice_score(EMPTY, EMPTY[..., 0])
+        dice_empty_is_one(EMPTY, EMPTY[..., 0])
 
 
 # over cases

@@ -8,18 +8,20 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from clipseg3d.blocks.attention import SemanticAttention
-from clipseg3d.blocks.feature_fusion import ResidualBlock
+from clipseg3d.blocks.semantic_attention import SemanticAttention
+from clipseg3d.blocks.residual_block import ResidualBlock
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
-from clipseg3d.networks.clipseg3d import build_clipseg3d, unlike_weights
+from clipseg3d.networks.build import build_clipseg3d
+from clipseg3d.pretrained.reader import weight_mismatches
 from clipseg3d.networks.config import ABLATIONS, NetworkConfig
-from clipseg3d.volume import Views, cut_views, intensity_statistics
+from clipseg3d.views import Views, cut_views
+from clipseg3d.intensity import intensity_statistics
 
 B, S, X, Y, Z = 3, 4, 12, 16, 8
 SMALL = NetworkConfig(channels=(4, 6, 8), num_auxiliary=1, semantic_dim=12, num_heads=3)
-FOLDED = NetworkConfig(channels=(4, 6), fold=2, num_auxiliary=0, semantic_dim=12, num_heads=3)
-TINY_LIKE = NetworkConfig(channels=(4, 6, 8), fold=2, num_auxiliary=1, semantic_dim=12, num_heads=3)
+FOLDED = NetworkConfig(channels=(4, 6), space_to_depth=2, num_auxiliary=0, semantic_dim=12, num_heads=3)
+TINY_LIKE = NetworkConfig(channels=(4, 6, 8), space_to_depth=2, num_auxiliary=1, semantic_dim=12, num_heads=3)
 VARIANTS = {
     "default": {},
     "sequential": {"guidance": "sequential"},
@@ -104,7 +106,7 @@ def case_of(network, config, image, reports=None):
         "views": views_for(config, image),
         "text": text,
         "text_mask": mask,
-        "window": torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, -0.3]]).expand(batch, 2, 3),
+        "crop_box": torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, -0.3]]).expand(batch, 2, 3),
         "statistics": intensity_statistics(image) * 0.9,
     }
 
@@ -176,7 +178,7 @@ def test_every_trained_variant_is_its_unet_without_views_and_text(make, randomis
     network = randomise(make(config))
     given = case_of(network, config, image)
     unguided = plain(network, image, given["statistics"])
-    alone = network(image, window=given["window"], statistics=given["statistics"])
+    alone = network(image, crop_box=given["crop_box"], statistics=given["statistics"])
     assert torch.equal(alone, unguided)
     changed = (network(image, **given) - unguided).abs().amax(dim=(1, 2, 3, 4))
     assert (changed > 1e-3).tolist() == [variant in GUIDED] * B
@@ -328,25 +330,25 @@ def test_attention_adds_to_the_logits_of_the_unet(make, randomise, config, image
 
 
 def test_encoding_once_and_segmenting_is_forward(trained, image, views, text):
-    window = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, -0.3]]).expand(B, 2, 3)
+    crop_box = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, -0.3]]).expand(B, 2, 3)
     statistics = intensity_statistics(image) * 0.9
     semantics = trained.encode_semantics(views, **text)
-    logits = trained.segment(image, semantics, window=window, statistics=statistics).logits
-    whole = trained(image, views=views, window=window, statistics=statistics, **text)
+    logits = trained.segment(image, semantics, crop_box=crop_box, statistics=statistics).logits
+    whole = trained(image, views=views, crop_box=crop_box, statistics=statistics, **text)
     assert torch.equal(logits, whole)
     assert not torch.equal(logits, trained(image, views=views, statistics=statistics, **text))
-    assert not torch.equal(logits, trained(image, views=views, window=window, **text))
+    assert not torch.equal(logits, trained(image, views=views, crop_box=crop_box, **text))
 
 
 @pytest.mark.parametrize("config", [SMALL, FOLDED], ids=["small", "folded"])
 @pytest.mark.parametrize(
-    "window",
+    "crop_box",
     [None, [[0.1, 0.2, 0.3], [0.5, 0.6, 0.4]], [[0.6, 0.2, 0.9], [-0.5, 0.6, -0.8]]],
     ids=["whole", "crop", "mirrored"],
 )
-def test_padding_does_not_shift_the_places_that_attention_reads(make, randomise, config, window):
+def test_padding_does_not_shift_the_places_that_attention_reads(make, randomise, config, crop_box):
     network, image = make(config), raw_volume(9, 14, 5, batch=1)
-    window = None if window is None else torch.tensor([window])
+    crop_box = None if crop_box is None else torch.tensor([crop_box])
     block = randomise(network.semantic_fusion.attention["TC"])
     with torch.no_grad():  # let it add a linear function of the place in the brain
         block.query.weight.zero_()
@@ -354,10 +356,10 @@ def test_padding_does_not_shift_the_places_that_attention_reads(make, randomise,
         block.context.bias += 40
     text, mask = network.embed_text(REPORTS[:1])
     semantics = network.encode_semantics(None, text, mask)
-    added = network(image, text=text, text_mask=mask, window=window) - plain(network, image)
+    added = network(image, text=text, text_mask=mask, crop_box=crop_box) - plain(network, image)
     block.stride = 1  # half the grid, interpolated, must give the same away from the border
     features = torch.zeros(1, config.channels[0], 9, 14, 5)
-    expected, _ = block(features, semantics.summary, semantics.regions[:, 1], window)
+    expected, _ = block(features, semantics.summary, semantics.regions[:, 1], crop_box)
     inside = (..., *[slice(1, n - 1) for n in (9, 14, 5)])
     assert expected.std() > 1e-2
     torch.testing.assert_close(added[:, 1:2][inside], expected[inside], rtol=1e-4, atol=1e-4)
@@ -503,7 +505,7 @@ def training_loss(network, config, image, *, cosines=False, text=True):
     prediction = network.segment(
         image,
         network.encode_semantics(given["views"], *said),
-        window=given["window"],
+        crop_box=given["crop_box"],
         statistics=given["statistics"],
         regions=label if config.region_contrast else None,
         deep=True,
@@ -845,7 +847,7 @@ def test_refinement_reads_the_sequences_as_they_are_fused(make, randomise, image
 
 @pytest.mark.parametrize("fold", [1, 2])
 def test_new_difference_channels_change_nothing(make, randomise, image, fold):
-    config = replace(SMALL, fold=fold, difference_channels=True)
+    config = replace(SMALL, space_to_depth=fold, difference_channels=True)
     network = make(config)
     fused = network.pixel_fusion(image)
     assert fused.shape[1] == 6
@@ -916,7 +918,7 @@ def test_compiled_segmentation_gives_the_eager_logits(make, randomise):
         make, randomise, replace(TINY_LIKE, channels=(4, 6), num_auxiliary=0)
     )
     semantics = network.encode_semantics(given["views"], given["text"], given["text_mask"])
-    place = {name: given[name] for name in ("window", "statistics")}
+    place = {name: given[name] for name in ("crop_box", "statistics")}
     with torch.no_grad():
         expected = network.segment(image, semantics, **place)
         found = torch.compile(network.segment)(image, semantics, **place)
@@ -956,8 +958,8 @@ def test_unguided_region_is_refused(make):
 
 def test_weights_of_another_architecture():
     own = {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}
-    assert unlike_weights(own, own) == []
-    assert unlike_weights({"a": torch.ones(2), "b": torch.ones(4), "d": torch.ones(1)}, own) == [
+    assert weight_mismatches(own, own) == []
+    assert weight_mismatches({"a": torch.ones(2), "b": torch.ones(4), "d": torch.ones(1)}, own) == [
         "1 missing, such as c",
         "1 unknown, such as d",
         "1 of another shape, such as b",

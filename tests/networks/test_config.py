@@ -4,7 +4,12 @@ from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 
-from clipseg3d.networks.config import ABLATIONS, PRESETS, NetworkConfig, network_config
+from clipseg3d.networks.config import (
+    ABLATIONS,
+    PRESETS,
+    NetworkConfig,
+    network_config,
+)
 
 EVERYTHING = NetworkConfig(
     difference_channels=True,
@@ -116,7 +121,7 @@ def test_fast_differs_from_recommended_in_sizes_and_what_folding_needs():
     fast = network_config("fast")
     assert fast.fold == 2
     assert fast.refinement
-    unfolded = replace(fast, channels=NetworkConfig().channels, fold=1, refinement=0)
+    unfolded = replace(fast, channels=NetworkConfig().channels, space_to_depth=1, refinement=0)
     assert unfolded == network_config("recommended")
     assert all(f < r for f, r in zip(fast.channels, NetworkConfig().channels, strict=True))
 

@@ -27,7 +27,7 @@ def image():
 @pytest.mark.parametrize("fold", [1, 2])
 @pytest.mark.parametrize("size", [(X, Y, Z), (16, 8, 24), (5, 12, 1)])
 def test_logits_lie_on_the_grid_of_the_image(fold, size):
-    assert make(fold=fold)(torch.randn(1, IN, *size)).shape == (1, OUT, *size)
+    assert make(space_to_depth=fold)(torch.randn(1, IN, *size)).shape == (1, OUT, *size)
 
 
 @pytest.mark.parametrize("fold", [1, 2])
@@ -87,7 +87,7 @@ def test_stem_folds_cubes_and_heads_put_them_back(image, fold):
 
 
 def test_a_voxel_is_seen_around_its_place():
-    unet = make(fold=2, channels=(4, 6), num_auxiliary=0)
+    unet = make(space_to_depth=2, channels=(4, 6), num_auxiliary=0)
     for module in unet.modules():  # normalisation would spread a voxel over the whole grid
         if isinstance(module, nn.InstanceNorm3d):
             module.forward = lambda features: features
@@ -263,7 +263,7 @@ def test_raw_logits_lie_on_the_padded_grid(image):
 
 
 def test_new_refinement_changes_no_bit_and_then_every_voxel_by_its_own(image):
-    plain, refined = make(fold=2), make(fold=2, refinement=6)
+    plain, refined = make(space_to_depth=2), make(space_to_depth=2, refinement=6)
     assert torch.equal(refined(image), plain(image))  # other weights start as they would without
     with torch.no_grad():
         refined.refine.layers[-1].weight.normal_()
@@ -275,7 +275,7 @@ def test_new_refinement_changes_no_bit_and_then_every_voxel_by_its_own(image):
 
 
 def test_rejects_a_refinement_of_what_is_not_folded():
-    with pytest.raises(ValueError, match=r"refinement=6 reads voxels .* fold=1 folds none; set"):
+    with pytest.raises(ValueError, match=r"refinement=6 reads voxels .* space_to_depth=1 folds none; set"):
         make(refinement=6)
 
 

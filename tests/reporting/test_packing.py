@@ -9,7 +9,12 @@ import pytest
 from matplotlib.image import imread
 
 from clipseg3d.reporting.map_colours import scale_of
-from clipseg3d.reporting.packing import grey_levels, map_levels, pack_volume, view_png
+from clipseg3d.reporting.packing import (
+    grey_levels,
+    map_levels,
+    pack_volume,
+    view_png,
+)
 
 X, Y, Z = 5, 7, 3
 

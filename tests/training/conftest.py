@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pytorch_lightning import Trainer, seed_everything
 
-from clipseg3d.data.phantom_datamodule import PhantomDataModule
+from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.networks.config import NetworkConfig
-from clipseg3d.training.checkpoint_files import CheckpointFiles
+from clipseg3d.training.checkpoint_io import AtomicCheckpointIO
 from clipseg3d.training.module import CLIPSeg3DModule
 
 
@@ -48,7 +48,7 @@ class SmallFit:
             "spacing_mm": 8.0,
             "plan": {"lr": 1e-2, "semantic_ramp": (1, 2)},
             "sequence_dropout": 0.5,
-            "window": (16, 16, 16),
+            "roi_size": (16, 16, 16),
         }
         return CLIPSeg3DModule(network, **{**defaults, **options})
 
@@ -57,7 +57,7 @@ class SmallFit:
             "max_epochs": 3,
             "accelerator": "cpu",
             "logger": False,
-            "plugins": [CheckpointFiles()],
+            "plugins": [AtomicCheckpointIO()],
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "enable_checkpointing": bool(options.get("callbacks")),

@@ -18,7 +18,7 @@ import torch
 
 from clipseg3d.batch import unpack
 from clipseg3d.training import checkpoint_files
-from clipseg3d.training.cli import run
+from clipseg3d.cli.lightning_cli import run
 from clipseg3d.training.module import CLIPSeg3DModule
 
 NETWORK = {
@@ -39,7 +39,7 @@ def arguments(root: Path, name: str, workers: int) -> list[str]:
         "model.network": json.dumps(NETWORK),
         "model.plan": '{"lr": 0.01, "semantic_ramp": [1, 2]}',
         "model.sequence_dropout": 0.5,
-        "model.window": "[16, 16, 16]",
+        "model.roi_size": "[16, 16, 16]",
         "data": "clipseg3d.PhantomDataModule",
         "data.root": root / "phantoms",
         "data.cache_dir": root / "cache",

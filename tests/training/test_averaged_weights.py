@@ -4,7 +4,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from clipseg3d.inference.checkpoint import read_checkpoints
+from clipseg3d.pretrained.reader import read_networks
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.module import CLIPSeg3DModule
@@ -37,7 +37,7 @@ def test_the_average_is_validated_and_kept(small, tmp_path):
         tmp_path, max_epochs=1, callbacks=[by_hand, AveragedWeights(DECAY), best]
     )
     content = torch.load(tmp_path / "best.ckpt", weights_only=True)
-    (read,) = read_checkpoints([tmp_path / "best.ckpt"])
+    (read,) = read_networks([tmp_path / "best.ckpt"])
     loaded = CLIPSeg3DModule.load_from_checkpoint(tmp_path / "best.ckpt")
     for name, due in by_hand.average.items():
         torch.testing.assert_close(by_hand.validated[name], due)

@@ -12,7 +12,8 @@ from pytorch_lightning import Trainer
 
 import clipseg3d.training.dry_run
 from clipseg3d.cli.main import main
-from clipseg3d.data.phantom_datamodule import PhantomDataModule, write_phantoms
+from clipseg3d.phantom.datamodule import PhantomDataModule
+from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.training.dry_run import dry_run
 from clipseg3d.training.memory import predict_peak_memory

@@ -10,11 +10,12 @@ import yaml
 from torch.profiler import ProfilerActivity, profile
 
 from clipseg3d.losses import RegionLoss
-from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.training.memory import AUTOCAST, PeakMemory, predict_peak_memory
 from clipseg3d.training.plan import TrainingPlan
-from clipseg3d.volume import cut_views, intensity_statistics
+from clipseg3d.views import cut_views
+from clipseg3d.intensity import intensity_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*_*gb.yaml"))

@@ -7,9 +7,14 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW
 
-from clipseg3d.networks.clipseg3d import build_clipseg3d
+from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import PRESETS, NetworkConfig
-from clipseg3d.training.plan import PLANS, TrainingPlan, resolve_plan, training_plan
+from clipseg3d.training.plan import (
+    PLANS,
+    TrainingPlan,
+    resolve_plan,
+    training_plan,
+)
 
 SMALL = NetworkConfig(
     channels=(4, 6),

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Trainer, seed_everything
 
-from clipseg3d.data.phantom_datamodule import PhantomDataModule
+from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.networks.config import ABLATIONS, NetworkConfig
 from clipseg3d.training.module import CLIPSeg3DModule
 
@@ -66,7 +66,7 @@ def train(name: str, devices: int, root: str) -> tuple[CLIPSeg3DModule, PhantomD
         spacing_mm=8.0,
         plan={"lr": 1e-2, "semantic_ramp": RAMP},
         sequence_dropout=0.5,
-        window=(16, 16, 16),
+        roi_size=(16, 16, 16),
     )
     trainer = Trainer(
         max_epochs=2,

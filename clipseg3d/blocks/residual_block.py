@@ -1,0 +1,59 @@
+"""Feature-level fusion: the residual CBAM block and the attention-gated skip of the 3D U-Net."""
+
+from torch import Tensor, nn
+
+from clipseg3d.blocks.cbam import CBAM
+from clipseg3d.blocks.instance_norm_act import InstanceNormAct
+from clipseg3d.blocks.pointwise_conv import PointwiseConv3d
+
+
+class ResidualBlock(nn.Module):
+    """Two 3D convolutions with a shortcut, optionally with CBAM before the sum.
+
+    Args:
+        in_channels: channels given.
+        out_channels: channels returned.
+        stride: 2 halves the grid in the first convolution.
+        cbam: whether channel and spatial attention weigh the residual.
+        dropout: share of channels dropped between the convolutions, in training only.
+
+    Source: arXiv 2507.09966, feature-level fusion (Conv3d, InstanceNorm, LeakyReLU, CBAM).
+
+    Example:
+        >>> ResidualBlock(4, 16, stride=2)(torch.rand(1, 4, 20, 24, 18)).shape
+        torch.Size([1, 16, 10, 12, 9])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        cbam: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+            InstanceNormAct(out_channels),
+            nn.Dropout3d(dropout),
+            nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.InstanceNorm3d(out_channels, affine=True),
+        )
+        self.attention = CBAM(out_channels) if cbam else nn.Identity()
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and in_channels == out_channels
+            else PointwiseConv3d(in_channels, out_channels, bias=False)
+        )
+        self.stride = stride
+        self.activation = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (b, out_channels, x / stride, y / stride, z / stride)."""
+        # What a stride skips is skipped beforehand: the backward pass of a convolution with it
+        # takes four times as long.
+        kept = features[:, :, :: self.stride, :: self.stride, :: self.stride]
+        out: Tensor = self.activation(self.attention(self.residual(features)) + self.shortcut(kept))
+        return out

@@ -1,0 +1,194 @@
+"""3D-2D semantic bridging: slices of the volume through CLIP's image tower."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from clipseg3d.blocks.attention_pooling import GatedAttentionPooling
+from clipseg3d.blocks.residual_adapter import ResidualAdapter
+from clipseg3d.blocks.zero_init import zero_init
+from clipseg3d.views import Views, ViewSelection, cut_views
+from clipseg3d.vocabulary import PLANES
+
+MAX_CACHED_CASES = 4096
+"""Cases whose tokens are kept, 6 KB each with three views and ViT-B/32."""
+
+
+class ImageEncoder(Protocol):
+    """What the bridge asks of an image tower."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Number of embedding channels e."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Turn RGB images (n, 3, h, w) in [0, 1] into unit vectors (n, e)."""
+
+    def encode_patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same, and unit vectors (n, g, g, e) of the image's patches."""
+
+
+class ViewTokens(NamedTuple):
+    """CLIP's embeddings of the views of a batch."""
+
+    tokens: Tensor
+    """(b, n, e): one token per view, or one per axis where views are pooled."""
+    valid: Tensor
+    """(b,) bool: False where a case has no signal at all, so that its views are to be ignored."""
+    patches: Tensor | None
+    """(b, v, g, g, e): the views' patch embeddings, for a dense map; else None."""
+    planes: Tensor
+    """(b, v, 3): where the views lie; see :class:`clipseg3d.views.Views`."""
+
+
+class SemanticBridge(nn.Module):
+    """Embed axial, coronal and sagittal slices of a volume with a 2D encoder.
+
+    The paper's F3D is the mean of the returned tokens; they are kept apart here, since attention
+    over one averaged vector does nothing (its softmax has a single key).
+
+    Args:
+        encoder: image tower; an ``nn.Module`` is moved to devices with the bridge. Freezing it is
+            the encoder's own task. An encoder with an attribute ``frozen`` that is True embeds the
+            views of a case once, unless ``mix_rgb`` or ``dense``; the tokens are kept in memory.
+        selection: which slices :meth:`forward` cuts; see :func:`clipseg3d.views.cut_views`. With
+            ``attention``, the slices of each axis are pooled into one token.
+        rgb: sequences shown as red, green and blue: t1ce, flair, t2.
+        num_sequences: sequences s of the views.
+        mix_rgb: add a learned mixture of all sequences to red, green and blue, nothing at first;
+            the paper's "2D processing network".
+        adapter: add what a small residual network makes of the tokens, nothing at first.
+        dense: whether patch embeddings are returned too, for :func:`lift_patches`.
+
+    Source: arXiv 2507.09966, 3D-2D semantic bridging; ``energy``, ``attention`` and ``dense`` are
+    ours.
+
+    Example:
+        >>> from clipseg3d.clip.encoder import load_encoder
+        >>> bridge = SemanticBridge(load_encoder("tiny"), selection="energy")
+        >>> bridge(torch.rand(1, 4, 40, 48, 36)).tokens.shape  # axial, coronal, sagittal
+        torch.Size([1, 3, 96])
+    """
+
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        *,
+        selection: ViewSelection = "center",
+        rgb: Sequence[int] = (1, 3, 2),
+        num_sequences: int = 4,
+        mix_rgb: bool = False,
+        adapter: bool = False,
+        dense: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(rgb) != 3 or max(rgb) >= num_sequences:
+            raise ValueError(f"rgb={tuple(rgb)}: name three of {num_sequences} sequences by index")
+        self.encoder = encoder
+        self.selection: ViewSelection = selection
+        self.rgb = list(rgb)
+        self.num_sequences = num_sequences
+        self.dense = dense
+        self.mixture: nn.Sequential | None = None
+        if mix_rgb:
+            self.mixture = nn.Sequential(
+                nn.Conv2d(num_sequences, 16, 3, padding=1),
+                nn.LeakyReLU(0.01, inplace=True),
+                nn.Conv2d(16, 3, 1),
+            )
+            zero_init(self.mixture[-1])
+        self.pooling = (
+            GatedAttentionPooling(encoder.embed_dim) if selection == "attention" else None
+        )
+        self.adapter = ResidualAdapter(encoder.embed_dim) if adapter else None
+        self._token_cache: dict[bytes, Tensor] = {}
+
+    def forward(self, volume: Tensor) -> ViewTokens:
+        """Cut a whole volume (b, s, x, y, z) into views and embed them; see :meth:`embed`."""
+        return self.embed(cut_views(volume, selection=self.selection))
+
+    def embed(self, views: Views) -> ViewTokens:
+        """Embed views that were cut before; tokens have unit norm unless pooled or adapted.
+
+        Raises:
+            ValueError: the images are not uint8, not (b, v, h, w, s) with s = ``num_sequences``,
+                or not equally many per axis.
+        """
+        images = views.images
+        fits = images.ndim == 5 and images.shape[4] == self.num_sequences
+        if images.dtype != torch.uint8 or not fits or images.shape[1] % len(PLANES):
+            raise ValueError(
+                f"views are {images.dtype} {tuple(images.shape)}, expected uint8 (b, v, h, w, "
+                f"{self.num_sequences}) with equally many views per axis; cut them with "
+                "clipseg3d.views.cut_views"
+            )
+        batch = images.shape[0]
+        patches = None
+        if self.dense:
+            tokens, patches = self.encoder.encode_patches(self._to_rgb(images))
+            patches = rearrange(patches, "(b v) g h e -> b v g h e", b=batch)
+        elif self.caches_tokens and not torch.compiler.is_compiling():  # values break graphs
+            tokens = torch.cat([self._cached_tokens(case) for case in images])
+        else:
+            tokens = self.encoder.encode_image(self._to_rgb(images))
+        tokens = rearrange(tokens, "(b a k) e -> b a k e", b=batch, a=len(PLANES))
+        if self.pooling is None:
+            tokens = rearrange(tokens, "b a k e -> b (a k) e")
+        else:
+            tokens = self.pooling(tokens)
+        if self.adapter is not None:
+            tokens = self.adapter(tokens)
+        valid = reduce(images != 0, "b v h w s -> b", "max")
+        return ViewTokens(tokens, valid, patches, views.planes)
+
+    @property
+    def caches_tokens(self) -> bool:
+        """Whether the tokens of a case are kept once they are computed."""
+        return not self.dense and self.mixture is None and getattr(self.encoder, "frozen", False)
+
+    def precompute(self, cases: Iterable[Tensor], *, rank: int = 0, world_size: int = 1) -> None:
+        """Compute the tokens of many cases in advance, each case on one rank only.
+
+        Call it on all ranks at once. It does nothing unless :attr:`caches_tokens`.
+
+        Args:
+            cases: views (v, h, w, s) of each case, on the encoder's device; the same on all ranks.
+            rank: this process.
+            world_size: processes that share the work, and then the tokens.
+        """
+        if not self.caches_tokens:
+            return
+        for images in islice(cases, rank, MAX_CACHED_CASES, world_size):
+            self._cached_tokens(images)
+        if world_size > 1:
+            caches: list[dict[bytes, Tensor]] = [{}] * world_size
+            torch.distributed.all_gather_object(caches, self._token_cache)
+            for cache in caches:
+                self._token_cache.update(cache)
+
+    def _to_rgb(self, images: Tensor) -> Tensor:
+        """Return views (b, v, h, w, s) as RGB images (b v, 3, h, w) in [0, 1]."""
+        shown = rearrange(images, "b v h w s -> (b v) s h w").float() / 255
+        rgb = shown[:, self.rgb]
+        return rgb if self.mixture is None else rgb + self.mixture(shown)
+
+    @torch.no_grad()
+    def _cached_tokens(self, images: Tensor) -> Tensor:
+        """Return the tokens (v, e) of the views (v, h, w, s) of one case.
+
+        Each case is encoded by itself: the last digits depend on what is encoded together.
+        """
+        shown = images[..., self.rgb].cpu()
+        content = str(tuple(shown.shape)).encode() + shown.numpy().tobytes()
+        key = hashlib.sha256(content).digest()
+        if key not in self._token_cache:
+            if len(self._token_cache) == MAX_CACHED_CASES:
+                del self._token_cache[next(iter(self._token_cache))]
+            with torch.inference_mode(False):  # training may use what validation has computed
+                self._token_cache[key] = self.encoder.encode_image(self._to_rgb(images[None])).cpu()
+        return self._token_cache[key].to(images.device)

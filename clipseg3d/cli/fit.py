@@ -1,0 +1,23 @@
+"""``clipseg3d fit``."""
+
+from collections.abc import Sequence
+
+from clipseg3d.cli.terminal import Commands
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command to the list of commands; its options are those of LightningCLI."""
+    commands.add_parser(
+        "fit",
+        add_help=False,
+        help="train on a data set, as a YAML configuration says (Lightning); with --dry-run, only "
+        "say what that will need",
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run ``clipseg3d fit``; ``argv`` begins with the command."""
+    from clipseg3d.cli.lightning_cli import run_lightning
+
+    run_lightning(argv)
+    return 0

@@ -1,0 +1,11 @@
+from .encoder import ClipEncoder as ClipEncoder
+from .encoder import HuggingFaceCLIP as HuggingFaceCLIP
+from .encoder import TextEncoder as TextEncoder
+from .encoder import load_encoder as load_encoder
+from .prompts import REGION_PROMPTS as REGION_PROMPTS
+from .prompts import region_prompts as region_prompts
+from .prompts import split_sentences as split_sentences
+from .text_bank import TextBank as TextBank
+from .text_cache import TextCache as TextCache
+from .text_encoder import HuggingFaceTextEncoder as HuggingFaceTextEncoder
+from .text_encoder import load_text_encoder as load_text_encoder

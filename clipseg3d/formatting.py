@@ -1,0 +1,27 @@
+"""Numbers and tables as text."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+
+def join_numbers(values: Iterable[float], *, at_most: int | None = None) -> str:
+    """Return numbers as ``0, 1, 2``; with ``at_most``, only the first ones."""
+    return ", ".join(f"{value:g}" for value in islice(values, at_most))
+
+
+def align_columns(rows: Sequence[Sequence[str]], *, left: int = 0) -> str:
+    """Return rows of cells as lines with aligned columns.
+
+    Args:
+        rows: cells of each line, equally many in all lines.
+        left: number of columns, from the first on, whose cells begin at the left edge; all others
+            end at the right edge.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

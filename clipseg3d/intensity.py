@@ -1,0 +1,46 @@
+"""Intensity statistics of whole volumes, and normalisation by them.
+
+Data (which caches them), blocks (which take raw volumes too) and inference share these functions,
+so that training and prediction use the same numbers. Axes: b batch, s sequences, x y z voxels in
+array order.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
+
+
+def intensity_statistics(volume: Tensor) -> Tensor:
+    """Return low, high, mean and SD of each sequence over its non-zero voxels.
+
+    Low and high are the 0.5th and 99.5th percentiles, found by nearest rank; mean and SD are
+    those of the values clipped to them, so that a few hot voxels (a scan stored at the full int16
+    range, a vessel) do not squeeze all others. A sequence without non-zero voxels gets zeros.
+
+    Args:
+        volume: (b, s, x, y, z), background 0, the whole brain in it.
+
+    Returns:
+        (b, s, 4) float32, in the units of ``volume``.
+    """
+    rows = []
+    for sequence in rearrange(volume.float(), "b s x y z -> (b s) (x y z)"):
+        values = sequence[sequence != 0]
+        if values.numel() == 0:
+            rows.append(sequence.new_zeros(4))
+            continue
+        ranks = [
+            1 + round((values.numel() - 1) * p / 100) for p in (LOW_PERCENTILE, HIGH_PERCENTILE)
+        ]
+        low, high = (values.kthvalue(rank).values for rank in ranks)
+        clipped = values.clamp(low, high)
+        spread = clipped.std(correction=0) * (high > low)  # rounding gives a constant some spread
+        rows.append(torch.stack([low, high, clipped.mean(), spread]))
+    return rearrange(torch.stack(rows), "(b s) k -> b s k", b=volume.shape[0])
+
+
+def scale(value: Tensor, offset: Tensor, size: Tensor) -> Tensor:
+    """Return ``(value - offset) / size``, and 0 where ``size`` is 0 (a constant sequence)."""
+    return torch.where(size > 0, (value - offset) / torch.where(size > 0, size, 1), 0)

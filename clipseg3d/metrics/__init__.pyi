@@ -1,0 +1,17 @@
+from .case_scores import CaseScores as CaseScores
+from .comparison import difference_table as difference_table
+from .comparison import mean_ranks as mean_ranks
+from .comparison import paired_difference as paired_difference
+from .dice import CaseDice as CaseDice
+from .dice import dice_empty_is_one as dice_empty_is_one
+from .hausdorff import hd95 as hd95
+from .lesionwise import LesionScores as LesionScores
+from .lesionwise import lesion_scores as lesion_scores
+from .nsd import surface_dice as surface_dice
+from .overlap import Overlap as Overlap
+from .protocols import PROTOCOLS as PROTOCOLS
+from .protocols import Protocol as Protocol
+from .protocols import get_protocol as get_protocol
+from .region_scores import score_region as score_region
+from .score_table import ScoreTable as ScoreTable
+from .score_table import join_tables as join_tables

@@ -1,0 +1,116 @@
+"""The one place that sizes the parts of a network."""
+
+from clipseg3d.blocks.grade_classifier import GradeClassifier
+from clipseg3d.blocks.guidance import build_guidance
+from clipseg3d.blocks.pixel_fusion import PixelFusion
+from clipseg3d.blocks.semantic_bridge import SemanticBridge
+from clipseg3d.blocks.semantic_fusion import SemanticFusion
+from clipseg3d.clip.encoder import ClipEncoder, load_encoder
+from clipseg3d.clip.text_bank import TextBank
+from clipseg3d.clip.text_encoder import TextEncoder, load_text_encoder
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.networks.unet import UNet3D
+
+DIFFERENCES = ((1, 0), (2, 3))
+"""Pairs of sequences that difference channels are made of: t1ce - t1, t2 - flair."""
+
+
+def build_clipseg3d(
+    config: NetworkConfig | str = "recommended",
+    *,
+    encoder: ClipEncoder | None = None,
+    text_cache: str | None = None,
+    local_files_only: bool = False,
+) -> CLIPSeg3D:
+    """Build the network that a config, or the preset of that name, describes.
+
+    Args:
+        config: sizes and switches, or a preset's name.
+        encoder: CLIP to use; None loads ``config.clip``.
+        text_cache: file of text embeddings written by ``clipseg3d embed-text``, or None.
+        local_files_only: load encoders from folders or the Hugging Face cache, without network.
+
+    Raises:
+        ValueError: unknown preset; sizes that do not fit; a folder without weights; a text cache
+            of another encoder.
+        OSError: a hub name without network.
+    """
+    if isinstance(config, str):
+        config = network_config(config)
+    pixel_fusion = None
+    if config.pixel_fusion:
+        pixel_fusion = PixelFusion(
+            norms=config.norms,
+            differences=DIFFERENCES if config.difference_channels else (),
+            contrast=config.region_contrast,
+        )
+    in_channels = pixel_fusion.out_channels if pixel_fusion else len(config.sequences)
+    unet = UNet3D(
+        in_channels,
+        len(config.regions),
+        channels=config.channels,
+        space_to_depth=config.space_to_depth,
+        refinement=config.refinement,
+        cbam=config.cbam,
+        attention_skips=config.attention_skips,
+        num_auxiliary=config.num_auxiliary,
+        dropout=config.dropout,
+        extra_channels=in_channels - len(config.sequences),
+        head=config.head,
+        head_norm=config.conditional_norm,
+        checkpointing=config.checkpointing,
+    )
+    grade_classifier = GradeClassifier(unet.channels[-1]) if config.grade_classifier else None
+    if not config.semantics:
+        return CLIPSeg3D(
+            unet, pixel_fusion=pixel_fusion, grade_classifier=grade_classifier, config=config
+        )
+    encoder = encoder or load_encoder(config.clip, local_files_only=local_files_only)
+    encoders: dict[str, TextEncoder] = {"CLIP": encoder}
+    text_bank, text_dim = None, 0
+    if config.text != "none":
+        reader: TextEncoder = encoder
+        if config.text_encoder is not None:
+            reader = encoders["text"] = load_text_encoder(
+                config.text_encoder, local_files_only=local_files_only
+            )
+        text_bank = TextBank(reader, config.regions, cache=text_cache)
+        text_dim = reader.embed_dim
+    bridge = SemanticBridge(
+        encoder,
+        selection=config.view_selection,
+        num_sequences=len(config.sequences),
+        mix_rgb=config.mix_rgb,
+        adapter=config.adapter,
+        dense=config.dense,
+    )
+    guidance = build_guidance(
+        config.guidance,
+        encoder.embed_dim,
+        config.semantic_dim,
+        tokens=config.guidance_tokens,
+        # Without guidance, only semantic attention reads text.
+        text_dim=text_dim if config.guided or config.guidance != "none" else 0,
+        num_heads=config.num_heads,
+    )
+    semantic_fusion = SemanticFusion(
+        bridge,
+        guidance,
+        bottleneck_channels=unet.channels[-1],
+        decoder_channels=unet.channels[0],
+        regions=config.regions,
+        guided=config.guided,
+        mode=config.attention_mode,
+        attention_stride=1 if config.space_to_depth > 1 else 2,
+        conditional=config.conditional_norm,
+    )
+    return CLIPSeg3D(
+        unet,
+        pixel_fusion=pixel_fusion,
+        semantic_fusion=semantic_fusion,
+        text_bank=text_bank if guidance.map_text is not None else None,
+        grade_classifier=grade_classifier,
+        encoders=encoders,
+        config=config,
+    )

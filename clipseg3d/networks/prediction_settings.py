@@ -1,0 +1,53 @@
+"""What a trained network is for, as plain values that travel with its weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """What prediction must know of how a network was trained.
+
+    Attributes:
+        release: label convention of the training data, by name.
+        spacing_mm: voxel size of the training data.
+        roi_size: size of the sliding window (x, y, z), in voxels.
+        overlap: of neighbouring windows, in [0, 1).
+        allow_missing: whether training withheld sequences, so that cases may lack some.
+
+    Raises:
+        ValueError: a voxel size that is not above 0, a ``roi_size`` that is not three sizes above 0, or
+            an overlap outside [0, 1).
+    """
+
+    release: str
+    spacing_mm: float
+    roi_size: tuple[int, int, int] = (128, 128, 128)
+    overlap: float = 0.5
+    allow_missing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no prediction can use; a file may hold anything."""
+        if not self.spacing_mm > 0:
+            raise ValueError(f"spacing_mm={self.spacing_mm} is not above 0; give it in millimetres")
+        if len(self.roi_size) != 3 or min(self.roi_size) < 1:
+            raise ValueError(f"roi_size={self.roi_size}: give three sizes in voxels, each above 0")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap={self.overlap} is not in [0, 1)")
+
+    @classmethod
+    def from_hyperparameters(cls, values: Mapping[str, Any]) -> "PredictionSettings":
+        """Return the settings that the hyperparameters of a CLIPSeg3DModule stand for.
+
+        Raises:
+            KeyError: one is missing.
+            ValueError: as for the class.
+        """
+        return cls(
+            release=values["release"],
+            spacing_mm=values["spacing_mm"],
+            roi_size=tuple(values["roi_size"]),
+            overlap=values["overlap"],
+            allow_missing=values.get("sequence_dropout", 0) > 0,
+        )

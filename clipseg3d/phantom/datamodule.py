@@ -1,0 +1,73 @@
+"""Simulated patients as a data module: no licence, no download."""
+
+from dataclasses import replace
+from typing import Any
+
+from clipseg3d.data.brats import BraTSDataModule
+from clipseg3d.data.cases import Case, find_cases
+from clipseg3d.data.releases import PHANTOM
+from clipseg3d.data.survey import DataSurvey
+from clipseg3d.phantom.write import case_names, write_phantoms
+
+MEGABYTES = 12
+"""What the files of a patient take at 1 mm."""
+
+
+class PhantomDataModule(BraTSDataModule):
+    """Simulated patients with true reports; made on first use, then read like any BraTS folder.
+
+    Args:
+        root: folder that the patients are written to.
+        num_cases: how many patients.
+        first_seed: seed, and number in the name, of the first patient.
+        spacing_mm: voxel size of the patients.
+        **options: as for :class:`clipseg3d.data.brats.BraTSDataModule`.
+
+    Raises:
+        ValueError: ``num_cases`` is not positive.
+    """
+
+    release = PHANTOM
+
+    def __init__(
+        self,
+        root: str = "phantoms",
+        *,
+        num_cases: int = 20,
+        first_seed: int = 0,
+        spacing_mm: float = 2.0,
+        **options: Any,
+    ) -> None:
+        if num_cases < 1:
+            raise ValueError(f"num_cases={num_cases} is not positive")
+        super().__init__(root, spacing_mm=spacing_mm, **options)
+        self.num_cases = num_cases
+        self.first_seed = first_seed
+
+    def survey(self) -> DataSurvey:
+        """Check the patients that are there, and plan with those that are not."""
+        names = case_names(self.num_cases, self.first_seed)
+        there = [name for name in names if (self.root / name).is_dir()]
+        planned = [Case(name, name, {}) for name in names if name not in there]
+        survey = self._survey([self.root / name for name in there], planned)
+        if not planned:
+            return survey
+        note = f"{len(planned)} of {len(names)} patients are still to be simulated"
+        size = int(len(planned) * MEGABYTES * 1e6 / self.spacing_mm**3)
+        return replace(survey, notes=(*survey.notes, note), disk={**survey.disk, self.root: size})
+
+    def _find_cases(self) -> list[Case]:
+        """Write the patients that are missing, and index them; the folder may hold others too."""
+        names = write_phantoms(
+            self.root, self.num_cases, spacing_mm=self.spacing_mm, seed=self.first_seed
+        )
+        return [
+            case
+            for name in names
+            for case in find_cases(
+                self.root / name,
+                self.release,
+                reports=self.reports,
+                spacing_mm=self.spacing_mm,
+            )
+        ]

@@ -1,0 +1,310 @@
+"""What is true of a tumour, and a report that says so."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+
+from clipseg3d.phantom.grid import Bool
+from clipseg3d.phantom.tumour import CORE, ENHANCING, Label
+
+Side = Literal["left", "right"]
+Lobe = Literal["frontal", "parietal", "temporal", "occipital"]
+Enhancement = Literal["none", "spots", "patches", "rim", "solid"]
+
+OEDEMA_WORDS = ((20.0, "limited"), (60.0, "moderate"), (math.inf, "extensive"))
+"""A report calls oedema by the first word whose bound, in ml, is above its volume."""
+THICK_RIM_MM = 5.0
+"""A report calls an enhancing rim thick from here on, thin below."""
+SPOTS_SHARE = 0.15
+"""A core of which less than this enhances has enhancing spots."""
+RIM_SHARE = 0.5
+"""A core of whose surface at least this enhances has an enhancing rim, else patches."""
+SOLID_SHARE = 0.97
+"""A core of which at least this enhances does so throughout."""
+FOCUS_ML = 0.5
+"""Separate parts of the core count as foci from this volume on."""
+COMPRESSED_SHARE = 0.12
+"""Ventricles are called compressed once they have lost this share of their volume."""
+SPARED_SHARE = 0.04
+"""Ventricles that have lost less are called not compressed; in between nothing is said."""
+SHIFTED_MM = 3.0
+"""The midline is called shifted from here on, and not shifted below a third of it."""
+
+
+@dataclass(frozen=True)
+class PhantomFacts:
+    """What is true of one patient; :func:`measure_facts` measures all but the mass effect.
+
+    Attributes:
+        side: the patient's side on which the centre of mass of the largest focus lies.
+        lobe: lobe in which that centre lies.
+        foci: separate parts of the core of :data:`FOCUS_ML` or more, at least 1.
+        crosses_midline: whether more than a twentieth of the whole tumour lies on the other side,
+            5 mm or more from the midline.
+        enhancement: ``none``; ``spots``, less than :data:`SPOTS_SHARE` of the core; ``solid``,
+            :data:`SOLID_SHARE` of it or more; else ``rim``, :data:`RIM_SHARE` of its surface or
+            more; else ``patches``.
+        necrosis: whether a core with an enhancing rim holds a part that does not enhance.
+        wt_ml: volume of the whole tumour, in ml.
+        tc_ml: volume of the tumour core, in ml.
+        et_ml: volume of the enhancing tumour, in ml.
+        ventricle_loss: share of the ventricles' volume lost to the tumour's pressure; None unknown.
+        midline_shift_mm: how far the midline has been pushed away from the tumour; None unknown.
+    """
+
+    side: Side
+    lobe: Lobe
+    foci: int
+    crosses_midline: bool
+    enhancement: Enhancement
+    necrosis: bool
+    wt_ml: float
+    tc_ml: float
+    et_ml: float
+    ventricle_loss: float | None = None
+    midline_shift_mm: float | None = None
+
+    @property
+    def enhancing(self) -> bool:
+        """Whether any part enhances."""
+        return self.enhancement != "none"
+
+    @property
+    def oedema_ml(self) -> float:
+        """Volume of the whole tumour outside its core, in ml."""
+        return self.wt_ml - self.tc_ml
+
+    @property
+    def rim_mm(self) -> float:
+        """Thickness of the enhancing shell, were the core and the necrosis spheres, in mm."""
+        inner_ml = self.tc_ml - self.et_ml
+        return _radius_mm(self.tc_ml) - _radius_mm(inner_ml)
+
+
+def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> PhantomFacts:
+    """Measure a label map; of the mass effect it knows nothing.
+
+    Side and lobe are those of the largest focus' centre of mass within the bounding box of the
+    brain. Counting from front to back and from bottom to top of that box, the centre is
+
+    - temporal below 42 % of the height, between 22 % and 72 % of the length,
+    - else occipital behind 75 % of the length,
+    - else frontal before 48 % of the length,
+    - else parietal.
+
+    Args:
+        label: BraTS 2018-2021 labels, (x, y, z), in LPS voxel order.
+        brain: brain mask, (x, y, z) bool.
+        spacing_mm: edge of the cubic voxel, in mm.
+
+    Returns:
+        The facts.
+
+    Raises:
+        ValueError: the shapes differ, or ``label`` has no core, or ``brain`` is empty.
+    """
+    if label.shape != brain.shape:
+        raise ValueError(
+            f"label has shape {label.shape} but brain has shape {brain.shape}; "
+            "pass both on the same grid"
+        )
+    enhancing = label == ENHANCING
+    core = enhancing | (label == CORE)
+    if not core.any() or not brain.any():
+        raise ValueError("no voxel of label is core (1 or 4), or none of brain is set; pass both")
+    ml = spacing_mm**3 / 1000
+    parts, _ = ndimage.label(core, structure=np.ones((3, 3, 3)))
+    sizes = np.bincount(parts.ravel())[1:]
+    largest = parts == int(np.argmax(sizes)) + 1
+
+    (box,) = ndimage.find_objects(brain.astype(np.uint8))
+    low = np.array([side.start for side in box], float)
+    high = np.array([side.stop for side in box], float)
+    centre = np.array([coordinates.mean() for coordinates in np.nonzero(largest)])
+    # Voxel edges, not centres: a box of n voxels is n wide.
+    across, back, up = (float(f) for f in (centre - low + 0.5) / (high - low))
+    if up < 0.42 and 0.22 <= back < 0.72:
+        lobe: Lobe = "temporal"
+    elif back >= 0.75:
+        lobe = "occipital"
+    else:
+        lobe = "frontal" if back < 0.48 else "parietal"
+    side: Side = "left" if across > 0.5 else "right"
+    to_left_mm = (np.nonzero(label)[0] + 0.5 - (low[0] + high[0]) / 2) * spacing_mm
+    beyond = to_left_mm <= -5 if side == "left" else to_left_mm >= 5
+    share = float(enhancing.sum() / core.sum())
+    surface = core & ndimage.binary_dilation(~core)
+    enhancement: Enhancement = "rim" if enhancing[surface].mean() >= RIM_SHARE else "patches"
+    if share < SPOTS_SHARE:
+        enhancement = "spots" if share else "none"
+    elif share >= SOLID_SHARE:
+        enhancement = "solid"
+    return PhantomFacts(
+        side=side,
+        lobe=lobe,
+        foci=max(1, int((sizes * ml >= FOCUS_ML).sum())),
+        crosses_midline=bool(beyond.mean() > 0.05),
+        enhancement=enhancement,
+        necrosis=enhancement == "rim" and bool((core & ~surface & ~enhancing).any()),
+        wt_ml=float((label > 0).sum() * ml),
+        tc_ml=float(core.sum() * ml),
+        et_ml=float(enhancing.sum() * ml),
+    )
+
+
+def describe(facts: PhantomFacts, rng: np.random.Generator) -> str:
+    """Write a report in which every sentence is true.
+
+    Args:
+        facts: what to say; the constants of this file say which word stands for which number.
+        rng: chooses the wording.
+
+    Returns:
+        Three to seven English sentences on one line.
+    """
+    sentences = [_place(facts, rng), _oedema(facts, rng)]
+    if not facts.enhancing and rng.random() < 0.4:
+        sentences.append(
+            _pick(
+                rng,
+                "Neither necrosis nor contrast enhancement is observed.",
+                "The lesion shows no necrosis and no contrast enhancement.",
+            )
+        )
+    else:
+        if facts.enhancement in ("none", "rim", "solid"):
+            sentences.append(_necrosis(facts, rng))
+        sentences.append(_enhancement(facts, rng))
+    sentences += _mass_effect(facts, rng)
+    return " ".join(sentences)
+
+
+def _place(facts: PhantomFacts, rng: np.random.Generator) -> str:
+    where = f"the {facts.side} {facts.lobe} lobe"
+    if facts.foci > 1:
+        count = ("two", "three", "four")[facts.foci - 2] if facts.foci < 5 else "several"
+        return _pick(
+            rng,
+            f"There are {count} separate foci of mixed signal, the largest of them in {where}.",
+            f"The lesion consists of {count} foci; the largest is centered in {where}.",
+            f"{count.capitalize()} foci with uneven signals are seen, the main one in {where}.",
+        )
+    return _pick(
+        rng,
+        f"The lesion area is in {where} with mixed high and low signals.",
+        f"A single lesion with uneven signal intensity is centered in {where}.",
+        f"There is a mass of mixed signal in {where}.",
+        f"{where[0].upper()}{where[1:]} contains a space-occupying lesion with mixed signals.",
+    )
+
+
+def _oedema(facts: PhantomFacts, rng: np.random.Generator) -> str:
+    if facts.oedema_ml <= 0:
+        return "No edema is observed."
+    extent = next(word for bound, word in OEDEMA_WORDS if facts.oedema_ml < bound)
+    return _pick(
+        rng,
+        f"Edema is {extent}, presenting as high signal on FLAIR in the tissue around the lesion.",
+        f"{extent.capitalize()} edema surrounds the lesion, seen as high signal on T2 and FLAIR.",
+        f"The surrounding edema is {extent} and bright on FLAIR.",
+    )
+
+
+def _necrosis(facts: PhantomFacts, rng: np.random.Generator) -> str:
+    if facts.necrosis:
+        return _pick(
+            rng,
+            "Necrosis is present within the lesion, with low signal on T1.",
+            "The core of the lesion contains necrosis, dark on T1 and bright on T2.",
+            "Necrosis is seen inside the lesion as an area that does not take up contrast.",
+        )
+    return _pick(
+        rng,
+        "Necrosis is not observed.",
+        "There is no sign of necrosis.",
+        "No necrosis is seen within the lesion.",
+    )
+
+
+def _enhancement(facts: PhantomFacts, rng: np.random.Generator) -> str:
+    rim = "thick" if facts.rim_mm >= THICK_RIM_MM else "thin"
+    wordings: dict[Enhancement, tuple[str, ...]] = {
+        "none": (
+            "No contrast enhancement is seen.",
+            "The lesion does not take up contrast.",
+            "Contrast enhancement is absent.",
+        ),
+        "spots": (
+            "Most of the core does not enhance; only small parts of it take up contrast.",
+            "After contrast, a few small spots within the core enhance.",
+            "Enhancement is confined to small areas of the core.",
+        ),
+        "patches": (
+            "Parts of the core take up contrast, in patches.",
+            "Patchy contrast enhancement is seen within the core.",
+        ),
+        "rim": (
+            f"A {rim} rim of contrast enhancement surrounds the core.",
+            f"After contrast, the lesion shows {rim} ring enhancement.",
+            f"The enhancing rim on T1 after contrast is {rim}.",
+        ),
+        "solid": (
+            "The whole core shows solid contrast enhancement.",
+            "After contrast, the core enhances solidly.",
+        ),
+    }
+    return _pick(rng, *wordings[facts.enhancement])
+
+
+def _mass_effect(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
+    said = []
+    if facts.crosses_midline:
+        said.append(
+            _pick(
+                rng,
+                "The abnormal signal extends across the midline.",
+                "The lesion reaches beyond the midline into the other hemisphere.",
+            )
+        )
+    loss, shift = facts.ventricle_loss, facts.midline_shift_mm
+    if loss is not None and loss >= COMPRESSED_SHARE:
+        said.append(
+            _pick(
+                rng,
+                "Ventricular compression is present.",
+                "The ventricles are compressed by the mass.",
+                "The lesion compresses the ventricular system.",
+            )
+        )
+    elif loss is not None and loss < SPARED_SHARE:
+        said.append(
+            _pick(
+                rng,
+                "No ventricular compression is observed.",
+                "The ventricles are not compressed.",
+            )
+        )
+    if shift is not None and shift >= SHIFTED_MM:
+        said.append(
+            _pick(
+                rng,
+                "The midline is shifted away from the lesion.",
+                "Midline structures are displaced to the opposite side.",
+            )
+        )
+    elif shift is not None and shift < SHIFTED_MM / 3:
+        said.append(
+            _pick(rng, "There is no midline shift.", "Midline structures are in their place.")
+        )
+    return said
+
+
+def _pick(rng: np.random.Generator, *wordings: str) -> str:
+    return wordings[int(rng.integers(len(wordings)))]
+
+
+def _radius_mm(volume_ml: float) -> float:
+    return float(np.cbrt(volume_ml * 1000 * 3 / (4 * math.pi)))

@@ -1,0 +1,209 @@
+"""Folders of trained networks: config.json and model.safetensors, from a disk or the hub.
+
+Nothing here builds a network, and nothing is ever unpickled.
+"""
+
+import json
+from argparse import ArgumentError
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import snapshot_download
+from jsonargparse import ArgumentParser
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from clipseg3d import __version__
+from clipseg3d.atomic_write import atomic_write
+from clipseg3d.data.text_files import read_json
+from clipseg3d.pretrained.formats import FORMAT, check_format, upgrade_config, upgrade_weights
+from clipseg3d.weights import BUNDLED, CONFIG, bundled_names
+
+WEIGHTS, CARD = "model.safetensors", "README.md"
+KEYS = {"clipseg3d", "network", "prediction", "encoders"}
+"""Keys of config.json: the version of this library that wrote it; the network's configuration; the
+settings for prediction; the frozen encoders it was trained with. Newer files also have ``format``."""
+_Values = TypeVar("_Values")
+
+
+def find_pretrained(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """Return the folder of a trained network; one on the hub is downloaded first.
+
+    Args:
+        source: a name of weights that come with the package, a folder, or a hub id
+            (``user/model``), looked for in this order; a Path is always a folder.
+        revision: branch, tag or commit on the hub.
+        token: for private models of the hub; None takes the one stored on this machine.
+        cache_dir: folder of the Hugging Face cache; None takes the usual one.
+        force_download: download even what is cached.
+        local_files_only: use the cache and no network.
+
+    Raises:
+        FileNotFoundError: a path to no folder.
+        ValueError: the name of nothing, of two things, or of a file.
+        OSError: the hub has no such model, or it cannot be reached and no copy is cached.
+    """
+    folder = Path(source).expanduser()
+    if isinstance(source, str) and source in bundled_names():
+        if (folder / CONFIG).is_file():
+            raise ValueError(
+                f"{source!r} is both a folder here and the name of weights that come with "
+                f"clipseg3d; give ./{source} for the folder, or rename it"
+            )
+        return BUNDLED / source
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ValueError(
+            f"{source}: a file, expected a folder with {CONFIG} and {WEIGHTS}; 'clipseg3d export' "
+            "makes one of a checkpoint"
+        )
+    if isinstance(source, Path) or folder.is_absolute() or source.startswith((".", "~")):
+        raise FileNotFoundError(f"{source}: no such folder; check the path")
+    if "/" not in source:
+        names = ", ".join(bundled_names()) or "none"
+        raise ValueError(
+            f"no weights are called {source!r}: choose from those that come with clipseg3d "
+            f"({names}), or give a folder or a hub id such as user/model"
+        )
+    try:
+        return Path(
+            snapshot_download(
+                source,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                allow_patterns=[CONFIG, WEIGHTS],  # one commit of both; nothing else is of use
+                library_name="clipseg3d",
+                library_version=__version__,
+            )
+        )
+    except Exception as error:  # every version of huggingface_hub raises its own
+        raise OSError(
+            f"{source!r} is no local folder, not in the Hugging Face cache, and was not downloaded "
+            f"({hub_error(error)}); check the name and the network, or download it where there is "
+            "a network and give its folder"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what config.json says, as plain values under today's names.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: it is no JSON, or describes no network of this library or of this version of it.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: holds no {CONFIG}; give a folder written by save_pretrained"
+        )
+    content = read_json(path)
+    if not isinstance(content, dict) or not content.keys() >= KEYS:
+        raise ValueError(
+            f"{path}: describes no network of clipseg3d; give a folder written by save_pretrained"
+        )
+    try:
+        if unknown := content.keys() - KEYS - {"format"}:
+            raise ValueError(f"unknown key {min(unknown)}")
+        file_format = check_format(content.get("format"))
+        _check_parts(content)
+    except ValueError as error:
+        raise ValueError(not_understood(path, content["clipseg3d"], str(error))) from error
+    return content if file_format == FORMAT else upgrade_config(content)
+
+
+def _check_parts(content: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a part of config.json is not of the right kind."""
+    if not isinstance(content["network"], dict):
+        raise ValueError("network is not an object")
+    if not isinstance(content["prediction"], dict | None):
+        raise ValueError("prediction is neither an object nor null")
+    encoders = content["encoders"]
+    if not isinstance(encoders, dict) or not all(
+        isinstance(one, dict) and one.keys() >= {"name", "sha256"} for one in encoders.values()
+    ):
+        raise ValueError("encoders need a name and a sha256 each")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of model.safetensors, on the CPU, under today's names.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: the file is damaged.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: holds no {WEIGHTS}; copy it there too")
+    try:
+        return upgrade_weights(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a readable safetensors file ({error}); copy or download it again"
+        ) from error
+
+
+def parse_values(kind: type[_Values], values: Any, path: Path, version: Any) -> _Values:
+    """Turn plain values of a file into a dataclass, every type checked.
+
+    Args:
+        kind: the dataclass.
+        values: field -> value; a field that is absent takes its default.
+        path: the file, for messages.
+        version: of clipseg3d that wrote it, for messages.
+
+    Raises:
+        ValueError: a key is unknown or a value is wrong.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "values")
+    try:
+        parsed = parser.parse_object({"values": values})["values"].as_dict()
+        # JSON knows no tuples, and not every version of the parser makes them
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in parsed.items()})
+    except (ArgumentError, AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).replace("values.", "").split())
+        raise ValueError(not_understood(path, version, reason)) from error
+
+
+def write_folder(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write model.safetensors and config.json, each all or nothing, the config last.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    plain = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    described = {"clipseg3d": __version__, "format": FORMAT, **config}
+    contents = {
+        WEIGHTS: save(plain, metadata={"format": "pt"}),
+        CONFIG: f"{json.dumps(described, indent=2)}\n".encode(),
+    }
+    for name, content in contents.items():
+        with atomic_write(folder / name) as tmp:
+            tmp.write_bytes(content)
+
+
+def hub_error(error: Exception) -> str:
+    """Return what went wrong with the hub in a few words; its own messages fill paragraphs."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def not_understood(path: Path, version: Any, reason: str) -> str:
+    """Return the message for a file that this version of the library cannot use."""
+    return (
+        f"{path}: written by clipseg3d {version}, not understood by {__version__} ({reason}); "
+        "install that version, or repair the file"
+    )

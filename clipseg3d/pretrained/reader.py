@@ -1,0 +1,276 @@
+"""The one reader of trained networks: checkpoints, folders, bundled weights, the hub.
+
+Every way in goes through the same checks: check sums of checkpoints, types of all plain values, the
+frozen encoders' weights, the architecture.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clipseg3d.checksums import sha256_of_file
+from clipseg3d.clip.encoder import ClipEncoder, load_encoder
+from clipseg3d.networks.build import build_clipseg3d
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.prediction_settings import PredictionSettings
+from clipseg3d.pretrained.checkpoint import read_checkpoint_file
+from clipseg3d.pretrained.folder import (
+    WEIGHTS,
+    find_pretrained,
+    parse_values,
+    read_config,
+    read_weights,
+)
+from clipseg3d.vocabulary import REGIONS, SEQUENCES
+from clipseg3d.weights import CONFIG
+
+_SHARED_SETTINGS = ("release", "spacing_mm")
+"""Settings that the members of an ensemble must share."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A trained network and where it is from.
+
+    Attributes:
+        path: of the file with the weights.
+        sha256: of that file.
+        network: with these weights, in evaluation mode, and with the same ``settings``.
+        settings: what it was trained for.
+    """
+
+    path: Path
+    sha256: str
+    network: CLIPSeg3D
+    settings: PredictionSettings
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a checkpoint or a folder holds, before a network is built from it."""
+
+    config_path: Path
+    weights_path: Path
+    version: str
+    config: NetworkConfig
+    settings: PredictionSettings | None
+    encoders: Mapping[str, Mapping[str, str]]
+    weights: Mapping[str, Tensor]
+
+
+def load_pretrained(
+    source: str | Path, *, clip: ClipEncoder | str | None = None, **hub_options: Any
+) -> CLIPSeg3D:
+    """Load a trained network from a folder, in float32 and evaluation mode.
+
+    Args:
+        source: as for :func:`clipseg3d.pretrained.folder.find_pretrained`.
+        clip: CLIP itself, its folder or its hub name, where it is not to be found under the name it
+            had in training; its weights must be the same.
+        hub_options: other options of :func:`clipseg3d.pretrained.folder.find_pretrained`;
+            ``local_files_only`` also holds for CLIP.
+
+    Raises:
+        FileNotFoundError: no such folder, or it lacks a file.
+        ValueError: unknown name; a damaged file, or one of another version of this library; weights
+            of another architecture; a CLIP of other weights.
+        OSError: the model or its CLIP is not at hand and cannot be downloaded.
+    """
+    stored = _read_folder(find_pretrained(source, **hub_options))
+    return _build(stored, clip, local_files_only=hub_options.get("local_files_only", False))
+
+
+def read_networks(
+    sources: Sequence[str | Path], *, clip: str | None = None
+) -> list[TrainedNetwork]:
+    """Read trained networks to predict with, one or the members of an ensemble.
+
+    A CLIP that several of them use is loaded once.
+
+    Args:
+        sources: checkpoints of :class:`clipseg3d.CLIPSeg3DModule`. What is no file and does not end
+            in .ckpt is found by :func:`clipseg3d.pretrained.folder.find_pretrained`: a name of
+            weights that come with the package, a folder, or a hub id.
+        clip: folder or hub name of CLIP, where it is not to be found under the name it had in
+            training; its weights must be the same.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: none is given; one is damaged, of another architecture, or of other sequences or
+            regions than this library's; CLIP has other weights; or the members were trained on
+            different releases or voxel sizes.
+        OSError: the hub has no such weights, or cannot be reached.
+    """
+    if not sources:
+        raise ValueError("no weights are given; name a checkpoint written by training")
+    members: list[TrainedNetwork] = []
+    clips: dict[str, ClipEncoder] = {}
+    for source in sources:
+        member = _read_network(source, clip, clips)
+        for name in _SHARED_SETTINGS:
+            first = getattr(members[0].settings if members else member.settings, name)
+            this = getattr(member.settings, name)
+            if first != this:
+                raise ValueError(
+                    f"{source}: trained with {name}={this!r}, but {sources[0]} with "
+                    f"{name}={first!r}; use them apart"
+                )
+        members.append(member)
+    return members
+
+
+def weight_mismatches(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Return how saved weights differ from a network's own, in few words; nothing if they fit."""
+    mismatches = {
+        "missing": own.keys() - saved.keys(),
+        "unknown": saved.keys() - own.keys(),
+        "of another shape": {
+            name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape
+        },
+    }
+    return [
+        f"{len(names)} {kind}, such as {min(names)}" for kind, names in mismatches.items() if names
+    ]
+
+
+def _read_network(
+    source: str | Path, clip: str | None, clips: dict[str, ClipEncoder]
+) -> TrainedNetwork:
+    """Read one network; its CLIP comes from ``clips``, or is added there."""
+    path = Path(source)
+    is_checkpoint = path.is_file() or path.suffix == ".ckpt"
+    stored = _read_checkpoint(path) if is_checkpoint else _read_folder(find_pretrained(source))
+    if stored.settings is None:
+        raise ValueError(
+            f"{stored.config_path}: does not say which scans the network is for; set "
+            "network.settings and save it again with save_pretrained"
+        )
+    _require_known_inputs(stored)
+    encoder = None
+    if stored.config.semantics:
+        name = clip or stored.config.clip
+        if name not in clips:
+            clips[name] = _load_clip(stored, name)
+        encoder = clips[name]
+    return TrainedNetwork(
+        path=stored.weights_path,
+        sha256=sha256_of_file(stored.weights_path),
+        network=_build(stored, encoder),
+        settings=stored.settings,
+    )
+
+
+def _read_folder(folder: Path) -> _Stored:
+    """Read what :meth:`CLIPSeg3D.save_pretrained` wrote."""
+    path, content = folder / CONFIG, read_config(folder)
+    version, settings = content["clipseg3d"], content["prediction"]
+    if settings is not None:
+        settings = parse_values(PredictionSettings, settings, path, version)
+    return _Stored(
+        config_path=path,
+        weights_path=folder / WEIGHTS,
+        version=version,
+        config=parse_values(NetworkConfig, content["network"], path, version),
+        settings=settings,
+        encoders=content["encoders"],
+        weights=read_weights(folder),
+    )
+
+
+def _read_checkpoint(path: Path) -> _Stored:
+    """Read what the training wrote."""
+    content = read_checkpoint_file(path)
+    if not {"hyper_parameters", "encoders"} <= content.keys():
+        raise ValueError(f"{path}: not a checkpoint of clipseg3d; give one written by its training")
+    values = content["hyper_parameters"]
+    version = content.get("manifest", {}).get("versions", {}).get("clipseg3d", "in another version")
+    try:
+        settings = PredictionSettings.from_hyperparameters(values)
+        network = values["network"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: its hyperparameters are not those of clipseg3d ({error!r}); give a checkpoint "
+            "written by its training"
+        ) from error
+    prefix = "network."
+    return _Stored(
+        config_path=path,
+        weights_path=path,
+        version=version,
+        config=parse_values(NetworkConfig, network, path, version),
+        settings=settings,
+        encoders=content["encoders"],
+        weights={
+            name.removeprefix(prefix): weight
+            for name, weight in content["state_dict"].items()
+            if name.startswith(prefix)
+        },
+    )
+
+
+def _build(
+    stored: _Stored, clip: ClipEncoder | str | None, *, local_files_only: bool = False
+) -> CLIPSeg3D:
+    """Build the network that is stored, and give it its weights."""
+    config = stored.config
+    if clip is not None:
+        config = replace(config, clip=clip if isinstance(clip, str) else clip.name)
+    encoder = None if isinstance(clip, str) else clip
+    try:
+        network = build_clipseg3d(config, encoder=encoder, local_files_only=local_files_only)
+    except OSError as error:
+        raise _no_encoder(stored, error) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{stored.config_path}: no network can be built as it says ({error}); copy or download "
+            "it again"
+        ) from error
+    unnamed = network.encoder_identities().keys() - stored.encoders.keys()
+    if unnamed:
+        raise ValueError(
+            f"{stored.config_path}: does not say which {min(unnamed)} encoder the network was "
+            "trained with; save the network again"
+        )
+    network.require_encoders(stored.encoders)
+    if mismatches := weight_mismatches(stored.weights, network.state_dict()):
+        raise ValueError(
+            f"{stored.weights_path}: weights of another architecture than "
+            f"{stored.config_path.name} says ({'; '.join(mismatches)}); give the files that were "
+            "saved together"
+        )
+    network.load_state_dict(stored.weights)
+    network.settings = stored.settings
+    return network.eval()
+
+
+def _load_clip(stored: _Stored, name: str) -> ClipEncoder:
+    """Load the CLIP that a stored network needs."""
+    try:
+        return load_encoder(name)
+    except OSError as error:
+        raise _no_encoder(stored, error) from error
+
+
+def _no_encoder(stored: _Stored, error: OSError) -> OSError:
+    """Return the error for an encoder that is not at hand."""
+    return OSError(
+        f"{stored.config_path}: an encoder it was trained with is not at hand ({error}); say where "
+        "CLIP is (clip, --clip)"
+    )
+
+
+def _require_known_inputs(stored: _Stored) -> None:
+    """Raise a ValueError for a network of other sequences or regions than this library's."""
+    for name, known, found in (
+        ("sequences", SEQUENCES, tuple(stored.config.sequences)),
+        ("regions", REGIONS, tuple(stored.config.regions)),
+    ):
+        if known != found:
+            raise ValueError(
+                f"{stored.config_path}: trained with the {name} {', '.join(found)}, not "
+                f"{', '.join(known)}; give weights trained with those"
+            )

@@ -1,0 +1,5 @@
+from .case_page import CasePage as CasePage
+from .figures import save_maps as save_maps
+from .figures import save_overlay as save_overlay
+from .lesions import Lesion as Lesion
+from .lesions import find_lesions as find_lesions

@@ -1,0 +1,310 @@
+"""The page of one segmented case: a single HTML file that needs no network."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import to_hex
+from numpy.typing import NDArray
+
+from clipseg3d.atomic_write import atomic_write
+from clipseg3d.metrics.dice import dice_empty_is_one
+from clipseg3d.reporting.figures import REGION_COLOURS, shared_scale
+from clipseg3d.reporting.lesions import Lesion, find_lesions
+from clipseg3d.reporting.packing import (
+    grey_levels,
+    map_levels,
+    pack_volume,
+    view_png,
+)
+from clipseg3d.vocabulary import PLANES, REGION_TITLES, REGIONS, SEQUENCE_TITLES
+
+_ATTENTION, _SIMILARITY = "Semantic attention", "Text-voxel similarity"
+_MAP_NOTES = {
+    _ATTENTION: "How far text and views speak for a region (above 0) or against it (below).",
+    _SIMILARITY: "Cosine of a voxel's features and the region's text.",
+}
+_MAX_LESIONS = 8  # that are listed to jump to
+_ROUNDING = 1e-3  # by which a cosine may exceed 1
+
+Volume = NDArray[np.floating]
+Masks = NDArray[np.bool_]
+
+
+class _RegionNumbers(NamedTuple):
+    """A row of the table of numbers; the last three are known only with a reference."""
+
+    name: str
+    volume_ml: float
+    lesions: int
+    reference_ml: float | None = None
+    reference_lesions: int | None = None
+    dice: float | None = None
+
+
+class _ShownMap(NamedTuple):
+    """A map to lay over the scan; ``region`` is empty where it belongs to none."""
+
+    number: int
+    group: str
+    region: str
+    values: Volume
+    scale: ScalarMappable
+
+    @property
+    def title(self) -> str:
+        return f"{self.group} {self.region}".strip()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the page must know to show it."""
+        low, high = self.scale.get_clim()
+        return {
+            "id": f"map-{self.number}",
+            "title": self.title,
+            "region": self.region,
+            "low": low,
+            "high": high,
+            "colours": [to_hex(self.scale.cmap(level / 254)) for level in range(255)],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class CasePage:
+    """What was found in one case and why: everything that its page shows.
+
+    Attributes:
+        case_id: name of the case.
+        images: sequence -> (x, y, z), the brain box in LPS voxel order, 0 is background; sequences
+            that were not acquired are left out.
+        spacing_mm: voxel size along x, y and z.
+        prediction: WT, TC and ET as segmented, (3, x, y, z) bool.
+        reference: WT, TC and ET as an expert drew them, (3, x, y, z) bool; None if unknown.
+        text: report that the network read; empty if none.
+        attention: region -> (x, y, z), scores of semantic attention.
+        similarity: region -> (x, y, z), cosine of voxel and text, -1 to 1.
+        views: what CLIP saw: a name that begins with axial, coronal or sagittal, and (h, w, s)
+            uint8 with rows and columns along array axes, as
+            :class:`clipseg3d.views.Views` holds them; s is 4 for t1, t1ce, t2 and flair, 3 for
+            red, green and blue, 1 for grey.
+        uncertainty: name, such as "entropy", -> (x, y, z).
+        provenance: name -> value: weights, hash, versions, settings.
+
+    Raises:
+        ValueError: shapes, names or values do not fit together, or a value is not finite.
+    """
+
+    case_id: str
+    images: Mapping[str, Volume] = field(repr=False)
+    spacing_mm: tuple[float, float, float]
+    prediction: Masks = field(repr=False)
+    reference: Masks | None = field(default=None, repr=False)
+    text: str = ""
+    attention: Mapping[str, Volume] = field(default_factory=dict, repr=False)
+    similarity: Mapping[str, Volume] = field(default_factory=dict, repr=False)
+    views: Sequence[tuple[str, NDArray[np.uint8]]] = field(default=(), repr=False)
+    uncertainty: Mapping[str, Volume] = field(default_factory=dict, repr=False)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.spacing_mm) != 3 or not all(0 < mm < np.inf for mm in self.spacing_mm):
+            raise ValueError(
+                f"{self.case_id}: spacing_mm={self.spacing_mm}; pass three positive numbers"
+            )
+        self._check_images()
+        self._check_masks()
+        self._check_maps()
+        self._check_views()
+
+    def save(self, path: Path) -> None:
+        """Write the page, all or nothing.
+
+        Args:
+            path: HTML file to write or replace; its folder is made if missing.
+
+        Raises:
+            ValueError: ``path`` does not end in ``.html``.
+            OSError: ``path`` cannot be written.
+        """
+        if path.suffix.lower() != ".html":
+            raise ValueError(f"path={path} does not end in .html; a case page is a web page")
+        # File names may hold bytes that are no text: they are shown as escapes.
+        page = self._render().encode("utf-8", errors="backslashreplace")
+        with atomic_write(path) as tmp:
+            tmp.write_bytes(page)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return next(iter(self.images.values())).shape
+
+    def _check_images(self) -> None:
+        if not self.images:
+            raise ValueError(f"{self.case_id}: images is empty; pass at least one sequence")
+        if unknown := [name for name in self.images if name not in SEQUENCE_TITLES]:
+            raise ValueError(
+                f"{self.case_id}: images has {unknown}; choose from {[*SEQUENCE_TITLES]}"
+            )
+        if len(self._shape) != 3 or 0 in self._shape:
+            raise ValueError(
+                f"{self.case_id}: an image has shape {self._shape}; pass (x, y, z), not empty"
+            )
+        self._check_volumes("images", self.images)
+
+    def _check_masks(self) -> None:
+        wanted = (len(REGIONS), *self._shape)
+        for name, masks in (("prediction", self.prediction), ("reference", self.reference)):
+            if masks is not None and (masks.shape != wanted or masks.dtype != np.bool_):
+                raise ValueError(
+                    f"{self.case_id}: {name} is {masks.dtype} of shape {masks.shape}; pass bool "
+                    f"masks of {', '.join(REGIONS)} as {wanted}"
+                )
+
+    def _check_maps(self) -> None:
+        for name, maps in (("attention", self.attention), ("similarity", self.similarity)):
+            if unknown := [region for region in maps if region not in REGIONS]:
+                raise ValueError(f"{self.case_id}: {name} has {unknown}; choose from {REGIONS}")
+            self._check_volumes(name, maps)
+        self._check_volumes("uncertainty", self.uncertainty)
+        for region, cosines in self.similarity.items():
+            if (reach := float(np.abs(cosines).max())) > 1 + _ROUNDING:
+                raise ValueError(
+                    f"{self.case_id}: similarity[{region!r}] reaches {reach:.4g}; pass cosines, "
+                    "from -1 to 1"
+                )
+
+    def _check_volumes(self, name: str, volumes: Mapping[str, Volume]) -> None:
+        for key, volume in volumes.items():
+            if volume.shape != self._shape:
+                raise ValueError(
+                    f"{self.case_id}: {name}[{key!r}] has shape {volume.shape}, the first image "
+                    f"{self._shape}; bring it to the image's grid"
+                )
+            if count := int((~np.isfinite(volume)).sum()):
+                raise ValueError(
+                    f"{self.case_id}: {name}[{key!r}] holds {count} NaN or infinite voxels; repeat "
+                    "what made it"
+                )
+
+    def _check_views(self) -> None:
+        for name, view in self.views:
+            if not name.startswith(PLANES):
+                raise ValueError(
+                    f"{self.case_id}: views has {name!r}; begin its name with one of {PLANES}"
+                )
+            if view.ndim != 3 or view.shape[-1] not in (1, 3, 4) or view.dtype != np.uint8:
+                raise ValueError(
+                    f"{self.case_id}: view {name!r} is {view.dtype} of shape {view.shape}; pass "
+                    "uint8 (h, w, s) with s 1, 3 or 4"
+                )
+
+    def _render(self) -> str:
+        """Return the page; whatever comes from a case passes through escaping."""
+        # Ours, and all that the page's policy lets run.
+        style, script = (
+            resources.files(__package__).joinpath(f"templates/{name}").read_text("utf-8")
+            for name in ("case_page.css", "case_page.js")
+        )
+        lesions = [self._find_lesions(mask) for mask in self.prediction]
+        drawn = None if self.reference is None else [*map(self._find_lesions, self.reference)]
+        sequences = {name: shown for name, shown in SEQUENCE_TITLES.items() if name in self.images}
+        brain = np.any([image != 0 for image in self.images.values()], axis=0)
+        maps = self._shown_maps(brain)
+        volumes = {f"image-{name}": grey_levels(self.images[name]) for name in sequences}
+        for shown in maps:
+            volumes[f"map-{shown.number}"] = map_levels(shown.values, shown.scale, brain=brain)
+        volumes["regions"] = self._region_bits()
+        template = Environment(
+            loader=PackageLoader("clipseg3d.reporting"), autoescape=True, undefined=StrictUndefined
+        ).get_template("case_page.html.j2")
+        return template.render(
+            page=self,
+            style=style,
+            style_hash=_policy_hash(style),
+            script=script,
+            script_hash=_policy_hash(script),
+            numbers=self._numbers(lesions, drawn),
+            lesions=lesions[0][:_MAX_LESIONS],
+            more_lesions=len(lesions[0]) - _MAX_LESIONS,
+            meanings=REGION_TITLES,
+            colours=REGION_COLOURS,
+            sequences=sequences,
+            under="t1ce" if "t1ce" in sequences else next(iter(sequences)),
+            planes=PLANES,
+            groups=[(title, [*group]) for title, group in groupby(maps, lambda m: m.group)],
+            maps=maps,
+            notes=_MAP_NOTES,
+            views=[(name, view_png(name, view)) for name, view in self.views],
+            views_hold_sequences=any(view.shape[-1] == 4 for _, view in self.views),
+            volumes={name: pack_volume(volume) for name, volume in volumes.items()},
+            data={
+                "shape": self._shape,
+                "spacing": self.spacing_mm,
+                "start": _start(lesions[0] or (drawn or lesions)[0], self._shape),
+                "sequences": [*sequences.items()],
+                "regions": [(name, REGION_COLOURS[name]) for name in REGIONS],
+                "maps": [shown.describe() for shown in maps],
+            },
+        )
+
+    def _find_lesions(self, mask: Masks) -> list[Lesion]:
+        return find_lesions(mask, spacing_mm=self.spacing_mm)
+
+    def _numbers(
+        self, lesions: Sequence[list[Lesion]], drawn: Sequence[list[Lesion]] | None
+    ) -> list[_RegionNumbers]:
+        rows = [
+            _RegionNumbers(name, sum(lesion.volume_ml for lesion in found), len(found))
+            for name, found in zip(REGIONS, lesions, strict=True)
+        ]
+        if self.reference is None or drawn is None:
+            return rows
+        masks = (torch.from_numpy(m.copy()) for m in (self.prediction, self.reference))
+        return [
+            row._replace(
+                reference_ml=sum(lesion.volume_ml for lesion in due),
+                reference_lesions=len(due),
+                dice=dice,
+            )
+            for row, due, dice in zip(rows, drawn, dice_empty_is_one(*masks).tolist(), strict=True)
+        ]
+
+    def _shown_maps(self, brain: Masks) -> list[_ShownMap]:
+        """Return all maps in the order shown; the maps of one group are coloured by one scale."""
+        groups = {
+            _ATTENTION: {name: self.attention[name] for name in REGIONS if name in self.attention},
+            _SIMILARITY: {
+                name: self.similarity[name] for name in REGIONS if name in self.similarity
+            },
+        }
+        groups |= {f"Uncertainty: {name}": {"": m} for name, m in self.uncertainty.items()}
+        shown: list[_ShownMap] = []
+        for title, maps in groups.items():
+            scale = shared_scale(values[brain] for values in maps.values())
+            for region, values in maps.items():
+                shown.append(_ShownMap(len(shown), title, region, values, scale))
+        return shown
+
+    def _region_bits(self) -> NDArray[np.uint8]:
+        """Return (x, y, z) with a bit per region: 1, 2, 4 as segmented, 8, 16, 32 as drawn."""
+        masks = [*self.prediction, *(() if self.reference is None else self.reference)]
+        bits = [mask.astype(np.uint8) << i for i, mask in enumerate(masks)]
+        return np.asarray(np.bitwise_or.reduce(bits), np.uint8)
+
+
+def _start(lesions: Sequence[Lesion], shape: Sequence[int]) -> list[int]:
+    """Return the slices to begin with: through the largest lesion, or the middle."""
+    return [*lesions[0].slices] if lesions else [size // 2 for size in shape]
+
+
+def _policy_hash(text: str) -> str:
+    """Return what a content security policy calls an inline script or style by."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"

@@ -1,0 +1,13 @@
+from .averaged_weights import AveragedWeights as AveragedWeights
+from .checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
+from .dry_run import DryRun as DryRun
+from .last_checkpoints import LastCheckpoints as LastCheckpoints
+from .manifest import RunManifest as RunManifest
+from .memory import PeakMemory as PeakMemory
+from .memory import predict_peak_memory as predict_peak_memory
+from .module import CLIPSeg3DModule as CLIPSeg3DModule
+from .plan import PLANS as PLANS
+from .plan import TrainingPlan as TrainingPlan
+from .plan import training_plan as training_plan
+from .previews import Previews as Previews
+from .speedup import Speedup as Speedup

@@ -1,0 +1,196 @@
+"""Mirrors clipseg3d/inference/batch.py: what is written, skipped and reported."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import clipseg3d.inference.batch_prediction
+from clipseg3d.data.cases import DataError, find_cases
+from clipseg3d.data.releases import PHANTOM
+from clipseg3d.inference.batch_prediction import segment_cases
+from clipseg3d.inference.segmentation import Segmentation
+
+SPACING_MM = 8.0
+ALL = {"probabilities": True, "uncertainty": True, "html": True}
+
+
+class StubPredictor:
+    """Finds a label that tells the call, or fails as it is told."""
+
+    uncertainty_names = ("entropy", "ensemble variance")
+
+    def __init__(self, **errors):
+        self.errors = errors
+        self.calls = []
+
+    def __call__(self, case, *, progress, **options):
+        self.calls.append((case.case_id, options))
+        progress(0.25)
+        if case.case_id in self.errors:
+            raise self.errors[case.case_id]
+        progress(0.75)
+        shape = nib.load(case.sequences["t1"]).shape
+        return Segmentation(
+            case,
+            np.full(shape, len(self.calls), np.uint8),
+            PHANTOM,
+            probabilities=np.zeros((3, *shape), np.float32),
+            uncertainty=dict.fromkeys(self.uncertainty_names, np.zeros(shape, np.float32)),
+        )
+
+
+@pytest.fixture
+def cases(folder):
+    (case,) = find_cases(folder, PHANTOM, spacing_mm=SPACING_MM)
+    return [replace(case, case_id=name) for name in "abc"]
+
+
+@pytest.fixture(autouse=True)
+def reports(monkeypatch):
+    """Stand in for HTML reports; lists the references they were given."""
+    seen = []
+
+    def report(self, path, *, reference=None):
+        seen.append(reference)
+        path.write_text("<html>")
+
+    monkeypatch.setattr(Segmentation, "report", report)
+    return seen
+
+
+def files_in(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_every_case_gets_its_files(cases, tmp_path, reports):
+    predictor = StubPredictor()
+    results = list(segment_cases(predictor, cases, tmp_path / "out", text="seen", **ALL))
+    assert [(r.case.case_id, r.status, r.error) for r in results] == [
+        (name, "written", None) for name in "abc"
+    ]
+    due = [f"{name}{rest}" for name in "abc" for rest in (".nii.gz", ".html")] + [
+        f"{folder}/{name}_{part}.nii.gz"
+        for name in "abc"
+        for folder, parts in (
+            ("probabilities", ("WT", "TC", "ET")),
+            ("uncertainty", ("entropy", "ensemble_variance")),
+        )
+        for part in parts
+    ]
+    assert files_in(tmp_path / "out") == sorted(due)
+    assert sorted(str(p.relative_to(tmp_path / "out")) for r in results for p in r.files) == sorted(
+        due
+    )
+    assert results[0].files[0] == tmp_path / "out" / "a.nii.gz"
+    assert reports == [case.label for case in cases]
+    asked = {"text": "seen", "probabilities": True, "uncertainty": True, "explain": True}
+    assert predictor.calls == [(name, asked) for name in "abc"]
+
+
+def test_only_what_is_asked_for_is_written(cases, tmp_path):
+    list(segment_cases(StubPredictor(), cases, tmp_path / "out"))
+    assert files_in(tmp_path / "out") == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_finished_cases_are_skipped(cases, tmp_path):
+    out = tmp_path / "out"
+    list(segment_cases(StubPredictor(), cases[:2], out))
+    before = {name: (out / name).read_bytes() for name in files_in(out)}
+    predictor = StubPredictor()
+    results = list(segment_cases(predictor, cases, out))
+    assert [r.status for r in results] == ["finished", "finished", "written"]
+    assert [name for name, _ in predictor.calls] == ["c"]
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+
+def test_a_case_is_finished_when_all_its_files_are_there(cases, tmp_path):
+    out = tmp_path / "out"
+    list(segment_cases(StubPredictor(), cases, out, html=True))
+    (out / "b.html").unlink()
+    assert [r.status for r in segment_cases(StubPredictor(), cases, out, html=True)] == [
+        "finished",
+        "written",
+        "finished",
+    ]
+    statuses = [r.status for r in segment_cases(StubPredictor(), cases, out, uncertainty=True)]
+    assert statuses == ["written"] * 3
+
+
+def test_overwrite_does_all_again(cases, tmp_path):
+    out = tmp_path / "out"
+    list(segment_cases(StubPredictor(), cases, out))
+    results = list(segment_cases(StubPredictor(), cases, out, overwrite=True))
+    assert [r.status for r in results] == ["written"] * 3
+
+
+@pytest.mark.parametrize(
+    "error", [DataError(["b_t1.nii.gz: broken"]), RuntimeError("odd"), TypeError("a defect")]
+)
+def test_one_failure_does_not_stop_the_others(cases, tmp_path, error):
+    results = list(segment_cases(StubPredictor(b=error), cases, tmp_path / "out"))
+    assert [(r.status, r.error) for r in results] == [
+        ("written", None),
+        ("failed", error),
+        ("written", None),
+    ]
+    assert files_in(tmp_path / "out") == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_a_full_disk_fails_the_case_and_leaves_nothing_half_written(cases, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    list(segment_cases(StubPredictor(), cases[:1], out))
+    before = (out / "a.nii.gz").read_bytes()
+    save = nib.save
+
+    def fill_the_disk(image, path):
+        save(image, path)
+        path.write_bytes(path.read_bytes()[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nib, "save", fill_the_disk)
+    results = list(segment_cases(StubPredictor(), cases, out, overwrite=True))
+    assert [r.status for r in results] == ["failed"] * 3
+    assert str(results[0].error) == (
+        f"{out / 'a.nii.gz'}: cannot be written (No space left on device); free some space, or "
+        "choose another place"
+    )
+    assert files_in(out) == ["a.nii.gz"]
+    assert (out / "a.nii.gz").read_bytes() == before
+
+
+def test_an_interrupt_goes_through(cases, tmp_path):
+    results = segment_cases(StubPredictor(b=KeyboardInterrupt()), cases, tmp_path / "out")
+    assert next(results).status == "written"
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert files_in(tmp_path / "out") == ["a.nii.gz"]
+
+
+def test_one_bar_counts_all_cases_that_are_left(cases, tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(clipseg3d.inference.batch_prediction.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **{**options, "delay": 1e6})
+            bars.append(self)
+
+    monkeypatch.setattr(clipseg3d.inference.segment_cases, "tqdm", Bar)
+    out = tmp_path / "out"
+    list(segment_cases(StubPredictor(), cases[:1], out))
+    bars.clear()
+    places = []
+    for result in segment_cases(StubPredictor(b=ValueError("b")), cases, out):
+        places.append((result.status, bars[0].n, bars[0].desc))
+    (bar,) = bars
+    assert bar.total == 2
+    assert places == [
+        ("finished", 0, "Segmenting"),
+        ("failed", pytest.approx(1), "Segmenting 1/2 b"),
+        ("written", pytest.approx(2), "Segmenting 2/2 c"),
+    ]
+    # half a case of two took 30 s
+    shown = bar.format_meter(**{**bar.format_dict, "n": 0.5, "elapsed": 30.0, "ncols": 60})
+    assert shown.startswith("Segmenting 2/2 c:  25%|")
+    assert shown.endswith("| 00:30<01:30")

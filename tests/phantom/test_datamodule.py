@@ -1,0 +1,217 @@
+"""Mirrors clipseg3d/data/phantom_datamodule.py."""
+
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from clipseg3d.batch import Batch
+from clipseg3d.data.nifti import read_voxels
+from clipseg3d.phantom.datamodule import PhantomDataModule
+from clipseg3d.phantom.write import write_phantoms
+from clipseg3d.data.releases import PHANTOM
+
+SPACING = 7.0
+PATCH = (9, 8, 6)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Five patients with numbers 3 to 7, and the cache of them."""
+    root = tmp_path_factory.mktemp("phantoms")
+    make(root).prepare_data()
+    return root
+
+
+@pytest.fixture
+def root(written, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(written, tmp_path / "copy")
+
+
+def make(root, **options):
+    defaults = {
+        "num_cases": 5,
+        "first_seed": 3,
+        "spacing_mm": SPACING,
+        "patch_size": PATCH,
+        "num_workers": 0,
+        "cache_dir": str(root / ".cache"),
+    }
+    return PhantomDataModule(str(root / "cases"), **{**defaults, **options})
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def names(data):
+    return [case.case_id for case in data.cases]
+
+
+def test_writes_the_patients_asked_for(written):
+    cases = sorted(path.name for path in (written / "cases").iterdir())
+    assert cases == [f"Phantom_{number:05d}" for number in range(3, 8)]
+    case = written / "cases" / "Phantom_00004"
+    assert sorted(path.name for path in case.iterdir()) == sorted(
+        [f"Phantom_00004_{suffix}.nii.gz" for suffix in ("t1", "t1ce", "t2", "flair", "seg")]
+        + ["Phantom_00004_flair_text.txt"]
+    )
+    affine = nib.load(case / "Phantom_00004_t1.nii.gz").affine
+    assert nib.affines.voxel_sizes(affine) == pytest.approx([SPACING] * 3)
+
+
+def test_end_to_end(written):
+    module = make(written, batch_size=2)
+    assert module.release is PHANTOM
+    module.prepare_data()
+    module.setup("fit")
+    assert sorted(names(module.train_set) + names(module.val_set)) == [
+        f"Phantom_{number:05d}" for number in range(3, 8)
+    ]
+    assert len(module.val_set) == 1
+    train = [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
+    assert len(train) == 2
+    for batch in train:
+        assert batch.keys() == Batch.__annotations__.keys()
+        assert batch["image"].shape == (2, 4, *PATCH)
+        assert torch.isfinite(batch["image"]).all()
+    (brain,) = module.val_dataloader()
+    (name,) = brain["case_id"]
+    assert brain["label"].flatten(2).any(dim=2).tolist()[0][0]  # there is a tumour
+    report = (written / "cases" / name / f"{name}_flair_text.txt").read_text().strip()
+    assert brain["report"] == [report]
+    stored = read_voxels(written / "cases" / name / f"{name}_seg.nii.gz")
+    voxels = [int(count) for count in brain["label"][0].flatten(1).sum(dim=1)]
+    assert voxels == [int(np.isin(stored, PHANTOM.regions[r]).sum()) for r in ("WT", "TC", "ET")]
+
+
+def test_a_second_prepare_data_writes_nothing(written):
+    before = times(written)
+    module = make(written)
+    module.prepare_data()
+    module.setup("fit")
+    assert times(written) == before
+
+
+def test_only_missing_patients_are_written(root):
+    before = times(root / "cases")
+    shutil.rmtree(root / "cases" / "Phantom_00005")
+    assert write_phantoms(root / "cases", 5, spacing_mm=SPACING, seed=3) == [
+        f"Phantom_{number:05d}" for number in range(3, 8)
+    ]
+    after = times(root / "cases")
+    assert after.keys() == before.keys()
+    assert {path.parent.name for path in after if after[path] != before[path]} <= {
+        "Phantom_00005",
+        "cases",
+    }
+
+
+def test_a_smaller_number_of_cases_takes_the_first(written):
+    module = make(written, num_cases=3, num_folds=3)
+    module.prepare_data()
+    module.setup("fit")
+    assert sorted(names(module.train_set) + names(module.val_set)) == [
+        f"Phantom_{number:05d}" for number in (3, 4, 5)
+    ]
+
+
+def test_other_seeds_are_other_patients(root):
+    module = make(root, num_cases=2, first_seed=7, num_folds=2)
+    module.prepare_data()
+    module.setup("fit")
+    assert sorted(names(module.train_set) + names(module.val_set)) == [
+        "Phantom_00007",
+        "Phantom_00008",
+    ]
+    assert len(list((root / "cases").iterdir())) == 6
+
+
+def test_equal_seeds_give_equal_patients(tmp_path, written):
+    write_phantoms(tmp_path, 1, spacing_mm=SPACING, seed=6)
+    for suffix in ("t1", "flair", "seg"):
+        file = f"Phantom_00006/Phantom_00006_{suffix}.nii.gz"
+        np.testing.assert_array_equal(
+            read_voxels(tmp_path / file), read_voxels(written / "cases" / file)
+        )
+
+
+def test_shuffled_reports_and_views_are_those_of_the_base(written):
+    own, other = make(written), make(written, shuffle_reports=True, view_selection="attention")
+    for module in (own, other):
+        module.prepare_data()
+        module.setup("fit")
+    reports = [
+        {case.case_id: case.report for case in [*module.train_set.cases, *module.val_set.cases]}
+        for module in (own, other)
+    ]
+    assert sorted(reports[0].values()) == sorted(reports[1].values())
+    assert all(reports[0][name] != reports[1][name] for name in reports[0])
+    assert other.val_set[0]["views"].planes.shape == (24, 3)
+
+
+@pytest.mark.parametrize("num_cases", [0, -1])
+def test_refuses_no_patients(num_cases):
+    with pytest.raises(ValueError, match=f"num_cases={num_cases} is not positive"):
+        PhantomDataModule(num_cases=num_cases)
+
+
+def test_options_of_the_base_are_checked():
+    with pytest.raises(ValueError, match="batch_size=0 is not positive"):
+        PhantomDataModule(batch_size=0)
+    with pytest.raises(TypeError, match="patch"):
+        PhantomDataModule(patch=(4, 4, 4))
+
+
+def test_nothing_is_written_before_prepare_data(tmp_path):
+    make(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hyperparameters_are_plain_values(tmp_path):
+    module = make(tmp_path, seed=4)
+    saved = dict(module.hparams)
+    assert saved["num_cases"] == 5
+    assert saved["first_seed"] == 3
+    assert saved["spacing_mm"] == SPACING
+    assert saved["seed"] == 4
+    torch.save(saved, tmp_path / "saved.pt")
+    assert torch.load(tmp_path / "saved.pt", weights_only=True) == saved
+    listed = {key: list(v) if isinstance(v, tuple) else v for key, v in saved.items()}
+    again = PhantomDataModule(**yaml.safe_load(yaml.safe_dump(listed)))
+    assert (again.num_cases, again.seed, tuple(again.patch_size)) == (5, 4, PATCH)
+
+
+def test_a_survey_counts_who_is_there_and_who_is_planned(root, tmp_path):
+    shutil.rmtree(root / "cases" / "Phantom_00004")
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    data = make(root, num_folds=5, cache_dir=str(tmp_path / "empty"))
+    survey = data.survey()
+    assert (survey.training, survey.validation, survey.faults) == (4, 1, ())
+    assert survey.notes == ("1 of 5 patients are still to be simulated",)
+    assert survey.disk == {
+        tmp_path / "empty": int(5 * 20e6 / SPACING**3),
+        root / "cases": int(12e6 / SPACING**3),
+    }
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_survey_lists_every_fault(root):
+    (root / "cases" / "Phantom_00005" / "Phantom_00005_t2.nii.gz").unlink()
+    (root / "cases" / "Phantom_00006" / "Phantom_00006_seg.nii.gz").write_bytes(b"no image")
+    survey = make(root, num_folds=6).survey()
+    assert any("Phantom_00005_t2" in fault for fault in survey.faults)
+    assert any("Phantom_00006_seg" in fault for fault in survey.faults)
+    assert any("5 patients cannot fill num_folds=6" in fault for fault in survey.faults)
+    assert (survey.training, survey.validation) == (0, 0)
+
+
+def test_what_is_prepared_needs_no_disk(root):
+    data = make(root)
+    data.prepare_data()
+    assert data.survey().disk == {}

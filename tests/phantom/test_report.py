@@ -1,0 +1,249 @@
+"""Mirrors clipseg3d/data/phantom_report.py."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clipseg3d.phantom.report import PhantomFacts, describe, measure_facts
+
+FACTS = PhantomFacts(
+    side="left",
+    lobe="frontal",
+    foci=1,
+    crosses_midline=False,
+    enhancement="rim",
+    necrosis=True,
+    wt_ml=90.0,
+    tc_ml=40.0,
+    et_ml=15.0,
+)
+PLAIN = replace(FACTS, enhancement="none", necrosis=False, et_ml=0.0)
+SOLID = replace(FACTS, enhancement="solid", necrosis=False, et_ml=40.0)
+SPOTS = replace(FACTS, enhancement="spots", necrosis=False, et_ml=1.0)
+PATCHES = replace(SPOTS, enhancement="patches", et_ml=12.0)
+ALL = (FACTS, PLAIN, SOLID, SPOTS, PATCHES)
+SIDES = {"left", "right"}
+LOBES = {"frontal", "parietal", "temporal", "occipital"}
+NEGATIONS = {"no", "not", "nor", "neither", "absent"}
+
+
+def words(text):
+    return set(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def sentences(text, pattern):
+    return [s for s in re.split(r"(?<=\.) ", text) if re.search(pattern, s.lower())]
+
+
+def wordings(facts):
+    return {describe(facts, np.random.default_rng(seed)) for seed in range(80)}
+
+
+def label_map(*blobs):
+    """A brain of 60 x 80 x 50 voxels in a larger grid, and cubes (corner, edge, label) in it."""
+    label = np.zeros((80, 100, 60), np.uint8)
+    brain = np.zeros(label.shape, bool)
+    brain[10:70, 5:85, 4:54] = True
+    for corner, edge, value in blobs:
+        x, y, z = np.add(corner, (10, 5, 4))
+        label[x : x + edge, y : y + edge, z : z + edge] = value
+    return label, brain
+
+
+def measured(*blobs, spacing_mm=2.0):
+    return measure_facts(*label_map(*blobs), spacing_mm=spacing_mm)
+
+
+@pytest.mark.parametrize(
+    ("place", "side", "lobe"),
+    [
+        ((45, 15, 35), "left", "frontal"),
+        ((10, 15, 35), "right", "frontal"),
+        ((45, 45, 35), "left", "parietal"),
+        ((10, 72, 25), "right", "occipital"),
+        ((8, 35, 10), "right", "temporal"),
+        ((50, 10, 10), "left", "frontal"),
+    ],
+)
+def test_measures_a_label_map_made_by_hand(place, side, lobe):
+    label = np.zeros((80, 100, 60), np.uint8)
+    brain = np.zeros(label.shape, bool)
+    brain[10:70, 5:85, 4:54] = True
+    x, y, z = np.add(place, (10, 5, 4))
+    label[x - 2 : x + 3, y - 2 : y + 3, z - 2 : z + 3] = 2
+    label[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2] = 4
+    label[x, y, z] = 1
+    facts = measure_facts(label, brain, spacing_mm=2.0)
+    assert (facts.side, facts.lobe) == (side, lobe)
+    assert (facts.wt_ml, facts.tc_ml, facts.et_ml) == pytest.approx((1.0, 0.216, 0.208))
+    assert facts.enhancing
+    assert facts.necrosis
+
+
+def test_measuring_names_what_is_wrong():
+    label, brain = np.zeros((3, 4, 5), np.uint8), np.ones((3, 4, 5), bool)
+    with pytest.raises(ValueError, match="core"):
+        measure_facts(label, brain, spacing_mm=1.0)
+    with pytest.raises(ValueError, match=r"\(3, 4, 5\).*\(3, 4\)"):
+        measure_facts(label, brain[..., 0], spacing_mm=1.0)
+
+
+@pytest.mark.parametrize(
+    ("blobs", "foci", "side"),
+    [
+        ([((8, 20, 30), 8, 4)], 1, "right"),
+        # 27 voxels of 8 cubic mm are less than half a millilitre
+        ([((8, 20, 30), 8, 4), ((45, 20, 30), 3, 4)], 1, "right"),
+        ([((8, 20, 30), 8, 4), ((45, 20, 30), 4, 1)], 2, "right"),
+        ([((8, 20, 30), 5, 4), ((45, 20, 30), 8, 1), ((45, 60, 30), 5, 1)], 3, "left"),
+        # touching at a corner is one focus
+        ([((8, 20, 30), 5, 4), ((13, 25, 35), 5, 1)], 1, "right"),
+    ],
+)
+def test_counts_foci_and_takes_the_side_of_the_largest(blobs, foci, side):
+    facts = measured(*blobs)
+    assert (facts.foci, facts.side) == (foci, side)
+
+
+def test_foci_are_counted_in_millilitres():
+    blobs = [((8, 20, 30), 8, 4), ((45, 20, 30), 3, 4)]
+    assert measured(*blobs, spacing_mm=3.0).foci == 2
+
+
+def test_a_tumour_crosses_the_midline_with_what_lies_well_beyond_it():
+    core = ((8, 20, 20), 6, 4)
+    assert not measured(((20, 16, 16), 12, 2), core).crosses_midline  # up to 2 voxels beyond
+    assert measured(((24, 16, 16), 12, 2), core).crosses_midline
+    mirrored = ((46, 20, 20), 6, 4)
+    assert not measured(((28, 16, 16), 12, 2), mirrored).crosses_midline
+    assert measured(((24, 16, 16), 12, 2), mirrored).crosses_midline
+
+
+@pytest.mark.parametrize(
+    ("corner", "edge", "enhancement"),
+    [(0, 0, "none"), (0, 3, "spots"), (0, 6, "patches"), (2, 6, "patches"), (0, 10, "solid")],
+)
+def test_enhancement_is_named_by_its_share(corner, edge, enhancement):
+    place = np.add((8, 20, 20), corner)
+    facts = measured(((8, 20, 20), 10, 1), (place, edge, 4))
+    assert facts.enhancement == enhancement
+    assert facts.enhancing == (edge > 0)
+    assert not facts.necrosis
+
+
+def test_a_rim_encloses_what_does_not_enhance():
+    facts = measured(((8, 20, 20), 12, 4), ((9, 21, 21), 10, 1))  # thin, and yet all round
+    assert (facts.enhancement, facts.necrosis) == ("rim", True)
+    # a lid that does not enhance, but nothing behind the rim
+    facts = measured(((8, 20, 20), 10, 4), ((10, 22, 20), 6, 1), ((10, 22, 21), 6, 4))
+    assert (facts.enhancement, facts.necrosis) == ("rim", False)
+
+
+def test_mass_effect_is_unknown_from_labels():
+    facts = measured(((8, 20, 20), 10, 1))
+    assert facts.ventricle_loss is None
+    assert facts.midline_shift_mm is None
+
+
+def test_rim_is_measured_between_spheres():
+    ml = 4 / 3 * np.pi / 1000
+    facts = replace(FACTS, tc_ml=20**3 * ml, et_ml=(20**3 - 14**3) * ml)
+    assert facts.rim_mm == pytest.approx(6)
+    assert all("thick" in words(text) - words("thin") for text in wordings(facts))
+    assert all("thin" in words(text) for text in wordings(replace(facts, et_ml=facts.tc_ml / 3)))
+
+
+def test_names_the_true_place_only():
+    for side in SIDES:
+        for lobe in LOBES:
+            facts = replace(FACTS, side=side, lobe=lobe, ventricle_loss=0.3, midline_shift_mm=5.0)
+            for text in wordings(facts):
+                assert words(text) & SIDES == {side}
+                assert words(text) & LOBES == {lobe}
+
+
+def test_has_three_to_seven_sentences():
+    for facts in ALL:
+        full = replace(facts, crosses_midline=True, ventricle_loss=0.3, midline_shift_mm=5.0)
+        for text in wordings(facts) | wordings(full):
+            assert 3 <= len(sentences(text, "")) <= 7
+            assert "\n" not in text
+
+
+def test_wording_varies():
+    assert len(wordings(FACTS)) > 20
+
+
+@pytest.mark.parametrize(
+    ("oedema_ml", "word"),
+    [(19.9, "limited"), (20.0, "moderate"), (59.9, "moderate"), (60.0, "extensive")],
+)
+def test_oedema_is_named_by_volume(oedema_ml, word):
+    extents = {"limited", "moderate", "extensive"}
+    for text in wordings(replace(FACTS, tc_ml=40.0, wt_ml=40 + oedema_ml)):
+        assert words(text) & extents == {word}
+
+
+def test_no_oedema_is_not_called_limited():
+    assert all("No edema" in text for text in wordings(replace(FACTS, wt_ml=FACTS.tc_ml)))
+
+
+@pytest.mark.parametrize(("foci", "word"), [(2, "two"), (3, "three"), (4, "four"), (9, "several")])
+def test_foci_are_named_by_number(foci, word):
+    numbers = {"two", "three", "four", "several", "single"}
+    for text in wordings(replace(FACTS, foci=foci)):
+        assert words(text) & numbers == {word}
+        assert words(text) & {"largest", "main"}
+    assert not any(words(text) & (numbers - {"single"}) for text in wordings(FACTS))
+
+
+def test_without_enhancement_none_is_claimed():
+    for text in wordings(PLAIN):
+        about = sentences(text, "enhanc|contrast")
+        assert about
+        assert all(words(s) & NEGATIONS for s in about)
+        assert not words(text) & {"rim", "ring", "thick", "thin", "solid", "solidly", "spots"}
+
+
+@pytest.mark.parametrize(("facts", "word"), [(SPOTS, "small"), (PATCHES, "patch")])
+def test_parts_that_enhance_are_no_rim_and_say_nothing_of_necrosis(facts, word):
+    for text in wordings(facts):
+        assert word in text.lower()
+        assert not words(text) & {"rim", "ring", "thick", "thin", "necrosis", "necrotic"}
+
+
+def test_solid_tumour_has_no_rim_and_no_necrosis():
+    for text in wordings(SOLID):
+        assert words(text) & {"solid", "solidly"}
+        assert not words(text) & {"rim", "ring", "thick", "thin"}
+        about = sentences(text, "necrosis")
+        assert about
+        assert all(words(s) & NEGATIONS for s in about)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"), [(0.12, True), (0.11, None), (0.04, None), (0.03, False), (None, None)]
+)
+def test_ventricles_are_called_compressed_by_their_loss(loss, said):
+    for text in wordings(replace(FACTS, ventricle_loss=loss)):
+        about = sentences(text, "ventric")
+        assert len(about) == (said is not None)
+        assert all(bool(words(s) & NEGATIONS) != said for s in about)
+
+
+@pytest.mark.parametrize(
+    ("shift", "said"), [(3.0, True), (2.9, None), (1.0, None), (0.9, False), (None, None)]
+)
+def test_the_midline_is_called_shifted_by_its_shift(shift, said):
+    for text in wordings(replace(FACTS, midline_shift_mm=shift)):
+        about = sentences(text, "midline")
+        assert len(about) == (said is not None)
+        assert all(bool(words(s) & {"shifted", "displaced"}) == said for s in about)
+
+
+def test_says_that_a_tumour_crosses_the_midline():
+    for text in wordings(replace(FACTS, crosses_midline=True)):
+        assert len(sentences(text, "midline")) == 1
+    assert not any("midline" in text for text in wordings(FACTS))

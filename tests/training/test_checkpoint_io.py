@@ -1,0 +1,160 @@
+"""Mirrors clipseg3d/training/checkpoint_files.py: damaged files, full disks."""
+
+import errno
+import json
+import os
+import resource
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+
+from clipseg3d.training.checkpoint_io import AtomicCheckpointIO, find_last
+from clipseg3d.pretrained.checkpoint import read_checkpoint_file
+
+CONTENT = {"state_dict": {"weight": torch.arange(5000.0)}, "manifest": {"seed": 3}}
+
+
+@pytest.fixture
+def files():
+    return AtomicCheckpointIO()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    """Change one bit of the weights, which the archive still opens with."""
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(40.0, 44.0).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def code(path):
+    """A pickle that would run something."""
+    torch.save({"state_dict": {}, "x": Trainer}, path)
+
+
+def other(path):
+    torch.save([1, 2], path)
+
+
+DAMAGE = [cut, flip, empty, zero, code, other]
+
+
+def test_a_checkpoint_and_its_manifest_come_back(files, tmp_path):
+    path = tmp_path / "new" / "best.ckpt"
+    files.save_checkpoint(CONTENT, path)
+    assert sorted(found.name for found in path.parent.iterdir()) == [
+        "best.ckpt",
+        "best.manifest.json",
+    ]
+    found = files.load_checkpoint(path)
+    assert torch.equal(found["state_dict"]["weight"], CONTENT["state_dict"]["weight"])
+    assert json.loads((path.parent / "best.manifest.json").read_text()) == found["manifest"]
+    files.remove_checkpoint(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(files, tmp_path):
+    path = tmp_path / "best.ckpt"
+    files.save_checkpoint(CONTENT, path)
+    before = path.read_bytes()
+    bigger = {**CONTENT, "more": torch.ones(10**6)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"best.ckpt: cannot be written .*free some sp") as caught:
+            files.save_checkpoint(bigger, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_a_killed_writer_left_is_overwritten(files, tmp_path, monkeypatch):
+    def die(source, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", die)
+        patched.setattr("pathlib.Path.unlink", lambda *args, **kwargs: None)
+        with pytest.raises(KeyboardInterrupt):
+            files.save_checkpoint(CONTENT, tmp_path / "last-1.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == [".writing.ckpt"]
+    files.save_checkpoint(CONTENT, tmp_path / "last-2.ckpt")
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_told_and_no_code_runs(files, tmp_path, damage):
+    path = tmp_path / "best.ckpt"
+    files.save_checkpoint(CONTENT, path)
+    damage(path)
+    for read in (files.load_checkpoint, read_checkpoint_file):
+        with pytest.raises(ValueError, match=r"best.ckpt: not a (whole )?checkpoint; give"):
+            read(path)
+
+
+def test_a_missing_file_is_told(files, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone.ckpt: no such file; give a checkpoint"):
+        files.load_checkpoint(tmp_path / "gone.ckpt")
+
+
+def trainer(folder, **options):
+    return Trainer(accelerator="cpu", default_root_dir=folder, **options)
+
+
+def spoil(damage, path):
+    """Damage a file and leave its time as it was."""
+    times = path.stat()
+    damage(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def write_lasts(files, folder):
+    """Write three checkpoints, each newer than the one before."""
+    paths = [folder / f"last-{step}.ckpt" for step in (8, 9, 10)]
+    for second, path in enumerate(paths):
+        files.save_checkpoint(CONTENT, path)
+        os.utime(path, (second, second))
+    return paths
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_newest_that_is_whole_is_found_and_others_are_told(files, tmp_path, damage):
+    paths = write_lasts(files, tmp_path)
+    one = trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path)], logger=False)
+    assert find_last(one) == paths[2]
+    spoil(damage, paths[2])
+    with pytest.warns(match=r"last-10.ckpt: not a whole checkpoint; going on from the one before"):
+        assert find_last(one) == paths[1]
+    spoil(damage, paths[1])
+    spoil(damage, paths[0])
+    with (
+        pytest.warns(match="going on from the one before"),
+        pytest.raises(ValueError, match=r"last-10.ckpt: not a whole .* leave --ckpt_path out to"),
+    ):
+        find_last(one)
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_it_is_looked_for_where_checkpoints_go(files, tmp_path, logged):
+    logger = CSVLogger(tmp_path, name="runs") if logged else False
+    one = trainer(tmp_path, logger=logger)
+    assert find_last(one) is None
+    folder = tmp_path / "runs" / "version_3" / "checkpoints" if logged else tmp_path / "checkpoints"
+    assert find_last(one) != write_lasts(files, folder)[0]
+    assert find_last(one).parent == folder
