@@ -1,17 +1,17 @@
-"""What each part of the method is worth on real cases: every row at equal budget, data and seeds.
+"""What each part of the method contributes on real cases, at equal budget, data and seeds.
 
     python examples/ablation.py --data BraTS2018 --reports brats2018_reports.json
 
-Each row of the paper's tables, and ours, is a small network that is trained three times, at 2 mm:
-on simulated patients without semantics, which rows of one backbone share; on simulated patients
-with its own semantics; and on real cases, once per fold. The cases of the fold are scored by the
-rules of BraTS 2020, the second training on simulated patients that it has not seen. Networks of one
-seed begin with the same weights wherever they are alike. Reports of other cases stand in for those
-of a case in the rows ``shuffled_text``, in training and scoring alike.
+Each row of the paper's tables, and of ours, is a small network that is trained three times at 2 mm:
+on simulated patients without semantics (rows with the same backbone share this fit), on simulated
+patients with its own semantics, and on real cases, once per fold. The cases of the fold are scored
+by the rules of BraTS 2020. The second fit is also scored, on simulated patients that were not in
+training. Networks of one seed start from the same weights in all parts that they share. In the rows
+``shuffled_text`` a case gets the report of another case, in training and in scoring.
 
-Finished fits are kept in ``--output`` and skipped when the command is given again. Several
-commands with one ``--output`` share the work. Scores of all cases and a figure are written at the
-end, and a table is printed, each row beside the paper's.
+Finished fits are kept in ``--output``; the same command, run again, skips them. Several commands
+with one ``--output`` share the work. At the end the scores of all cases and a figure are written,
+and a table is printed, each row beside the paper's.
 """
 
 import argparse
@@ -58,18 +58,18 @@ import matplotlib.pyplot as plt
 
 SPACING_MM = 2.0
 PATCH = (72, 96, 80)
-"""Crops and windows, which hold a whole brain: the networks normalise each window by itself, and
-find tumour in parts without any where they were trained on others."""
+"""Size of crops and of the sliding window; it holds a whole brain. The networks normalise each
+window on its own, and find tumour where there is none in windows unlike those of training."""
 NETWORK = replace(network_config("tiny"), channels=(12, 24, 48, 96), refinement=0, num_auxiliary=1)
-FULL_RESOLUTION = replace(NETWORK, channels=(16, 32, 64, 128), fold=1)
-"""To ``NETWORK`` what the preset ``recommended`` is to ``fast``: no folded voxels, and a third more
-channels."""
+FULL_RESOLUTION = replace(NETWORK, channels=(16, 32, 64, 128), space_to_depth=1)
+"""Differs from ``NETWORK`` as the preset ``recommended`` from ``fast``: no space-to-depth, and a
+third more channels."""
 FIRST_PLAN = TrainingPlan(lr=2e-3)
 PLAN = TrainingPlan(lr=1e-3, semantic_lr=2.0)
 FIRST_UNSEEN = 1_000_000
-"""Seed of the first simulated patient to score; training takes those from 0 on."""
+"""Seed of the first simulated patient to score; training uses seeds from 0 on."""
 SIMULATED = "simulated"
-"""What stands in the names of files in place of a fold."""
+"""Stands for a fold in the names of files."""
 PAPER = {
     "unet3d": (0.8887, 0.8099, 0.7277),
     "recommended": (0.8994, 0.8702, 0.8005),
@@ -83,7 +83,7 @@ PAPER = {
     "refinement": None,
     "full_resolution": None,
 }
-"""Rows, and Dice of WT, TC and ET that the paper has for them (BraTS 2020, 369 cases)."""
+"""Row -> the paper's Dice of WT, TC and ET (BraTS 2020, 369 cases); None where it has none."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "sequential": {"guidance": "sequential"},
     "film": {"guidance": "film"},
@@ -92,15 +92,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"dense": True},
     "differences": {"difference_channels": True},
 }
-"""Rows that are run when they are named: other forms of the mechanisms."""
+"""Rows that run only when ``--rows`` names them: other forms of the mechanisms."""
 OTHER_TEXT = {"recommended, other text": None, "shuffled_text, other text": "shuffled_text"}
-"""Rows whose texts ``--text-encoder`` reads, and what they leave out."""
+"""Rows whose texts ``--text-encoder`` reads -> their ablation."""
 OWN_BACKBONE = ("no_pixel", "unet3d", "refinement", "full_resolution", "min_max", "differences")
-"""Rows with another U-Net than the whole method has."""
+"""Rows whose U-Net differs from that of the whole method."""
 
 
-def coarse(volume: np.ndarray) -> np.ndarray:
-    """Return cubes of 2 x 2 x 2 voxels (..., x, y, z, 8), the volume padded with 0."""
+def cubes_of_8(volume: np.ndarray) -> np.ndarray:
+    """Return cubes of 2 x 2 x 2 voxels (..., x, y, z, 8); the volume is padded with 0."""
     padding = [(0, 0)] * (volume.ndim - 3) + [(0, n % 2) for n in volume.shape[-3:]]
     return rearrange(
         np.pad(volume, padding), "... (x i) (y j) (z k) -> ... x y z (i j k)", i=2, j=2, k=2
@@ -108,7 +108,7 @@ def coarse(volume: np.ndarray) -> np.ndarray:
 
 
 def write_coarse(case: Case, folder: Path) -> None:
-    """Write a case of 1 mm at 2 mm: the mean of brain voxels, and regions by majority."""
+    """Write a 1 mm case at 2 mm: means of the brain voxels, and regions by majority."""
     folder.mkdir(parents=True, exist_ok=True)
     if case.label is None:
         raise ValueError(f"{case.case_id}: has no mask; give labelled cases")
@@ -118,10 +118,10 @@ def write_coarse(case: Case, folder: Path) -> None:
         affine[:3, 3] += source.affine[:3, :3] @ np.full(3, 0.5)
         voxels = read_voxels(path)
         if name == "seg":
-            cubes = coarse(BRATS_2018.to_regions(voxels.astype(np.uint8)))
+            cubes = cubes_of_8(BRATS_2018.to_regions(voxels.astype(np.uint8)))
             values = BRATS_2018.to_labels(cubes.mean(axis=-1) >= 0.5)
         else:
-            cubes = coarse(voxels.astype(np.float32))
+            cubes = cubes_of_8(voxels.astype(np.float32))
             inside = (cubes != 0).sum(axis=-1)
             values = np.where(inside >= 4, cubes.sum(axis=-1) / np.maximum(inside, 1), 0)
         part = folder / f".part_{name}.nii.gz"
@@ -147,7 +147,7 @@ def real_cases(arguments: argparse.Namespace, config: NetworkConfig, fold: int) 
 
 
 def options(arguments: argparse.Namespace, config: NetworkConfig, crops: int) -> dict[str, Any]:
-    """Return what both data modules are given."""
+    """Return the options that both data modules share."""
     return {
         "patch_size": PATCH,
         "crops_per_case": crops,
@@ -167,19 +167,19 @@ def fit(
     seed: int,
     start: dict[str, torch.Tensor] | None,
 ) -> CLIPSeg3D:
-    """Train one network for so many steps and return it with averaged weights.
+    """Train one network and return it with averaged weights.
 
     Args:
         config: of the network.
-        data: to train on.
-        steps: one crop each.
+        data: training data.
+        steps: number of steps, one crop each.
         plan: of the training.
         seed: of weights, order and augmentation.
-        start: weights to begin with, of the parts that were trained before; None of none.
+        start: weights of the parts that were trained before; None if there are none.
     """
     seed_everything(seed, verbose=False)
     module = CLIPSeg3DModule(
-        config, release="brats2018", spacing_mm=SPACING_MM, plan=plan, window=PATCH
+        config, release="brats2018", spacing_mm=SPACING_MM, plan=plan, roi_size=PATCH
     )
     module.network.load_state_dict(shared_start(module.network, seed) | (start or {}))
     data.prepare_data()
@@ -202,18 +202,18 @@ def fit(
 
 
 def shared_start(network: CLIPSeg3D, seed: int) -> dict[str, torch.Tensor]:
-    """Return initial weights, in common parts those of the whole method with this seed.
+    """Return initial weights; shared parts get those of the whole method with this seed.
 
-    After few steps more depends on them than on what a row leaves out.
+    After few steps, scores depend more on the initial weights than on the part a row leaves out.
     """
     seed_everything(seed, verbose=False)
-    whole, own = build_clipseg3d(NETWORK).state_dict(), network.state_dict()
-    return own | {k: w for k, w in whole.items() if k in own and w.shape == own[k].shape}
+    method, own = build_clipseg3d(NETWORK).state_dict(), network.state_dict()
+    return own | {k: w for k, w in method.items() if k in own and w.shape == own[k].shape}
 
 
 def score(network: CLIPSeg3D, cases: Sequence[Case]) -> ScoreTable:
-    """Score cases that have masks; each is read the report that it comes with."""
-    predictor = Predictor(network, release=BRATS_2018, spacing_mm=SPACING_MM, window=PATCH)
+    """Score the cases that have expert masks, each with its ``report``."""
+    predictor = Predictor(network, release=BRATS_2018, spacing_mm=SPACING_MM, roi_size=PATCH)
     metric = CaseScores(REGIONS, protocol="brats2020", release="brats2018")
     for case in cases:
         if case.label is not None:
@@ -232,7 +232,7 @@ def held_out_cases(data: BraTSDataModule) -> list[Case]:
 
 
 def simulated_cases(arguments: argparse.Namespace, config: NetworkConfig) -> list[Case]:
-    """Return simulated patients that no training sees."""
+    """Return simulated patients that are in no training."""
     folder = arguments.output / "unseen phantoms"
     with FileLock(arguments.output / "phantoms.lock"):
         write_phantoms(folder, arguments.unseen, spacing_mm=SPACING_MM, seed=FIRST_UNSEEN)
@@ -258,8 +258,8 @@ def row_config(row: str, text_encoder: str | None) -> NetworkConfig:
     return network_config(NETWORK, ablation=None if row == "recommended" else row)
 
 
-def run(arguments: argparse.Namespace, row: str, seed: int, part: str, place: Path) -> None:
-    """Score one row with one seed on one part: a fold, trained before, or simulated patients."""
+def run(arguments: argparse.Namespace, row: str, seed: int, part: str, path: Path) -> None:
+    """Score one row with one seed: on a fold, after training on the others, or simulated."""
     config = row_config(row, arguments.text_encoder)
     weights = pretrained(arguments, config, row, seed)
     if part == SIMULATED:
@@ -270,8 +270,8 @@ def run(arguments: argparse.Namespace, row: str, seed: int, part: str, place: Pa
         data = real_cases(arguments, config, int(part.split()[1]))
         network = fit(config, data, steps=arguments.steps, plan=PLAN, seed=seed, start=weights)
         cases = held_out_cases(data)
-    with atomic_write(place) as aside:
-        aside.write_text(score(network, cases).csv(), encoding="utf-8")
+    with atomic_write(path) as tmp:
+        tmp.write_text(score(network, cases).csv(), encoding="utf-8")
 
 
 def pretrained(
@@ -279,9 +279,9 @@ def pretrained(
 ) -> dict[str, torch.Tensor]:
     """Return the weights of a row and seed after training on simulated patients."""
     backbone = f"backbone of {row if row in OWN_BACKBONE else 'recommended'}"
-    without = network_config(config, ablation="no_semantic")
+    plain = network_config(config, ablation="no_semantic")
     steps = arguments.backbone_steps
-    start = simulated_fit(arguments, without, FIRST_PLAN, f"{backbone} seed {seed}", seed, steps)
+    start = simulated_fit(arguments, plain, FIRST_PLAN, f"{backbone} seed {seed}", seed, steps)
     steps = arguments.simulated_steps
     return simulated_fit(arguments, config, PLAN, f"{row} seed {seed}", seed, steps, start)
 
@@ -295,7 +295,7 @@ def simulated_fit(
     steps: int,
     start: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Return the weights of a fit to simulated patients, which is made if it is not there."""
+    """Return the weights of a fit on simulated patients; the fit runs if it is not there yet."""
     path = arguments.output / "pretrained" / f"{name}.pt"
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
@@ -308,8 +308,8 @@ def simulated_fit(
             with FileLock(arguments.output / "phantoms.lock"):
                 patients.prepare_data()
             network = fit(config, patients, steps=steps, plan=plan, seed=seed, start=start)
-            with atomic_write(path) as aside:
-                torch.save(network.state_dict(), aside)
+            with atomic_write(path) as tmp:
+                torch.save(network.state_dict(), tmp)
     weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
     return weights
 
@@ -329,15 +329,15 @@ def average(tables: Sequence[ScoreTable]) -> ScoreTable:
     return tables[0]._replace(values=np.mean([table.values for table in tables], axis=0))
 
 
-def write(found: dict[str, list[ScoreTable]], path: Path) -> None:
+def write(rows: dict[str, list[ScoreTable]], path: Path) -> None:
     """Write Dice and HD95 of every row, seed, case and region."""
     with (
-        atomic_write(path) as aside,
-        aside.open("w", encoding="utf-8", newline="") as file,
+        atomic_write(path) as tmp,
+        tmp.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["row", "seed", "case", "region", "dice", "hd95_mm"])
-        for row, tables in found.items():
+        for row, tables in rows.items():
             for seed, table in enumerate(tables):
                 for case, regions in zip(table.case_ids, table.values, strict=True):
                     for region, values in zip(table.regions, regions, strict=True):
@@ -345,26 +345,26 @@ def write(found: dict[str, list[ScoreTable]], path: Path) -> None:
                         writer.writerow([row, seed, case, region, f"{dice:.4f}", f"{hd95:.2f}"])
 
 
-def report(found: dict[str, list[ScoreTable]]) -> None:
+def print_table(rows: dict[str, list[ScoreTable]]) -> None:
     """Print a table."""
     print(
         "Mean ± SD over the means of seeds; gain of 'recommended' over the row in points of mean "
         "Dice, with 95 % bootstrap interval and Wilcoxon's p over cases (seeds averaged); the "
         "paper's mean Dice."
     )
-    for row, tables in found.items():
+    for row, tables in rows.items():
         means = np.array([table.means() for table in tables])  # seed, region, score
         dice, hd95 = (means[:, :, tables[0].scores.index(s)] for s in ("dice", "hd95_mm"))
         text = [f"{row:26s} seeds {len(tables)}"]
         for r, region in enumerate(REGIONS):
             text.append(f"{region} {_spread(dice[:, r])} (HD95 {hd95[:, r].mean():.1f})")
         text.append(f"mean {_spread(dice.mean(axis=1))}")
-        if row != "recommended" and "recommended" in found:
-            common = min(len(found["recommended"]), len(tables))
+        if row != "recommended" and "recommended" in rows:
+            common = min(len(rows["recommended"]), len(tables))
             test = paired_difference(
                 *(
                     average(each[:common]).values[:, :, tables[0].scores.index("dice")].mean(axis=1)
-                    for each in (found["recommended"], tables)
+                    for each in (rows["recommended"], tables)
                 )
             )
             text.append(
@@ -382,18 +382,18 @@ def _spread(values: np.ndarray) -> str:
     return f"{values.mean():.3f}{sd}"
 
 
-def draw(found: dict[str, list[ScoreTable]], path: Path) -> None:
+def draw(rows: dict[str, list[ScoreTable]], path: Path) -> None:
     """Draw Dice of every row: a dot per seed, a bar at their mean."""
-    figure, axes = plt.subplots(1, 4, figsize=(12, 0.4 * len(found) + 1.5), sharey=True)
+    figure, axes = plt.subplots(1, 4, figsize=(12, 0.4 * len(rows) + 1.5), sharey=True)
     for axis, name in zip(axes, (*REGIONS, "mean"), strict=True):
-        for place, tables in enumerate(found.values()):
+        for y, tables in enumerate(rows.values()):
             index = tables[0].scores.index("dice")
             means = np.array([table.means()[:, index] for table in tables])
             values = means.mean(axis=1) if name == "mean" else means[:, REGIONS.index(name)]
-            axis.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color="0.2", lw=2)
-            axis.scatter(values, [place] * len(values), s=18, color="#0072b2", zorder=3)
-        axis.set(xlabel=f"Dice {name}", yticks=range(len(found)))
-        axis.set_yticklabels(found)
+            axis.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color="0.2", lw=2)
+            axis.scatter(values, [y] * len(values), s=18, color="#0072b2", zorder=3)
+        axis.set(xlabel=f"Dice {name}", yticks=range(len(rows)))
+        axis.set_yticklabels(rows)
         axis.grid(axis="x", alpha=0.3)
     axes[0].invert_yaxis()
     figure.tight_layout()
@@ -402,7 +402,7 @@ def draw(found: dict[str, list[ScoreTable]], path: Path) -> None:
 
 
 def main() -> None:
-    """Run what has not been run and is not being run, then report."""
+    """Run the fits that are neither done nor running elsewhere, then print and draw scores."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="BraTS 2018; read only")
     parser.add_argument("--reports", type=Path, required=True, help="JSON of reports by case")
@@ -430,22 +430,22 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for row in rows:
             for part in (*folds, SIMULATED):
-                place = arguments.output / "runs" / f"{row} seed {seed} {part}.csv"
+                path = arguments.output / "runs" / f"{row} seed {seed} {part}.csv"
                 try:
-                    with FileLock(place.with_suffix(".lock"), blocking=False):
-                        if not place.is_file():
-                            run(arguments, row, seed, part, place)
-                            print(place.stem, flush=True)
-                except Timeout:  # another command is at it
+                    with FileLock(path.with_suffix(".lock"), blocking=False):
+                        if not path.is_file():
+                            run(arguments, row, seed, part, path)
+                            print(path.stem, flush=True)
+                except Timeout:  # another command runs it
                     continue
     for name, parts in (("ablation", folds), ("ablation_simulated", [SIMULATED])):
-        found = {row: collect(arguments.output, row, arguments.seeds, parts) for row in rows}
-        found = {row: tables for row, tables in found.items() if tables}
+        finished = {row: collect(arguments.output, row, arguments.seeds, parts) for row in rows}
+        finished = {row: tables for row, tables in finished.items() if tables}
         print(name)
-        report(found)
-        write(found, arguments.output / f"{name}.csv")
-        if found:
-            draw(found, arguments.output / f"{name}.png")
+        print_table(finished)
+        write(finished, arguments.output / f"{name}.csv")
+        if finished:
+            draw(finished, arguments.output / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-r"""Score the weights of ``examples/train_tiny.py`` on the real cases that did not shape them.
+r"""Score the weights of ``examples/train_tiny.py`` on real cases that were not in training.
 
     python examples/evaluate_tiny.py --data BraTS2018 --reports brats2018_reports.json \
         --weights tiny --output tiny_six_cases.csv
 
-Full volumes at 1 mm by the rules of BraTS 2020, with all sequences and with some only, with the
-report of the case, of another one, and none, mirrored and not. Cases named ``Brats18_TCIA*`` were
-trained on and are left out; with ``--fold``, only those that it left out are scored, and all folds
-can share ``--output``. With ``--shift``, WT is drawn larger or smaller than the weights have it.
-One row per variant, case and region; a run that was interrupted goes on with the case after.
+Full volumes at 1 mm are scored by the rules of BraTS 2020: with all sequences and with some, with
+the case's own report, with another case's and with none, with test-time mirroring and without.
+Cases named ``Brats18_TCIA*`` were in training and are left out. With ``--fold``, only the cases that
+this fold left out are scored; all folds can share one ``--output``. ``--shift`` makes WT larger or
+smaller than the weights do. There is one row per variant, case and region. An interrupted run
+continues with the next case.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from tqdm import tqdm
-from train_tiny import WT_SHIFT, calibrate, held_out, may_shape_weights
+from train_tiny import WT_SHIFT, calibrate, held_out, is_training_case
 
 from clipseg3d import CLIPSeg3D, Predictor
 from clipseg3d.data.cases import Case, find_cases
@@ -32,7 +33,7 @@ from clipseg3d.atomic_write import atomic_write
 
 
 class Variant(NamedTuple):
-    """How a case is given to the network."""
+    """What the network gets of a case."""
 
     sequences: Sequence[str] = SEQUENCES
     text: str = "own"
@@ -51,8 +52,7 @@ VARIANTS = {
     "flair": Variant(("flair",)),
 }
 
-
-SHOWN = "mirrored"
+CARD_VARIANT = "mirrored"
 """The variant that the model card lists case by case."""
 DATA = """Simulated patients (`clipseg3d phantom`, seeds from 0, 1 mm) and these cases of BraTS
 2018, which derive from TCGA-GBM and TCGA-LGG (BraTS-TCGA release, Bakas et al. 2017, CC BY 3.0),
@@ -73,15 +73,15 @@ must hold the whole brain, as those in the configuration do: in parts of it, tum
 there is none."""
 
 
-def as_given(case: Case, other: Case, variant: Variant) -> Case:
-    """Return a case as a variant gives it."""
+def apply_variant(case: Case, other: Case, variant: Variant) -> Case:
+    """Return a case with the sequences and the report of a variant."""
     report = {"own": case.report, "none": "", "other": other.report}[variant.text]
-    kept = {name: case.sequences[name] for name in variant.sequences}
-    return replace(case, sequences=kept, report=report)
+    sequences = {name: case.sequences[name] for name in variant.sequences}
+    return replace(case, sequences=sequences, report=report)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows there are."""
+    """Return the rows of a file; none if it does not exist."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -89,8 +89,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    """Write whole or not at all."""
-    with atomic_write(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+    """Write a table, all or nothing."""
+    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -98,11 +98,11 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 def score(predictor: Predictor, case: Case, label: Path) -> list[dict[str, str]]:
     """Return a row of scores per region."""
-    found = predictor(case).label
+    prediction = predictor(case).label
     metric = CaseScores(REGIONS, protocol="brats2020", release="brats2018")
     masks = [
         torch.from_numpy(BRATS_2018.to_regions(values.astype(np.uint8)))[None]
-        for values in (found, read_voxels(label))
+        for values in (prediction, read_voxels(label))
     ]
     metric.update(*masks, [case.case_id])
     table = metric.compute()
@@ -135,10 +135,10 @@ def card(weights: str, rows: list[dict[str, str]]) -> str:
             f"{m:.3f} ± {s:.3f}" for m, s in zip(dice.mean(1), dice.std(1, ddof=1), strict=True)
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | {dice.mean():.3f} |")
-    lines += ["", f"Case by case, {SHOWN}:", "", f"| case | {regions} |", "|---|---|---|---|"]
-    shown = [row for row in rows if row["variant"] == SHOWN]
-    for case in dict.fromkeys(row["case"] for row in shown):
-        cells = [f"{float(row['dice']):.3f}" for row in shown if row["case"] == case]
+    lines += ["", f"Case by case, {CARD_VARIANT}:", "", f"| case | {regions} |", "|---|---|---|---|"]
+    listed = [row for row in rows if row["variant"] == CARD_VARIANT]
+    for case in dict.fromkeys(row["case"] for row in listed):
+        cells = [f"{float(row['dice']):.3f}" for row in listed if row["case"] == case]
         lines.append(f"| {case} | {' | '.join(cells)} |")
     return str(
         network.generate_model_card(
@@ -153,25 +153,25 @@ def card(weights: str, rows: list[dict[str, str]]) -> str:
 
 def table(rows: list[dict[str, str]], variant: str) -> np.ndarray:
     """Return Dice (region, case) of a variant."""
-    mine = [row for row in rows if row["variant"] == variant]
-    return np.array([[float(r["dice"]) for r in mine if r["region"] == name] for name in REGIONS])
+    chosen = [row for row in rows if row["variant"] == variant]
+    return np.array([[float(r["dice"]) for r in chosen if r["region"] == name] for name in REGIONS])
 
 
 def main() -> None:
-    """Score what has not been scored yet and print means."""
+    """Score the cases that have no score yet, and print means."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, help="folder of BraTS 2018; read only")
     parser.add_argument("--reports", required=True, help="JSON of reports by case")
     parser.add_argument("--weights", default="tiny", help="name or folder")
     parser.add_argument("--output", type=Path, default=Path("tiny_six_cases.csv"))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--card", type=Path, help="file of a model card to write")
+    parser.add_argument("--card", type=Path, help="model card to write")
     parser.add_argument("--fold", type=int, help="part of the real cases that was left out")
     parser.add_argument(
         "--shift",
         type=float,
         default=0.0,
-        help=f"add to the score of WT, such as {-WT_SHIFT:g} to undo what training added",
+        help=f"add to the logit of WT, such as {-WT_SHIFT:g} to undo the shift of training",
     )
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -181,7 +181,7 @@ def main() -> None:
     cases = [
         case
         for case in find_cases(arguments.data, BRATS_2018, reports=arguments.reports)
-        if (case.case_id in left_out if left_out else not may_shape_weights(case, ()))
+        if (case.case_id in left_out if left_out else not is_training_case(case, ()))
     ]
     rows = read_rows(arguments.output)
     done = {(row["variant"], row["case"]) for row in rows}
@@ -194,8 +194,8 @@ def main() -> None:
         for index, case in enumerate(tqdm(cases, desc=name, unit="case")):
             if (name, case.case_id) in done or case.label is None:
                 continue
-            given = as_given(case, cases[index - 1], variant)
-            rows += [{"variant": name, **row} for row in score(predictor, given, case.label)]
+            changed = apply_variant(case, cases[index - 1], variant)
+            rows += [{"variant": name, **row} for row in score(predictor, changed, case.label)]
             write_rows(arguments.output, rows)
         dice = table(rows, name)
         spread = dice.std(axis=1, ddof=1) if dice.shape[1] > 1 else np.zeros(len(REGIONS))
@@ -205,8 +205,8 @@ def main() -> None:
         ]
         tqdm.write(f"{name}: {', '.join(parts)}, mean {dice.mean():.3f} ({dice.shape[1]} cases)")
     if arguments.card:
-        with atomic_write(arguments.card) as aside:
-            aside.write_text(card(arguments.weights, rows), encoding="utf-8")
+        with atomic_write(arguments.card) as tmp:
+            tmp.write_text(card(arguments.weights, rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,23 @@
 
 Of the cases below ``--data`` only those named ``Brats18_TCIA*`` are trained on: they are from
 TCGA-GBM and TCGA-LGG, whose licence (CC BY 3.0) lets weights be passed on. Simulated patients are
-made first. Seven fits follow: the U-Net alone, again with lesions of one case put into another and
-with crops that hold more background, then the whole network from its weights, since new semantics
-change nothing at first, once more with z-scores and a head that reads the folded voxels, then with
-but one sequence in every third sample, and last in every second, with vessels and remnants of dura
-that are bright in T1ce, and with coils that are nearer to one side, which a longer fit repeats. The
-first two train on crops, the others on whole brains, all at 1 mm, with reports and sequences
-withheld at times, and keep an average of the weights. What is left is calibrated; see WT_SHIFT.
-Then ``--output``/weights holds what ``CLIPSeg3D.from_pretrained`` reads.
+made first. Then there are seven fits, each starting from the weights of the one before:
 
-Given again, the command goes on where it was interrupted. ``--fold`` leaves a part of the real
-cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
+1. ``unet``: the U-Net alone.
+2. ``moved``: with lesions of one case put into another, and crops that hold more background.
+3. ``whole``: the whole network. New semantic parts change nothing at first.
+4. ``refined``: with z-scores, and a head that reads the voxels of each space-to-depth cube.
+5. ``alone``: with a single sequence in every third sample.
+6. ``bright``: with a single sequence in every second sample, with vessels and remnants of dura that
+   are bright in T1ce, and with bias fields as of coils.
+7. ``longer``: the same settings again, for more steps.
+
+The first two train on crops, the others on whole brains. All train at 1 mm, withhold reports and
+sequences at random, and keep an average of the weights. At the end the score of WT is calibrated;
+see WT_SHIFT. Then ``--output``/weights holds what ``CLIPSeg3D.from_pretrained`` reads.
+
+The same command, run again, continues where it was interrupted. ``--fold`` leaves a part of the
+real cases out, for cross-validation; ``examples/evaluate_tiny.py`` scores.
 """
 
 import argparse
@@ -48,16 +54,18 @@ from clipseg3d.atomic_write import atomic_write
 
 NETWORK = network_config("tiny")
 EARLIER = replace(NETWORK, norms=network_config("paper").norms, refinement=0)
-"""Of the first three fits: min-max of T2 and FLAIR, as the paper has it, and one layer as head."""
+"""Network of the first three fits: min-max of T2 and FLAIR, as in the paper, and a head of one
+layer."""
 WT_SHIFT = -2.0
-"""Added to the score of whole tumour of a trained network, so that it draws less.
+"""Added to the logit of whole tumour (WT) of a trained network, so that its WT becomes smaller.
 
-In real cases that training has not seen, networks of this command draw a rim too much, in those it
-has seen they do not: perhaps because simulated oedema ends softly, and half of what they see is
-simulated. Chosen on four cases left out by ``--fold 0`` (with ``--steps 640 320 0 160 --repeats 10
---phantoms 80``), whose WT was drawn 14 to 240 % too large. Dice there was 0.723 without, 0.782 with
--2 and 0.822 with -4; half of the best was taken: what is published sees more cases, and longer.
-On the eight of the other folds, looked at afterwards, it was 0.817, 0.840 with -2, 0.829 with -4.
+On real cases that were not in training, networks of this command draw WT too large by a rim; on
+training cases they do not. Perhaps this is because simulated oedema ends softly, and half of the
+training samples are simulated. The shift was chosen on four cases left out by ``--fold 0`` (with
+``--steps 640 320 0 160 --repeats 10 --phantoms 80``), whose WT was drawn 14 to 240 % too large.
+Their Dice of WT was 0.723 without a shift, 0.782 with -2 and 0.822 with -4. Half of the best shift
+was taken, because the published network trains on more cases, and for longer. On the eight cases
+of the other folds, scored afterwards, Dice was 0.817 without, 0.840 with -2 and 0.829 with -4.
 """
 
 
@@ -65,97 +73,112 @@ class Stage(NamedTuple):
     """One of the fits."""
 
     network: NetworkConfig
-    """What is trained. What the fit before had none of must change nothing when it is new."""
+    """What is trained. Parts that the fit before did not have must change nothing when new."""
     plan: TrainingPlan
     patch: tuple[int, int, int]
-    """Crops, and windows of prediction. The network normalises each by itself, so that windows
-    that hold more background or no tumour are another world to it: the last fits have windows that
-    hold the whole brain."""
-    grafts: bool = False
-    """Put lesions of other cases into some crops; see OtherScanners. The slices that CLIP sees do
-    not show it."""
-    moves: bool = False
+    """Size of crops, and of the sliding window of prediction. The network normalises each window on
+    its own, so windows with more background or without tumour look very different to it. In the
+    last fits, a window holds the whole brain."""
+    graft_lesions: bool = False
+    """Put lesions of other cases into some crops; see OtherScanners. The views that CLIP sees do
+    not show them."""
+    translate: bool = False
     """Move some crops; see OtherScanners."""
-    alone: float = 0
-    """Share of samples in which but one sequence is left; see OtherScanners."""
-    bright: bool = False
-    """Show some samples as if taken nearer to a coil, and less well stripped; see OtherScanners."""
+    single_sequence: float = 0
+    """Share of samples in which only one sequence is kept; see OtherScanners."""
+    bright_tissue: bool = False
+    """Add bright vessels, remnants of dura and bias fields to some samples; see OtherScanners."""
     decay: float = 0.998
-    """Share of the average of the weights that stays at every step."""
+    """Decay of the moving average of the weights, per step."""
 
 
 _UNET = network_config(EARLIER, ablation="no_semantic")
 _WHOLE = TrainingPlan(lr=6e-4, warmup=0.05, semantic_lr=3.0)
-_BRIGHT = Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True, alone=0.5, bright=True, decay=0.99)
+_BRIGHT = Stage(
+    NETWORK,
+    _WHOLE,
+    (160, 192, 160),
+    graft_lesions=True,
+    single_sequence=0.5,
+    bright_tissue=True,
+    decay=0.99,
+)
 STAGES = {
     "unet": Stage(_UNET, TrainingPlan(lr=2e-3, warmup=0.05), (96, 128, 96)),
     "moved": Stage(
-        _UNET, TrainingPlan(lr=1e-3, warmup=0.05), (112, 128, 112), grafts=True, moves=True
+        _UNET,
+        TrainingPlan(lr=1e-3, warmup=0.05),
+        (112, 128, 112),
+        graft_lesions=True,
+        translate=True,
     ),
     "whole": Stage(EARLIER, _WHOLE, (160, 192, 160)),
-    "refined": Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True),
-    "alone": Stage(NETWORK, _WHOLE, (160, 192, 160), grafts=True, alone=1 / 3, decay=0.99),
+    "refined": Stage(NETWORK, _WHOLE, (160, 192, 160), graft_lesions=True),
+    "alone": Stage(
+        NETWORK, _WHOLE, (160, 192, 160), graft_lesions=True, single_sequence=1 / 3, decay=0.99
+    ),
     "bright": _BRIGHT,
     "longer": _BRIGHT,
 }
 
 
 class OtherScanners:
-    """The usual augmentation, and then what else differs between scanners, tumours and windows.
+    """The usual augmentation, then other differences between scanners, tumours and crops.
 
-    Each sequence on its own is blurred along an axis, as thick slices are, and changes in contrast,
-    brightness and noise. Background stays 0.
+    Each sequence is blurred along a random axis, as thick slices are, and changed in contrast,
+    brightness and noise, independently of the others. Background stays 0.
 
     Args:
-        donors: real cases, whose lesions are put into a third of the crops of real cases.
-        moves: move half of all crops by up to a third of their size, with background moving in:
-            the network normalises a crop by itself, and must not depend on how much background is
-            in it.
-        alone: share of samples in which one sequence is left, T1ce twice as often as FLAIR.
-        bright: put vessels and remnants of dura, which are bright in T1ce, into half of all
-            samples, and brighten half of all sequences towards some side, as coils do: without
-            other sequences either looks like a tumour's rim.
+        donors: real cases; their lesions are put into a third of the crops of real cases.
+        translate: move half of all crops by up to a third of their size and fill with background.
+            The network normalises each crop on its own and must not depend on the share of
+            background in it.
+        single_sequence: share of samples in which only one sequence is kept, T1ce twice as often
+            as FLAIR.
+        bright_tissue: add vessels and remnants of dura, which are bright in T1ce, to half of all
+            samples, and a bias field, as coils cause it, to half of all sequences. Without other
+            sequences both look like the rim of a tumour.
     """
 
     def __init__(
         self,
         donors: BraTSDataset | None = None,
         *,
-        moves: bool = False,
-        alone: float = 0,
-        bright: bool = False,
+        translate: bool = False,
+        single_sequence: float = 0,
+        bright_tissue: bool = False,
     ) -> None:
         self.usual = Augmentation()
         self.donors = donors
-        self.moves = moves
-        self.alone = alone
-        self.bright = bright
+        self.translate = translate
+        self.single_sequence = single_sequence
+        self.bright_tissue = bright_tissue
 
     def __call__(self, sample: Sample) -> Sample:
         """Return a changed copy of one packed sample."""
         if self.donors and _is_real(sample["case_id"]) and torch.rand(()) < 1 / 3:
-            sample = grafted(sample, self.donors, int(torch.randint(len(self.donors), ())))
+            sample = graft_lesions(sample, self.donors, int(torch.randint(len(self.donors), ())))
         sample = self.usual(sample)
-        if self.moves and torch.rand(()) < 0.5:
-            sample = moved(sample)
-        if self.bright:
-            sample = shaded(brightened(sample) if torch.rand(()) < 0.5 else sample)
+        if self.translate and torch.rand(()) < 0.5:
+            sample = translate(sample)
+        if self.bright_tissue:
+            sample = add_bias_field(add_bright_tissue(sample) if torch.rand(()) < 0.5 else sample)
         image = torch.stack([self._change(sequence) for sequence in sample["image"].float()])
         sample = {**sample, "image": image.masked_fill_(sample["image"] == 0, 0).half()}
-        if self.alone and torch.rand(()) < self.alone:
-            sample = with_one(sample, "t1ce" if torch.rand(()) < 2 / 3 else "flair")
+        if self.single_sequence and torch.rand(()) < self.single_sequence:
+            sample = keep_sequence(sample, "t1ce" if torch.rand(()) < 2 / 3 else "flair")
         return sample
 
     def _change(self, sequence: Tensor) -> Tensor:
         """Return a changed sequence (x, y, z)."""
-        thick, noisy, other = (torch.rand(3) < torch.tensor([0.25, 0.25, 0.4])).tolist()
+        thick, noisy, rescaled = (torch.rand(3) < torch.tensor([0.25, 0.25, 0.4])).tolist()
         if thick:
             factor = torch.ones(3)
             factor[torch.randint(3, ())] = 0.25 + 0.5 * torch.rand(())
             size = [round(n * f) for n, f in zip(sequence.shape, factor.tolist(), strict=True)]
             coarse = F.interpolate(sequence[None, None], size=size, mode="trilinear")
             sequence = F.interpolate(coarse, size=sequence.shape, mode="trilinear")[0, 0]
-        if other:
+        if rescaled:
             gain, shift = (0.12 * torch.randn(2)).tolist()
             sequence = sequence * (1 + gain) + shift
         if noisy:
@@ -163,30 +186,30 @@ class OtherScanners:
         return sequence
 
 
-def grafted(sample: Sample, donors: BraTSDataset, index: int) -> Sample:
-    """Return a packed sample with the lesions of another case in their place.
+def graft_lesions(sample: Sample, donors: BraTSDataset, index: int) -> Sample:
+    """Return a packed sample with the lesions of another case, at the position they have there.
 
-    After CarveMix (Zhang et al., MICCAI 2021): what lies within 1 to 6 voxels of the other case's
-    lesions replaces the crop's voxels, masks included, but never background. Half of the time the
-    other case is mirrored left to right; edges are blended.
+    After CarveMix (Zhang et al., MICCAI 2021): the voxels within 1 to 6 voxels of the donor's
+    lesions replace those of the crop, masks included, but never background. Half of the time the
+    donor is mirrored left to right. Edges are blended.
 
     Args:
         sample: crop of a case, not mirrored.
         donors: packed whole cases.
-        index: which of them.
+        index: of the donor.
     """
     donor = donors[index]
     image, label = donor["image"], donor["label"]
     if torch.rand(()) < 0.5:
         image, label = image.flip(1), label.flip(0)
     crop = torch.tensor(sample["label"].shape)
-    start = (sample["window"][0] * torch.tensor(label.shape)).round().long()
+    start = (sample["crop_box"][0] * torch.tensor(label.shape)).round().long()
     after = start + crop - torch.tensor(label.shape)
     padding = torch.stack([-start, after], dim=1).flip(0).flatten().tolist()
     image = unpack_image(F.pad(image, padding), donor["statistics"])
     label = F.pad(label, padding)
     reach = 1 + int(torch.randint(6, ()))
-    near = widened((label > 0).float()[None], reach)
+    near = dilate((label > 0).float()[None], reach)
     share = F.avg_pool3d(near, 5, stride=1, padding=2, count_include_pad=False)
     own = unpack_image(sample["image"], sample["statistics"])
     share = share * (own != 0) * (image != 0)
@@ -197,38 +220,38 @@ def grafted(sample: Sample, donors: BraTSDataset, index: int) -> Sample:
     }
 
 
-def moved(sample: Sample) -> Sample:
-    """Return a sample whose content is moved, its window told so."""
+def translate(sample: Sample) -> Sample:
+    """Return a sample whose content is moved; its crop box moves with it."""
     size = torch.tensor(sample["label"].shape)
     steps = ((torch.rand(3) * 2 - 1) * size / 3).round().long()
-    kept = [slice(max(step, 0), n + min(step, 0)) for step, n in zip(steps, size, strict=True)]
-    taken = [slice(max(-step, 0), n - max(step, 0)) for step, n in zip(steps, size, strict=True)]
+    target = [slice(max(step, 0), n + min(step, 0)) for step, n in zip(steps, size, strict=True)]
+    source = [slice(max(-step, 0), n - max(step, 0)) for step, n in zip(steps, size, strict=True)]
     image, label = torch.zeros_like(sample["image"]), torch.zeros_like(sample["label"])
-    image[:, kept[0], kept[1], kept[2]] = sample["image"][:, taken[0], taken[1], taken[2]]
-    label[kept[0], kept[1], kept[2]] = sample["label"][taken[0], taken[1], taken[2]]
-    window = sample["window"].clone()
-    window[0] -= steps / size * window[1]  # the size of a mirrored axis is negative
-    return {**sample, "image": image, "label": label, "window": window}
+    image[:, target[0], target[1], target[2]] = sample["image"][:, source[0], source[1], source[2]]
+    label[target[0], target[1], target[2]] = sample["label"][source[0], source[1], source[2]]
+    crop_box = sample["crop_box"].clone()
+    crop_box[0] -= steps / size * crop_box[1]  # the size of a mirrored axis is negative
+    return {**sample, "image": image, "label": label, "crop_box": crop_box}
 
 
-def brightened(sample: Sample) -> Sample:
+def add_bright_tissue(sample: Sample) -> Sample:
     """Return a sample with vessels, and patches on the brain's edge, that are bright in T1ce.
 
-    Skull stripping leaves more of dura, sinuses and bone on some scans than on others; patches lie
-    up to 8 voxels outside the brain and 4 inside. Tumour stays as it is.
+    Skull stripping leaves more dura, sinuses and bone on some scans than on others. Patches lie up
+    to 8 voxels outside the brain and up to 4 inside. Tumour is not changed.
     """
     image = unpack_image(sample["image"], sample["statistics"])
     brain = (image != 0).any(dim=0, keepdim=True).float()
-    outer = widened(brain, int(torch.randint(1, 9, ())))
-    inner = 1 - widened(1 - brain, int(torch.randint(1, 5, ())))
+    outer = dilate(brain, int(torch.randint(1, 9, ())))
+    inner = 1 - dilate(1 - brain, int(torch.randint(1, 5, ())))
     a, b, fine, coarse, wide = (
         smooth_noise(image.shape[1:], scale) for scale in (14, 14, 6, 20, 40)
     )
     patches = (outer > inner) & (coarse > 0.3 + torch.rand(()))
-    # where two smooth fields are both near 0 there are lines
+    # two smooth fields are both near 0 along thin lines
     vessels = (a.square() + b.square() < (0.1 + 0.1 * torch.rand(())) ** 2) & (brain > 0)
-    found = (patches | vessels & (wide > 0.5 * torch.rand(()))) & (sample["label"] == 0)
-    share = found * F.avg_pool3d(found.float(), 3, stride=1, padding=1, count_include_pad=False)
+    added = (patches | vessels & (wide > 0.5 * torch.rand(()))) & (sample["label"] == 0)
+    share = added * F.avg_pool3d(added.float(), 3, stride=1, padding=1, count_include_pad=False)
     low, high, mean, sd = sample["statistics"][..., None, None, None].unbind(1)
     level = torch.full((len(SEQUENCES),), -1.0)
     level[SEQUENCES.index("t1ce")] = 4
@@ -237,10 +260,11 @@ def brightened(sample: Sample) -> Sample:
     return {**sample, "image": torch.lerp(image, value.clamp(low, high), share).half()}
 
 
-def shaded(sample: Sample) -> Sample:
-    """Return a sample with half of its sequences brighter here than there.
+def add_bias_field(sample: Sample) -> Sample:
+    """Return a sample with a bias field in half of its sequences.
 
-    Fields of 0.75 to 1.2 were seen in scans; these have an SD of some 0.1, over a third of a brain.
+    Bias fields of 0.75 to 1.2 were measured in scans. These have an SD of about 0.1, and change
+    over a third of a brain.
     """
     image = unpack_image(sample["image"], sample["statistics"])
     fields = torch.stack(
@@ -251,8 +275,8 @@ def shaded(sample: Sample) -> Sample:
     return {**sample, "image": image.half()}
 
 
-def widened(mask: Tensor, reach: int) -> Tensor:
-    """Return the maximum (c, x, y, z) within some voxels along every axis."""
+def dilate(mask: Tensor, reach: int) -> Tensor:
+    """Return a mask (c, x, y, z) dilated by a cube that reaches so many voxels to each side."""
     for axis in range(3):  # a cube is the maximum along its axes
         size = [2 * reach + 1 if axis == other else 1 for other in range(3)]
         mask = F.max_pool3d(mask, size, stride=1, padding=[n // 2 for n in size])
@@ -260,12 +284,12 @@ def widened(mask: Tensor, reach: int) -> Tensor:
 
 
 def smooth_noise(size: Sequence[int], scale: int) -> Tensor:
-    """Return noise (x, y, z) that changes over so many voxels."""
+    """Return noise (x, y, z) that changes over ``scale`` voxels."""
     coarse = torch.randn(1, 1, *(2 + n // scale for n in size))
     return F.interpolate(coarse, size=tuple(size), mode="trilinear", align_corners=True)[0, 0]
 
 
-def with_one(sample: Sample, sequence: str) -> Sample:
+def keep_sequence(sample: Sample, sequence: str) -> Sample:
     """Return a sample as if only one of its sequences had been acquired."""
     views = sample["views"]
     image, statistics, views = withhold_sequences(
@@ -283,18 +307,18 @@ def with_one(sample: Sample, sequence: str) -> Sample:
 
 
 class Mixture(BraTSDataModule):
-    """Real cases that may shape weights, several times each, and simulated patients once each.
+    """Real cases whose licence allows it, several times each, and simulated patients once each.
 
     Args:
         root: folder of BraTS 2018.
         phantoms: folder of simulated patients; those that are missing are made.
-        num_phantoms: how many.
+        num_phantoms: number of simulated patients.
         repeats: crops of each real case in an epoch.
-        left_out: names of real cases to leave out besides those of no TCGA collection.
-        grafts: put lesions of real cases into others; see OtherScanners.
-        moves: move crops; see OtherScanners.
-        alone: share of samples with but one sequence; see OtherScanners.
-        bright: brighten some of samples; see OtherScanners.
+        left_out: names of real cases to leave out, besides those that are not from TCGA.
+        graft_lesions: put lesions of real cases into others; see OtherScanners.
+        translate: move crops; see OtherScanners.
+        single_sequence: share of samples with a single sequence; see OtherScanners.
+        bright_tissue: add bright tissue and bias fields; see OtherScanners.
         **options: as for BraTSDataModule.
     """
 
@@ -308,10 +332,10 @@ class Mixture(BraTSDataModule):
         num_phantoms: int,
         repeats: int,
         left_out: tuple[str, ...] = (),
-        grafts: bool = False,
-        moves: bool = False,
-        alone: float = 0,
-        bright: bool = False,
+        graft_lesions: bool = False,
+        translate: bool = False,
+        single_sequence: float = 0,
+        bright_tissue: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(root, num_workers=0, **options)
@@ -324,47 +348,52 @@ class Mixture(BraTSDataModule):
         )
         self.repeats = repeats
         self.left_out = left_out
-        self.grafts = grafts
-        self.moves = moves
-        self.alone = alone
-        self.bright = bright
+        self.graft_lesions = graft_lesions
+        self.translate = translate
+        self.single_sequence = single_sequence
+        self.bright_tissue = bright_tissue
 
     def prepare_data(self) -> None:
         """Simulate patients and fill the cache."""
         for part in (self.simulated, self):
-            part._entries(part._cases())
+            part._cache(part._cases())
 
     def setup(self, stage: str) -> None:
         """Mix the cases."""
-        real = self._entries(self._cases())
+        real = self._cache(self._cases())
         simulated = self.simulated
-        donors = BraTSDataset(real, BRATS_2018, packed=True) if self.grafts else None
+        donors = BraTSDataset(real, BRATS_2018, packed=True) if self.graft_lesions else None
         self.train_set = BraTSDataset(
-            [*real * self.repeats, *simulated._entries(simulated._cases())],
+            [*real * self.repeats, *simulated._cache(simulated._cases())],
             BRATS_2018,  # simulated patients have its labels
             crop=self.patch_size,
-            augment=OtherScanners(donors, moves=self.moves, alone=self.alone, bright=self.bright),
+            augment=OtherScanners(
+                donors,
+                translate=self.translate,
+                single_sequence=self.single_sequence,
+                bright_tissue=self.bright_tissue,
+            ),
             packed=True,
         )
         self.val_set = self.test_set = BraTSDataset([], BRATS_2018)
 
-    def _cases(self) -> list[Case]:
+    def _find_cases(self) -> list[Case]:
         """Return the real cases to train on."""
-        return [case for case in super()._cases() if may_shape_weights(case, self.left_out)]
+        return [case for case in super()._find_cases() if is_training_case(case, self.left_out)]
 
 
-def may_shape_weights(case: Case, left_out: tuple[str, ...]) -> bool:
-    """Say whether a case is from a collection that allows it, and is not left out."""
+def is_training_case(case: Case, left_out: tuple[str, ...]) -> bool:
+    """Say whether a case's licence allows training on it, and it is not left out."""
     return _is_real(case.case_id) and case.case_id not in left_out
 
 
 def _is_real(case_id: str) -> bool:
-    """Tell a case of the collections that may be trained on from a simulated one."""
+    """Tell a case of the TCGA collections from a simulated one."""
     return case_id.startswith("Brats18_TCIA")
 
 
 def held_out(root: str, fold: int | None, num_folds: int) -> tuple[str, ...]:
-    """Return the cases of a fold: every so manieth one by name, so that grades are in all."""
+    """Return the cases of a fold: every n-th by name, so that each fold has both grades."""
     if fold is None:
         return ()
     names = sorted({path.name for path in Path(root).rglob("Brats18_TCIA*") if path.is_dir()})
@@ -384,11 +413,11 @@ def fit(
 
     Args:
         stage: a key of STAGES.
-        data: to train on.
-        steps: of one sample each.
+        data: training data.
+        steps: number of steps, one sample each.
         precision: as Lightning names it.
-        output: folder of the checkpoints.
-        start: network whose weights the fit begins with; None begins with new ones.
+        output: folder for the checkpoints.
+        start: network whose weights the fit starts from; None starts from new weights.
 
     Returns:
         The network with averaged weights.
@@ -401,14 +430,15 @@ def fit(
         plan=settings.plan,
         report_dropout=0.3,
         sequence_dropout=0.2,
-        window=settings.patch,
+        roi_size=settings.patch,
     )
     if start is not None:
-        lacking, unknown = module.network.load_state_dict(start.state_dict(), strict=False)
+        missing, unexpected = module.network.load_state_dict(start.state_dict(), strict=False)
         new = ("semantic_fusion.", "unet.refine.")
-        if unknown or any(not name.startswith(new) for name in lacking):
+        if unexpected or any(not name.startswith(new) for name in missing):
             raise ValueError(
-                f"the fit before {stage} lacks {lacking} and has {unknown}; delete {output}"
+                f"the fit before {stage} lacks the weights {missing} and has the unexpected "
+                f"{unexpected}; delete {output} and run again"
             )
     folder = output / stage
     last = LastCheckpoints(dirpath=str(folder))
@@ -430,32 +460,36 @@ def fit(
 
 @torch.no_grad()
 def calibrate(network: CLIPSeg3D, shift: float = WT_SHIFT) -> None:
-    """Add to WT's bias in the layer that scores come from; WT is first in each cube."""
+    """Add a shift to WT's bias in the last layer, whose first channels are the cube of WT."""
     unet = network.unet
     last = unet.heads[0] if unet.refine is None else unet.refine.layers[-1]
-    last.bias[: unet.fold**3] += shift
+    last.bias[: unet.space_to_depth**3] += shift
 
 
 def publish(network: CLIPSeg3D, output: Path) -> None:
-    """Save weights in half precision, what they count in full, and how they were made."""
+    """Write the weights in half precision, buffers in full, and how they were made."""
     own = network.state_dict().keys()
     for name, weight in network.named_parameters():
         if name in own:  # not those of the frozen CLIP
             weight.data = weight.data.half()
     folder = output / "weights"
     network.save_pretrained(folder)
-    fits = {stage: of_fit(newest(output / stage)) for stage in STAGES if (output / stage).is_dir()}
-    with atomic_write(folder / "training.json") as aside:
-        aside.write_text(f"{json.dumps(fits, indent=1)}\n", encoding="utf-8")
+    fits = {
+        stage: summarise_fit(newest_manifest(output / stage))
+        for stage in STAGES
+        if (output / stage).is_dir()
+    }
+    with atomic_write(folder / "training.json") as tmp:
+        tmp.write_text(f"{json.dumps(fits, indent=1)}\n", encoding="utf-8")
 
 
-def newest(folder: Path) -> Path:
+def newest_manifest(folder: Path) -> Path:
     """Return the manifest of the last step."""
     return max(folder.glob("last-*.manifest.json"))
 
 
-def of_fit(path: Path) -> dict[str, Any]:
-    """Return what a manifest says of a fit, but for where things lay."""
+def summarise_fit(path: Path) -> dict[str, Any]:
+    """Return the contents of a fit's manifest, without the local paths."""
     manifest = json.loads(path.read_text(encoding="utf-8"))
     kept = ("seed", "step", "seconds", "versions", "hyper_parameters", "encoders")
     real = [name for name in manifest["data"]["cache_files"] if not name.startswith("Phantom")]
@@ -476,28 +510,28 @@ def main() -> None:
     parser.add_argument("--reports", required=True, help="JSON of reports by case")
     parser.add_argument("--output", type=Path, default=Path("tiny"))
     parser.add_argument("--phantoms", type=int, default=160, help="simulated patients, 1 mm")
-    parser.add_argument("--phantom-folder", type=Path, help="None: in --output")
-    parser.add_argument("--cache", help="folder of preprocessed cases; None: in --output")
+    parser.add_argument("--phantom-folder", type=Path, help="(default: in --output)")
+    parser.add_argument("--cache", help="folder of preprocessed cases (default: in --output)")
     parser.add_argument(
         "--repeats",
         type=int,
         default=20,
-        help="how often a real case is shown for each simulated one",
+        help="crops of each real case for one of each simulated patient",
     )
     parser.add_argument(
         "--steps",
         type=int,
         nargs="+",
         default=(3600, 2000, 400, 800, 400, 400, 600),
-        help="of each fit; 0 leaves it out",
+        help="steps of each fit; 0 leaves the fit out",
     )
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument(
         "--precision",
         default="32-true",
-        help="bf16-mixed, as for the weights of the package, takes two thirds of the time where "
-        "the CPU has AVX-512 BF16, and many times as long where it has not",
+        help="bf16-mixed made the weights of the package; it takes two thirds of the time on CPUs "
+        "with AVX-512 BF16, and many times as long on others",
     )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -522,10 +556,10 @@ def main() -> None:
             repeats=arguments.repeats,
             left_out=held_out(arguments.data, arguments.fold, arguments.num_folds),
             patch_size=settings.patch,
-            grafts=settings.grafts,
-            moves=settings.moves,
-            alone=settings.alone,
-            bright=settings.bright,
+            graft_lesions=settings.graft_lesions,
+            translate=settings.translate,
+            single_sequence=settings.single_sequence,
+            bright_tissue=settings.bright_tissue,
             reports=arguments.reports,
             view_selection=NETWORK.view_selection,
             cache_dir=arguments.cache or str(arguments.output / "cache"),

@@ -1,10 +1,12 @@
 """Fixtures that several test files share."""
 
 import os
+import pickle
 import warnings
 
 import pytest
 import torch
+from filelock import FileLock
 
 
 def pytest_configure(config):
@@ -13,6 +15,38 @@ def pytest_configure(config):
         threads = max(1, torch.get_num_threads() // config.workerinput["workercount"])
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+NUM_PHANTOMS = 6
+"""Simulated patients that tests share; their seeds, and the numbers in their names, count from 0."""
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory, worker_id):
+    """Simulated patients at 8 mm, made once for all workers of a test run; not to be changed."""
+    from clipseg3d.phantom.simulate import simulate_phantom
+
+    def simulate():
+        return [simulate_phantom(seed, spacing_mm=8.0) for seed in range(NUM_PHANTOMS)]
+
+    if worker_id == "master":  # a run without workers
+        return simulate()
+    path = tmp_path_factory.getbasetemp().parent / "phantoms.pickle"
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():
+            path.write_bytes(pickle.dumps(simulate()))
+    return pickle.loads(path.read_bytes())
+
+
+@pytest.fixture(scope="session")
+def phantom_folder(phantoms, tmp_path_factory):
+    """Folder of the same patients in BraTS layout, Phantom_00000 and so on; only to be read."""
+    from clipseg3d.phantom.write import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    for seed, phantom in enumerate(phantoms):
+        write_phantom(phantom, folder, f"Phantom_{seed:05d}")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,49 +12,62 @@ import pytest
 import clipseg3d
 
 PACKAGE = Path(clipseg3d.__file__).parent
-# room -> rooms it may import; every room may import itself, and the public names load lazily
+SHARED = {"vocabulary", "batch", "intensity", "views", "atomic_write", "formatting", "checksums"}
+"""Files beside the rooms, which every room may import."""
 ARROWS = {
-    "volume": set(),
+    "vocabulary": set(),
     "atomic_write": set(),
-    "batch": {"volume"},
-    "blocks": {"volume"},
-    "clip": {"blocks", "atomic_write", "hub"},  # the last for the place of bundled weights
-    "hub": {"data.text_files", "atomic_write", "clipseg3d"},  # the last for its version
-    "networks": {"blocks", "clip", "volume", "hub", "clipseg3d"},
+    "formatting": set(),
+    "checksums": set(),
+    "intensity": set(),
+    "views": {"intensity", "vocabulary"},
+    "batch": {"views", "vocabulary"},
     "losses": set(),
-    "metrics": set(),
-    "data": {"batch", "volume", "atomic_write"},
-    "inference": {
-        "networks",
-        "clip.encoder",
-        "hub",
-        "blocks",
-        "volume",
-        "atomic_write",
-        "metrics",
-        "reporting.case_report",
-    }
-    | {f"data.{name}" for name in ("releases", "cases", "nifti", "preprocess", "label_pairs")}
-    | {"data.text_files"},
-    "training": {"networks", "losses", "metrics", "inference", "batch", "volume", "atomic_write"}
-    | {"reporting.figures"}
-    | {"data.releases", "data.sampling", "clipseg3d"},  # the last for the place of its files
-    "export": {"networks", "blocks", "volume", "hub", "atomic_write", "clipseg3d"},
-    "reporting": {"metrics", "atomic_write"},
-    "demo": {"networks", "training", "inference", "reporting", "metrics", "data", "atomic_write"},
-    "cli": {"demo", "training", "inference", "reporting", "metrics", "data", "clip"}
-    | {"networks", "export", "atomic_write"},
+    "weights": set(),
+    "blocks": SHARED,
+    "clip": SHARED | {"blocks", "weights"},
+    "networks": SHARED | {"clip", "blocks", "pretrained.reader", "pretrained.writer"},
+    "pretrained": SHARED | {"networks", "clip", "weights", "data.text_files", "clipseg3d"},
+    "metrics": SHARED,
+    "data": SHARED,
+    "phantom": SHARED | {"data"},
+    "inference": SHARED
+    | {"pretrained", "networks", "blocks", "metrics", "reporting.case_page"}
+    | {f"data.{name}" for name in ("cases", "label_pairs", "labels", "nifti", "preprocessing")}
+    | {"data.releases", "data.scan_grid", "data.text_files"},
+    "training": SHARED
+    | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}
+    | {"data.releases", "data.sampling", "clipseg3d"},
+    "reporting": SHARED | {"metrics"},
+    "export": SHARED | {"networks", "blocks", "clipseg3d"},
+    "testing": SHARED | {"blocks", "clip", "data.releases"},
+    "cli": SHARED
+    | {"training", "inference", "pretrained", "networks", "clip", "metrics", "reporting"}
+    | {"data", "phantom", "export"},
     "__main__": {"cli"},
 }
+"""Room -> rooms it may import, beside itself. ``clipseg3d`` stands for its version and its path."""
+LATE = {("networks", "pretrained"), ("inference", "reporting")}
+"""Imports that run against the arrows, and therefore inside of functions: CLIPSeg3D.from_pretrained
+and its like are one line each, and a segmentation writes its own case page."""
 THIRD_PARTY = {
-    "volume": {"torch", "einops"},
-    "blocks": {"torch", "einops"},
-    "batch": {"torch"},
-    "metrics": {"torch", "torchmetrics", "numpy", "scipy"},
-    "hub": {"torch", "safetensors", "huggingface_hub", "jsonargparse"},
-    "networks": {"torch", "einops", "huggingface_hub"},
-    "reporting": {"torch", "numpy", "scipy", "matplotlib", "jinja2"},
+    "vocabulary": set(),
+    "atomic_write": set(),
+    "formatting": set(),
+    "checksums": set(),
+    "weights": set(),
+    "intensity": {"torch", "einops"},
+    "views": {"torch", "einops"},
+    "batch": {"torch", "einops"},
+    "losses": {"torch", "monai"},
+    "blocks": {"torch", "einops", "lazy_loader"},
+    "metrics": {"torch", "torchmetrics", "numpy", "scipy", "lazy_loader"},
+    "pretrained": {"torch", "safetensors", "huggingface_hub", "jsonargparse", "lazy_loader"},
+    "networks": {"torch", "einops", "lazy_loader"},
+    "reporting": {"torch", "numpy", "scipy", "matplotlib", "jinja2", "lazy_loader"},
+    "testing": {"torch", "numpy", "lazy_loader"},
 }
+"""Room -> libraries it may import; rooms that are not listed may import any."""
 
 
 def sources() -> list[Path]:
@@ -63,9 +78,10 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports_of(path: Path) -> set[str]:
+def imports_of(path: Path, *, at_top: bool = False) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_top else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -88,11 +104,26 @@ def test_imports_point_along_the_arrows(path):
 def test_light_rooms_import_no_heavy_library(path):
     room = room_of(path)
     if room not in THIRD_PARTY:
-        room_is_free = room in ARROWS
-        assert room_is_free
         return
     top = {name.partition(".")[0] for name in imports_of(path)} - {"clipseg3d"}
     assert top - set(sys.stdlib_module_names) <= THIRD_PARTY[room]
+
+
+def test_every_room_is_in_the_plan():
+    assert {room_of(path) for path in sources()} == set(ARROWS)
+
+
+def test_imports_against_the_arrows_are_late():
+    for path in sources():
+        for name in imports_of(path, at_top=True):
+            room = name.removeprefix("clipseg3d.").partition(".")[0]
+            assert (room_of(path), room) not in LATE, path
+
+
+def test_there_is_no_import_cycle():
+    names = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in sources()}
+    graph = {name: imports_of(path, at_top=True) & set(names) for name, path in names.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_only_clip_imports_transformers():
@@ -109,9 +140,33 @@ def test_a_bare_import_loads_nothing_heavy():
     assert heavy & set(loaded) == set()
 
 
-def test_every_public_name_loads():
-    for name in clipseg3d.__all__:
-        assert getattr(clipseg3d, name) is not None
+PACKAGES = sorted(
+    ".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.pyi")
+)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_loads_and_is_documented(package):
+    module = import_module(package)
+    assert module.__all__
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert value is not None
+        assert getattr(value, "__doc__", None)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_public_name_is_that_of_a_module(package):
+    module = import_module(package)
+    files = {path.stem for path in Path(module.__file__).parent.iterdir()}
+    assert set(module.__all__) & files == set()
+
+
+def test_every_room_has_public_names():
+    rooms = {p.parent for p in sources() if p.parent != PACKAGE} - {PACKAGE / "cli"}
+    assert {f"clipseg3d.{room.name}" for room in rooms} - {"clipseg3d.weights"} == set(PACKAGES) - {
+        "clipseg3d"
+    }
 
 
 def test_an_unknown_public_name_is_an_attribute_error():

@@ -8,15 +8,15 @@ from clipseg3d.blocks.zero_init import zero_init
 
 
 class AttentionGate(nn.Module):
-    """Weigh a skip connection by what the decoder asks for; the gate starts at 1.
+    """Weight the voxels of a skip connection by the decoder's features; weights start at 1.
 
     Args:
         skip_channels: channels of the skip.
         gate_channels: channels of the decoder features on the same grid.
 
     Source: Oktay et al., Attention U-Net, MIDL 2018, equations 1-2,
-    https://arxiv.org/abs/1804.03999. Differs: both inputs lie on one grid; ``2 sigmoid(.)`` with a
-    zero-initialised last layer, so a new gate passes the skip unchanged.
+    https://arxiv.org/abs/1804.03999. Differs: both inputs have the same grid; the weight is
+    ``2 sigmoid(.)`` and the last layer starts at zero, so a new gate passes the skip unchanged.
 
     Example:
         >>> skip, decoder = torch.rand(1, 16, 8, 8, 8), torch.rand(1, 32, 8, 8, 8)
@@ -33,7 +33,7 @@ class AttentionGate(nn.Module):
         zero_init(self.score)
 
     def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
-        """Return the weighed skip (b, c, x, y, z); ``gate`` is (b, g, x, y, z)."""
-        asked = torch.relu(self.from_skip(skip) + self.from_gate(gate))
-        weighed: Tensor = skip * (2 * torch.sigmoid(self.score(asked)))
-        return weighed
+        """Return the weighted skip (b, c, x, y, z); ``gate`` is (b, g, x, y, z)."""
+        hidden = torch.relu(self.from_skip(skip) + self.from_gate(gate))
+        weighted: Tensor = skip * (2 * torch.sigmoid(self.score(hidden)))
+        return weighted

@@ -1,4 +1,4 @@
-"""Weighing several embeddings into one."""
+"""Attention pooling: several embeddings become one."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from clipseg3d.blocks.zero_init import zero_init
 class GatedAttentionPooling(nn.Module):
     """Average tokens with learned weights; a new pooling is the plain mean.
 
-    ``a = softmax(w (tanh(V h) * sigmoid(U h)))``, returned is ``sum a h``, with w = 0 at first.
+    The result is ``sum a h`` with ``a = softmax(w (tanh(V h) * sigmoid(U h)))``.
 
     Args:
         dim: token channels e.

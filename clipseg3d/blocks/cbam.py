@@ -9,14 +9,14 @@ from clipseg3d.blocks.zero_init import zero_init
 
 
 class CBAM(nn.Module):
-    """Weigh channels, then voxels; every weight is ``2 sigmoid(.)`` and starts at 1.
+    """Weight channels, then voxels; every weight is ``2 sigmoid(.)`` and starts at 1.
 
     Args:
         channels: feature channels c.
         reduction: the hidden layer of the channel attention has c / reduction channels, at least 4.
 
     Source: Woo et al., CBAM, ECCV 2018, equations 1-3, https://arxiv.org/abs/1807.06521.
-    Differs: identity at initialisation; the spatial kernel is 3, since 7 costs 343 weights in 3D.
+    Differs: a new block changes nothing; the spatial kernel is 3, since 7 has 343 weights in 3D.
 
     Example:
         >>> features = torch.rand(1, 16, 8, 8, 8)
@@ -30,18 +30,18 @@ class CBAM(nn.Module):
         self.channel = nn.Sequential(
             nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels)
         )
-        # One filter per map, then their sum: the same function as a convolution from 2 maps to 1,
-        # which PyTorch's CPU kernels run three times slower.
+        # One filter per map, and later their sum. A convolution from 2 maps to 1 is the same
+        # function, but takes three times as long in PyTorch on CPUs.
         self.spatial = nn.Conv3d(2, 2, 3, padding=1, groups=2)
         zero_init(self.channel[-1], self.spatial)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return weighed features, (b, c, x, y, z) as given."""
+        """Return weighted features, (b, c, x, y, z) as given."""
         if runs_in_slabs(features):
             return cbam_in_slabs(features, *self.channel.parameters(), *self.spatial.parameters())
         average = reduce(features, "b c x y z -> b c", "mean")
-        # The gradient of max goes to one voxel and costs a third of that of amax, which is split
-        # between equals.
+        # max sends its gradient to one voxel; amax splits it between equal voxels, which takes
+        # three times as long.
         maximum = features.flatten(2).max(dim=2).values
         weight = 2 * torch.sigmoid(self.channel(average) + self.channel(maximum))
         features = features * rearrange(weight, "b c -> b c 1 1 1")

@@ -1,9 +1,9 @@
 """CBAM slab by slab: the same function in less memory and, on CPUs, in less time.
 
-Written as in :class:`clipseg3d.blocks.cbam.CBAM`, the backward pass makes eight tensors of the size
-of the features, each in fresh memory, and on CPUs getting that memory takes longer than the
-arithmetic. Here there is one such tensor; intermediate results exist for one slab at a time, and one
-copy of the features is kept instead of two.
+The backward pass of the plain form (see :class:`clipseg3d.blocks.cbam.CBAM`) allocates eight tensors
+as large as the features. On CPUs these allocations take longer than the arithmetic. Here it allocates
+one such tensor: intermediate results exist for one slab at a time. One copy of the features is kept
+for the backward pass instead of two.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,43 +18,44 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv3d_weight
 
 SLAB_BYTES = {"cpu": 2**21, "cuda": 2**26}
-"""Size of a slab of the features, by device: on CPUs it fits in the processor's cache, accelerators
-want more work at once. Other devices use the plain form."""
+"""Bytes of features in a slab, by device: a slab fits in the cache of a CPU; a GPU needs more work at
+once. Other devices use the plain form."""
 MAX_FAKE_SLABS = 16
-"""Most slabs for tensors without content, with which only memory is predicted: few are enough."""
+"""Largest number of slabs of fake tensors. They have no content and serve to predict memory; many
+slabs would only make that slow."""
 
 
 def runs_in_slabs(features: Tensor) -> bool:
-    """Say whether features are to be weighed in slabs; the compiler fuses the plain form itself."""
+    """Return whether to use slabs: on known devices, unless compiled (compilers fuse operations)."""
     return features.device.type in SLAB_BYTES and not torch.compiler.is_compiling()
 
 
 def cbam_in_slabs(features: Tensor, *weights: Tensor) -> Tensor:
-    """Return weighed features, (b, c, x, y, z) as given.
+    """Return weighted features, (b, c, x, y, z) as given.
 
     Args:
         features: (b, c, x, y, z).
         weights: weight and bias of both layers of the channel attention, then of the convolution.
     """
-    weighed: Tensor = _SlabbedCBAM.apply(features, *weights)  # type: ignore[no-untyped-call]
-    return weighed
+    weighted: Tensor = _SlabbedCBAM.apply(features, *weights)  # type: ignore[no-untyped-call]
+    return weighted
 
 
 class _SlabbedCBAM(torch.autograd.Function):
-    """CBAM with a backward pass of its own."""
+    """CBAM with a hand-written backward pass."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, *weights: Tensor) -> Tensor:
-        """Return weighed features; arguments as for :func:`cbam_in_slabs`."""
+        """Return weighted features; arguments as for :func:`cbam_in_slabs`."""
         average = reduce(features, "b c x y z -> b c", "mean")
         maximum, max_index = features.flatten(2).max(dim=2)
         channel = _channel_weight(average, maximum, *weights[:4]).to(features.dtype)
         pooled = features.new_empty(len(features), 2, *features.shape[2:])
         max_channel = torch.empty_like(pooled[:, :1], dtype=torch.int16)
         for slab in _slabs(features):
-            weighed = features[:, :, slab] * channel
-            pooled[:, :1, slab] = weighed.mean(dim=1, keepdim=True)
-            pooled[:, 1:, slab], max_channel[:, :, slab] = weighed.max(dim=1, keepdim=True)
+            weighted = features[:, :, slab] * channel
+            pooled[:, :1, slab] = weighted.mean(dim=1, keepdim=True)
+            pooled[:, 1:, slab], max_channel[:, :, slab] = weighted.max(dim=1, keepdim=True)
         voxel = _voxel_weight(pooled, *weights[4:]).to(features.dtype)
         out = torch.empty_like(features)
         for slab in _slabs(features):
@@ -99,7 +100,7 @@ def _convolution_backward(
     """Return gradients of the maps (b, 2, x, y, z), the kernel (2, 1, 3, 3, 3) and its bias.
 
     The gradient of the maps is a convolution with the flipped kernel. PyTorch's own backward pass
-    of a convolution of single channels takes ten times as long on CPUs, on one core.
+    of a convolution with one channel per group takes ten times as long (on one CPU core).
 
     Args:
         grad_score: gradient of the sum of both filters (b, 1, x, y, z).
@@ -134,7 +135,7 @@ def _voxel_weight(pooled: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
 
 def _slabs(features: Tensor) -> Iterator[slice]:
-    """Cut (b, c, x, y, z) along x."""
+    """Yield the slabs of features (b, c, x, y, z), as slices of x."""
     size = SLAB_BYTES[features.device.type]
     if isinstance(features, FakeTensor):
         size = max(size, features.nbytes // MAX_FAKE_SLABS)
@@ -146,7 +147,7 @@ def _slabs(features: Tensor) -> Iterator[slice]:
 def _with_backward(
     function: Callable[..., Tensor], *inputs: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
-    """Return a result, and the function from its gradient to the gradients of the inputs."""
+    """Return a result, and a function from its gradient to the gradients of the inputs."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     with torch.enable_grad():
         result = function(*leaves)

@@ -1,4 +1,4 @@
-"""The tumour-type classifier: high or low grade, from the bottleneck."""
+"""The tumour-type classifier: high or low grade, from bottleneck features."""
 
 import torch
 from einops import rearrange, reduce
@@ -6,19 +6,19 @@ from torch import Tensor, nn
 
 
 class GradeClassifier(nn.Module):
-    """Tell high-grade (HGG) from low-grade (LGG) glioma by pooled features.
+    """Classify a glioma as high-grade (HGG) or low-grade (LGG) from pooled features.
 
     Global mean and maximum -> dropout -> linear -> LeakyReLU -> dropout -> linear.
 
     Args:
         channels: feature channels c; the hidden layer has half as many.
-        dropout: shares of values dropped before the two linear layers, in training only.
+        dropout: dropout rates before the two linear layers, in training only.
 
     Raises:
-        ValueError: a share is outside [0, 1].
+        ValueError: a rate is outside [0, 1].
 
-    Source: arXiv 2507.09966 names a tumour-type classifier with dropout 0.3 and 0.2; its form is
-    not given, this one is ours.
+    Source: arXiv 2507.09966 names a tumour-type classifier with dropout 0.3 and 0.2, without its
+    layers; these are ours.
     """
 
     def __init__(self, channels: int, *, dropout: tuple[float, float] = (0.3, 0.2)) -> None:
@@ -35,6 +35,6 @@ class GradeClassifier(nn.Module):
     def forward(self, bottleneck: Tensor) -> Tensor:
         """Return the logit (b,) of high grade for features (b, c, x, y, z)."""
         average = reduce(bottleneck, "b c x y z -> b c", "mean")
-        peak = reduce(bottleneck, "b c x y z -> b c", "max")
-        logit: Tensor = self.layers(torch.cat([average, peak], dim=1))
+        maximum = reduce(bottleneck, "b c x y z -> b c", "max")
+        logit: Tensor = self.layers(torch.cat([average, maximum], dim=1))
         return rearrange(logit, "b 1 -> b")

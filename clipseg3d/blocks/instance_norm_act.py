@@ -6,14 +6,15 @@ from torch import Tensor, nn
 
 
 class InstanceNormAct(nn.InstanceNorm3d):
-    """Instance normalisation and a leaky ReLU, in place.
+    """Instance normalisation, then a leaky ReLU in place.
 
-    The same as one after the other. :func:`torch.nn.functional.instance_norm` returns a view, and
-    what is changed in place behind a view has its gradient copied twice.
+    The result is that of the two layers in sequence. They would need two more copies of the
+    gradient: :func:`torch.nn.functional.instance_norm` returns a view, and autograd copies the
+    gradient of a view that is changed in place.
 
     Args:
         channels: feature channels c.
-        slope: of the leaky ReLU below 0.
+        slope: slope of the leaky ReLU below 0.
     """
 
     def __init__(self, channels: int, *, slope: float = 0.01) -> None:
@@ -29,7 +30,7 @@ class InstanceNormAct(nn.InstanceNorm3d):
             None,
             self.weight.repeat(batch),
             self.bias.repeat(batch),
-            training=True,  # of each case its own mean and variance, in evaluation too
+            training=True,  # normalise each case by its own mean and SD, also in evaluation
             eps=self.eps,
         )
         activated = F.leaky_relu(normed, self.slope, inplace=True)

@@ -1,4 +1,4 @@
-"""Nested regions: each region's probability is a share of that of the region around it."""
+"""Nested regions: the probability of an inner region is a share of that of the outer region."""
 
 import torch
 import torch.nn.functional as F
@@ -9,15 +9,15 @@ class NestedRegions(nn.Module):
     """Turn raw scores into logits of regions that contain one another.
 
     ``p_1 = sigmoid(a_1)``, ``p_k = p_(k-1) sigmoid(a_k)``, regions ordered from the outermost to
-    the innermost (WT, TC, ET), so that no threshold finds an inner voxel outside the outer region.
-    There are no weights. Computed in log space and at least float32, also under autocast: a logit
-    made from a rounded probability would be infinite, and its gradient lost, beyond about 17.
+    the innermost (WT, TC, ET). At any threshold, an inner region therefore lies inside the outer
+    one. The block has no weights. It computes in log space and at least float32, also under
+    autocast: a logit of a rounded probability would be infinite beyond about 17, without gradient.
 
-    Source: ours; the order ET within TC within WT is how BraTS defines its regions.
+    Source: ours; BraTS defines its regions so that ET lies in TC and TC in WT.
     """
 
     def forward(self, raw: Tensor) -> Tensor:
-        """Return logits (b, r, x, y, z), never rising along r, for raw scores of that shape."""
+        """Return logits (b, r, x, y, z), not increasing along r, for raw scores of that shape."""
         with torch.autocast(raw.device.type, enabled=False):
             raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
             outermost, *inner = raw.unbind(dim=1)

@@ -14,14 +14,14 @@ def lift_patches(
 ) -> Tensor:
     """Lift embeddings of 2D patches to a 3D map: tri-planar, linear between slices.
 
-    Every voxel takes, from each of the three axes, the embedding of the patch it projects to,
-    interpolated in the plane and between the two nearest slices; the three are averaged.
+    A voxel is projected onto the slices of each of the three axes. Patch embeddings are interpolated
+    there, in the slice and between the two nearest slices. The result is the mean over the axes.
 
     Args:
         patches: (b, v, g, g, e), v views in the order of :class:`clipseg3d.views.Views`.
-        planes: (b, v, 3) where they lie.
-        features: (b, c, x, y, z), for its grid.
-        crop_box: (b, 2, 3) where ``features`` lie in the brain box; None covers it.
+        planes: (b, v, 3) positions of the views.
+        features: (b, c, x, y, z), whose grid the map takes.
+        crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
 
     Returns:
         (b, e, x, y, z) in the type of ``patches``.

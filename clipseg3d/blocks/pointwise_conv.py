@@ -6,14 +6,15 @@ from torch import Tensor, nn
 
 
 class PointwiseConv3d(nn.Conv3d):
-    """A 3D convolution of kernel 1: the same function and weights, on CPUs as a matrix product.
+    """A 3D convolution of kernel 1, computed as a matrix product on CPUs.
 
-    There the backward pass of a convolution takes twice as long as that of the product.
+    The function and the weights are those of the convolution, but on CPUs the backward pass of the
+    product takes half the time.
 
     Args:
-        in_channels: channels given.
-        out_channels: channels returned.
-        bias: whether a bias is added.
+        in_channels: channels of the input.
+        out_channels: channels of the result.
+        bias: whether to add a bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:

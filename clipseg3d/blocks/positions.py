@@ -1,4 +1,4 @@
-"""Where voxels lie in the brain."""
+"""Positions of voxels in the brain box."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ def voxel_positions(features: Tensor, crop_box: Tensor | None = None) -> Tensor:
     """Return the position of each voxel's centre in the brain box, from -1 to 1 along each axis.
 
     Args:
-        features: (b, c, x, y, z), for its shape, type and device.
-        crop_box: (b, 2, 3) corner and size as shares of the box; negative sizes run backwards. None
-            means the whole box.
+        features: (b, c, x, y, z), whose grid, type and device the result takes.
+        crop_box: (b, 2, 3) corner and size as shares of the box, where a negative size stands for
+            a mirrored axis; None for the whole box.
 
     Returns:
         (b, 3, x, y, z).

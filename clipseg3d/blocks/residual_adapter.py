@@ -1,4 +1,4 @@
-"""The adapter that fits frozen CLIP embeddings to the task."""
+"""The adapter that tunes frozen CLIP embeddings to the task."""
 
 from torch import Tensor, nn
 
@@ -6,17 +6,17 @@ from clipseg3d.blocks.zero_init import zero_init
 
 
 class ResidualAdapter(nn.Module):
-    """Add to each embedding what a small network makes of it; a new adapter adds nothing.
+    """Add the output of a small network to each embedding; a new adapter adds nothing.
 
     ``tokens + W_2 dropout(GELU(W_1 LayerNorm(tokens)))`` with W_2 zero-initialised.
 
     Args:
         dim: embedding channels e.
         hidden: channels between the two layers.
-        dropout: share of hidden values dropped, in training only.
+        dropout: dropout rate of the hidden layer, in training only.
 
     Source: Gao et al., CLIP-Adapter, IJCV 2024, equations 4-6, https://arxiv.org/abs/2110.04544;
-    dropout 0.1 from arXiv 2507.09966. Differs: zero-initialised instead of mixed in by a fixed
+    dropout 0.1 from arXiv 2507.09966. Differs: zero-initialised instead of added with a fixed
     ratio; LayerNorm, since unit-norm embeddings have small entries; GELU.
     """
 

@@ -1,4 +1,4 @@
-"""Feature-level fusion: the residual CBAM block and the attention-gated skip of the 3D U-Net."""
+"""Feature-level fusion: the residual block of the 3D U-Net, with CBAM."""
 
 from torch import Tensor, nn
 
@@ -11,11 +11,11 @@ class ResidualBlock(nn.Module):
     """Two 3D convolutions with a shortcut, optionally with CBAM before the sum.
 
     Args:
-        in_channels: channels given.
-        out_channels: channels returned.
+        in_channels: channels of the input.
+        out_channels: channels of the result.
         stride: 2 halves the grid in the first convolution.
-        cbam: whether channel and spatial attention weigh the residual.
-        dropout: share of channels dropped between the convolutions, in training only.
+        cbam: whether channel and spatial attention weight the residual.
+        dropout: dropout rate of whole channels between the convolutions, in training only.
 
     Source: arXiv 2507.09966, feature-level fusion (Conv3d, InstanceNorm, LeakyReLU, CBAM).
 
@@ -52,8 +52,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (b, out_channels, x / stride, y / stride, z / stride)."""
-        # What a stride skips is skipped beforehand: the backward pass of a convolution with it
-        # takes four times as long.
-        kept = features[:, :, :: self.stride, :: self.stride, :: self.stride]
-        out: Tensor = self.activation(self.attention(self.residual(features)) + self.shortcut(kept))
+        # Slicing instead of a strided convolution, whose backward pass takes four times as long.
+        strided = features[:, :, :: self.stride, :: self.stride, :: self.stride]
+        residual = self.attention(self.residual(features))
+        out: Tensor = self.activation(residual + self.shortcut(strided))
         return out

@@ -16,8 +16,7 @@ class SemanticGate(nn.Module):
         channels: feature channels c.
         dim: semantic channels d.
 
-    Source: the "semantic gating units" of arXiv 2507.09966, which it does not formulate; this
-    form is ours.
+    Source: arXiv 2507.09966 names "semantic gating units" without an equation; this one is ours.
 
     Example:
         >>> gate = SemanticGate(16, 64)

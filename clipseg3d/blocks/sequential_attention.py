@@ -10,21 +10,22 @@ from clipseg3d.blocks.zero_init import zero_init
 class SequentialCrossAttention(nn.Module):
     """Tokens read the voxels, then the voxels read the result; a new block changes nothing.
 
-    With t the tokens and z the voxels, projected and with their position in the brain added:
-    ``r = MHA(t, z, z)``, ``z' = z + W MHA(z, r, r)``, W starting at zero.
+    Let t be the tokens and z the voxels, projected and with their position in the brain added. Then
+    ``r = LayerNorm(t + MHA(t, z, z))``, and ``W MHA(z, r, r)`` is added to the features; W starts at
+    zero.
 
     Args:
         channels: voxel channels c.
         dim: token channels d, also those of the attention.
         num_heads: attention heads; must divide ``dim``.
-        dropout: share of attention weights dropped, in training only.
+        dropout: dropout rate of attention weights, in training only.
 
     Raises:
         ValueError: ``dim`` is not divisible by ``num_heads``.
 
     Source: TextBraTS (Shi et al., MICCAI 2025, https://arxiv.org/abs/2506.16784), sequential
-    cross-attention with text as the first query. Differs: residual with a zero-initialised last
-    layer, which its code lacks; voxels know their position, since reports name places.
+    cross-attention with text as the first query. Differs: the result is added to the features
+    through a zero-initialised layer; voxels get their position, since reports name positions.
     """
 
     def __init__(
@@ -43,16 +44,17 @@ class SequentialCrossAttention(nn.Module):
         zero_init(self.out)
 
     def forward(
-        self, features: Tensor, tokens: Tensor, mask: Tensor, crop_box: Tensor | None = None
+        self, features: Tensor, tokens: Tensor, token_mask: Tensor, crop_box: Tensor | None = None
     ) -> Tensor:
         """Return the updated features, (b, c, x, y, z).
 
         Args:
-            features: (b, c, x, y, z), of few voxels: attention weighs each against each token.
+            features: (b, c, x, y, z) on a coarse grid: attention compares all voxels with all
+                tokens.
             tokens: (b, n, d).
-            mask: (b, n) bool, True for real tokens. The result of a case without any has no
+            token_mask: (b, n) bool, True for real tokens. The result of a case without any has no
                 meaning.
-            crop_box: (b, 2, 3) where ``features`` lie in the brain box; None covers it.
+            crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
         """
         size = parse_shape(features, "_ _ x y z")
         positions = voxel_positions(features, crop_box)
@@ -60,11 +62,13 @@ class SequentialCrossAttention(nn.Module):
         voxels = self.norm(rearrange(features, "b c x y z -> b (x y z) c"))
         voxels = self.project(voxels) + self.position(positions)
         read, _ = self.read(tokens, voxels, voxels, need_weights=False)
-        no_token = ~mask.any(dim=1, keepdim=True)  # a softmax over no key at all would be NaN
+        read = self.read_norm(tokens + read)
+        has_no_token = ~token_mask.any(dim=1, keepdim=True)  # softmax over no key would be NaN
         written, _ = self.write(
             voxels,
-            *[self.read_norm(tokens + read)] * 2,
-            key_padding_mask=~(mask | no_token),
+            read,
+            read,
+            key_padding_mask=~(token_mask | has_no_token),
             need_weights=False,
         )
         update: Tensor = self.out(written)

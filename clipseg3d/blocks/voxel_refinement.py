@@ -1,4 +1,4 @@
-"""Folding cubes of voxels into channels, and a light head that reads the voxels again."""
+"""A light correction of logits at full resolution, cube by cube."""
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,16 @@ from clipseg3d.blocks.zero_init import zero_init
 class VoxelRefinement(nn.Module):
     """Correct the logits of a network whose stem turns cubes of voxels into channels.
 
-    Such a network passes all it knows of a cube of cube^3 voxels through the channels of its top
-    level. Here the logits of a cube and the image in it go through two layers, cube by cube, and
-    what comes out is added to the logits: detail at full resolution, and no convolution there. The
-    last layer starts at zero, so that a new part changes nothing.
+    In such a network, everything about a cube of voxels passes through the channels of one voxel of
+    the coarser grid, and detail is lost. Here two pointwise layers read the logits and the image of
+    each cube, and their result is added to the logits. No convolution runs at full resolution. The
+    last layer starts at zero, so a new block changes nothing.
 
     Args:
         in_channels: channels of the image.
         out_channels: channels of the logits.
         hidden: channels between the layers.
-        cube: voxels per axis of a cube.
+        cube: edge length of a cube in voxels.
 
     Source: ours.
 
@@ -43,9 +43,11 @@ class VoxelRefinement(nn.Module):
         zero_init(last)
 
     def forward(self, raw: Tensor, image: Tensor) -> Tensor:
-        """Return logits (b, r, x, y, z) for logits of that shape and an image (b, c, x, y, z).
+        """Return corrected logits (b, r, x, y, z).
 
-        Sizes are multiples of ``cube``.
+        Args:
+            raw: logits (b, r, x, y, z); x, y and z are multiples of ``cube``.
+            image: (b, c, x, y, z).
         """
         cubes = torch.cat([space_to_depth(raw, self.cube), space_to_depth(image, self.cube)], dim=1)
         return raw + depth_to_space(self.layers(cubes), self.cube)

@@ -1,4 +1,4 @@
-"""Layers that start at zero, so that a new part changes nothing in the network it joins."""
+"""Zero initialisation, so that a new part changes nothing in the network around it."""
 
 from torch import nn
 

@@ -20,7 +20,7 @@ SMALL = NetworkConfig(
 
 @pytest.fixture
 def settings():
-    return PredictionSettings(release="phantom", spacing_mm=8.0, window=SIZE, overlap=0.25)
+    return PredictionSettings(release="phantom", spacing_mm=8.0, roi_size=SIZE, overlap=0.25)
 
 
 @pytest.fixture
@@ -46,14 +46,14 @@ def case():
         generator = torch.Generator().manual_seed(3)
         volume = 100 * torch.rand(1, 4, 40, 30, 36, generator=generator) + 5
         statistics = intensity_statistics(volume)
-        window = torch.tensor([[[5 / 40, 3 / 30, 10 / 36], [16 / 40, 24 / 30, 12 / 36]]])
+        crop_box = torch.tensor([[[5 / 40, 3 / 30, 10 / 36], [16 / 40, 24 / 30, 12 / 36]]])
         inputs = {"image": volume[..., 5:21, 3:27, 10:22], "statistics": statistics}
-        whole = {**inputs, "window": window}
+        whole = {**inputs, "crop_box": crop_box}
         if network.semantic_fusion is None:
             return inputs, whole
         views = cut_views(volume, statistics, selection=network.view_selection, size=48)
         seen = network.semantic_fusion.bridge.embed(views)
-        inputs |= {"window": window, "view_tokens": seen.tokens, "views_valid": seen.valid}
+        inputs |= {"crop_box": crop_box, "view_tokens": seen.tokens, "views_valid": seen.valid}
         if seen.patches is not None:
             inputs |= {"view_patches": seen.patches, "view_planes": seen.planes}
         text, mask = network.embed_text([report])

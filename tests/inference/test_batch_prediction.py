@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/inference/batch.py: what is written, skipped and reported."""
+"""Mirrors clipseg3d/inference/batch_prediction.py: what is written, skipped and reported."""
 
 from dataclasses import replace
 
@@ -56,7 +56,7 @@ def reports(monkeypatch):
         seen.append(reference)
         path.write_text("<html>")
 
-    monkeypatch.setattr(Segmentation, "report", report)
+    monkeypatch.setattr(Segmentation, "save_case_page", report)
     return seen
 
 
@@ -176,7 +176,7 @@ def test_one_bar_counts_all_cases_that_are_left(cases, tmp_path, monkeypatch):
             super().__init__(*args, **{**options, "delay": 1e6})
             bars.append(self)
 
-    monkeypatch.setattr(clipseg3d.inference.segment_cases, "tqdm", Bar)
+    monkeypatch.setattr(clipseg3d.inference.batch_prediction, "tqdm", Bar)
     out = tmp_path / "out"
     list(segment_cases(StubPredictor(), cases[:1], out))
     bars.clear()

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/inference/average.py: sums worked out by hand."""
+"""Mirrors clipseg3d/inference/pass_average.py: sums worked out by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/inference/postprocess.py: each rule on masks made by hand."""
+"""Mirrors clipseg3d/inference/postprocessing.py: each rule on masks made by hand."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/inference/tuning.py: thresholds that are known to be best are found."""
+"""Mirrors clipseg3d/inference/postprocessing_tuning.py: thresholds that are known to be best are found."""
 
 import nibabel as nib
 import numpy as np

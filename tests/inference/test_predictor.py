@@ -43,7 +43,7 @@ class BrightFlair(nn.Module):
         self.views = views
         return None
 
-    def segment(self, image, semantics, *, window=None, statistics=None):
+    def segment(self, image, semantics, *, crop_box=None, statistics=None):
         flair = image[:, 3:]
         logits = torch.cat([flair - 0.5, flair - 1.0, flair - 1.5], dim=1) + self.offset
         return Prediction(logits, [], None, None)
@@ -59,7 +59,7 @@ def predictor(*networks, **options):
         networks or BrightFlair(),
         release=PHANTOM,
         spacing_mm=SPACING_MM,
-        window=(16, 16, 16),
+        roi_size=(16, 16, 16),
         **options,
     )
 
@@ -144,7 +144,7 @@ def test_labels_follow_the_release(folder):
 def test_two_windows_or_one_give_the_same_for_a_voxelwise_network(folder):
     small = predictor(device="cpu")(case_in(folder)).label
     large = Predictor(
-        BrightFlair(), release=PHANTOM, spacing_mm=SPACING_MM, window=(48, 48, 48), device="cpu"
+        BrightFlair(), release=PHANTOM, spacing_mm=SPACING_MM, roi_size=(48, 48, 48), device="cpu"
     )(case_in(folder)).label
     np.testing.assert_array_equal(small, large)
 
@@ -156,7 +156,7 @@ def test_report_changes_a_network_whose_semantic_path_is_open(folder):
         if parameter.requires_grad:
             nn.init.normal_(parameter)
     run = Predictor(
-        network, release=PHANTOM, spacing_mm=SPACING_MM, window=(32, 32, 32), device="cpu"
+        network, release=PHANTOM, spacing_mm=SPACING_MM, roi_size=(32, 32, 32), device="cpu"
     )
     left = run(case_in(folder), text="A tumour in the left temporal lobe.").label
     right = run(case_in(folder), text="Nothing to be seen anywhere.").label
@@ -199,12 +199,12 @@ def test_checkpoint_gives_the_network_back_whatever_it_is(
     loaded = Predictor.from_checkpoint(tmp_path / "w.ckpt", device="cpu")
     if config.semantics:  # without, nothing looks at views
         assert loaded.network.view_selection == config.view_selection
-    assert (loaded.window, loaded.overlap, loaded.spacing_mm) == ((16, 20, 12), 0.25, SPACING_MM)
+    assert (loaded.roi_size, loaded.overlap, loaded.spacing_mm) == ((16, 20, 12), 0.25, SPACING_MM)
     direct = Predictor(
         network,
         release=PHANTOM,
         spacing_mm=SPACING_MM,
-        window=(16, 20, 12),
+        roi_size=(16, 20, 12),
         overlap=0.25,
         device="cpu",
     )
@@ -233,10 +233,10 @@ def test_sequences_have_one_order():
 
 
 class OnTheLeft(BrightFlair):
-    """Finds tumour wherever the patient's left is, and knows it by the window alone."""
+    """Finds tumour wherever the patient's left is, and knows it by the crop box alone."""
 
-    def segment(self, image, semantics, *, window=None, statistics=None):
-        left = voxel_positions(image, window)[:, :1].expand(-1, 3, -1, -1, -1)
+    def segment(self, image, semantics, *, crop_box=None, statistics=None):
+        left = voxel_positions(image, crop_box)[:, :1].expand(-1, 3, -1, -1, -1)
         return Prediction(left + 0.0, [], None, None)
 
 
@@ -258,7 +258,7 @@ def test_mirroring_averages_eight_passes_of_a_real_network(folder, randomise):
         network,
         release=PHANTOM,
         spacing_mm=SPACING_MM,
-        window=(32, 32, 32),
+        roi_size=(32, 32, 32),
         device="cpu",
         tta=True,
     )
@@ -437,7 +437,7 @@ def test_an_explanation_holds_what_a_report_shows(folder, randomise):
         network,
         release=PHANTOM,
         spacing_mm=SPACING_MM,
-        window=(16, 24, 16),
+        roi_size=(16, 24, 16),
         device="cpu",
         weights={"w.ckpt": "0" * 64},
     )
@@ -455,7 +455,7 @@ def test_an_explanation_holds_what_a_report_shows(folder, randomise):
     assert all(np.abs(values).max() <= 1 for values in evidence.similarity.values())
     assert [name for name, _ in evidence.views] == ["axial", "coronal", "sagittal"]
     assert {view.shape for _, view in evidence.views} == {(224, 224, 4)}
-    due = {"weights w.ckpt": f"SHA-256 {'0' * 64}", "window": "16x24x16", "release": "phantom"}
+    due = {"weights w.ckpt": f"SHA-256 {'0' * 64}", "ROI size": "16x24x16", "release": "phantom"}
     assert due.items() <= evidence.provenance.items()
     assert {"CLIP encoder", "torch", "monai", "clipseg3d", "overlap", "post-processing"} <= set(
         evidence.provenance
@@ -468,23 +468,23 @@ def test_attention_maps_are_those_of_the_network(folder, randomise):
     network = randomise(build_clipseg3d(SMALL))
     case = case_in(folder)
     ready = preprocess(case, PHANTOM, view_selection=network.view_selection)
-    window = tuple(side + -side % 2 for side in ready.image.shape[1:])
-    run = Predictor(network, release=PHANTOM, spacing_mm=SPACING_MM, window=window, device="cpu")
+    roi_size = tuple(side + -side % 2 for side in ready.image.shape[1:])
+    run = Predictor(network, release=PHANTOM, spacing_mm=SPACING_MM, roi_size=roi_size, device="cpu")
     found = run(case, explain=True).evidence
     semantics = network.encode_semantics(
         Views(*(part[None] for part in ready.views)), *network.embed_text([case.report])
     )
     padding = [n for side in reversed(ready.image.shape[1:]) for n in (0, side % 2)]
     size = torch.tensor(ready.image.shape[1:])
-    place = torch.stack([torch.zeros(3), torch.tensor(window) / size])
+    crop_box = torch.stack([torch.zeros(3), torch.tensor(roi_size) / size])
     with torch.no_grad():
         maps = network.segment(
             torch.nn.functional.pad(ready.image[None], padding),
             semantics,
-            window=place[None],
+            crop_box=crop_box[None],
             statistics=ready.statistics[None],
         ).maps
-    core = torch.nn.functional.interpolate(maps.scores, size=window, mode="trilinear")[0, 0]
+    core = torch.nn.functional.interpolate(maps.scores, size=roi_size, mode="trilinear")[0, 0]
     x, y, z = ready.image.shape[1:]
     np.testing.assert_allclose(found.attention["TC"], core[:x, :y, :z], atol=1e-4)
 
@@ -493,7 +493,7 @@ def test_a_network_that_reads_nothing_reports_no_text(folder, randomise):
     config = replace(SMALL, text="none", view_selection="attention")
     network = randomise(build_clipseg3d(config))
     run = Predictor(
-        network, release=PHANTOM, spacing_mm=SPACING_MM, window=(32, 32, 32), device="cpu"
+        network, release=PHANTOM, spacing_mm=SPACING_MM, roi_size=(32, 32, 32), device="cpu"
     )
     evidence = run(case_in(folder), text="Never read.", explain=True).evidence
     assert evidence.text == ""
@@ -501,7 +501,7 @@ def test_a_network_that_reads_nothing_reports_no_text(folder, randomise):
     assert evidence.views[8][0] == "coronal 1"
     plain = build_clipseg3d(replace(SMALL, semantics=False))
     run = Predictor(
-        plain, release=PHANTOM, spacing_mm=SPACING_MM, window=(32, 32, 32), device="cpu"
+        plain, release=PHANTOM, spacing_mm=SPACING_MM, roi_size=(32, 32, 32), device="cpu"
     )
     evidence = run(case_in(folder), explain=True).evidence
     assert (evidence.views, evidence.attention, evidence.similarity) == ([], {}, {})

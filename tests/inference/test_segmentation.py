@@ -35,7 +35,7 @@ class Bands(nn.Module):
     def encoder_identities(self):
         return {}
 
-    def segment(self, image, semantics, *, roi_size=None, statistics=None):
+    def segment(self, image, semantics, *, crop_box=None, statistics=None):
         flair = image[:, 3:].expand(-1, 3, -1, -1, -1)
         return Prediction(
             flair - flair.new_tensor([0.5, 1, 1.5])[:, None, None, None], [], None, None
@@ -180,8 +180,8 @@ def test_what_was_not_kept_cannot_be_written(folder, tmp_path):
         found.save_probabilities(tmp_path)
     with pytest.raises(ValueError, match=r"Phantom_00003: its unc.*with uncertainty=True"):
         found.save_uncertainty(tmp_path)
-    with pytest.raises(ValueError, match=r"Phantom_00003: what a report .*with explain=True"):
-        found.report(tmp_path / "r.html")
+    with pytest.raises(ValueError, match=r"Phantom_00003: what a case page .*with explain=True"):
+        found.save_case_page(tmp_path / "r.html")
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
@@ -197,7 +197,7 @@ def test_a_report_shows_the_case_and_the_reference(case_on, tmp_path, monkeypatc
         return SimpleNamespace(save=lambda path: made.append(path))
 
     monkeypatch.setattr(clipseg3d.reporting.case_page, "CasePage", note)
-    found.report(tmp_path / "r.html", reference=case.label if known else None)
+    found.save_case_page(tmp_path / "r.html", reference=case.label if known else None)
     parts, path = made
     assert path == tmp_path / "r.html"
     shape = found.evidence.images["t1"].shape
@@ -219,7 +219,7 @@ def test_a_report_shows_the_case_and_the_reference(case_on, tmp_path, monkeypatc
 
 def test_a_report_is_one_html_file(folder, tmp_path):
     (case,) = find_cases(folder, PHANTOM, spacing_mm=SPACING_MM)
-    predictor(tta=True)(case, explain=True).report(tmp_path / "r.html", reference=case.label)
+    predictor(tta=True)(case, explain=True).save_case_page(tmp_path / "r.html", reference=case.label)
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "Phantom_00003" in page
     assert "ensemble variance" in page.lower()
@@ -237,5 +237,5 @@ def test_a_reference_that_does_not_fit_is_named(folder, tmp_path):
     ):
         nib.save(nib.Nifti1Image(voxels, scan.affine), path)
         with pytest.raises(DataError, match=rf"mask\.nii\.gz: {reason}"):
-            found.report(tmp_path / "r.html", reference=path)
+            found.save_case_page(tmp_path / "r.html", reference=path)
     assert not (tmp_path / "r.html").exists()

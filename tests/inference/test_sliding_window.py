@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/inference/window.py. Sizes differ pairwise, so a swapped axis fails."""
+"""Mirrors clipseg3d/inference/sliding_window.py. Sizes differ pairwise, so a swapped axis fails."""
 
 from itertools import combinations
 from types import SimpleNamespace
@@ -14,21 +14,21 @@ from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.networks.clipseg3d import Prediction
 
 S, X, Y, Z = 4, 21, 13, 30
-WINDOWS = [(16, 8, 12), (16, 20, 12), (24, 18, 33), (21, 13, 30)]
+ROI_SIZES = [(16, 8, 12), (16, 20, 12), (24, 18, 33), (21, 13, 30)]
 """Smaller than the volume, larger along y, larger along all axes, and just as large."""
 MIRRORINGS = [axes for count in range(4) for axes in combinations(range(3), count)]
 
 
 class StubNetwork:
-    """Applies a function of (crop, window) and notes what it was given."""
+    """Applies a function of (crop, roi_size) and notes what it was given."""
 
     def __init__(self, function):
         self.function = function
         self.calls = []
 
-    def segment(self, image, semantics, *, window=None, statistics=None, deep=False):
+    def segment(self, image, semantics, *, crop_box=None, statistics=None, deep=False):
         self.calls.append((tuple(image.shape), semantics, statistics))
-        return Prediction(self.function(image, window), [], None, None)
+        return Prediction(self.function(image, roi_size), [], None, None)
 
 
 @pytest.fixture
@@ -41,32 +41,32 @@ def statistics():
     return torch.rand(1, S, 4)
 
 
-def voxelwise(image, window):
+def voxelwise(image, roi_size):
     return torch.stack([image[:, 0] * 2, image[:, 1] - image[:, 2], image[:, 3].square()], dim=1)
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("roi_size", ROI_SIZES)
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
-def test_blending_keeps_a_voxelwise_function(image, statistics, window, overlap):
+def test_blending_keeps_a_voxelwise_function(image, statistics, roi_size, overlap):
     network = StubNetwork(voxelwise)
-    logits = segment_volume(network, image, None, statistics, window=window, overlap=overlap)
+    logits = segment_volume(network, image, None, statistics, roi_size=roi_size, overlap=overlap)
     assert logits.shape == (1, 3, X, Y, Z)
     torch.testing.assert_close(logits, voxelwise(image, None), rtol=1e-5, atol=1e-5)
-    assert {shape for shape, _, _ in network.calls} == {(1, S, *window)}
+    assert {shape for shape, _, _ in network.calls} == {(1, S, *roi_size)}
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("roi_size", ROI_SIZES)
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
-def test_network_is_told_where_its_window_lies(image, statistics, window, overlap):
+def test_network_is_told_where_its_window_lies(image, statistics, roi_size, overlap):
     network = StubNetwork(lambda crop, place: voxel_positions(crop, place))
-    logits = segment_volume(network, image, None, statistics, window=window, overlap=overlap)
+    logits = segment_volume(network, image, None, statistics, roi_size=roi_size, overlap=overlap)
     torch.testing.assert_close(logits, voxel_positions(image), rtol=0, atol=1e-5)
 
 
 def test_padded_window_reaches_beyond_the_brain_box(image, statistics):
     places = []
     network = StubNetwork(lambda crop, place: places.append(place) or crop[:, :3])
-    segment_volume(network, image, None, statistics, window=(24, 18, 33))
+    segment_volume(network, image, None, statistics, roi_size=(24, 18, 33))
     (place,) = places
     # 24 over 21 pads 1 before and 2 behind; 18 over 13 pads 2 and 3; 33 over 30 pads 1 and 2.
     expected = torch.tensor([[-1 / X, -2 / Y, -1 / Z], [24 / X, 18 / Y, 33 / Z]])
@@ -75,14 +75,14 @@ def test_padded_window_reaches_beyond_the_brain_box(image, statistics):
 
 def test_semantics_and_statistics_are_handed_on(image, statistics):
     network, semantics = StubNetwork(voxelwise), object()
-    segment_volume(network, image, semantics, statistics, window=(16, 8, 12))
+    segment_volume(network, image, semantics, statistics, roi_size=(16, 8, 12))
     assert len(network.calls) > 1
     assert all(call[1] is semantics and call[2] is statistics for call in network.calls)
 
 
 def test_half_precision_logits_are_blended_in_float32(image, statistics):
     network = StubNetwork(lambda crop, place: crop[:, :3].round().bfloat16())
-    logits = segment_volume(network, image, None, statistics, window=(16, 8, 12))
+    logits = segment_volume(network, image, None, statistics, roi_size=(16, 8, 12))
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, image[:, :3].round(), rtol=1e-5, atol=1e-5)
 
@@ -90,33 +90,33 @@ def test_half_precision_logits_are_blended_in_float32(image, statistics):
 def test_no_graph_is_kept(image, statistics):
     weight = torch.ones(1, requires_grad=True)
     network = StubNetwork(lambda crop, place: crop[:, :3] * weight)
-    assert not segment_volume(network, image, None, statistics, window=(16, 8, 12)).requires_grad
+    assert not segment_volume(network, image, None, statistics, roi_size=(16, 8, 12)).requires_grad
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("roi_size", ROI_SIZES)
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.7])
-def test_shares_of_progress_add_up_to_one(image, statistics, window, overlap):
+def test_shares_of_progress_add_up_to_one(image, statistics, roi_size, overlap):
     shares = []
     network = StubNetwork(voxelwise)
     segment_volume(
-        network, image, None, statistics, window=window, overlap=overlap, advance=shares.append
+        network, image, None, statistics, roi_size=roi_size, overlap=overlap, advance=shares.append
     )
     assert len(shares) == len(network.calls)
     assert sum(shares) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("mirrored", MIRRORINGS)
-@pytest.mark.parametrize("window", WINDOWS)
-def test_a_mirrored_window_says_where_it_lies(image, statistics, window, mirrored):
+@pytest.mark.parametrize("roi_size", ROI_SIZES)
+def test_a_mirrored_window_says_where_it_lies(image, statistics, roi_size, mirrored):
     network = StubNetwork(lambda crop, place: voxel_positions(crop, place))
-    logits = segment_volume(network, image, None, statistics, window=window, mirrored=mirrored)
+    logits = segment_volume(network, image, None, statistics, roi_size=roi_size, mirrored=mirrored)
     torch.testing.assert_close(logits, voxel_positions(image), rtol=0, atol=1e-5)
 
 
 def test_a_mirrored_axis_runs_from_its_far_corner(image, statistics):
     places = []
     network = StubNetwork(lambda crop, place: places.append(place) or crop[:, :3])
-    segment_volume(network, image, None, statistics, window=(16, 20, 30), mirrored=(0, 1))
+    segment_volume(network, image, None, statistics, roi_size=(16, 20, 30), mirrored=(0, 1))
     # y: 20 over 13 pads 3 before and 4 behind, now counted from the far end
     y, z = (1 + 3 / Y, -20 / Y), (0, 1)
     expected = [
@@ -130,7 +130,7 @@ def test_a_mirrored_axis_runs_from_its_far_corner(image, statistics):
 def test_the_network_sees_the_volume_mirrored(image, statistics, mirrored):
     crops = []
     network = StubNetwork(lambda crop, place: crops.append(crop.clone()) or crop[:, :3] + 0)
-    logits = segment_volume(network, image, None, statistics, window=(X, Y, Z), mirrored=mirrored)
+    logits = segment_volume(network, image, None, statistics, roi_size=(X, Y, Z), mirrored=mirrored)
     (crop,) = crops
     assert torch.equal(crop, image.flip([2 + axis for axis in mirrored]))
     torch.testing.assert_close(logits, image[:, :3])
@@ -148,18 +148,18 @@ class MappedNetwork(StubNetwork):
         return prediction._replace(maps=RegionMaps(half[:, :2], half[:, 2:]))
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("roi_size", ROI_SIZES)
 @pytest.mark.parametrize("mirrored", [(), (0, 2)])
-def test_maps_come_on_the_grid_of_the_image(statistics, window, mirrored):
+def test_maps_come_on_the_grid_of_the_image(statistics, roi_size, mirrored):
     places = voxel_positions(torch.empty(1, 1, X, Y, Z))
     image = torch.cat([places, places[:, :1] + places[:, 2:]], dim=1)  # linear: no loss by halving
     network = MappedNetwork(voxelwise)
     found = segment_volume(
-        network, image, None, statistics, window=window, mirrored=mirrored, with_maps=True
+        network, image, None, statistics, roi_size=roi_size, mirrored=mirrored, with_maps=True
     )
     assert found.shape == (1, 3 + 4, X, Y, Z)
     torch.testing.assert_close(found[:, :3], voxelwise(image, None), rtol=1e-4, atol=1e-4)
-    if max(window[0] - X, window[1] - Y, window[2] - Z) <= 0:
+    if max(roi_size[0] - X, roi_size[1] - Y, roi_size[2] - Z) <= 0:
         inside = (..., slice(2, -2), slice(2, -2), slice(2, -2))
         error = (found[:, 3:] - image)[inside].abs()
         assert error.max() < 2 / min(X, Y, Z)
@@ -167,7 +167,7 @@ def test_maps_come_on_the_grid_of_the_image(statistics, window, mirrored):
 
 def test_maps_are_not_there_where_the_network_has_none(image, statistics):
     found = segment_volume(
-        StubNetwork(voxelwise), image, None, statistics, window=(16, 8, 12), with_maps=True
+        StubNetwork(voxelwise), image, None, statistics, roi_size=(16, 8, 12), with_maps=True
     )
     assert found.shape == (1, 3, X, Y, Z)
 
@@ -186,6 +186,6 @@ def test_windows_are_computed_where_the_network_lies(image, statistics, monkeypa
     network = StubNetwork(
         lambda crop, place: devices.append((crop.device.type, place.device.type)) or crop[:, :3]
     )
-    segment_volume(network, image, None, statistics, window=(16, 8, 12), device="meta")
+    segment_volume(network, image, None, statistics, roi_size=(16, 8, 12), device="meta")
     assert asked == [(torch.device("meta"), torch.device("cpu"))]
     assert devices == [("meta", "meta")]

@@ -60,7 +60,7 @@ def test_the_golden_case(golden, extra):
     }
     found = [score(p, r) for p, r in zip(*golden[extra], strict=True)]
     assert [(f"{one.dice:.5f}"[1:], one.hd95_mm) for one in found] == due[extra]
-    assert {(one.num_lesions, one.num_missed, one.num_false) for one in found} == {(2, 1, extra)}
+    assert {(one.num_lesions, one.fn, one.fp) for one in found} == {(2, 1, extra)}
 
 
 @pytest.mark.parametrize("method", ["surface", "medpy", "monai"])
@@ -75,7 +75,7 @@ def test_random_pairs_are_equal_to_the_rules_taken_literally(
     ):
         found = score(prediction, reference, spacing_mm=mm, **rules)
         dice, distance, lesions, false = one_by_one(prediction, reference, spacing_mm=mm, **rules)
-        assert (found.num_lesions, found.num_false) == (lesions, false)
+        assert (found.num_lesions, found.fp) == (lesions, false)
         assert (found.dice, found.hd95_mm) == pytest.approx((dice, distance), nan_ok=True)
         counts.add((lesions, false))
     assert len(counts) > 5
@@ -84,10 +84,10 @@ def test_random_pairs_are_equal_to_the_rules_taken_literally(
 def test_pieces_are_one_lesion_if_they_touch_when_grown():
     pieces = mask(np.s_[5:10, 5:10, 5:10], np.s_[16:21, 5:10, 5:10])  # 6 voxels between them
     near = score(mask(np.s_[5:10, 5:10, 5:10]), pieces)
-    assert (near.num_lesions, near.num_missed) == (1, 0)
+    assert (near.num_lesions, near.fn) == (1, 0)
     assert near.dice == pytest.approx(2 * 125 / 375)
     far = score(mask(np.s_[5:10, 5:10, 5:10]), np.roll(pieces, 0) & ~mask(np.s_[16:17]))
-    assert (far.num_lesions, far.num_missed) == (2, 1)
+    assert (far.num_lesions, far.fn) == (2, 1)
     assert far.dice == 0.5
     assert score(mask(np.s_[5:10, 5:10, 5:10]), pieces, dilations=1).num_lesions == 2
 
@@ -96,14 +96,14 @@ def test_growth_reaches_18_neighbours_not_26():
     one = mask(np.s_[10, 10, 10])
     for far, belongs in (((13, 13, 10), True), ((13, 13, 13), False), ((12, 12, 12), True)):
         found = score(mask(far), one, min_volume_mm3=0)
-        assert (found.num_false == 0) == belongs
+        assert (found.fp == 0) == belongs
 
 
 def test_a_component_between_two_lesions_belongs_to_both():
     reference = mask(np.s_[2:7, 5:10, 5:10], np.s_[30:35, 5:10, 5:10])
     prediction = mask(np.s_[2:35, 5:10, 5:10])
     found = score(prediction, reference)
-    assert found.num_false == found.num_missed == 0
+    assert found.fp == found.fn == 0
     assert found.dice == pytest.approx(2 * 125 / (825 + 125))
 
 

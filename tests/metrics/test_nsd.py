@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/metrics/surface_dice.py; MONAI's subvoxel surface Dice checks it."""
+"""Mirrors clipseg3d/metrics/nsd.py; MONAI's subvoxel surface Dice checks it."""
 
 import math
 import warnings

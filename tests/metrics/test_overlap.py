@@ -13,14 +13,14 @@ from clipseg3d.metrics.overlap import Overlap
 
 
 def test_by_hand():
-    overlap = Overlap(hits=3, false=1, missed=2, background=94)
-    assert overlap.dice == pytest.approx(6 / 9)
+    overlap = Overlap(tp=3, fp=1, fn=2, tn=94)
+    assert overlap.dice_empty_is_nan == pytest.approx(6 / 9)
     assert overlap.sensitivity == pytest.approx(3 / 5)
     assert overlap.specificity == pytest.approx(94 / 95)
 
 
 def test_what_is_not_defined():
-    assert math.isnan(Overlap(0, 0, 0, 9).dice)
+    assert math.isnan(Overlap(0, 0, 0, 9).dice_empty_is_nan)
     assert Overlap(0, 0, 0, 9).specificity == 1
     assert math.isnan(Overlap(0, 3, 0, 6).sensitivity)
     assert math.isnan(Overlap(3, 0, 6, 0).specificity)
@@ -47,5 +47,5 @@ def test_random_pairs_are_equal_to_monai(random_pairs):
         ]
         if not reference.any():  # MONAI calls Dice undefined there, though something was predicted
             dice = 0.0 if prediction.any() else math.nan
-        found = [overlap.dice, overlap.sensitivity, overlap.specificity]
+        found = [overlap.dice_empty_is_nan, overlap.sensitivity, overlap.specificity]
         assert found == pytest.approx([dice, *due], rel=1e-6, nan_ok=True)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from clipseg3d.metrics.score_table import ScoreTable, aligned, join_tables
+from clipseg3d.metrics.score_table import ScoreTable, join_tables
 
 NAN = math.nan
 VALUES = np.array([[[0.5, 4.0], [NAN, 30.0]], [[0.7, 8.0], [0.25, NAN]], [[0.6, NAN], [NAN, NAN]]])
@@ -45,10 +45,6 @@ def test_csv():
         "d,WT,0.6,",
         "d,ET,,",
     ]
-
-
-def test_columns_are_as_wide_as_their_widest_cell():
-    assert aligned([["a", "bcd"], ["ef", "g"]]) == " a  bcd\nef    g"
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/reporting/case_report.py. Sizes differ pairwise, so a swapped axis fails.
+"""Mirrors clipseg3d/reporting/case_page.py. Sizes differ pairwise, so a swapped axis fails.
 
 What a page does is tested in a headless Chromium.
 """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from clipseg3d.reporting.map_colours import scale_of
+from clipseg3d.reporting.figures import shared_scale
 from clipseg3d.reporting.packing import (
     grey_levels,
     map_levels,
@@ -56,7 +56,7 @@ def test_images_without_signal_or_contrast_are_drawn():
 def test_map_levels_run_over_the_scale_within_the_brain():
     values = np.array([-127.0, -60.0, 0.0, 60.0, 127.0, 127.0]).reshape(6, 1, 1)
     brain = np.array([1, 1, 1, 1, 1, 0], bool).reshape(6, 1, 1)
-    levels = map_levels(values, scale_of([values]), brain=brain)
+    levels = map_levels(values, shared_scale([values]), brain=brain)
     assert levels.ravel().tolist() == [1, 68, 128, 188, 255, 0]
 
 

@@ -1,0 +1,30 @@
+"""What the property tests share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise an AssertionError unless a property holds."""
+    if not holds:
+        raise AssertionError(message)
+
+
+def randomise(module: nn.Module, *, size: float = 0.3, seed: int = 0) -> None:
+    """Add noise to every trainable weight, so that what starts at zero takes part."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.requires_grad:
+                weight += size * torch.randn(weight.shape, generator=generator).to(weight)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Return the tensors that a block returns, alone or in tuples."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, tuple | list):
+        return [tensor for part in output for tensor in tensors_of(part)]
+    return []

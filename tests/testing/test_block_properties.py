@@ -1,0 +1,123 @@
+"""Mirrors clipseg3d/testing/block_properties.py: all of our blocks pass, and bad ones do not."""
+
+import pytest
+import torch
+from torch import nn
+
+from clipseg3d import blocks
+from clipseg3d.testing import check_block, check_guidance
+
+B, C, X, Y, Z, D = 2, 8, 4, 5, 6, 12
+FEATURES = torch.randn(B, C, X, Y, Z, generator=torch.Generator().manual_seed(0))
+IMAGE = FEATURES[:, :4].abs() + 0.1
+SUMMARY = FEATURES[:, :2, 0, 0].flatten(1)
+TOKENS = torch.randn(B, 3, D, generator=torch.Generator().manual_seed(1))
+MASK = torch.ones(B, 3, dtype=torch.bool)
+BLOCKS = {
+    "AttentionGate": (lambda: blocks.AttentionGate(C, C), (FEATURES, FEATURES.flip(2)), True),
+    "CBAM": (lambda: blocks.CBAM(C), (FEATURES,), True),
+    "GatedAttentionPooling": (lambda: blocks.GatedAttentionPooling(D), (TOKENS,), False),
+    "GradeClassifier": (lambda: blocks.GradeClassifier(C), (FEATURES,), False),
+    "InstanceNormAct": (lambda: blocks.InstanceNormAct(C), (FEATURES,), False),
+    "NestedRegions": (blocks.NestedRegions, (FEATURES[:, :3],), False),
+    "PixelFusion": (lambda: blocks.PixelFusion(differences=((1, 0),)), (IMAGE,), False),
+    "PointwiseConv3d": (lambda: blocks.PointwiseConv3d(C, 3), (FEATURES,), False),
+    "ResidualAdapter": (lambda: blocks.ResidualAdapter(D), (TOKENS,), True),
+    "ResidualBlock": (lambda: blocks.ResidualBlock(C, 6, dropout=0.5), (FEATURES,), False),
+    "RunningCentering": (lambda: blocks.RunningCentering(D), (TOKENS, MASK), False),
+    "RunningWhitening": (lambda: blocks.RunningWhitening(D), (TOKENS, MASK), False),
+    "SemanticAttention": (
+        lambda: blocks.SemanticAttention(C, D),
+        (FEATURES, TOKENS[:, 0], TOKENS[:, 1]),
+        False,
+    ),
+    "SemanticGate": (lambda: blocks.SemanticGate(C, D), (FEATURES, TOKENS[:, 0]), True),
+    "SequentialCrossAttention": (
+        lambda: blocks.SequentialCrossAttention(C, D, num_heads=2),
+        (FEATURES, TOKENS, MASK),
+        True,
+    ),
+    "VoxelRefinement": (
+        lambda: blocks.VoxelRefinement(4, 3, hidden=6, cube=2),
+        (FEATURES[:, :3, :, :4], FEATURES[:, 4:, :, :4]),
+        True,
+    ),
+}
+INJECTED = {"Guidance", "ImageEncoder", "RegionMaps", "SemanticBridge", "SemanticFusion"}
+"""Protocols, results, and blocks that take other parts: they have tests of their own."""
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_our_blocks_have_the_properties(name):
+    make, inputs, starts_as_identity = BLOCKS[name]
+    check_block(make, *inputs, starts_as_identity=starts_as_identity)
+
+
+def test_every_public_block_is_checked():
+    classes = {n for n in blocks.__all__ if isinstance(getattr(blocks, n), type)}
+    kinds = {kind.__name__ for kind in blocks.GUIDANCE.values()}
+    assert classes - kinds - INJECTED - {"Semantics", "ViewTokens"} == set(BLOCKS)
+
+
+@pytest.mark.parametrize("kind", blocks.GUIDANCE)
+def test_our_guidance_has_the_properties(kind):
+    check_guidance(blocks.GUIDANCE[kind])
+
+
+class Bad(nn.Module):
+    """A block with one fault."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault = fault
+        self.conv = nn.Conv3d(C, C, 1)
+        self.unused = nn.Linear(2, 2) if fault == "dead" else None
+        self.hidden = torch.randn(())
+
+    def forward(self, features):
+        out = self.conv(features)
+        if self.fault == "mixes":
+            out = out - out.mean(dim=0)
+        if self.fault == "random":
+            out = nn.functional.dropout(out, 0.5)
+        if self.fault == "state":
+            out = out * self.hidden
+        if self.fault == "in place":
+            features.mul_(2)
+        return out / 0 if self.fault == "infinite" else out
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("mixes", "depends on the other cases"),
+        ("random", "is dropout on"),
+        ("dead", "no gradient reaches unused"),
+        ("state", "same state_dict gives other"),
+        ("in place", "changed in place|other results"),
+        ("infinite", "not finite"),
+    ],
+)
+def test_a_fault_is_found(fault, message):
+    with pytest.raises(AssertionError, match=message):
+        check_block(lambda: Bad(fault), FEATURES.clone())
+
+
+def test_a_good_block_passes_and_is_no_identity():
+    check_block(lambda: Bad("none"), FEATURES)
+    with pytest.raises(AssertionError, match="changes its first input"):
+        check_block(lambda: Bad("none"), FEATURES, starts_as_identity=True)
+    with pytest.raises(AssertionError, match="two cases or more"):
+        check_block(lambda: Bad("none"), FEATURES[:1])
+
+
+class Forgetful(blocks.CrossModalGuidance):
+    """Guidance that ignores the mask of text."""
+
+    def blend(self, views, text, *, views_valid=None, text_mask=None):
+        return super().blend(views, text, views_valid=views_valid)
+
+
+def test_guidance_with_a_fault_is_found():
+    with pytest.raises(AssertionError, match="masked text token counts"):
+        check_guidance(Forgetful)
