@@ -1,4 +1,4 @@
-"""Writing a file or a folder all or nothing; every file of this library is written here."""
+"""Writing a file or a folder completely or not at all."""
 
 import os
 import shutil
@@ -10,20 +10,21 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path, *, tmp_name: str | None = None) -> Iterator[Path]:
-    """Give a temporary file beside ``path`` to write; it is renamed to ``path`` at the end.
+    """Yield the path of a temporary file next to ``path``; at the end it is renamed to ``path``.
 
-    If something goes wrong, the temporary file is removed and ``path`` stays as it was.
+    After an error, the temporary file is removed and ``path`` is as before.
 
     Args:
-        path: file to write or replace; its folder is made if missing.
-        tmp_name: name of the temporary file, for large files with one writer only: what a killed
-            process leaves is overwritten by the next one. None takes a unique, hidden name.
+        path: file to write or replace; a missing folder is created.
+        tmp_name: name of the temporary file, for large files that only one process writes: it
+            overwrites the temporary file that a killed process has left. None takes a unique,
+            hidden name.
 
     Raises:
         OSError: ``path`` cannot be written; the message names it and the cure.
     """
-    # A name of its own: path's may be as long as allowed. Some writers take the format from the
-    # ending.
+    # Not made from the whole name, which may already have the maximum length. The suffixes stay,
+    # since some libraries choose the format by them.
     unique = f".{uuid.uuid4().hex}{''.join(path.suffixes[-2:])}"
     tmp = path.with_name(tmp_name or unique)
     try:
@@ -31,7 +32,7 @@ def atomic_write(path: Path, *, tmp_name: str | None = None) -> Iterator[Path]:
         try:
             yield tmp
             with tmp.open("rb+") as file:
-                os.fsync(file.fileno())  # the name must not reach the disk before the content
+                os.fsync(file.fileno())  # a power cut must not leave a name without content
             os.replace(tmp, path)
         finally:
             tmp.unlink(missing_ok=True)
@@ -41,12 +42,12 @@ def atomic_write(path: Path, *, tmp_name: str | None = None) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` to fill; it is renamed to ``path`` at the end.
+    """Yield a temporary folder next to ``path`` to fill; at the end it is renamed to ``path``.
 
-    If something goes wrong, the temporary folder is removed.
+    After an error, the temporary folder is removed and ``path`` is as before.
 
     Args:
-        path: folder that does not exist yet, or is empty; the folder around it is made if missing.
+        path: folder that does not exist or is empty; a missing parent folder is created.
 
     Raises:
         OSError: ``path`` cannot be written; the message names it and the cure.

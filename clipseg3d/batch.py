@@ -1,6 +1,7 @@
-"""What a batch holds: the one contract between data, networks and training.
+"""The contents of a batch: the contract between data, networks and training.
 
-Loaders send batches packed; :func:`unpack` turns them into what networks take, on the device. A packed crop of 128 voxels a side takes 10 MB instead of 59.
+Loaders send packed batches; :func:`unpack` turns them into the form that networks take, on the
+device. A packed crop with 128 voxels per side takes 10 MB instead of 59.
 """
 
 from typing import TypedDict, TypeVar
@@ -13,18 +14,18 @@ from clipseg3d.views import Views
 from clipseg3d.vocabulary import REGIONS
 
 LEVELS = 255
-"""Intensity levels of a packed image, from a sequence's low to its high; code 0 is background.
+"""Number of intensity codes of a packed image, from the low to the high of a sequence: 1 to 255.
 
-Rounding to them adds 0.007 SD; the noise of nine BraTS 2018 cases is 0.03 to 0.06 SD (medians by
-sequence).
+Code 0 is background. The rounding error is 0.007 SD; the noise of nine BraTS 2018 cases is 0.03 to
+0.06 SD (medians per sequence).
 """
 
 
 class Sample(TypedDict):
-    """One crop, or one whole case, as a dataset gives it; the shapes of Batch without ``b``.
+    """One crop or one whole case from a dataset; shapes are those of Batch without ``b``.
 
-    Packed, ``image`` is (s, x, y, z) uint8 codes, or float16 where augmentation leaves the range of
-    the codes, and ``label`` (x, y, z) uint8 with a bit for each region.
+    In a packed sample, ``image`` is (s, x, y, z) uint8 codes, or float16 if augmentation leaves the
+    range of the codes. ``label`` is (x, y, z) uint8 with one bit per region.
     """
 
     image: Tensor
@@ -49,18 +50,18 @@ class Batch(TypedDict):
     label: Tensor
     """(b, r, x, y, z) float32 in {0, 1}: one channel per overlapping region."""
     crop_box: Tensor
-    """(b, 2, 3) float32: where the crop lies in the brain box. Row 0 is the position of its first
-    corner, row 1 its size, both as a share of the box; a mirrored axis starts at its far corner
-    and has a negative size, so that "left" stays left."""
+    """(b, 2, 3) float32: position of the crop in the brain box. Row 0 is its first corner and row 1
+    its size, both as shares of the box. A mirrored axis starts at its far corner and has a negative
+    size, so that "left" stays left."""
     statistics: Tensor
     """(b, s, 4) float32: low, high, mean and SD of each sequence over the whole brain, in the
     units of ``image`` (see :func:`clipseg3d.intensity.intensity_statistics`)."""
     views: Views
-    """The slices of the whole volume that CLIP sees, (b, v, h, w, s) uint8, and where they lie."""
+    """The slices of the whole volume for CLIP, (b, v, h, w, s) uint8, and their positions."""
     report: list[str]
-    """b reports; an empty string where a case has none."""
+    """b reports; an empty string for a case without one."""
     grade: Tensor
-    """(b,) int64: 1 for a high-grade, 0 for a low-grade glioma, -1 where it is not known."""
+    """(b,) int64: 1 for a high-grade glioma, 0 for a low-grade glioma, -1 if unknown."""
     case_id: list[str]
     """b case names."""
 
@@ -69,10 +70,10 @@ Batches = TypeVar("Batches", Sample, Batch)
 
 
 def pack_image(image: Tensor, statistics: Tensor) -> Tensor:
-    """Return codes of an image (..., s, x, y, z) whose intensities lie between low and high.
+    """Return the codes of an image whose intensities lie between low and high.
 
     Args:
-        image: z-scored, background 0.
+        image: (..., s, x, y, z), z-scored, background 0.
         statistics: (..., s, 4), in the units of ``image``.
 
     Returns:
@@ -85,23 +86,23 @@ def pack_image(image: Tensor, statistics: Tensor) -> Tensor:
 
 
 def unpack_image(packed: Tensor, statistics: Tensor) -> Tensor:
-    """Return an image (..., s, x, y, z) float32 from its codes, or from float16."""
+    """Return an image (..., s, x, y, z) float32 from its uint8 codes; other types are only cast."""
     if packed.dtype != torch.uint8:
         return packed.float()
     low, high, _, _ = statistics[..., None, None, None, :].unbind(-1)
     step = (high - low) / (LEVELS - 1)
-    # in place: fresh memory costs more than the arithmetic
+    # in place, since allocations take longer than the arithmetic
     return packed.float().mul_(step).add_(low - step).masked_fill_(packed == 0, 0)
 
 
 def pack_regions(regions: Tensor) -> Tensor:
-    """Return region masks (..., r, x, y, z) bool as bits of (..., x, y, z) uint8, WT the lowest."""
+    """Return region masks (..., r, x, y, z) bool as bits of (..., x, y, z) uint8; bit 0 is WT."""
     bits = torch.arange(len(REGIONS), device=regions.device)
     return (regions.byte() << bits[:, None, None, None]).sum(dim=-4, dtype=torch.uint8)
 
 
 def unpack(batch: Batches) -> Batches:
-    """Return a batch, or a sample, as networks take it; one that is not packed stays as it is."""
+    """Return a batch or a sample in the form of :class:`Batch`; unpacked values do not change."""
     unpacked = batch.copy()
     unpacked["image"] = unpack_image(batch["image"], batch["statistics"])
     label = batch["label"]

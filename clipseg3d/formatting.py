@@ -10,12 +10,11 @@ def join_numbers(values: Iterable[float], *, at_most: int | None = None) -> str:
 
 
 def align_columns(rows: Sequence[Sequence[str]], *, left: int = 0) -> str:
-    """Return rows of cells as lines with aligned columns.
+    """Return a table as text, one line per row.
 
     Args:
-        rows: cells of each line, equally many in all lines.
-        left: number of columns, from the first on, whose cells begin at the left edge; all others
-            end at the right edge.
+        rows: cells of each row; all rows have the same number.
+        left: number of columns at the left that are left-aligned; all others are right-aligned.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

@@ -1,8 +1,8 @@
 """Intensity statistics of whole volumes, and normalisation by them.
 
-Data (which caches them), blocks (which take raw volumes too) and inference share these functions,
-so that training and prediction use the same numbers. Axes: b batch, s sequences, x y z voxels in
-array order.
+The data (which caches the statistics), the blocks (which also take raw volumes) and inference use
+these functions, so that training and prediction use the same numbers. Axes: b batch, s sequences,
+x y z voxels in array order.
 """
 
 import torch
@@ -15,12 +15,12 @@ LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 def intensity_statistics(volume: Tensor) -> Tensor:
     """Return low, high, mean and SD of each sequence over its non-zero voxels.
 
-    Low and high are the 0.5th and 99.5th percentiles, found by nearest rank; mean and SD are
-    those of the values clipped to them, so that a few hot voxels (a scan stored at the full int16
-    range, a vessel) do not squeeze all others. A sequence without non-zero voxels gets zeros.
+    Low and high are the 0.5th and 99.5th percentiles (nearest rank). Mean and SD are those of the
+    values clipped to this range, so that a few very bright voxels, such as vessels, have no effect
+    on them. A sequence without non-zero voxels gets zeros.
 
     Args:
-        volume: (b, s, x, y, z), background 0, the whole brain in it.
+        volume: (b, s, x, y, z), background 0; holds the whole brain.
 
     Returns:
         (b, s, 4) float32, in the units of ``volume``.
@@ -36,8 +36,8 @@ def intensity_statistics(volume: Tensor) -> Tensor:
         ]
         low, high = (values.kthvalue(rank).values for rank in ranks)
         clipped = values.clamp(low, high)
-        spread = clipped.std(correction=0) * (high > low)  # rounding gives a constant some spread
-        rows.append(torch.stack([low, high, clipped.mean(), spread]))
+        std = clipped.std(correction=0) * (high > low)  # rounding: constants may have an SD > 0
+        rows.append(torch.stack([low, high, clipped.mean(), std]))
     return rearrange(torch.stack(rows), "(b s) k -> b s k", b=volume.shape[0])
 
 

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 
 def cosine_loss(cosines: Tensor, label: Tensor, *, temperature: float) -> Tensor:
-    """Return the cross-entropy of text-voxel cosines as maps of their regions.
+    """Return the binary cross-entropy between text-voxel cosines and their regions.
 
     Args:
-        cosines: (b, n, x, y, z), perhaps on a coarser, padded grid.
-        label: (b, n, x, y, z) in {0, 1}, on the image's grid.
-        temperature: cosines are divided by this to be logits.
+        cosines: (b, n, x, y, z), on the grid of the label or a coarser, padded one.
+        label: (b, n, x, y, z) in {0, 1}.
+        temperature: cosines divided by this are the logits.
 
-    Source: DenseCLIP (Rao et al., CVPR 2022, https://arxiv.org/abs/2112.01518), its score maps.
+    Source: DenseCLIP (Rao et al., CVPR 2022, https://arxiv.org/abs/2112.01518), the loss of its
+    score maps.
     """
     with torch.autocast(label.device.type, enabled=False):
         target = _downsample(label, cosines)
@@ -27,8 +28,9 @@ def cosine_loss(cosines: Tensor, label: Tensor, *, temperature: float) -> Tensor
 class RegionLoss(nn.Module):
     """Soft Dice + binary cross-entropy over overlapping regions, at every supervised level.
 
-    Levels weigh 1, 1/2, 1/4, ..., divided by their sum. Lower levels are compared with the label
-    averaged over the voxels that theirs stand for. Computed in float32, also under autocast.
+    The weights of the levels are 1, 1/2, 1/4, ..., divided by their sum. A coarser level is
+    compared with the label averaged over its larger voxels. Computed in float32, also under
+    autocast.
 
     Source: the paper states no loss; Dice + cross-entropy is the usual choice for BraTS (Isensee
     et al., nnU-Net, Nature Methods 2021).
@@ -48,8 +50,8 @@ class RegionLoss(nn.Module):
         """Return the loss, a scalar.
 
         Args:
-            logits: (b, r, x, y, z) first, then those of coarser levels, whose grids may be padded
-                at the far ends.
+            logits: (b, r, x, y, z), then those of coarser levels, whose grids may be padded at the
+                far ends.
             label: (b, r, x, y, z) in {0, 1}.
         """
         with torch.autocast(label.device.type, enabled=False):
@@ -65,11 +67,11 @@ class RegionLoss(nn.Module):
 
 
 def _downsample(label: Tensor, level: Tensor) -> Tensor:
-    """Average the label over the voxels of a coarser, perhaps padded grid."""
+    """Return the label averaged over the voxels of a level, whose grid may be padded."""
     if label.shape[2:] == level.shape[2:]:
         return label
     sizes = list(zip(label.shape[2:], level.shape[2:], strict=True))
-    # Levels are halved, so the factor is the power of two that makes every axis long enough.
+    # Each level halves the grid: take the power of two with which no axis is too short.
     factor = 2 ** math.ceil(math.log2(max(fine / coarse for fine, coarse in sizes)))
     padding = [coarse * factor - fine for fine, coarse in sizes]
     padded = F.pad(label, [p for amount in reversed(padding) for p in (0, amount)])
@@ -77,18 +79,18 @@ def _downsample(label: Tensor, level: Tensor) -> Tensor:
 
 
 def grade_loss(logit: Tensor, grade: Tensor) -> Tensor:
-    """Return the binary cross-entropy of tumour grade, over the cases whose grade is known.
+    """Return the mean binary cross-entropy of the tumour grade over the cases that have one.
 
-    Without any known grade it is 0, yet still depends on ``logit``: distributed training waits
+    If no case has a grade, the loss is 0 but still depends on ``logit``: distributed training waits
     for a gradient of every weight. Computed in float32, also under autocast.
 
     Args:
-        logit: (b,), of high grade.
+        logit: (b,) logit of high grade.
         grade: (b,) int: 1 high grade (HGG), 0 low grade (LGG), -1 unknown.
     """
     with torch.autocast(logit.device.type, enabled=False):
-        known = grade >= 0
+        has_grade = grade >= 0
         terms = F.binary_cross_entropy_with_logits(
             logit.float(), grade.clamp(min=0).float(), reduction="none"
         )
-        return (terms * known).sum() / known.sum().clamp(min=1)
+        return (terms * has_grade).sum() / has_grade.sum().clamp(min=1)

@@ -1,7 +1,7 @@
-"""Which slices of a volume CLIP sees, and how they are cut.
+"""Cutting the slices of a volume that CLIP embeds.
 
-Data (which caches views), blocks (which take raw volumes too) and inference share these functions,
-so that training and prediction use the same views.
+The data (which caches views), the blocks (which also take raw volumes) and inference use these
+functions, so that training and prediction use the same views.
 
 Axes: b batch, s sequences, x y z voxels in array order.
 """
@@ -18,23 +18,24 @@ from clipseg3d.vocabulary import SEQUENCES
 
 ViewSelection = Literal["center", "energy", "attention"]
 SLICES_PER_AXIS = 8
-"""Slices that the selection ``attention`` takes along each axis."""
+"""Number of slices along each axis with the selection ``attention``."""
 _T1, _T1CE, _FLAIR = (SEQUENCES.index(name) for name in ("t1", "t1ce", "flair"))
 
 
 class Views(NamedTuple):
     """Slices of whole volumes: all axial ones first, then coronal, then sagittal ones.
 
-    Within an axis they are ordered by position. A slice keeps its proportions, in the middle of a
-    black square. Its rows and columns are array axes: x and y of axial, x and z of coronal, y and
-    z of sagittal slices.
+    Slices along one axis are ordered by position. A slice is centred in a black square and keeps
+    its proportions. Rows and columns are x and y in axial, x and z in coronal, y and z in sagittal
+    slices.
     """
 
     images: Tensor
-    """(b, v, h, w, s) uint8: each sequence from its low to its high percentile; background 0."""
+    """(b, v, h, w, s) uint8: 0 is the low percentile of a sequence and the background, 255 the
+    high percentile."""
     planes: Tensor
-    """(b, v, 3) float32: where the slice lies on its axis, as a share of the brain box, and the
-    shares of the square's height and width that the brain box takes up."""
+    """(b, v, 3) float32: the position of the slice on its axis, as a share of the brain box, then
+    the shares of the square's height and width that the brain box fills."""
 
 
 def cut_views(
@@ -44,25 +45,25 @@ def cut_views(
     selection: ViewSelection = "center",
     size: int = 224,
 ) -> Views:
-    """Cut slices for CLIP out of whole volumes, equally many along each axis.
+    """Cut slices for CLIP out of whole volumes, the same number along each axis.
 
     - ``center``: the slice through the middle of the brain box. The paper permutes the axes by
       (0, 1, 2), (0, 2, 1) and (1, 2, 0) and takes the middle slice on the last one (arXiv
       2507.09966, 3D-2D bridging). Differs: the middle is that of the brain box, so a volume and
-      its brain crop give the same views; an empty slice gives way to the nearest with brain.
-    - ``energy``: the slice with the most signal that looks like a lesion; see
-      :func:`lesion_energy`. It needs no labels.
-    - ``attention``: ``SLICES_PER_AXIS`` slices, evenly spread, for a network to weigh.
+      its brain crop give the same views; an empty slice is replaced by the nearest one with brain.
+    - ``energy``: the slice with the highest lesion energy (:func:`lesion_energy`), or the middle
+      one if there is no energy. It needs no labels.
+    - ``attention``: ``SLICES_PER_AXIS`` slices, evenly spaced; a network learns their weights.
 
     Args:
         volume: (b, s, x, y, z), s >= 4 in t1, t1ce, t2, flair order, background 0.
-        statistics: (b, s, 4) from :func:`intensity_statistics`; None computes them here, which is
-            right only if ``volume`` holds the whole brain.
+        statistics: (b, s, 4) from :func:`intensity_statistics`; None computes them from ``volume``,
+            which then must hold the whole brain.
         selection: which slices, as above.
         size: side of a view in pixels.
 
     Returns:
-        3 views, or 3 ``SLICES_PER_AXIS``. Without any non-zero voxel all views are black.
+        3 views, or 3 ``SLICES_PER_AXIS``. All views of an empty volume are black.
 
     Raises:
         ValueError: ``volume`` has not five axes or fewer than four sequences; unknown selection.
@@ -84,27 +85,26 @@ def cut_views(
         statistics = intensity_statistics(volume)
     low, high, _, _ = rearrange(statistics, "b s k -> k b s 1 1 1")
     brain = reduce(volume != 0, "b s x y z -> b 1 x y z", "max")
-    shown = scale(volume.float().clamp(low, high), low, high - low) * brain
+    scaled = scale(volume.float().clamp(low, high), low, high - low) * brain
     available = rearrange(high > low, "b s 1 1 1 -> b s")
     cases = [
-        _views_of(image, mask[0], present, selection, size)
-        for image, mask, present in zip(shown, brain, available, strict=True)
+        _cut_case(image, brain_mask[0], is_available, selection, size)
+        for image, brain_mask, is_available in zip(scaled, brain, available, strict=True)
     ]
     images, planes = zip(*cases, strict=True)
     return Views(torch.stack(images), torch.stack(planes))
 
 
 def lesion_energy(image: Tensor, brain: Tensor, available: Tensor) -> Tensor:
-    """Return how much each voxel looks like a lesion: |t1ce - t1| + flair, above the usual.
+    """Return how much each voxel looks like a lesion: |t1ce - t1| + flair above a threshold.
 
-    What exceeds the brain's mean by less than one SD counts nothing; otherwise slices would be
-    chosen for their size. On the 54 slices of 18 BraTS 2018 cases, the slices chosen so show 0.89
-    of the whole tumour's largest section on average; without the threshold it is 0.62, and 0.42
-    for the middle slices.
+    The threshold is the mean over the brain plus one SD. Without it, the slice with the largest
+    area would win. In 18 BraTS 2018 cases, the 54 chosen slices show 0.89 of the largest section of
+    the whole tumour on average. Without the threshold it is 0.62; in the middle slices 0.42.
 
     Args:
         image: (s, x, y, z) in [0, 1], in t1, t1ce, t2, flair order.
-        brain: (x, y, z) bool.
+        brain: (x, y, z) bool, True in the brain.
         available: (s,) bool, False for missing sequences.
 
     Returns:
@@ -113,11 +113,11 @@ def lesion_energy(image: Tensor, brain: Tensor, available: Tensor) -> Tensor:
     enhancement = (image[_T1CE] - image[_T1]).abs() * (available[_T1] & available[_T1CE])
     energy = enhancement + image[_FLAIR]
     inside = energy[brain]
-    usual = inside.mean() + inside.std(correction=0)
-    return (energy - usual).clamp(min=0) * brain
+    threshold = inside.mean() + inside.std(correction=0)
+    return (energy - threshold).clamp(min=0) * brain
 
 
-def _views_of(
+def _cut_case(
     image: Tensor, brain: Tensor, available: Tensor, selection: ViewSelection, size: int
 ) -> tuple[Tensor, Tensor]:
     """Cut the views of one case: image (s, x, y, z) in [0, 1], brain (x, y, z)."""
@@ -125,32 +125,31 @@ def _views_of(
         count = 3 * (SLICES_PER_AXIS if selection == "attention" else 1)
         black = torch.zeros(count, size, size, len(image), dtype=torch.uint8, device=image.device)
         return black, image.new_tensor([0.5, 1.0, 1.0]).expand(count, 3)
-    occupied = [brain.any(dim=other).nonzero() for other in ((1, 2), (0, 2), (0, 1))]
-    # any(dim=(1, 2)) leaves x, and so on: one list of slices with brain per axis
-    box = [slice(int(i.min()), int(i.max()) + 1) for i in occupied]
+    # For each axis, the indices of the slices with brain.
+    with_brain = [brain.any(dim=others).nonzero() for others in ((1, 2), (0, 2), (0, 1))]
+    box = [slice(int(i.min()), int(i.max()) + 1) for i in with_brain]
     energy = lesion_energy(image, brain, available) if selection == "energy" else None
-    planes, places = [], []
+    images, planes = [], []
     for axis, rows, columns in ((2, 0, 1), (1, 0, 2), (0, 1, 2)):
-        slices, span = occupied[axis][:, 0], box[axis]
+        slices, span = with_brain[axis][:, 0], box[axis]
         length = span.stop - span.start
         if energy is not None and energy.any():
             per_slice = reduce(energy.movedim(axis, 0), "slice row column -> slice", "sum")
-            wanted = [float(per_slice.argmax())]
+            targets = [float(per_slice.argmax())]
         else:
             count = SLICES_PER_AXIS if selection == "attention" else 1
-            wanted = [span.start + (i + 0.5) / count * length - 0.5 for i in range(count)]
+            targets = [span.start + (i + 0.5) / count * length - 0.5 for i in range(count)]
         side = max(box[rows].stop - box[rows].start, box[columns].stop - box[columns].start)
-        for place in wanted:
-            nearest = int(slices[(slices - place).abs().argmin()])
+        for target in targets:
+            nearest = int(slices[(slices - target).abs().argmin()])
             plane = image[:, box[0], box[1], box[2]].select(1 + axis, nearest - span.start)
-            planes.append(_square(plane, size))
-            places.append(
-                [(nearest - span.start + 0.5) / length, *(n / side for n in plane.shape[1:])]
-            )
-    return torch.stack(planes), image.new_tensor(places)
+            images.append(_to_square(plane, size))
+            position = (nearest - span.start + 0.5) / length
+            planes.append([position, *(n / side for n in plane.shape[1:])])
+    return torch.stack(images), image.new_tensor(planes)
 
 
-def _square(plane: Tensor, size: int) -> Tensor:
+def _to_square(plane: Tensor, size: int) -> Tensor:
     """Pad a plane (s, h, w) to a square and resize it to (size, size, s) uint8."""
     height, width = plane.shape[1:]
     side = max(height, width)

@@ -39,19 +39,19 @@ from clipseg3d import (
     PhantomDataModule,
     Predictor,
 )
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.data.releases import BRATS_2018
-from clipseg3d.vocabulary import REGIONS
 from clipseg3d.metrics.case_scores import CaseScores
 from clipseg3d.metrics.comparison import paired_difference
 from clipseg3d.metrics.score_table import ScoreTable, join_tables
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.plan import TrainingPlan
-from clipseg3d.atomic_write import atomic_write
+from clipseg3d.vocabulary import REGIONS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -1,16 +1,17 @@
-"""Compare our scores with medpy, surface-distance and panoptica, installed apart from ours.
+"""Compare our scores with medpy, surface-distance and panoptica.
 
     python -m venv peers
     peers/bin/pip install medpy panoptica surface-distance-based-measures
     python examples/cross_check_metrics.py --python peers/bin/python
 
-These packages need other versions of NumPy than we do, so they run in an environment of their own:
-pairs of masks and our scores are written to a file, and the script calls itself with the other
-Python to score the pairs there. Pairs are drawn at random, with empty masks, single voxels, masks
-at the ends of the volume, stray voxels and voxels that are no cubes; the golden case of our tests
-comes first. What is installed there is compared, each package where its definition is ours:
-panoptica at 1 mm alone, since its distances of whole masks ignore the voxel size, and where the
-masks overlap, since it calls those of others infinite. Ends with 1 if anything differs.
+These packages need other versions of NumPy than we do, so they run in an environment of their own.
+The script writes pairs of masks and our scores to a file, then calls itself with the other Python
+to score the pairs there. The golden case of our tests comes first; the other pairs are random, with
+empty masks, single voxels, masks at the ends of the volume, stray voxels and voxels that are not
+cubes. Packages that are not installed are left out. Each package is compared where its definition
+equals ours. For panoptica that is at 1 mm only, because its distances of whole masks ignore the
+voxel size, and where the masks overlap, because other distances are infinite there. The exit code
+is 1 if anything differs.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 TOLERANCE = 1e-6
-"""Relative; peers add and sort in other orders."""
+"""Relative; the packages add and sort in other orders."""
 NSD_TOLERANCE_MM = 1.0
 
 Pair = tuple[Any, Any, tuple[float, ...]]
@@ -36,7 +37,7 @@ Scores = dict[str, Callable[[Any, Any, tuple[float, ...]], float]]
 
 
 def draw_pairs(count: int) -> Iterator[Pair]:
-    """Give prediction, reference and voxel size: the golden case, then random ones."""
+    """Give prediction, reference and voxel size: first of the golden case, then random ones."""
     reference = np.zeros((96, 96, 80), np.uint8)
     prediction = reference.copy()
     for (start, stop), label in (((20, 50), 2), ((26, 44), 1), ((30, 40), 3)):
@@ -77,14 +78,14 @@ def our_scores() -> Scores:
     """Return our scores, by name."""
     from clipseg3d.metrics.hausdorff import HD95_METHODS, HD95Method, hd95
     from clipseg3d.metrics.mask_pair import MaskPair
-    from clipseg3d.metrics.overlap import Overlap
     from clipseg3d.metrics.nsd import surface_dice
+    from clipseg3d.metrics.overlap import Overlap
 
     def distance(method: HD95Method) -> Callable[[Any, Any, tuple[float, ...]], float]:
         return lambda p, r, mm: hd95(p, r, spacing_mm=mm, method=method)
 
     return {
-        "dice": lambda p, r, mm: Overlap.of(MaskPair.cut(p, r)).dice,
+        "dice": lambda p, r, mm: Overlap.of(MaskPair.cut(p, r)).dice_empty_is_nan,
         "sensitivity": lambda p, r, mm: Overlap.of(MaskPair.cut(p, r)).sensitivity,
         "specificity": lambda p, r, mm: Overlap.of(MaskPair.cut(p, r)).specificity,
         "nsd": lambda p, r, mm: surface_dice(p, r, spacing_mm=mm, tolerance_mm=NSD_TOLERANCE_MM),
@@ -93,21 +94,21 @@ def our_scores() -> Scores:
 
 
 def peer_scores() -> dict[str, tuple[str, Callable[[Any, Any, tuple[float, ...]], float | None]]]:
-    """Return what is installed: name -> our score, and the peer's; None where it has none."""
-    found: dict[str, tuple[str, Callable[[Any, Any, tuple[float, ...]], float | None]]] = {}
+    """Return name -> our score and the package's, None where it has none, of what is installed."""
+    scores: dict[str, tuple[str, Callable[[Any, Any, tuple[float, ...]], float | None]]] = {}
     if find_spec("medpy"):
         from medpy.metric import binary
 
         def both(p: Any, r: Any) -> bool:
             return bool(p.any() and r.any())
 
-        found["medpy dc"] = "dice", lambda p, r, mm: binary.dc(p, r) if both(p, r) else None
-        found["medpy sensitivity"] = (
+        scores["medpy dc"] = "dice", lambda p, r, mm: binary.dc(p, r) if both(p, r) else None
+        scores["medpy sensitivity"] = (
             "sensitivity",
             lambda p, r, mm: binary.sensitivity(p, r) if r.any() else None,
         )
-        found["medpy specificity"] = "specificity", lambda p, r, mm: binary.specificity(p, r)
-        found["medpy hd95"] = (
+        scores["medpy specificity"] = "specificity", lambda p, r, mm: binary.specificity(p, r)
+        scores["medpy hd95"] = (
             "hd95 medpy",
             lambda p, r, mm: binary.hd95(p, r, voxelspacing=mm) if both(p, r) else None,
         )
@@ -116,7 +117,7 @@ def peer_scores() -> dict[str, tuple[str, Callable[[Any, Any, tuple[float, ...]]
 
         np.Inf = np.inf  # type: ignore[attr-defined]  # surface-distance 0.1 predates NumPy 2
 
-        found["surface-distance robust hausdorff 95"] = (
+        scores["surface-distance robust hausdorff 95"] = (
             "hd95 surface",
             lambda p, r, mm: (
                 surface_distance.compute_robust_hausdorff(
@@ -126,7 +127,7 @@ def peer_scores() -> dict[str, tuple[str, Callable[[Any, Any, tuple[float, ...]]
                 else None
             ),
         )
-        found["surface-distance surface Dice"] = (
+        scores["surface-distance surface Dice"] = (
             "nsd",
             lambda p, r, mm: surface_distance.compute_surface_dice_at_tolerance(
                 surface_distance.compute_surface_distances(r, p, mm), NSD_TOLERANCE_MM
@@ -142,7 +143,7 @@ def peer_scores() -> dict[str, tuple[str, Callable[[Any, Any, tuple[float, ...]]
             global_metrics=[Metric.DSC, Metric.HD95],
         )
 
-        def whole(name: str) -> Callable[[Any, Any, tuple[float, ...]], float | None]:
+        def global_score(name: str) -> Callable[[Any, Any, tuple[float, ...]], float | None]:
             def score(p: Any, r: Any, mm: tuple[float, ...]) -> float | None:
                 if not (p & r).any() or set(mm) != {1.0}:
                     return None
@@ -153,13 +154,13 @@ def peer_scores() -> dict[str, tuple[str, Callable[[Any, Any, tuple[float, ...]]
 
             return score
 
-        found["panoptica global DSC"] = "dice", whole("global_bin_dsc")
-        found["panoptica global HD95"] = "hd95 medpy", whole("global_bin_hd95")
-    return found
+        scores["panoptica global DSC"] = "dice", global_score("global_bin_dsc")
+        scores["panoptica global HD95"] = "hd95 medpy", global_score("global_bin_hd95")
+    return scores
 
 
 def compare(path: Path) -> dict[str, dict[str, Any]]:
-    """Score the pairs of a file with every peer that is installed, and compare."""
+    """Score the pairs of a file with every installed package, and compare."""
     content = np.load(path)
     count = len(content["spacing"])
     report = {}
@@ -169,24 +170,24 @@ def compare(path: Path) -> dict[str, dict[str, Any]]:
             masks = content[f"prediction {index}"], content[f"reference {index}"]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                due = score(*masks, tuple(content["spacing"][index].tolist()))
-            if due is None:
+                expected = score(*masks, tuple(content["spacing"][index].tolist()))
+            if expected is None:
                 continue
             pairs += 1
-            found = float(content[ours][index])
-            same = math.isnan(found) and math.isnan(due)
-            if not same and not math.isclose(found, due, rel_tol=TOLERANCE, abs_tol=1e-9):
+            actual = float(content[ours][index])
+            same = math.isnan(actual) and math.isnan(expected)
+            if not same and not math.isclose(actual, expected, rel_tol=TOLERANCE, abs_tol=1e-9):
                 differing += 1
-            if math.isfinite(found) and math.isfinite(due):
-                largest = max(largest, abs(found - due))
+            if math.isfinite(actual) and math.isfinite(expected):
+                largest = max(largest, abs(actual - expected))
         report[name] = {"ours": ours, "pairs": pairs, "differ": differing, "largest": largest}
     return report
 
 
 def main() -> int:
-    """Write pairs and our scores, have them compared, and print."""
+    """Write the pairs and our scores, let the other Python compare them, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", help="Python of the environment that holds the peers")
+    parser.add_argument("--python", help="Python of the environment with the packages")
     parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--peers", type=Path, help=argparse.SUPPRESS)  # when called by itself
     arguments = parser.parse_args()
@@ -194,7 +195,7 @@ def main() -> int:
         print(json.dumps(compare(arguments.peers)))
         return 0
     if not arguments.python:
-        parser.error("--python is missing; give the Python that has medpy and the others")
+        parser.error("--python is missing; give the Python of an environment with medpy")
     pairs = list(draw_pairs(arguments.pairs))
     content: dict[str, Any] = {"spacing": np.array([mm for *_, mm in pairs])}
     for index, (prediction, reference, _) in enumerate(pairs):
@@ -204,17 +205,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.npz"
         np.savez(path, **content)
-        called = subprocess.run(
+        process = subprocess.run(
             [arguments.python, __file__, "--peers", path], stdout=subprocess.PIPE, check=True
         )
-    report = json.loads(called.stdout.splitlines()[-1])
+    report = json.loads(process.stdout.splitlines()[-1])
     for name, row in report.items():
         print(
             f"{name:40s} {row['ours']:14s} {row['pairs']:4d} pairs, {row['differ']} differ, "
             f"by at most {row['largest']:.2g}"
         )
     if not report:
-        print("no peer is installed there")
+        print("none of the packages is installed there")
     return 1 if not report or any(row["differ"] for row in report.values()) else 0
 
 

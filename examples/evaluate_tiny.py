@@ -5,10 +5,10 @@ r"""Score the weights of ``examples/train_tiny.py`` on real cases that were not 
 
 Full volumes at 1 mm are scored by the rules of BraTS 2020: with all sequences and with some, with
 the case's own report, with another case's and with none, with test-time mirroring and without.
-Cases named ``Brats18_TCIA*`` were in training and are left out. With ``--fold``, only the cases that
-this fold left out are scored; all folds can share one ``--output``. ``--shift`` makes WT larger or
-smaller than the weights do. There is one row per variant, case and region. An interrupted run
-continues with the next case.
+Cases named ``Brats18_TCIA*`` were in training and are left out. With ``--fold``, only the cases
+that this fold left out are scored; all folds can share one ``--output``. ``--shift`` makes WT
+larger or smaller than the weights do. There is one row per variant, case and region. An interrupted
+run continues with the next case.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from tqdm import tqdm
 from train_tiny import WT_SHIFT, calibrate, held_out, is_training_case
 
 from clipseg3d import CLIPSeg3D, Predictor
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
 from clipseg3d.data.releases import BRATS_2018
-from clipseg3d.vocabulary import REGIONS, SEQUENCES
 from clipseg3d.metrics.case_scores import CaseScores
-from clipseg3d.atomic_write import atomic_write
+from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 
 class Variant(NamedTuple):
@@ -135,7 +135,13 @@ def card(weights: str, rows: list[dict[str, str]]) -> str:
             f"{m:.3f} ± {s:.3f}" for m, s in zip(dice.mean(1), dice.std(1, ddof=1), strict=True)
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | {dice.mean():.3f} |")
-    lines += ["", f"Case by case, {CARD_VARIANT}:", "", f"| case | {regions} |", "|---|---|---|---|"]
+    lines += [
+        "",
+        f"Case by case, {CARD_VARIANT}:",
+        "",
+        f"| case | {regions} |",
+        "|---|---|---|---|",
+    ]
     listed = [row for row in rows if row["variant"] == CARD_VARIANT]
     for case in dict.fromkeys(row["case"] for row in listed):
         cells = [f"{float(row['dice']):.3f}" for row in listed if row["case"] == case]

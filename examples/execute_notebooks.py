@@ -1,9 +1,9 @@
-"""Execute notebooks and store what they show: all of them, or those that are named.
+"""Execute notebooks and store their outputs: all notebooks, or those that are named.
 
     python examples/execute_notebooks.py quickstart text_guidance
 
-Needs ``pip install nbclient ipykernel``. Notebooks run in a folder of their own, which is deleted;
-warnings and progress, which differ from run to run, are not stored.
+Needs ``pip install nbclient ipykernel``. Each notebook runs in a temporary folder. Warnings and
+progress bars are not stored, because they differ from run to run.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def execute(path: Path) -> None:
 
 
 def main() -> None:
-    """Execute what is asked for."""
+    """Execute the named notebooks, or all."""
     names = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names))

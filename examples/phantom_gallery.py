@@ -14,16 +14,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from clipseg3d.phantom.simulate import Phantom, simulate_phantom
 from clipseg3d.data.releases import PHANTOM
-from clipseg3d.vocabulary import SEQUENCES
+from clipseg3d.phantom.simulate import Phantom, simulate_phantom
 from clipseg3d.reporting.figures import REGION_COLOURS
-
-TITLES = dict(zip(SEQUENCES, ("T1", "T1ce", "T2", "FLAIR"), strict=True))
+from clipseg3d.vocabulary import SEQUENCE_TITLES
 
 
 def planes(phantom: Phantom, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return one slice of the sequences (4, side, side) in [0, 1] and of the label."""
+    """Return one slice of the sequences, (4, side, side) in [0, 1], and of the label map."""
     core = np.isin(phantom.label, (1, 4))
     k = int(core.sum(axis=(0, 1)).argmax())
     inside = np.argwhere(phantom.image[..., k].any(axis=0))
@@ -31,11 +29,11 @@ def planes(phantom: Phantom, side: int) -> tuple[np.ndarray, np.ndarray]:
         slice(int(start), int(start) + side)
         for start in np.maximum((inside.min(axis=0) + inside.max(axis=0) - side) // 2, 0)
     )
-    shown = []
+    slices = []
     for scan in phantom.image:
         low, high = np.percentile(scan[scan > 0], (1, 99.7))
-        shown.append(np.clip((scan[x, y, k] - 0.6 * low) / (high - 0.6 * low), 0, 1))
-    return np.stack(shown), phantom.label[x, y, k]
+        slices.append(np.clip((scan[x, y, k] - 0.6 * low) / (high - 0.6 * low), 0, 1))
+    return np.stack(slices), phantom.label[x, y, k]
 
 
 def main() -> None:
@@ -52,14 +50,14 @@ def main() -> None:
     grid = figure.subplots(5, count, squeeze=False)
     for column, seed in zip(grid.T, arguments.seeds, strict=True):
         image, label = planes(simulate_phantom(seed, spacing_mm=arguments.spacing), side)
-        # Five copies of a slice, the last of FLAIR again for the labels.
+        # the slice of each sequence, then FLAIR again, for the labels
         for axes, scan in zip(column, (*image, image[-1]), strict=True):
             axes.imshow(scan.T, cmap="gray", vmin=0, vmax=1)
             axes.set_axis_off()
         for mask, colour in zip(PHANTOM.to_regions(label), REGION_COLOURS.values(), strict=True):
             shade = np.ma.masked_where(~mask, mask)
             column[-1].imshow(shade.T, cmap=ListedColormap([colour]), alpha=0.75)
-    for axes, title in zip(grid[:, 0], (*TITLES.values(), "WT TC ET"), strict=True):
+    for axes, title in zip(grid[:, 0], (*SEQUENCE_TITLES.values(), "WT TC ET"), strict=True):
         axes.text(2, 10, title, color="white", fontsize=8)
     figure.subplots_adjust(0, 0, 1, 1, 0.01, 0.01)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

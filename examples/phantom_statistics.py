@@ -3,10 +3,10 @@
     python examples/phantom_statistics.py --data BraTS2018
 
 Rows are medians and quartiles over cases. ``oedema``, ``core`` (necrosis and tumour that does not
-enhance) and ``enhancing`` say how far the median of that part lies from the median of the brain
-beside the tumour, in robust SDs (interquartile range / 1.349) of that brain. ``dark`` and
-``bright`` are its 5th and 95th percentile in the same unit, and stand for the contrast of normal
-tissues: real cases have no tissue labels. Volumes are in ml.
+enhance) and ``enhancing`` say how far the median intensity of that part is from the median of the
+brain outside the tumour, in robust SDs (interquartile range / 1.349) of that brain. ``dark`` and
+``bright`` are the 5th and 95th percentile of that brain in the same unit. They stand for the
+contrast of normal tissues, since real cases have no tissue labels. Volumes are in ml.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from tqdm import tqdm
 
 from clipseg3d.data.cases import detect_release, find_cases
 from clipseg3d.data.nifti import open_nifti, read_voxels
-from clipseg3d.phantom.simulate import simulate_phantom
 from clipseg3d.data.releases import PHANTOM
+from clipseg3d.phantom.simulate import simulate_phantom
 from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 MIN_VOXELS = 50
-"""A part with fewer has no typical intensity."""
+"""A smaller part has no typical intensity."""
 QUARTILES = (50, 25, 75)
 
 
 def describe(image: np.ndarray, regions: np.ndarray, voxel_ml: float) -> dict[str, float]:
-    """Return the figures of one case.
+    """Return the statistics of one case.
 
     Args:
         image: (4, x, y, z), background 0.
@@ -38,7 +38,7 @@ def describe(image: np.ndarray, regions: np.ndarray, voxel_ml: float) -> dict[st
     """
     whole, core, enhancing = regions
     parts = {"oedema": whole & ~core, "core": core & ~enhancing, "enhancing": enhancing}
-    found = {
+    statistics = {
         f"{region} ml": float(mask.sum() * voxel_ml)
         for region, mask in zip(REGIONS, regions, strict=True)
     }
@@ -47,12 +47,12 @@ def describe(image: np.ndarray, regions: np.ndarray, voxel_ml: float) -> dict[st
             scan[(scan != 0) & ~whole], (5, 25, 50, 75, 95)
         )
         spread = (third - first) / 1.349
-        found[f"{sequence} dark"] = float((low - middle) / spread)
-        found[f"{sequence} bright"] = float((high - middle) / spread)
+        statistics[f"{sequence} dark"] = float((low - middle) / spread)
+        statistics[f"{sequence} bright"] = float((high - middle) / spread)
         for name, mask in parts.items():
             if mask.sum() >= MIN_VOXELS:
-                found[f"{sequence} {name}"] = float((np.median(scan[mask]) - middle) / spread)
-    return found
+                statistics[f"{sequence} {name}"] = float((np.median(scan[mask]) - middle) / spread)
+    return statistics
 
 
 def real(root: Path) -> Iterator[dict[str, float]]:
@@ -66,17 +66,17 @@ def real(root: Path) -> Iterator[dict[str, float]]:
 
 
 def simulated(count: int, spacing_mm: float) -> Iterator[dict[str, float]]:
-    """Describe that many phantoms."""
+    """Describe ``count`` phantoms."""
     for seed in tqdm(range(count), desc="Phantoms"):
         phantom = simulate_phantom(seed, spacing_mm=spacing_mm)
         yield describe(phantom.image, PHANTOM.to_regions(phantom.label), spacing_mm**3 / 1000)
 
 
 def collect(cases: Iterator[dict[str, float]]) -> dict[str, np.ndarray]:
-    """Return median and quartiles over cases of every figure."""
+    """Return median and quartiles over cases of every statistic."""
     values = defaultdict(list)
-    for found in cases:
-        for name, value in found.items():
+    for statistics in cases:
+        for name, value in statistics.items():
             values[name].append(value)
     return {name: np.percentile(row, QUARTILES) for name, row in values.items()}
 
@@ -88,12 +88,12 @@ def main() -> None:
     parser.add_argument("--phantoms", type=int, default=60)
     parser.add_argument("--spacing", type=float, default=2.0, help="of phantoms, in mm")
     arguments = parser.parse_args()
-    theirs = collect(real(arguments.data))
-    ours = collect(simulated(arguments.phantoms, arguments.spacing))
+    of_real = collect(real(arguments.data))
+    of_phantoms = collect(simulated(arguments.phantoms, arguments.spacing))
     overlaps = []
     print(f"{'':16s} {'real: median (quartiles)':>26s} {'phantoms':>26s}")
-    for name, (middle, first, third) in theirs.items():
-        a, b, c = ours[name]
+    for name, (middle, first, third) in of_real.items():
+        a, b, c = of_phantoms[name]
         overlap = b <= third and first <= c
         mark = "" if overlap else "  quartiles apart"
         print(
@@ -101,7 +101,7 @@ def main() -> None:
             f"{a:10.2f} ({b:6.2f} {c:6.2f}){mark}"
         )
         overlaps.append(overlap)
-    print(f"{sum(overlaps)} of {len(overlaps)} figures have quartiles that overlap")
+    print(f"{sum(overlaps)} of {len(overlaps)} statistics have quartiles that overlap")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How far phantoms reach: a small U-Net trained on them alone segments real cases.
+"""How well a small U-Net segments real cases if it is trained on phantoms only.
 
     python examples/phantom_to_real.py --data BraTS2018
 
 Simulates patients, trains the plain 3D U-Net of the tiny preset on whole brains at a coarse voxel
 size, and scores it on every real case below ``--data`` at the case's own voxel size, by the rule
-of BraTS 2020 for empty masks. Nothing of the real cases is seen in training. Phantoms, checkpoint
-and scores are kept in ``--output``; a run that was cut off goes on from there.
+of BraTS 2020 for empty masks. No real case is in training. Phantoms, checkpoint and scores are kept
+in ``--output``; an interrupted run continues from there.
 """
 
 import argparse
@@ -23,38 +23,38 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.phantom.simulate import simulate_phantom
 from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.releases import PHANTOM, BraTSRelease, get_release
-from clipseg3d.vocabulary import REGIONS
+from clipseg3d.intensity import intensity_statistics, scale
 from clipseg3d.losses import RegionLoss
 from clipseg3d.metrics.dice import dice_empty_is_one
-from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.build import build_clipseg3d
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import network_config
+from clipseg3d.phantom.simulate import simulate_phantom
 from clipseg3d.training.plan import TrainingPlan
-from clipseg3d.intensity import intensity_statistics, scale
+from clipseg3d.vocabulary import REGIONS
 
 SAVE_EVERY = 100
 PLAN = TrainingPlan(lr=2e-3)
 
 
 def build_network() -> CLIPSeg3D:
-    """Return the plain U-Net, its stem folding 2 x 2 x 2 voxels."""
+    """Return the plain U-Net with space-to-depth of 2 x 2 x 2 voxels in its stem."""
     config = network_config("tiny", ablation="unet3d")
     return build_clipseg3d(replace(config, channels=(12, 24, 48, 96), num_auxiliary=1))
 
 
 def save(path: Path, value: Any) -> None:
-    """Write whole or not at all."""
-    part = path.with_suffix(".part")
-    torch.save(value, part)
-    part.replace(path)
+    """Write a file, all or nothing."""
+    with atomic_write(path) as tmp:
+        torch.save(value, tmp)
 
 
-def normalised(image: Tensor) -> Tensor:
+def normalise(image: Tensor) -> Tensor:
     """Clip each sequence (s, x, y, z) to its percentiles and z-score it over its own voxels."""
     low, high, mean, std = rearrange(intensity_statistics(image[None])[0], "s k -> k s 1 1 1")
     return scale(image.clamp(low, high), mean, std) * (image != 0)
@@ -72,7 +72,7 @@ def simulate(folder: Path, count: int, spacing_mm: float) -> list[tuple[Tensor, 
             x, y, z = (
                 slice(a, b + 1) for a, b in zip(inside.min(axis=0), inside.max(axis=0), strict=True)
             )
-            image = normalised(torch.from_numpy(phantom.image[:, x, y, z].copy()))
+            image = normalise(torch.from_numpy(phantom.image[:, x, y, z].copy()))
             save(path, (image.half(), torch.from_numpy(phantom.label[x, y, z].copy())))
         image, label = torch.load(path)
         samples.append((image.float(), torch.from_numpy(PHANTOM.to_regions(label.numpy()))))
@@ -80,17 +80,19 @@ def simulate(folder: Path, count: int, spacing_mm: float) -> list[tuple[Tensor, 
 
 
 def augment(image: Tensor, regions: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Turn, scale, mirror; change contrast, brightness, noise and sharpness of each sequence."""
+    """Rotate, scale, mirror; change contrast, brightness, noise, sharpness of each sequence."""
     both = torch.cat([image, regions])[None]
     if rng.random() < 0.7:
-        turn = np.eye(3)
+        rotation = np.eye(3)
         for axis, angle in enumerate(rng.uniform(-0.3, 0.3, 3)):
             i, j = (k for k in range(3) if k != axis)
             plane = np.eye(3)
             plane[i, i] = plane[j, j] = math.cos(angle)
             plane[i, j], plane[j, i] = -math.sin(angle), math.sin(angle)
-            turn = turn @ plane
-        matrix = np.concatenate([turn * np.exp(rng.normal(0, 0.1, 3)), np.zeros((3, 1))], axis=1)
+            rotation = rotation @ plane
+        matrix = np.concatenate(
+            [rotation * np.exp(rng.normal(0, 0.1, 3)), np.zeros((3, 1))], axis=1
+        )
         grid = F.affine_grid(
             torch.from_numpy(matrix).float()[None], list(both.shape), align_corners=False
         )
@@ -100,7 +102,7 @@ def augment(image: Tensor, regions: Tensor, rng: np.random.Generator) -> tuple[T
     changed = []
     for sequence in image:
         new = sequence
-        if rng.random() < 0.5:  # a monotonous change of contrast between -3 and 4 SD
+        if rng.random() < 0.5:  # a monotonic change of contrast between -3 and 4 SD
             new = ((new + 3) / 7).clamp(0, 1) ** math.exp(rng.normal(0, 0.25)) * 7 - 3
         new = new * math.exp(rng.normal(0, 0.12)) + rng.normal(0, 0.12)
         if rng.random() < 0.3:
@@ -116,7 +118,7 @@ def augment(image: Tensor, regions: Tensor, rng: np.random.Generator) -> tuple[T
 def train(
     network: CLIPSeg3D, samples: list[tuple[Tensor, Tensor]], steps: int, checkpoint: Path
 ) -> None:
-    """Train to the last step, from where the checkpoint stands."""
+    """Train to the last step, from the step of the checkpoint if there is one."""
     optimizer = PLAN.optimizer_for(network)
     schedule = PLAN.schedule_for(optimizer, steps)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
@@ -131,7 +133,7 @@ def train(
     network.train()
     with tqdm(total=steps, initial=first, desc="Training", unit="step") as bar:
         for step in range(first, steps):
-            # Every step has its own randomness, so that a resumed run is the same run.
+            # each step has its own seed, so that a resumed run is the same run
             rng = np.random.default_rng([0, step])
             torch.manual_seed(step)
             image, regions = samples[int(rng.integers(len(samples)))]
@@ -156,15 +158,15 @@ def score(
 ) -> dict[str, float]:
     """Return region -> Dice of one case on its own grid."""
     network.eval()
-    seen = preprocess(case, release)
-    brain = (seen.image != 0).float()
+    ready = preprocess(case, release)
+    brain = (ready.image != 0).float()
     size = [max(1, round(n / spacing_mm)) for n in brain.shape[1:]]
-    # The mean over the brain's voxels: the border must not fade into the background.
+    # mean over brain voxels only: the border must not fade into the background
     share = F.interpolate(brain[None], size=size, mode="area")
-    image = F.interpolate(seen.image[None], size=size, mode="area") / share.clamp(min=1e-3)
-    logits = network(normalised((image * (share > 0.5))[0])[None])
+    image = F.interpolate(ready.image[None], size=size, mode="area") / share.clamp(min=1e-3)
+    logits = network(normalise((image * (share > 0.5))[0])[None])
     logits = F.interpolate(logits, size=brain.shape[1:], mode="trilinear")[0]
-    prediction = seen.grid.restore((logits > 0).numpy())
+    prediction = ready.grid.restore((logits > 0).numpy())
     reference = release.to_regions(read_voxels(case.label).astype(np.uint8))
     dice = dice_empty_is_one(torch.from_numpy(prediction), torch.from_numpy(reference))
     return dict(zip(REGIONS, dice.tolist(), strict=True))
@@ -203,9 +205,8 @@ def main() -> None:
     for case in cases:
         if case.case_id not in scores:
             scores[case.case_id] = score(network, case, release, arguments.spacing)
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(scores, indent=1))
-            part.replace(path)
+            with atomic_write(path) as tmp:
+                tmp.write_text(json.dumps(scores, indent=1))
         dice = scores[case.case_id]
         print(f"{case.case_id:{width}s}", *(f"{dice[r]:6.3f}" for r in REGIONS), flush=True)
     table = np.array([[scores[case.case_id][r] for r in REGIONS] for case in cases])

@@ -1,9 +1,9 @@
-"""What radiology reports speak of, and so what they can tell a network that the scan does not.
+"""Which facts radiology reports mention, and so what they can add to the scan.
 
     python examples/report_facts.py textbrats_reports.json
 
-Prints for each fact how many of the reports name it. What all of them name tells no case from
-another.
+Prints for each fact how many of the reports mention it. A fact that all reports mention cannot
+distinguish cases.
 """
 
 import argparse
@@ -23,11 +23,11 @@ FACTS = {
     "haemorrhage": r"\bha?emorrh",
     "a sequence": r"\b(T1|T2|FLAIR)",
 }
-"""Facts, and the beginnings of words that name them."""
+"""Fact -> pattern of the words that mention it."""
 
 
 def main() -> None:
-    """Count."""
+    """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("reports", type=Path, help="JSON or CSV of reports by case")
     arguments = parser.parse_args()

@@ -1,15 +1,15 @@
-"""Does the network read? Two tasks whose answer stands only in the report.
+"""Does the network read? Two tasks whose answer is only in the report.
 
-- ``side``: simulated patients with two like lesions, one the mirror image of the other. The report
-  names the one to segment.
-- ``enhancement``: T1ce is withheld, and the same images come once with a report of an enhancing
-  tumour, once of one that does not enhance, with masks to match.
+- ``side``: simulated patients with two lesions that look alike, one the mirror image of the other.
+  The report names the one to segment.
+- ``enhancement``: T1ce is withheld. The same images come once with the report and the mask of an
+  enhancing tumour, and once with those of a tumour that does not enhance.
 
-Trained are the full network and the plain 3D U-Net, on equal samples; the full network is scored
-with true reports and with the same reports dealt out at random, five times; about every second
-patient is then dealt a report that says the right thing. Text is read by the frozen encoder
-that ``--text-encoder`` names, such as a folder with MiniLM; views go through a CLIP with random
-weights, which adds nothing but noise. Finished runs are kept in ``--output`` and not repeated.
+The full network and the plain 3D U-Net are trained on the same samples. The full network is scored
+with the true reports, and five times with the same reports shuffled among the patients. About every
+second shuffled report happens to be right. Text is read by the frozen encoder of
+``--text-encoder``, such as a folder with MiniLM. Views go through a CLIP with random weights, which
+adds only noise. Finished runs are kept in ``--output`` and not repeated.
 """
 
 import argparse
@@ -25,21 +25,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipseg3d.phantom.simulate import describe, measure_facts, simulate_phantom
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.releases import PHANTOM
+from clipseg3d.intensity import intensity_statistics
 from clipseg3d.losses import RegionLoss
 from clipseg3d.metrics.dice import dice_empty_is_one
-from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.build import build_clipseg3d
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import network_config
+from clipseg3d.phantom.report import describe, measure_facts
+from clipseg3d.phantom.simulate import simulate_phantom
 from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.views import Views, cut_views
-from clipseg3d.intensity import intensity_statistics
 
 SPACING_MM = 6.0
 NUM_TRAIN, NUM_TEST, TEST_SEED = 96, 24, 1000
 BATCH = 4
-DEALS = 5
+SHUFFLES = 5
 MIN_ET_ML = 10
 T1CE = 1
 CORE, ENHANCING = 1, 4
@@ -56,7 +58,7 @@ class Item(NamedTuple):
 
 
 def twins(seed: int) -> Iterator[Item]:
-    """Give a patient with two like lesions twice, one of them named each time."""
+    """Give a patient with two like lesions twice; the report names another lesion each time."""
     phantom = simulate_phantom(seed, spacing_mm=SPACING_MM)
     mirrored = phantom.label[::-1]
     if phantom.facts.foci > 1 or ((phantom.label > 0) & (mirrored > 0)).any():
@@ -67,7 +69,7 @@ def twins(seed: int) -> Iterator[Item]:
 
 
 def with_and_without(seed: int) -> Iterator[Item]:
-    """Give an enhancing tumour without T1ce, and the same as one that does not enhance."""
+    """Give an image without T1ce twice: as an enhancing tumour, and as one that does not."""
     phantom = simulate_phantom(seed, spacing_mm=SPACING_MM)
     if phantom.facts.et_ml < MIN_ET_ML:
         return
@@ -115,13 +117,13 @@ def predict(network: CLIPSeg3D, items: list[Item], reports: list[str], *, deep: 
         torch.stack([F.pad(item[k], p) for item, p in zip(items, padding, strict=True)])
         for k in (0, 1)
     )
-    window = torch.stack([torch.zeros(len(items), 3), full / sizes], dim=1)
+    crop_box = torch.stack([torch.zeros(len(items), 3), full / sizes], dim=1)
     views = Views(*(torch.stack(parts) for parts in zip(*(i.views for i in items), strict=True)))
     text, mask = network.embed_text(reports)
     prediction = network.segment(
         images,
         network.encode_semantics(views, text, mask),
-        window=window,
+        crop_box=crop_box,
         statistics=torch.stack([item.statistics for item in items]),
         deep=deep,
     )
@@ -148,7 +150,7 @@ def run(task: str, ablation: str | None, seed: int, steps: int, encoder: str) ->
     config = replace(
         network_config("tiny"),
         channels=(8, 16, 32),
-        fold=1,
+        space_to_depth=1,
         num_auxiliary=1,
         text_encoder=encoder,
         view_selection="center",
@@ -176,15 +178,15 @@ def run(task: str, ablation: str | None, seed: int, steps: int, encoder: str) ->
     scores = {"own reports": score(network, test, own, regions)}
     if network.text_bank is not None:
         rng = np.random.default_rng(seed)
-        deals = [[own[i] for i in rng.permutation(len(own))] for _ in range(DEALS)]
+        shuffles = [[own[i] for i in rng.permutation(len(own))] for _ in range(SHUFFLES)]
         scores["reports of others"] = float(
-            np.mean([score(network, test, dealt, regions) for dealt in deals])
+            np.mean([score(network, test, reports, regions) for reports in shuffles])
         )
     return scores
 
 
 def main() -> None:
-    """Run what has not been run yet and print a table."""
+    """Run what is not done yet, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text-encoder", required=True, help="folder or hub name")
     parser.add_argument("--output", type=Path, default=Path("text_matters.json"))
@@ -201,9 +203,8 @@ def main() -> None:
                 done[key] = run(
                     arguments.task, ablation, seed, arguments.steps, arguments.text_encoder
                 )
-                part = arguments.output.with_suffix(".part")
-                part.write_text(json.dumps(done, indent=1))
-                part.replace(arguments.output)
+                with atomic_write(arguments.output) as tmp:
+                    tmp.write_text(json.dumps(done, indent=1))
             print(key, {name: round(value, 3) for name, value in done[key].items()}, flush=True)
 
 

@@ -3,19 +3,24 @@
     python examples/train_tiny_clip.py --data BraTS2018 --reports brats2018_reports.json \
         --corpus textbrats_reports.json --output tiny_clip
 
-Both towers are of transformers' CLIPModel and the tokenizer is one of its own, so that
-``HuggingFaceCLIP`` loads the result as it loads ``openai/clip-vit-base-patch32``. Six losses are
-added: a case, seen in three slices, finds its report among others and back; it finds each fact
-(side, lobe, enhancement, necrosis, oedema, foci) among sentences; the patches of a slice are like
-the region prompts as far as the region covers them; one linear reader reads the facts from cases,
-from their tumour patches, and from sentences; the class token looks at the tumour, and tells what
-the patches there tell. The last three exist because towers this small otherwise stay for hundreds
-of steps where all images, and all texts, are alike.
+Both towers are those of transformers' CLIPModel, and the tokenizer is a CLIPTokenizer with its own
+vocabulary, so ``HuggingFaceCLIP`` loads the result like ``openai/clip-vit-base-patch32``. The loss
+is a sum of six:
 
-Phantoms may be as many as wanted. Of the real cases only those that ``--cases`` names shape the
-weights, and of the reports of other cases only the words, through the tokenizer. What is
-simulated, cut and trained is kept in ``--output``: a run that was cut off goes on from there, and
-every step draws its randomness from its own number, so that it is the same run.
+- ``match``: a case, shown in three slices, finds its report among others, and the report its case;
+- ``facts``: a case finds its facts (side, lobe, enhancement, necrosis, ...) among sentences;
+- ``regions``: a patch of a slice is similar to a region's prompts by the share that it covers;
+- ``reader``: one linear layer reads the facts from cases, from tumour patches and from sentences;
+- ``attention``: the class token attends to the tumour;
+- ``distil``: the embedding of a view is similar to the mean of its tumour patches.
+
+The last three are needed because towers this small otherwise give all images, and all texts, nearly
+the same embedding for hundreds of steps.
+
+There can be any number of phantoms. Only the real cases that ``--cases`` names are trained on. The
+reports of ``--corpus`` are used for the vocabulary of the tokenizer only. Simulated cases, slices
+and training states are kept in ``--output``. An interrupted run continues from there, and gives the
+same weights: the random numbers of every step follow from its number.
 """
 
 import argparse
@@ -38,31 +43,31 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.clip.prompts import REGION_PROMPTS, region_prompts, split_sentences
 from clipseg3d.data.cases import find_cases
-from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.data.preprocessing import preprocess
+from clipseg3d.data.releases import PHANTOM, BraTSRelease, get_release
+from clipseg3d.data.reports import read_reports
+from clipseg3d.intensity import intensity_statistics
 from clipseg3d.phantom.report import (
     OEDEMA_WORDS,
     PhantomFacts,
     describe,
     measure_facts,
 )
-from clipseg3d.data.preprocessing import preprocess
-from clipseg3d.data.releases import PHANTOM, BraTSRelease, get_release
-from clipseg3d.vocabulary import REGIONS
-from clipseg3d.data.reports import read_reports
+from clipseg3d.phantom.simulate import simulate_phantom
 from clipseg3d.views import SLICES_PER_AXIS, Views, cut_views
-from clipseg3d.intensity import intensity_statistics
+from clipseg3d.vocabulary import REGIONS
 
 IMAGE_SIZE, PATCH_SIZE = 96, 8
 SHARES = 24
-"""Sides of the grid on which a slice's shares of regions are kept."""
+"""Side of the grid on which the regions' shares of a slice are kept."""
 ENERGY, CENTER = SLICES_PER_AXIS, SLICES_PER_AXIS + 1
-"""Places of these slices behind the evenly spread ones, along each axis."""
+"""Indices of these slices along each axis; evenly spaced slices come before them."""
 RGB = (1, 3, 2)
-"""t1ce, flair and t2: what :class:`clipseg3d.blocks.semantic_bridge.SemanticBridge` shows CLIP."""
-
+"""t1ce, flair and t2, as in :class:`clipseg3d.blocks.semantic_bridge.SemanticBridge`."""
 
 CARD = """# The tiny CLIP of clipseg3d
 
@@ -96,43 +101,42 @@ Not a medical device.
 
 
 class Sample(NamedTuple):
-    """What training keeps of a case: slices along three axes, ten along each."""
+    """A case in training: slices along three axes, ten along each."""
 
     images: Tensor
     """(3, 10, h, w, s) uint8."""
     shares: Tensor
-    """(3, 10, 4, g, g) uint8: up to 255, how far WT, TC, ET and brain cover a part of the slice."""
+    """(3, 10, 4, g, g) uint8: share of WT, TC, ET and brain in each cell of a grid, times 255."""
     facts: PhantomFacts
     report: str
-    """As written by a radiologist; empty for phantoms, whose reports are written from facts."""
+    """Written by a radiologist; empty for phantoms, whose reports are written from their facts."""
 
 
 def save(path: Path, value: Any) -> None:
-    """Write whole or not at all."""
-    part = path.with_suffix(".part")
-    torch.save(value, part)
-    part.replace(path)
+    """Write a file, all or nothing."""
+    with atomic_write(path) as tmp:
+        torch.save(value, tmp)
 
 
 def cut_sample(
     image: Tensor, statistics: Tensor, regions: Tensor, facts: PhantomFacts, report: str
 ) -> Sample:
-    """Cut slices and what they show.
+    """Cut slices, and the regions' shares of them.
 
     Args:
-        image: the brain box, (4, x, y, z).
+        image: brain box, (4, x, y, z).
         statistics: (4, 4).
         regions: (3, x, y, z) bool.
-        facts: as measured.
-        report: of a real case.
+        facts: measured on the mask.
+        report: of a real case; empty for a phantom.
     """
     kinds = [
         cut_views(image[None], statistics[None], selection=selection)
         for selection in ("attention", "energy", "center")
     ]
     images = [rearrange(views.images[0], "(a k) h w s -> a k h w s", a=3) for views in kinds]
-    shown = torch.cat([image.any(dim=0, keepdim=True), regions]).float()
-    shares = [rearrange(_shares(shown, views), "(a k) c g h -> a k c g h", a=3) for views in kinds]
+    masks = torch.cat([image.any(dim=0, keepdim=True), regions]).float()
+    shares = [rearrange(_shares(masks, views), "(a k) c g h -> a k c g h", a=3) for views in kinds]
     slices = rearrange(torch.cat(images, dim=1), "a k h w s -> (a k) s h w").float() / 255
     slices = F.interpolate(slices, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True)
     small = rearrange(slices.clamp(0, 1), "(a k) s h w -> a k h w s", a=3)
@@ -144,13 +148,13 @@ def cut_sample(
     )
 
 
-def _shares(shown: Tensor, views: Views) -> Tensor:
-    """Return (v, 4, g, g): what share of each part of the views brain and regions cover."""
+def _shares(masks: Tensor, views: Views) -> Tensor:
+    """Return (v, 4, g, g): share of brain and regions in each cell of the views."""
     grids = []
     per_axis = views.planes.shape[1] // 3
     for index, plane in enumerate(views.planes[0]):
         axis = (2, 1, 0)[index // per_axis]
-        mask = shown.select(1 + axis, int(plane[0] * shown.shape[1 + axis]))
+        mask = masks.select(1 + axis, int(plane[0] * masks.shape[1 + axis]))
         height, width = mask.shape[1:]
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
@@ -171,7 +175,7 @@ def phantom_sample(seed: int, spacing_mm: float) -> Sample:
 
 
 def collect_phantoms(folder: Path, seeds: Sequence[int], spacing_mm: float) -> list[Sample]:
-    """Return samples of phantoms; those that are not in the folder yet are made."""
+    """Return samples of phantoms; those that are missing in the folder are made."""
     folder.mkdir(parents=True, exist_ok=True)
     samples = []
     for seed in tqdm(seeds, desc="Simulating patients", unit="case"):
@@ -186,7 +190,7 @@ def collect_phantoms(folder: Path, seeds: Sequence[int], spacing_mm: float) -> l
 def collect_cases(
     folder: Path, data: Path, release: BraTSRelease, reports: Path, pattern: str
 ) -> dict[str, Sample]:
-    """Return case -> sample of real cases whose name fits, with side and lobe from the mask."""
+    """Return case -> sample of real cases that match a pattern; facts come from the mask."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = read_reports(reports)
     samples = {}
@@ -195,14 +199,14 @@ def collect_cases(
             continue
         path = folder / f"{case.case_id}.pt"
         if not path.is_file():
-            seen = preprocess(case, release)
-            if seen.label is None:
+            ready = preprocess(case, release)
+            if ready.label is None:
                 raise ValueError(f"{case.case_id}: has no expert mask; leave it out")
-            brain = seen.image.any(dim=0).numpy()
-            facts = measure_facts(seen.label, brain, spacing_mm=seen.grid.spacing_mm[0])
-            regions = torch.from_numpy(release.to_regions(seen.label))
+            brain = ready.image.any(dim=0).numpy()
+            facts = measure_facts(ready.label, brain, spacing_mm=ready.grid.spacing_mm[0])
+            regions = torch.from_numpy(release.to_regions(ready.label))
             sample = cut_sample(
-                seen.image, seen.statistics, regions, facts, texts.get(case.case_id, "")
+                ready.image, ready.statistics, regions, facts, texts.get(case.case_id, "")
             )
             save(path, sample._replace(facts=asdict(sample.facts))._asdict())
         samples[case.case_id] = _read(path)
@@ -270,9 +274,9 @@ FACTS: dict[str, list[list[str]]] = {
     ],
     "foci": [["a single lesion", "one focus"], ["several foci", "more than one lesion"]],
 }
-"""Fact -> the sentences of each of its values."""
+"""Fact -> sentences for each of its values."""
 OF_T1CE = {"enhancing", "enhancement", "necrosis"}
-"""Facts that show on t1ce alone."""
+"""Facts that only t1ce shows."""
 SYNONYMS = {
     "WT": ["a brain tumour", "tumour and oedema", "abnormal tissue", "the whole lesion"],
     "TC": ["the tumour core", "necrosis and solid tumour", "the core of the lesion"],
@@ -282,7 +286,7 @@ HEALTHY = ["healthy brain tissue", "normal brain", "brain without a lesion"]
 
 
 def values_of(facts: PhantomFacts) -> dict[str, int]:
-    """Return which sentences of each fact are true."""
+    """Return fact -> index of its true value in FACTS."""
     side, lobe = SIDES.index(facts.side), LOBES.index(facts.lobe)
     return {
         "place": side * len(LOBES) + lobe,
@@ -309,7 +313,7 @@ def mirrored_text(text: str) -> str:
 
 
 def train_tokenizer(texts: Sequence[str], size: int) -> CLIPTokenizer:
-    """Return a CLIP tokenizer whose words are those of the texts."""
+    """Return a CLIP tokenizer with a vocabulary learned from the texts."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     ends = ["<|startoftext|>", "<|endoftext|>"]
@@ -348,7 +352,7 @@ def train_tokenizer(texts: Sequence[str], size: int) -> CLIPTokenizer:
 
 
 def texts_to_read(corpus: Path | None, samples: Sequence[Sample]) -> list[str]:
-    """Return what the tokenizer learns words from."""
+    """Return the texts from which the tokenizer learns its vocabulary."""
     texts = list(read_reports(corpus).values()) if corpus else []
     rng = np.random.default_rng(0)
     texts += [describe(sample.facts, rng) for sample in samples]
@@ -363,16 +367,23 @@ def texts_to_read(corpus: Path | None, samples: Sequence[Sample]) -> list[str]:
 
 # training
 
-WEIGHTS = {"match": 0.5, "facts": 2.0, "reader": 2.0, "regions": 2.0, "look": 0.3, "tell": 2.0}
-"""Of the losses."""
+WEIGHTS = {
+    "match": 0.5,
+    "facts": 2.0,
+    "reader": 2.0,
+    "regions": 2.0,
+    "attention": 0.3,
+    "distil": 2.0,
+}
+"""Weights of the losses."""
 WARM_UP = 50
-"""Steps in which the learning rate rises; in the last three tenths of all it falls to 0."""
+"""Steps in which the learning rate rises; in the last 30 % of all steps it falls to 0."""
 GUIDED_LAYERS = (2, 3)
-"""Layers of the image tower whose class token is shown where to look."""
+"""Layers of the image tower whose class token is trained to attend to the tumour."""
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> HuggingFaceCLIP:
-    """Return a CLIP with random weights, gradients on."""
+    """Return a CLIP with random weights that can be trained."""
     ends = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -399,14 +410,14 @@ def build_clip(tokenizer: CLIPTokenizer) -> HuggingFaceCLIP:
     clip.frozen_model.requires_grad_(True)
     with torch.no_grad():
         table = clip.frozen_model.vision_model.embeddings.position_embedding.weight
-        table[1:] += wave_positions(IMAGE_SIZE // PATCH_SIZE, table.shape[1])
+        table[1:] += sine_positions(IMAGE_SIZE // PATCH_SIZE, table.shape[1])
     return clip
 
 
-def wave_positions(grid: int, channels: int) -> Tensor:
-    """Return positions of patches to start from, (g g, e): sines and cosines along both axes.
+def sine_positions(grid: int, channels: int) -> Tensor:
+    """Return initial position embeddings of patches, (g g, e): sines and cosines along both axes.
 
-    From noise as small as CLIP's, towers this small learn late where in the picture a tumour is.
+    Starting from small noise, as CLIP does, a tower this small learns positions very late.
     """
     speed = 100.0 ** -(torch.arange(channels // 4) / (channels // 4))
     angle = torch.arange(grid)[:, None] * speed
@@ -417,7 +428,7 @@ def wave_positions(grid: int, channels: int) -> Tensor:
 
 
 class Learner(nn.Module):
-    """A CLIP in training, and the scales of its losses, which are not kept."""
+    """A CLIP in training, with scales and heads that only its losses need."""
 
     def __init__(self, clip: HuggingFaceCLIP) -> None:
         super().__init__()
@@ -429,62 +440,60 @@ class Learner(nn.Module):
             {name: nn.Linear(clip.embed_dim, len(values)) for name, values in FACTS.items()}
         )
 
-        self.looks: dict[tuple[int, str], Tensor] = {}
+        self.projections: dict[tuple[int, str], Tensor] = {}
         for layer in GUIDED_LAYERS:
             attention = self.model.vision_model.encoder.layers[layer].self_attn
             for name in ("q_proj", "k_proj"):
                 getattr(attention, name).register_forward_hook(
-                    lambda _, __, out, key=(layer, name): self.looks.update({key: out})
+                    lambda _, __, out, key=(layer, name): self.projections.update({key: out})
                 )
 
-    def overlooked(self, wt: Tensor) -> Tensor:
-        """Return how little the class token looks at tumour, wt (b, 3, g, g), in the last pass.
+    def attention_loss(self, wt: Tensor) -> Tensor:
+        """Return the loss of the class token's attention to tumour, wt (b, 3, g, g).
 
-        One head is enough. Its attention starts even over all patches, and stays so for long.
+        It is about the last forward pass. Without this loss, attention stays uniform over all
+        patches for a long time.
         """
         target = rearrange(wt, "b a g h -> (b a) 1 (g h)")
-        shown = target.sum(dim=(1, 2)) > 0.5
+        has_tumour = target.sum(dim=(1, 2)) > 0.5
         heads = self.model.config.vision_config.num_attention_heads
         total = wt.new_zeros(())
         for layer in GUIDED_LAYERS:
             q, k = (
-                rearrange(self.looks[layer, name], "n t (m c) -> n m t c", m=heads)
+                rearrange(self.projections[layer, name], "n t (m c) -> n m t c", m=heads)
                 for name in ("q_proj", "k_proj")
             )
-            look = (q[:, :, :1] @ k.mT).squeeze(2) / math.sqrt(q.shape[-1])
-            mass = (look.softmax(dim=-1)[:, :, 1:] * target).sum(dim=2).mean(dim=1)
-            total = total - torch.log(mass[shown] + 1e-3).mean()
+            scores = (q[:, :, :1] @ k.mT).squeeze(2) / math.sqrt(q.shape[-1])
+            mass = (scores.softmax(dim=-1)[:, :, 1:] * target).sum(dim=2).mean(dim=1)
+            total = total - torch.log(mass[has_tumour] + 1e-3).mean()
         return total / len(GUIDED_LAYERS)
 
     def unshipped(self) -> dict[str, nn.Parameter]:
-        """Return what is trained and not part of the CLIP."""
+        """Return the trained parameters that are not part of the CLIP."""
         return {n: p for n, p in self.named_parameters() if not n.startswith("clip.")}
 
-    def misread(self, vectors: Tensor, values: Sequence[dict[str, int]]) -> Tensor:
-        """Return how badly one linear reader for images and texts reads facts from vectors.
-
-        Without it both towers stay long where they start, all images alike and all texts alike.
-        """
+    def reader_loss(self, vectors: Tensor, values: Sequence[dict[str, int]]) -> Tensor:
+        """Return the loss of one linear layer that reads facts from embeddings of either tower."""
         total = vectors.new_zeros(())
         for name, head in self.heads.items():
-            rows = [i for i, known in enumerate(values) if name in known]
+            rows = [i for i, facts in enumerate(values) if name in facts]
             if rows:
-                right = torch.tensor([values[i][name] for i in rows])
-                total = total + F.cross_entropy(15 * head(vectors[rows]), right)
+                target = torch.tensor([values[i][name] for i in rows])
+                total = total + F.cross_entropy(15 * head(vectors[rows]), target)
         return total / len(self.heads)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Do as HuggingFaceCLIP does, with gradients."""
+        """Embed texts as HuggingFaceCLIP does, but with gradients."""
         tokens = self.clip._tokens(texts)
-        read = self.model.text_model(
+        output = self.model.text_model(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         )
-        return F.normalize(self.model.text_projection(read.pooler_output), dim=-1)
+        return F.normalize(self.model.text_projection(output.pooler_output), dim=-1)
 
     def encode_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embed views (b, 3, rgb, h, w) and their patches: (b, 3, e) and (b, 3, g, g, e)."""
         views = rearrange(images, "b a c h w -> (b a) c h w")
-        # HuggingFaceCLIP gives its weights gradients if the images ask for them.
+        # HuggingFaceCLIP computes gradients only if its images require them
         vectors, patches = self.clip.encode_patches(views.requires_grad_())
         return (
             rearrange(vectors, "(b a) e -> b a e", a=3),
@@ -493,7 +502,7 @@ class Learner(nn.Module):
 
 
 class Batch(NamedTuple):
-    """Cases as they are shown in one step."""
+    """The augmented cases of one step."""
 
     images: Tensor
     """(b, 3, rgb, h, w) in [0, 1]."""
@@ -504,7 +513,7 @@ class Batch(NamedTuple):
 
 
 def draw_batch(phantoms: list[Sample], real: list[Sample], size: int, step: int) -> Batch:
-    """Draw and change cases; every random number depends on the step alone."""
+    """Draw and augment cases; all random numbers follow from the step alone."""
     rng = np.random.default_rng([0, step])
     count = min(len(real), round(size * 0.2))
     chosen = [real[i] for i in rng.permutation(len(real))[:count]]
@@ -514,14 +523,14 @@ def draw_batch(phantoms: list[Sample], real: list[Sample], size: int, step: int)
         image, share = _draw_slices(sample, rng)
         facts, report = sample.facts, sample.report
         if rng.random() < 0.5:
-            # Rows run along x in axial and coronal slices; sagittal ones stay as they are.
+            # rows run along x in axial and coronal slices; sagittal slices do not change
             image[:2], share[:2] = image[:2].flip(-2), share[:2].flip(-2)
             facts, report = mirrored_facts(facts), mirrored_text(report)
         true = values_of(facts)
         if rng.random() < 0.15:
-            gone = int(rng.integers(3))
-            image[:, gone] = 0
-            if RGB[gone] == 1:
+            withheld = int(rng.integers(3))
+            image[:, withheld] = 0
+            if RGB[withheld] == 1:
                 true = {name: value for name, value in true.items() if name not in OF_T1CE}
         if not report or rng.random() < 0.5:
             report = describe(facts, rng)
@@ -529,21 +538,21 @@ def draw_batch(phantoms: list[Sample], real: list[Sample], size: int, step: int)
         shares.append(share)
         reports.append(_change_report(report, rng))
         values.append(true)
-    images, maps = _move(torch.stack(views), torch.stack(shares), rng)
+    images, maps = _transform(torch.stack(views), torch.stack(shares), rng)
     return Batch(images, maps, reports, values)
 
 
 def _draw_slices(sample: Sample, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Take one slice along each axis, mostly that of energy, else one that shows tumour."""
-    shown = reduce(sample.shares[:, :, 0].float(), "a k g h -> a k", "mean").numpy() + 0.05
+    """Draw one slice along each axis: mostly that of energy, else one weighted by its tumour."""
+    tumour = reduce(sample.shares[:, :, 0].float(), "a k g h -> a k", "mean").numpy() + 0.05
     images, shares = [], []
     for axis in range(3):
         if rng.random() < 0.55:
-            place = ENERGY
+            index = ENERGY
         else:
-            place = int(rng.choice(CENTER + 1, p=shown[axis] / shown[axis].sum()))
-        images.append(sample.images[axis, place, :, :, list(RGB)].permute(2, 0, 1))
-        shares.append(sample.shares[axis, place])
+            index = int(rng.choice(CENTER + 1, p=tumour[axis] / tumour[axis].sum()))
+        images.append(sample.images[axis, index, :, :, list(RGB)].permute(2, 0, 1))
+        shares.append(sample.shares[axis, index])
     return torch.stack(images).float() / 255, torch.stack(shares).float() / 255
 
 
@@ -565,7 +574,7 @@ def _change_intensity(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _change_report(report: str, rng: np.random.Generator) -> str:
-    """Shuffle or leave out some sentences after the first one."""
+    """Shuffle sentences after the first, or leave one out, at random."""
     first, *others = split_sentences(report)
     if others and rng.random() < 0.3:
         others = [others[i] for i in rng.permutation(len(others))]
@@ -574,14 +583,14 @@ def _change_report(report: str, rng: np.random.Generator) -> str:
     return " ".join([first, *others])
 
 
-def _move(images: Tensor, shares: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Turn, scale and shift every view a little, and what it shows with it."""
+def _transform(images: Tensor, shares: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Rotate, scale and shift every view a little, and its shares with it."""
     batch = len(images)
     count = batch * 3
     angle, shift = rng.normal(0, 0.07, count), rng.normal(0, 0.03, (count, 2))
     size = np.exp(rng.normal(0, 0.06, (count, 2)))
-    turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=1)
-    matrix = np.concatenate([turn.reshape(-1, 2, 2) * size[:, None], shift[..., None]], axis=2)
+    rotation = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=1)
+    matrix = np.concatenate([rotation.reshape(-1, 2, 2) * size[:, None], shift[..., None]], axis=2)
     moved = []
     for part in (images, shares):
         flat = rearrange(part, "b a c h w -> (b a) c h w")
@@ -610,7 +619,7 @@ def loss_of(learner: Learner, batch: Batch, step: int) -> dict[str, Tensor]:
     short = learner.encode_text([text for group in groups for text in group])
     parts = short.split([len(group) for group in groups])
 
-    # Reports that say the same of all facts are right for each other's cases.
+    # reports with the same facts are right for each other's cases
     match = learner.model.logit_scale.clamp(max=math.log(50)).exp() * cases @ reports.T
     same = torch.tensor([[a == b for b in batch.values] for a in batch.values]).float()
     target = same / same.sum(dim=1, keepdim=True)
@@ -619,27 +628,28 @@ def loss_of(learner: Learner, batch: Batch, step: int) -> dict[str, Tensor]:
     sentences = cases.new_zeros(())
     for name, vectors in zip(FACTS, parts, strict=False):
         rows = [i for i, values in enumerate(batch.values) if name in values]
-        right = torch.tensor([batch.values[i][name] for i in rows])
-        said = learner.scale[0].clamp(max=math.log(30)).exp() * cases[rows] @ vectors.T
-        sentences = sentences + F.cross_entropy(said, right)
+        answers = torch.tensor([batch.values[i][name] for i in rows])
+        scores = learner.scale[0].clamp(max=math.log(30)).exp() * cases[rows] @ vectors.T
+        sentences = sentences + F.cross_entropy(scores, answers)
     losses["facts"] = sentences / len(FACTS)
 
     prompts = torch.stack([F.normalize(v.mean(dim=0), dim=0) for v in parts[len(FACTS) :]])
-    like = torch.einsum("bvghe,re->bvrgh", patches, prompts)
-    logits = learner.scale[1].clamp(max=math.log(30)).exp() * like + learner.dense_bias
+    similarity = torch.einsum("bvghe,re->bvrgh", patches, prompts)
+    logits = learner.scale[1].clamp(max=math.log(30)).exp() * similarity + learner.dense_bias
     wt = batch.shares[:, :, 0, :, :, None]
     lesions = F.normalize((patches * wt).sum(dim=(2, 3)) + 1e-6, dim=-1)
-    shown = wt.sum(dim=(2, 3, 4)) > 0.5
-    learned, model = views[shown], lesions[shown].detach()
-    losses["tell"] = (
-        1 - F.cosine_similarity(learned - learned.mean(dim=0), model - model.mean(dim=0), dim=-1)
-    ).mean()
-    known = [{name: i} for name, values in FACTS.items() for i in range(len(values))]
-    losses["look"] = learner.overlooked(batch.shares[:, :, 0])
+    has_tumour = wt.sum(dim=(2, 3, 4)) > 0.5
+    student, teacher = (
+        vectors - vectors.mean(dim=0)
+        for vectors in (views[has_tumour], lesions[has_tumour].detach())
+    )
+    losses["distil"] = (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
+    stated = [{name: i} for name, values in FACTS.items() for i in range(len(values))]
+    losses["attention"] = learner.attention_loss(batch.shares[:, :, 0])
     losses["reader"] = (
-        learner.misread(cases, batch.values)
-        + 0.5 * learner.misread(F.normalize(lesions.mean(dim=1), dim=-1), batch.values)
-        + learner.misread(torch.cat(parts[: len(FACTS)]), known)
+        learner.reader_loss(cases, batch.values)
+        + 0.5 * learner.reader_loss(F.normalize(lesions.mean(dim=1), dim=-1), batch.values)
+        + learner.reader_loss(torch.cat(parts[: len(FACTS)]), stated)
     )
 
     brain = batch.shares[:, :, 3:].clamp(0, 1)
@@ -663,7 +673,7 @@ def train(
     lr: float,
     save_every: int,
 ) -> HuggingFaceCLIP:
-    """Train to the last step, from where the checkpoint stands, and return the CLIP."""
+    """Train to the last step, from the step of the checkpoint, and return the CLIP."""
     torch.manual_seed(0)
     learner = Learner(build_clip(tokenizer))
     decayed = [p for p in learner.parameters() if p.ndim > 1]
@@ -686,7 +696,7 @@ def train(
     recent: dict[str, list[float]] = {}
     with tqdm(total=steps, initial=first, desc="Training", unit="step", mininterval=10) as bar:
         for step in range(first, steps):
-            # Until the decay a run is the same for any number of steps, and can be prolonged.
+            # before the decay, runs of any length are equal, so a run can be prolonged
             factor = min((step + 1) / WARM_UP, 1.0, (steps - step) / decay)
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
@@ -713,7 +723,7 @@ def train(
 
 
 def write_clip(clip: HuggingFaceCLIP, folder: Path) -> None:
-    """Write both towers in half precision, and the tokenizer in the files old and new."""
+    """Write both towers in half precision, and the tokenizer in its old and new files."""
     folder.mkdir(parents=True, exist_ok=True)
     clip.frozen_model.half().save_pretrained(folder)
     clip.frozen_model.float()
@@ -721,13 +731,13 @@ def write_clip(clip: HuggingFaceCLIP, folder: Path) -> None:
     clip.tokenizer.save_pretrained(folder)
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
-    # transformers 4 wants these two where the tokenizers library is too old for the other.
+    # transformers 4 needs these two where the tokenizers library is too old for the other
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_card(folder: Path, arguments: argparse.Namespace, cases: Sequence[str]) -> None:
-    """Write what the weights were made from, and what they are not for."""
+    """Write a card: how the weights were made, and their limits."""
     card = CARD.format(
         phantoms=arguments.phantoms,
         spacing=f"{arguments.spacing:g}",
@@ -744,18 +754,18 @@ def write_card(folder: Path, arguments: argparse.Namespace, cases: Sequence[str]
 def main() -> None:
     """Simulate, cut, train and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder of real cases; none without it")
+    parser.add_argument("--data", type=Path, help="folder of real cases (default: none)")
     parser.add_argument("--reports", type=Path, help="their reports, a JSON or CSV file")
-    parser.add_argument("--corpus", type=Path, help="reports that the tokenizer reads too")
+    parser.add_argument("--corpus", type=Path, help="more reports for the tokenizer")
     parser.add_argument("--release", default="brats2018", help="BraTS release of --data")
-    parser.add_argument("--cases", default="Brats18_TCIA*", help="names of cases to train on")
+    parser.add_argument("--cases", default="Brats18_TCIA*", help="pattern of cases to train on")
     parser.add_argument("--output", type=Path, default=Path("tiny_clip"))
     parser.add_argument("--phantoms", type=int, default=700)
     parser.add_argument("--spacing", type=float, default=2.0, help="of phantoms, in mm")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=16, help="cases, of three views each")
     parser.add_argument("--lr", type=float, default=7e-4)
-    parser.add_argument("--vocabulary", type=int, default=2000, help="tokens")
+    parser.add_argument("--vocabulary", type=int, default=2000, help="number of tokens")
     parser.add_argument("--save-every", type=int, default=100, help="steps")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

@@ -3,6 +3,7 @@
 import os
 import pickle
 import warnings
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -57,6 +58,31 @@ def tiny_clip():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the weights of the tiny CLIP are random")
         return HuggingFaceCLIP.tiny_random()
+
+
+@pytest.fixture(scope="session")
+def save_checkpoint():
+    """Write a checkpoint as training does, of a network for phantoms at 8 mm."""
+    from clipseg3d.pretrained.formats import FORMAT
+
+    def save(network, config, path, *, settings=None, **changes):
+        values = {
+            "network": asdict(config),
+            "release": "phantom",
+            "spacing_mm": 8.0,
+            "roi_size": (16, 20, 12),
+            "overlap": 0.25,
+            **(settings or {}),
+        }
+        content = {
+            "format": FORMAT,
+            "hyper_parameters": values,
+            "state_dict": {f"network.{name}": w for name, w in network.state_dict().items()},
+            "encoders": network.encoder_identities(),
+        }
+        torch.save({**content, **changes}, path)
+
+    return save
 
 
 @pytest.fixture

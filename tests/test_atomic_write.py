@@ -1,54 +1,196 @@
-"""Mirrors clipseg3d/whole_file.py."""
+"""Mirrors clipseg3d/atomic_write.py."""
 
 import errno
+import os
 
 import pytest
 
-from clipseg3d.atomic_write import atomic_write
+from clipseg3d.atomic_write import atomic_folder, atomic_write
+
+STOPS = [OSError("disk full"), KeyboardInterrupt()]
 
 
-def test_a_file_appears_whole_in_a_new_folder(tmp_path):
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# files
+
+
+def test_a_file_appears_complete_in_a_new_folder(tmp_path):
     path = tmp_path / "a" / "b" / "case.txt"
-    with atomic_write(path) as aside:
-        aside.write_text("half")
+    with atomic_write(path) as tmp:
+        tmp.write_text("half")
         assert not path.exists()
-        aside.write_text("whole")
-    assert path.read_text() == "whole"
-    assert [p.name for p in path.parent.iterdir()] == ["case.txt"]
+        tmp.write_text("complete")
+    assert path.read_text() == "complete"
+    assert names_in(path.parent) == ["case.txt"]
 
 
-@pytest.mark.parametrize("stop", [OSError("disk full"), KeyboardInterrupt()])
-def test_what_goes_wrong_leaves_the_old_file(tmp_path, stop):
+def test_an_old_file_stays_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "case.txt"
+    path.write_text("old")
+    with atomic_write(path) as tmp:
+        tmp.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("tmp_name", [None, ".writing"])
+def test_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch, tmp_name):
+    path, calls, replace = tmp_path / "case.txt", [], os.replace
+
+    def spy_fsync(file):
+        calls.append(("fsync", os.fstat(file).st_ino, os.fstat(file).st_size))
+
+    def spy_replace(source, target):
+        calls.append(("replace", os.stat(source).st_ino, target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    with atomic_write(path, tmp_name=tmp_name) as tmp:
+        tmp.write_text("complete")
+    file = path.stat().st_ino
+    assert calls == [("fsync", file, len("complete")), ("replace", file, path)]
+
+
+def test_a_failed_fsync_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "case.txt"
+    path.write_text("old")
+
+    def fail(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with (
+        pytest.raises(OSError, match=r"case\.txt: cannot be written \(Input/output error\)"),
+        atomic_write(path) as tmp,
+    ):
+        tmp.write_text("new")
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["case.txt"]
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("tmp_name", [None, ".writing"])
+def test_an_error_leaves_the_old_file(tmp_path, stop, tmp_name):
     path = tmp_path / "case.txt"
     path.write_text("old")
 
     def write():
-        with atomic_write(path) as aside:
-            aside.write_text("half")
+        with atomic_write(path, tmp_name=tmp_name) as tmp:
+            tmp.write_text("half")
             raise stop
 
     with pytest.raises(type(stop)):
         write()
     assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["case.txt"]
+    assert names_in(tmp_path) == ["case.txt"]
+
+
+def test_two_writers_have_hidden_files_of_their_own_with_the_suffixes(tmp_path):
+    path = tmp_path / "case.v1.nii.gz"
+    with atomic_write(path) as first, atomic_write(path) as second:
+        assert first != second
+        for tmp in (first, second):
+            assert tmp.parent == tmp_path
+            assert tmp.name.startswith(".")
+            assert tmp.name.endswith(".nii.gz")
+            tmp.write_text("complete")
+    assert names_in(tmp_path) == ["case.v1.nii.gz"]
+
+
+def test_a_file_that_a_killed_process_left_is_overwritten(tmp_path):
+    path = tmp_path / "case.txt"
+    (tmp_path / ".writing").write_text("left by another process, and longer")
+    with atomic_write(path, tmp_name=".writing") as tmp:
+        assert tmp == tmp_path / ".writing"
+        tmp.write_text("complete")
+    assert path.read_text() == "complete"
+    assert names_in(tmp_path) == ["case.txt"]
 
 
 def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
     path = tmp_path / ("n" * 250 + ".html")
-    with atomic_write(path) as aside:
-        aside.write_text("whole")
-    assert path.read_text() == "whole"
+    with atomic_write(path) as tmp:
+        tmp.write_text("complete")
+    assert path.read_text() == "complete"
 
 
-@pytest.mark.parametrize("place", ["case.txt", "file/case.txt"])
-def test_the_message_names_the_file_and_the_cure(tmp_path, place):
+@pytest.mark.parametrize("write", [atomic_write, atomic_folder])
+@pytest.mark.parametrize("name", ["case", "file/case"])
+def test_the_message_names_the_path_and_the_cure(tmp_path, write, name):
     (tmp_path / "file").write_text("mine")
-    path = tmp_path / place
+    path = tmp_path / name
     with (
         pytest.raises(OSError, match="free some space, or choose another place") as caught,
-        atomic_write(path),
+        write(path),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(caught.value).startswith(f"{path}: cannot be written (")
-    assert caught.value.errno in (errno.ENOSPC, errno.EEXIST, errno.ENOTDIR)
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    codes = (errno.ENOSPC,) if name == "case" else (errno.EEXIST, errno.ENOTDIR)
+    assert caught.value.errno in codes
+    assert names_in(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# folders
+
+
+def test_a_folder_appears_complete_in_a_new_folder(tmp_path):
+    path = tmp_path / "a" / "b" / "case"
+    with atomic_folder(path) as tmp:
+        assert tmp.parent == path.parent
+        assert tmp.name.startswith(".")
+        (tmp / "one.txt").write_text("1")
+        assert not path.exists()
+        (tmp / "inner").mkdir()
+        (tmp / "inner" / "two.txt").write_text("2")
+    assert names_in(path.parent) == ["case"]
+    assert (path / "one.txt").read_text() == "1"
+    assert (path / "inner" / "two.txt").read_text() == "2"
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    path = tmp_path / "case"
+    path.mkdir()
+    with atomic_folder(path) as tmp:
+        (tmp / "one.txt").write_text("1")
+        assert names_in(path) == []
+    assert names_in(tmp_path) == ["case"]
+    assert names_in(path) == ["one.txt"]
+
+
+def test_a_folder_with_content_is_not_replaced(tmp_path):
+    path = tmp_path / "case"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    with (
+        pytest.raises(OSError, match=r"case: cannot be written \(") as caught,
+        atomic_folder(path) as tmp,
+    ):
+        (tmp / "new.txt").write_text("new")
+    assert caught.value.errno in (errno.ENOTEMPTY, errno.EEXIST)
+    assert names_in(tmp_path) == ["case"]
+    assert names_in(path) == ["old.txt"]
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_an_error_leaves_no_folder(tmp_path, stop):
+    def write():
+        with atomic_folder(tmp_path / "case") as tmp:
+            (tmp / "inner").mkdir()
+            (tmp / "inner" / "one.txt").write_text("1")
+            raise stop
+
+    with pytest.raises(type(stop)):
+        write()
+    assert names_in(tmp_path) == []
+
+
+def test_the_name_of_a_folder_may_be_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / ("n" * 255)
+    with atomic_folder(path) as tmp:
+        (tmp / "one.txt").write_text("1")
+    assert names_in(path) == ["one.txt"]

@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from clipseg3d.batch import (
+    LEVELS,
     pack_image,
     pack_regions,
     unpack,
     unpack_image,
+    withhold_sequences,
 )
-from clipseg3d.vocabulary import REGIONS
 from clipseg3d.views import Views
+from clipseg3d.vocabulary import REGIONS
 
 B, S, X, Y, Z = 2, 4, 3, 5, 7
 
@@ -52,6 +54,7 @@ def batch(image, statistics, regions):
 
 def test_rounding_is_by_half_a_code_at_most(image, statistics):
     back = unpack_image(pack_image(image, statistics), statistics)
+    assert LEVELS == 255
     assert (back - image).abs().max() <= 4 / 254 / 2 + 1e-5
     assert torch.equal(back == 0, image == 0)
 
@@ -101,11 +104,11 @@ def test_does_not_change_its_input(batch):
 
 
 def test_samples_unpack_as_batches_do(batch):
-    due = unpack(batch)
+    expected = unpack(batch)
     one = {key: batch[key][1] for key in ("image", "label", "statistics")}
     got = unpack(one)
-    assert torch.equal(got["image"], due["image"][1])
-    assert torch.equal(got["label"], due["label"][1])
+    assert torch.equal(got["image"], expected["image"][1])
+    assert torch.equal(got["label"], expected["label"][1])
 
 
 def test_float16_is_taken_as_it_is(batch, image):
@@ -126,3 +129,22 @@ def test_bits_are_those_of_the_regions():
     regions[1, 0] = True
     regions[2, 0, 1] = True
     assert pack_regions(regions).tolist() == [[[3, 3], [7, 7]], [[1, 1], [1, 1]]]
+
+
+def test_withheld_sequences_look_missing_everywhere():
+    generator = torch.Generator().manual_seed(3)
+    image = torch.rand(B, S, X, Y, Z, generator=generator) + 1
+    stats = torch.rand(B, S, 4, generator=generator) + 1
+    views = Views(torch.full((B, 3, 5, 7, S), 9, dtype=torch.uint8), torch.rand(B, 3, 3))
+    kept = torch.tensor([[True, False, True, True], [False, True, True, False]])
+    result = withhold_sequences(image, stats, views, kept)
+    for b in range(B):
+        for s in range(S):
+            if kept[b, s]:
+                assert torch.equal(result[0][b, s], image[b, s])
+                assert torch.equal(result[1][b, s], stats[b, s])
+            assert result[0][b, s].any() == kept[b, s]
+            assert result[1][b, s].any() == kept[b, s]
+            assert (result[2].images[b, ..., s] == (9 if kept[b, s] else 0)).all()
+    assert result[2].images.dtype == torch.uint8
+    assert torch.equal(result[2].planes, views.planes)

@@ -30,9 +30,9 @@ def reference(logits, target):
             p = [1 / (1 + math.exp(-value)) for value in logits[b, r].flatten().tolist()]
             t = target[b, r].flatten().tolist()
             overlap = terms = 0.0
-            for found, wanted in zip(p, t, strict=True):
-                overlap += found * wanted
-                terms += wanted * math.log(found) + (1 - wanted) * math.log(1 - found)
+            for p_voxel, t_voxel in zip(p, t, strict=True):
+                overlap += p_voxel * t_voxel
+                terms += t_voxel * math.log(p_voxel) + (1 - t_voxel) * math.log(1 - p_voxel)
             dice += 1 - (2 * overlap + 1e-5) / (sum(p) + sum(t) + 1e-5)
             entropy -= terms / len(p)
     return (dice + entropy) / (B * R)
@@ -79,13 +79,14 @@ def test_padded_level_is_compared_with_a_padded_label():
 
 
 @pytest.mark.parametrize("size", [(9, 17, 12), (24, 10, 17)])
-@pytest.mark.parametrize("fold", [1, 2])
-def test_levels_of_the_network_are_compared_on_their_own_grids(size, fold):
+@pytest.mark.parametrize("cube", [1, 2])
+def test_levels_of_the_network_are_compared_on_their_own_grids(size, cube):
     """A label that marks whole coarse voxels is met exactly by coarse logits that mark them."""
-    unet = UNet3D(1, R, channels=(2,) * (4 if fold == 1 else 3), space_to_depth=fold, num_auxiliary=1)
+    channels = (2,) * (4 if cube == 1 else 3)
+    unet = UNet3D(1, R, channels=channels, space_to_depth=cube, num_auxiliary=1)
     image = torch.zeros(B, 1, *size)
     (coarse,) = unet.auxiliary_logits(unet.decode(unet.encode(image)))
-    factor = 2 * fold
+    factor = 2 * cube
     padded = [-(-n // unet.multiple) * unet.multiple for n in size]
     assert [n * factor for n in coarse.shape[2:]] == padded
     marked = torch.rand(coarse.shape, generator=torch.Generator().manual_seed(0)) > 0.5
@@ -182,8 +183,8 @@ def entropy(cosines, target, temperature):
 def test_cosine_loss_by_hand(label, temperature):
     cosines = torch.tanh(logits_of(X, Y, Z))
     expected = entropy(cosines, label, temperature)
-    found = cosine_loss(cosines, label, temperature=temperature)
-    assert found.item() == pytest.approx(expected, rel=1e-5)
+    loss = cosine_loss(cosines, label, temperature=temperature)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_cosines_of_a_coarser_padded_grid_meet_an_averaged_label():
@@ -191,8 +192,8 @@ def test_cosines_of_a_coarser_padded_grid_meet_an_averaged_label():
     label = (torch.rand(B, 2, 7, 9, 11, generator=generator) > 0.5).float()
     cosines = torch.tanh(logits_of(4, 5, 6)[:, :2])
     target = averaged(F.pad(label, (0, 1, 0, 1, 0, 1)), 2)
-    found = cosine_loss(cosines, label, temperature=0.2)
-    assert found.item() == pytest.approx(entropy(cosines, target, 0.2), rel=1e-5)
+    loss = cosine_loss(cosines, label, temperature=0.2)
+    assert loss.item() == pytest.approx(entropy(cosines, target, 0.2), rel=1e-5)
 
 
 def test_cosines_that_mark_their_regions_cost_less(label):

@@ -1,8 +1,9 @@
-"""Every notebook in examples/ runs from top to bottom, and holds what it showed."""
+"""Every notebook in examples/ runs from top to bottom, and holds its outputs."""
 
 import ast
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib
@@ -37,17 +38,27 @@ def workplace(tmp_path, monkeypatch):
     plt.switch_backend(backend)
 
 
+@pytest.mark.slow
 @every_notebook
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 @pytest.mark.filterwarnings("ignore:the weights of the tiny CLIP are random")
 def test_every_cell_runs(name, workplace):
     namespace = {"__name__": "__main__"}
     for cell in code_cells(name):
-        where = f"{name}.ipynb, cell {cell['id']}"
+        title = f"{name}.ipynb, cell {cell['id']}"
         try:
-            exec(compile("".join(cell["source"]), f"<{where}>", "exec"), namespace)
+            exec(compile("".join(cell["source"]), f"<{title}>", "exec"), namespace)
         except Exception as error:
-            raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
+            raise AssertionError(f"{title}: {type(error).__name__}: {error}") from error
+
+
+@every_notebook
+def test_cells_import_what_exists(name):
+    for cell in code_cells(name):
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("clipseg3d"):
+                module = import_module(node.module)
+                assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
 @every_notebook

@@ -11,11 +11,12 @@ from clipseg3d import CLIPSeg3D, Predictor
 from clipseg3d.clip.encoder import load_encoder
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.data.releases import PHANTOM
+from clipseg3d.metrics.dice import dice_empty_is_one
+from clipseg3d.phantom.write import write_phantoms
+from clipseg3d.pretrained.formats import upgrade_checkpoint
 from clipseg3d.vocabulary import REGIONS
 from clipseg3d.weights import BUNDLED
-from clipseg3d.metrics.dice import dice_empty_is_one
 
 FOLDER = BUNDLED / "tiny"
 UNSEEN = 5000
@@ -45,15 +46,15 @@ def test_the_record_is_that_of_the_network(record):
     *_, last = record.values()
     assert last["encoders"] == network.encoder_identities()
     assert network.encoder_identities()["CLIP"]["sha256"] == load_encoder("tiny").fingerprint()
-    settings = last["hyper_parameters"]
+    settings = upgrade_checkpoint(last)["hyper_parameters"]
     assert tuple(settings["roi_size"]) == network.settings.roi_size
     assert network.settings.allow_missing == (settings["sequence_dropout"] > 0)
 
 
 def test_the_card_says_what_must_be_said():
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for due in ("CC BY 3.0", "Not a medical device", "| case | WT | TC | ET |", "Mean ± SD"):
-        assert due in card
+    for text in ("CC BY 3.0", "Not a medical device", "| case | WT | TC | ET |", "Mean ± SD"):
+        assert text in card
     assert "To be filled in" not in card
 
 
@@ -65,16 +66,18 @@ def patient(tmp_path_factory):
     return case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sequences", "least"),
     [(("t1", "t1ce", "t2", "flair"), (0.8, 0.7, 0.6)), (("t1ce", "flair"), (0.7, 0.6, 0.5))],
 )
 def test_they_segment_a_simulated_patient(patient, sequences, least):
     given = replace(patient, sequences={name: patient.sequences[name] for name in sequences})
-    found = Predictor.from_checkpoint("tiny")(given)
+    predicted = Predictor.from_checkpoint("tiny")(given)
     masks = [
         torch.from_numpy(PHANTOM.to_regions(values.astype(np.uint8)))
-        for values in (found.label, read_voxels(patient.label))
+        for values in (predicted.label, read_voxels(patient.label))
     ]
-    for region, score, bound in zip(REGIONS, dice_empty_is_one(*masks).tolist(), least, strict=True):
+    scores = dice_empty_is_one(*masks).tolist()
+    for region, score, bound in zip(REGIONS, scores, least, strict=True):
         assert score > bound, region

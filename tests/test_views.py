@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/volume.py. Sizes differ pairwise, so a swapped axis fails."""
+"""Mirrors clipseg3d/views.py. Sizes differ pairwise, so a swapped axis fails."""
 
 import statistics
 
@@ -7,14 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipseg3d.views import (
-    SLICES_PER_AXIS,
-    Views,
-    cut_views,
-    lesion_energy,
-)
-from clipseg3d.intensity import intensity_statistics, scale
-from clipseg3d.batch import withhold_sequences
+from clipseg3d.intensity import intensity_statistics
+from clipseg3d.views import SLICES_PER_AXIS, Views, cut_views, lesion_energy
 
 B, S, X, Y, Z = 2, 4, 11, 19, 15
 AXIAL, CORONAL, SAGITTAL = 0, 1, 2
@@ -32,9 +26,9 @@ def byte_range(batch=B):
     return torch.tensor([0.0, 255.0, 0.0, 1.0]).expand(batch, S, 4)
 
 
-def brain_like(seed=0):
+def brain_like():
     """A volume whose brain fills part of the grid, with skewed intensities."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     inside = torch.zeros(X, Y, Z)
     inside[2:9, 3:18, 1:12] = 1
     return (200 * torch.rand(B, S, X, Y, Z, generator=generator).square() + 5) * inside
@@ -49,8 +43,8 @@ def zscore(volume, stats):
 def coordinates():
     """Voxels that say where they are: 10 (x + 1), 10 (y + 1), 10 (z + 1) and 255."""
     grids = torch.meshgrid(torch.arange(X), torch.arange(Y), torch.arange(Z), indexing="ij")
-    places = [10 * (grid + 1) for grid in grids]
-    return torch.stack([*places, torch.full((X, Y, Z), 255)]).float()[None]
+    marks = [10 * (grid + 1) for grid in grids]
+    return torch.stack([*marks, torch.full((X, Y, Z), 255)]).float()[None]
 
 
 def slices_of(views, v, axis):
@@ -69,100 +63,7 @@ def assert_same(views, expected):
     assert torch.equal(views.planes, expected.planes)
 
 
-# intensity statistics
-
-
-def test_statistics_by_hand():
-    values = list(range(1, 202))  # ranks 1 + 200 * 0.005 = 2 and 1 + 200 * 0.995 = 200
-    volume = torch.zeros(1, 1, 5, 6, 7)
-    order = torch.randperm(210, generator=torch.Generator().manual_seed(0))[:201]
-    volume.view(-1)[order] = torch.tensor(values).float()
-    clipped = [min(max(v, 2), 200) for v in values]
-    expected = [2.0, 200.0, statistics.fmean(clipped), statistics.pstdev(clipped)]
-    torch.testing.assert_close(intensity_statistics(volume)[0, 0], torch.tensor(expected))
-
-
-def test_percentile_rank_is_the_nearest_one():
-    volume = torch.arange(1.0, 151.0).view(1, 1, 5, 6, 5)
-    low, high, _, _ = intensity_statistics(volume)[0, 0].tolist()
-    assert (low, high) == (2.0, 149.0)  # 1 + round(0.745) and 1 + round(148.255)
-
-
-def test_statistics_are_per_case_and_sequence():
-    volume = brain_like()
-    stats = intensity_statistics(volume)
-    assert stats.shape == (B, S, 4)
-    for b in range(B):
-        for s in range(S):
-            alone = intensity_statistics(volume[b : b + 1, s : s + 1])
-            assert torch.equal(stats[b, s], alone[0, 0])
-
-
-def test_hot_voxels_do_not_reach_mean_and_sd():
-    volume = torch.rand(1, 1, 10, 10, 10, generator=torch.Generator().manual_seed(0)) + 1
-    hot = volume.clone()
-    hot[0, 0, 0, 0, :3] = 32767
-    difference = intensity_statistics(hot) - intensity_statistics(volume)
-    assert difference.abs().max() < 0.02
-
-
-def test_negative_voxels_count_and_background_does_not():
-    volume = torch.zeros(1, 1, 3, 4, 5)
-    volume[0, 0, 0, 0, :4] = torch.tensor([-3.0, -1.0, 1.0, 3.0])
-    torch.testing.assert_close(
-        intensity_statistics(volume)[0, 0], torch.tensor([-3.0, 3.0, 0.0, 5**0.5])
-    )
-
-
-def test_missing_sequence_gets_zeros():
-    volume = brain_like()
-    volume[1, 2] = 0
-    stats = intensity_statistics(volume)
-    assert stats[1, 2].tolist() == [0.0] * 4
-    assert (stats[0, 2] != 0).all()
-
-
-@pytest.mark.parametrize("value", [0.1, 307.42282, 490.09341, 496.25659])
-def test_constant_sequence_has_no_spread(value):
-    volume = brain_like()
-    volume[1, 2] = value * (volume[1, 2] != 0)
-    low, high, mean, std = intensity_statistics(volume)[1, 2].tolist()
-    assert low == high == pytest.approx(value)
-    assert mean == pytest.approx(value)
-    assert std == 0  # rounding must not leave a spread: scale() would blow it up to +-1
-
-
-def test_statistics_of_integers_are_float():
-    stats = intensity_statistics(torch.arange(1, 121, dtype=torch.int16).view(1, 1, 4, 5, 6))
-    assert stats.dtype == torch.float32
-
-
-def test_scale_of_a_constant_is_zero():
-    value, offset = torch.tensor([3.0, 3.0]), torch.tensor([1.0, 1.0])
-    assert scale(value, offset, torch.tensor([4.0, 0.0])).tolist() == [0.5, 0.0]
-
-
-# what was not acquired
-
-
-def test_withheld_sequences_look_missing_everywhere():
-    image, stats = brain_like() + 1, torch.rand(B, S, 4) + 1
-    views = Views(torch.full((B, 3, 5, 7, S), 9, dtype=torch.uint8), torch.rand(B, 3, 3))
-    kept = torch.tensor([[True, False, True, True], [False, True, True, False]])
-    result = withhold_sequences(image, stats, views, kept)
-    for b in range(B):
-        for s in range(S):
-            if kept[b, s]:
-                assert torch.equal(result[0][b, s], image[b, s])
-                assert torch.equal(result[1][b, s], stats[b, s])
-            assert result[0][b, s].any() == kept[b, s]
-            assert result[1][b, s].any() == kept[b, s]
-            assert (result[2].images[b, ..., s] == (9 if kept[b, s] else 0)).all()
-    assert result[2].images.dtype == torch.uint8
-    assert torch.equal(result[2].planes, views.planes)
-
-
-# views: what they show
+# what views show
 
 
 def test_views_are_the_xy_xz_and_yz_planes(volume):
@@ -262,8 +163,8 @@ def test_background_stays_black_where_intensities_are_negative():
 def test_missing_sequence_is_black():
     volume = brain_like()
     volume[0, 2] = 0
-    seen = cut_views(volume).images.flatten(1, 3).any(dim=1)
-    assert seen.tolist() == [[True, True, False, True], [True] * 4]
+    visible = cut_views(volume).images.flatten(1, 3).any(dim=1)
+    assert visible.tolist() == [[True, True, False, True], [True] * 4]
 
 
 @pytest.mark.parametrize("selection", ["center", "energy", "attention"])
@@ -277,7 +178,7 @@ def test_views_are_as_large_as_clip_takes_them():
     assert cut_views(brain_like()).images.shape == (B, 3, 224, 224, S)
 
 
-# views: where they lie
+# positions of views
 
 
 def test_planes_by_hand(volume):
@@ -348,10 +249,10 @@ def test_blank_middle_slice_gives_way_to_the_nearest_with_brain(volume, axis, vi
     filled = volume.clone()  # whatever a slice in the gap could show, show the expected one
     for index in range(middle - 1, middle + 4):
         filled.select(axis, index).copy_(volume.select(axis, middle - 2))
-    seen = cut_views(holed, byte_range())
-    assert seen.images[:, view].any()
-    assert torch.equal(seen.images[:, view], cut_views(filled, byte_range()).images[:, view])
-    assert seen.planes[0, view, 0].item() == pytest.approx((middle - 1.5) / len(gap))
+    views = cut_views(holed, byte_range())
+    assert views.images[:, view].any()
+    assert torch.equal(views.images[:, view], cut_views(filled, byte_range()).images[:, view])
+    assert views.planes[0, view, 0].item() == pytest.approx((middle - 1.5) / len(gap))
 
 
 @pytest.mark.parametrize("size", [(37, 41, 29), (48, 48, 31)])
@@ -397,17 +298,17 @@ def test_attention_takes_evenly_spread_slices_in_order(coordinates):
 
 def test_attention_skips_blank_slices(volume):
     volume[..., 5:11] = 0
-    places = cut_views(volume, byte_range(), selection="attention").planes[0, :8, 0]
+    positions = cut_views(volume, byte_range(), selection="attention").planes[0, :8, 0]
     # of 0, 2, 4, 6, 8, 10, 12, 14 the blank ones give way
     expected = [(index + 0.5) / 15 for index in (0, 2, 4, 4, 11, 11, 12, 14)]
-    torch.testing.assert_close(places, torch.tensor(expected))
+    torch.testing.assert_close(positions, torch.tensor(expected))
 
 
 def test_more_slices_than_the_brain_has():
     views = cut_views(torch.ones(1, S, 2, 3, 5), byte_range(1), selection="attention", size=5)
-    places = views.planes[0, :, 0].view(3, SLICES_PER_AXIS)
-    assert (places.diff(dim=1) >= 0).all()
-    assert [len(row.unique()) for row in places] == [5, 3, 2]
+    positions = views.planes[0, :, 0].view(3, SLICES_PER_AXIS)
+    assert (positions.diff(dim=1) >= 0).all()
+    assert [len(row.unique()) for row in positions] == [5, 3, 2]
 
 
 def tissue():
@@ -430,7 +331,7 @@ T1, T1CE, T2, FLAIR = range(4)
 HERE, THERE = (6, 9, 19), (14, 24, 8)
 
 
-def found(case, *missing):
+def chosen_slices(case, *missing):
     """Return the indices on x, y and z of the slices with most energy."""
     stats = RANGE.repeat(1, S, 1)
     case = case.clone()
@@ -448,7 +349,7 @@ def found(case, *missing):
 def test_energy_finds_a_lesion_off_centre(center, sequence, value):
     case = tissue()
     plant(case, sequence, center, value=value)
-    assert found(case) == center
+    assert chosen_slices(case) == center
 
 
 def test_energy_view_shows_the_lesion():
@@ -468,7 +369,7 @@ def test_t2_and_what_t1_shows_too_are_no_energy():
     plant(case, T2, THERE, radius=3, value=200.0)
     for sequence in (T1, T1CE):  # fat or blood: bright with and without contrast agent
         plant(case, sequence, THERE, radius=3, value=200.0)
-    assert found(case) == HERE
+    assert chosen_slices(case) == HERE
 
 
 @pytest.mark.parametrize(("missing", "bright"), [(T1, T1CE), (T1CE, T1)])
@@ -477,17 +378,17 @@ def test_energy_does_without_t1_or_t1ce(missing, bright):
     case[missing] = 0
     plant(case, FLAIR, HERE)
     plant(case, bright, THERE, radius=4, value=200.0)
-    assert found(case, missing) == HERE  # nothing to subtract: the other one says nothing
+    assert chosen_slices(case, missing) == HERE  # nothing to subtract: the other one says nothing
 
 
 def test_energy_does_without_flair():
     case = tissue()
     case[FLAIR] = 0
     plant(case, T1CE, HERE)
-    assert found(case, FLAIR) == HERE
+    assert chosen_slices(case, FLAIR) == HERE
 
 
-def test_energy_counts_what_exceeds_the_usual_by_an_sd():
+def test_energy_counts_what_exceeds_the_mean_by_an_sd():
     image = torch.zeros(S, 1, 2, 4)
     image[T1, 0, 0], image[T1CE, 0, 0] = 0.5, torch.tensor([0.5, 0.25, 1.0, 0.5])
     image[FLAIR, 0, 0] = torch.tensor([0.0, 0.0, 0.5, 0.25])
@@ -495,16 +396,16 @@ def test_energy_counts_what_exceeds_the_usual_by_an_sd():
     brain[0, 0] = True
     image[FLAIR, 0, 1] = 1.0  # outside the brain
     energies = [0.0, 0.25, 1.0, 0.25]
-    usual = statistics.fmean(energies) + statistics.pstdev(energies)
+    threshold = statistics.fmean(energies) + statistics.pstdev(energies)
     result = lesion_energy(image, brain, torch.ones(S, dtype=torch.bool))
     expected = torch.zeros(1, 2, 4)
-    expected[0, 0, 2] = 1.0 - usual
+    expected[0, 0, 2] = 1.0 - threshold
     torch.testing.assert_close(result, expected)
     for missing in (T1, T1CE):
         available = torch.arange(S) != missing
         energies = [0.0, 0.0, 0.5, 0.25]
-        usual = statistics.fmean(energies) + statistics.pstdev(energies)
-        expected[0, 0, 2] = 0.5 - usual
+        threshold = statistics.fmean(energies) + statistics.pstdev(energies)
+        expected[0, 0, 2] = 0.5 - threshold
         torch.testing.assert_close(lesion_energy(image, brain, available), expected)
 
 

@@ -1,9 +1,9 @@
 """CBAM slab by slab: the same function in less memory and, on CPUs, in less time.
 
-The backward pass of the plain form (see :class:`clipseg3d.blocks.cbam.CBAM`) allocates eight tensors
-as large as the features. On CPUs these allocations take longer than the arithmetic. Here it allocates
-one such tensor: intermediate results exist for one slab at a time. One copy of the features is kept
-for the backward pass instead of two.
+The backward pass of the plain form (see :class:`clipseg3d.blocks.cbam.CBAM`) allocates eight
+tensors as large as the features. On CPUs these allocations take longer than the arithmetic. Here it
+allocates one such tensor: intermediate results exist for one slab at a time. One copy of the
+features is kept for the backward pass instead of two.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,15 +18,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv3d_weight
 
 SLAB_BYTES = {"cpu": 2**21, "cuda": 2**26}
-"""Bytes of features in a slab, by device: a slab fits in the cache of a CPU; a GPU needs more work at
-once. Other devices use the plain form."""
+"""Bytes of features in a slab, by device: a slab fits in the cache of a CPU; a GPU needs more work
+at once. Other devices use the plain form."""
 MAX_FAKE_SLABS = 16
 """Largest number of slabs of fake tensors. They have no content and serve to predict memory; many
 slabs would only make that slow."""
 
 
 def runs_in_slabs(features: Tensor) -> bool:
-    """Return whether to use slabs: on known devices, unless compiled (compilers fuse operations)."""
+    """Return whether CBAM uses slabs; compilers get the plain form, since they fuse operations."""
     return features.device.type in SLAB_BYTES and not torch.compiler.is_compiling()
 
 
@@ -128,7 +128,7 @@ def _channel_weight(
 
 
 def _voxel_weight(pooled: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """Return the weight (b, 1, x, y, z) of every voxel, from average and maximum (b, 2, x, y, z)."""
+    """Return the weight (b, 1, x, y, z) of every voxel, from the maps (b, 2, x, y, z)."""
     with torch.autocast(pooled.device.type, enabled=False):
         scores = F.conv3d(pooled.to(kernel.dtype), kernel, bias, padding=1, groups=2)
         return 2 * torch.sigmoid(scores.sum(dim=1, keepdim=True))

@@ -1,6 +1,7 @@
-"""Cross-modal semantic guidance: text gates what the images say. One class per kind.
+"""Semantic guidance: text changes the embeddings of the views. One class per kind.
 
-``GUIDANCE`` names the kinds. A new kind is a subclass of :class:`Guidance` and an entry there.
+``GUIDANCE`` names the kinds. For a new kind, write a subclass of :class:`Guidance` and add it
+there; configurations also check its name against ``GuidanceKind``.
 """
 
 from abc import ABC, abstractmethod
@@ -17,24 +18,25 @@ from clipseg3d.blocks.zero_init import zero_init
 
 
 class Guidance(nn.Module, ABC):
-    """Turn view and text embeddings into semantic tokens; base of all kinds.
+    """Turn view and text embeddings into semantic tokens; the base class of all kinds.
 
-    V are the mapped views, T the mapped text, averaged over its tokens where T meets V. A kind says
-    what C it makes of them. Where a case has only views or only text, C is that one alone.
+    V are the projected views and T is the projected text, averaged over its tokens. Each kind
+    combines them to C in its own way (:meth:`combine`). If a case has only views or only text, C is
+    V or T.
 
     Args:
         embed_dim: channels e of the view embeddings.
         dim: semantic channels d.
-        tokens: ``views`` keeps a token per view; ``mean`` averages the views first, as the paper
-            writes. MHSA over that single token is a linear map of it, whatever its queries and
-            keys are.
-        text_dim: channels of the text embeddings; None takes ``embed_dim``, 0 builds no part for
-            text, which then must not be given.
-        num_heads: attention heads, where there is attention; must divide ``dim``.
-        dropout: share of attention weights dropped, in training only.
+        tokens: ``views`` keeps one token per view; ``mean`` averages the views first, as the paper
+            does. Self-attention over that single token is a linear map: its queries and keys have
+            no effect.
+        text_dim: channels of the text embeddings; None takes ``embed_dim``. With 0 there are no
+            layers for text, and none must be given.
+        num_heads: attention heads, if the kind has attention; must divide ``dim``.
+        dropout: dropout rate of attention weights, in training only.
 
     Attributes:
-        reads_prompts: whether the prompts of the regions are read even where a case has a report.
+        reads_prompts: whether the prompts of the regions guide a case that has a report.
 
     Raises:
         ValueError: unknown ``tokens``; ``dim`` is not divisible by ``num_heads``.
@@ -69,11 +71,11 @@ class Guidance(nn.Module, ABC):
         self.norm = nn.LayerNorm(dim)
 
     def _build(self) -> None:
-        """Build the parts of this kind."""
+        """Build the layers that only this kind has."""
 
     @abstractmethod
     def combine(self, views: Tensor, text: Tensor) -> Tensor:
-        """Return C (b, n, d) for mapped views (b, n, d) and mapped, averaged text (b, 1, d)."""
+        """Return C (b, n, d) for projected views (b, n, d) and averaged text (b, 1, d)."""
 
     def forward(
         self,
@@ -83,25 +85,25 @@ class Guidance(nn.Module, ABC):
         views_valid: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return semantic tokens (b, n, d), and (b, n) bool: True for those that mean something.
+        """Return semantic tokens (b, n, d) and their mask (b, n) bool: True for valid tokens.
 
         Args:
             views: (b, v, e), or None.
             text: (b, t, e), or None.
-            views_valid: (b,) bool, False where a case's views are to be ignored; None uses all.
-            text_mask: (b, t) bool, True for real tokens; a row without any has no text. None
-                keeps all.
+            views_valid: (b,) bool, False for cases whose views are ignored; None uses all.
+            text_mask: (b, t) bool, True for real tokens. A case without any has no text. None
+                means that all are real.
 
         Raises:
             ValueError: neither is given, one has not three axes, their batch sizes differ, or text
                 is given to guidance built without it.
         """
         views_valid, text_mask = self._check(views, text, views_valid, text_mask)
-        views = self._average(views)
+        views = self._average_views(views)
         content = self.blend(views, text, views_valid=views_valid, text_mask=text_mask)
-        has_content = self._has_content(views_valid, text_mask)
+        is_valid = self._is_valid(views_valid, text_mask)
         tokens: Tensor = self.norm(self._attend(content))
-        return tokens, has_content[:, None].expand(content.shape[:2])
+        return tokens, is_valid[:, None].expand(content.shape[:2])
 
     def blend(
         self,
@@ -113,23 +115,24 @@ class Guidance(nn.Module, ABC):
     ) -> Tensor:
         """Return C (b, n, d), before attention and norm; arguments as for :meth:`forward`.
 
-        Patch embeddings may stand for views: each is blended with the text on its own.
+        Patch embeddings can be given as views: each is combined with the text independently.
         """
         views_valid, text_mask = self._check(views, text, views_valid, text_mask)
-        image: Tensor | None = None if views is None else self.map_views(views)
+        mapped_views: Tensor | None = None if views is None else self.map_views(views)
         if text is None or self.map_text is None:
-            return self._nothing(text_mask) if image is None else image
+            return self._zero_token(text_mask) if mapped_views is None else mapped_views
         weight = rearrange(text_mask.float(), "b n -> b n 1")
-        words: Tensor = (self.map_text(text) * weight).sum(dim=1, keepdim=True)
-        words = words / weight.sum(dim=1, keepdim=True).clamp(min=1)
-        if image is None:
-            return words
-        blended = self.combine(image, words)
-        content = torch.where(rearrange(text_mask.any(dim=1), "b -> b 1 1"), blended, image)
-        return torch.where(rearrange(views_valid, "b -> b 1 1"), content, words)
+        mean_text: Tensor = (self.map_text(text) * weight).sum(dim=1, keepdim=True)
+        mean_text = mean_text / weight.sum(dim=1, keepdim=True).clamp(min=1)
+        if mapped_views is None:
+            return mean_text
+        combined = self.combine(mapped_views, mean_text)
+        has_text = rearrange(text_mask.any(dim=1), "b -> b 1 1")
+        content = torch.where(has_text, combined, mapped_views)
+        return torch.where(rearrange(views_valid, "b -> b 1 1"), content, mean_text)
 
     def build_bottleneck(self, channels: int) -> nn.Module:
-        """Return the block through which semantics change bottleneck features of c channels."""
+        """Return the block with which semantics change bottleneck features of c channels."""
         return SemanticGate(channels, self.dim)
 
     def change_bottleneck(
@@ -147,30 +150,30 @@ class Guidance(nn.Module, ABC):
         Args:
             block: from :meth:`build_bottleneck`.
             features: (b, c, x, y, z).
-            summary: (b, d), the mean of the tokens that mean something.
+            summary: (b, d), the mean of the valid tokens.
             tokens: (b, n, d) from :meth:`forward`.
-            mask: (b, n) bool from :meth:`forward`.
-            crop_box: (b, 2, 3) where ``features`` lie in the brain box; None covers it.
+            mask: (b, n) bool from :meth:`forward`, True for valid tokens.
+            crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
         """
         changed: Tensor = block(features, summary)
         return changed
 
     def _attend(self, content: Tensor) -> Tensor:
-        """Return what the tokens are made of, before the norm."""
+        """Return the tokens before the norm; kinds with attention override this."""
         return content
 
-    def _has_content(self, views_valid: Tensor, text_mask: Tensor) -> Tensor:
-        """Return (b,) bool: True where the tokens of a case mean something."""
+    def _is_valid(self, views_valid: Tensor, text_mask: Tensor) -> Tensor:
+        """Return (b,) bool: whether the tokens of each case are valid."""
         return views_valid | text_mask.any(dim=1)
 
-    def _average(self, views: Tensor | None) -> Tensor | None:
-        """Average the views, if there is to be one token for all."""
+    def _average_views(self, views: Tensor | None) -> Tensor | None:
+        """Average the views if ``tokens`` is ``mean``."""
         if views is None or self.tokens == "views":
             return views
         return views.mean(dim=1, keepdim=True)
 
-    def _nothing(self, text_mask: Tensor) -> Tensor:
-        """Return one token of zeros for each case."""
+    def _zero_token(self, text_mask: Tensor) -> Tensor:
+        """Return one token of zeros per case."""
         return self.norm.weight.new_zeros(len(text_mask), 1, self.dim)
 
     def _check(
@@ -180,7 +183,7 @@ class Guidance(nn.Module, ABC):
         views_valid: Tensor | None,
         text_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return both masks in full, (b,) and (b, t): False without views, t = 0 without text."""
+        """Return complete masks, (b,) and (b, t): False without views, t = 0 without text."""
         given = views if views is not None else text
         if given is None:
             raise ValueError("neither views nor text are given; skip guidance instead")
@@ -201,7 +204,7 @@ class Guidance(nn.Module, ABC):
 
 
 class CrossModalGuidance(Guidance):
-    """The paper's guidance: text gates the views, and attention relates the gated views.
+    """The paper's guidance: text gates the views, then self-attention over the views.
 
     ``G = sigmoid(T)``, ``C = V * G + T * (1 - G)``, ``F = LayerNorm(C + MHSA(C))``. Arguments are
     those of :class:`Guidance`.
@@ -253,11 +256,11 @@ class FilmGuidance(Guidance):
 
 
 class SequentialGuidance(Guidance):
-    """Views and text side by side, for sequential cross-attention with the voxels.
+    """Views and text as separate tokens, for sequential cross-attention with the voxels.
 
-    ``F = LayerNorm([V, T])``; the bottleneck is changed by
-    :class:`~clipseg3d.blocks.sequential_attention.SequentialCrossAttention`, which weighs all tokens
-    itself, prompts included. Arguments are those of :class:`Guidance`.
+    ``F = LayerNorm([V, T])``, where T keeps all its tokens. The bottleneck is changed by
+    :class:`~clipseg3d.blocks.sequential_attention.SequentialCrossAttention`, which weights all
+    tokens itself, also the prompts. Arguments are those of :class:`Guidance`.
 
     Source: TextBraTS (Shi et al., MICCAI 2025), https://arxiv.org/abs/2506.16784.
     """
@@ -274,7 +277,7 @@ class SequentialGuidance(Guidance):
     ) -> tuple[Tensor, Tensor]:
         """Return the tokens of views and text, and their mask; see :meth:`Guidance.forward`."""
         views_valid, text_mask = self._check(views, text, views_valid, text_mask)
-        views = self._average(views)
+        views = self._average_views(views)
         tokens, masks = [], []
         if views is not None:
             tokens.append(self.norm(self.map_views(views)))
@@ -285,7 +288,7 @@ class SequentialGuidance(Guidance):
         return torch.cat(tokens, dim=1), torch.cat(masks, dim=1)
 
     def combine(self, views: Tensor, text: Tensor) -> Tensor:
-        """Return the views: text stays apart."""
+        """Return the views: text has its own tokens."""
         return views
 
     def blend(
@@ -296,7 +299,7 @@ class SequentialGuidance(Guidance):
         views_valid: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the mapped views, or the mapped text where there are none."""
+        """Return the projected views, or the averaged text if no views are given."""
         if views is not None:
             self._check(views, text, views_valid, text_mask)
             mapped: Tensor = self.map_views(views)
@@ -319,13 +322,13 @@ class SequentialGuidance(Guidance):
         mask: Tensor,
         crop_box: Tensor | None,
     ) -> Tensor:
-        """Return features that have read the tokens; see :meth:`Guidance.change_bottleneck`."""
+        """Apply cross-attention with all tokens; see :meth:`Guidance.change_bottleneck`."""
         changed: Tensor = block(features, tokens, mask, crop_box)
         return changed
 
 
 class NoGuidance(Guidance):
-    """Views alone, ``F = LayerNorm(V)``; text guides nothing. Arguments as for :class:`Guidance`."""
+    """Views only, ``F = LayerNorm(V)``; text is ignored. Arguments as for :class:`Guidance`."""
 
     def blend(
         self,
@@ -335,18 +338,18 @@ class NoGuidance(Guidance):
         views_valid: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the mapped views, or zeros where there are none."""
+        """Return the projected views, or zeros if no views are given."""
         _, text_mask = self._check(views, text, views_valid, text_mask)
         if views is None:
-            return self._nothing(text_mask)
+            return self._zero_token(text_mask)
         mapped: Tensor = self.map_views(views)
         return mapped
 
     def combine(self, views: Tensor, text: Tensor) -> Tensor:
-        """Return the views: text guides nothing."""
+        """Return the views: text is ignored."""
         return views
 
-    def _has_content(self, views_valid: Tensor, text_mask: Tensor) -> Tensor:
+    def _is_valid(self, views_valid: Tensor, text_mask: Tensor) -> Tensor:
         return views_valid
 
 
@@ -356,15 +359,16 @@ GUIDANCE: Mapping[str, type[Guidance]] = {
     "film": FilmGuidance,
     "none": NoGuidance,
 }
-"""Kind, as configurations name it -> class."""
+"""Name of a kind in configurations -> its class."""
 GuidanceKind = Literal["gate", "sequential", "film", "none"]
+"""The names in ``GUIDANCE``, as a type."""
 
 
 def build_guidance(kind: GuidanceKind, embed_dim: int, dim: int = 256, **options: Any) -> Guidance:
-    """Return guidance of a kind; other arguments are those of :class:`Guidance`.
+    """Return guidance of the named kind; other arguments are those of :class:`Guidance`.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: unknown ``kind``.
     """
     if kind not in GUIDANCE:
         raise ValueError(f"kind={kind!r}: choose from {', '.join(GUIDANCE)}")

@@ -14,8 +14,9 @@ def lift_patches(
 ) -> Tensor:
     """Lift embeddings of 2D patches to a 3D map: tri-planar, linear between slices.
 
-    A voxel is projected onto the slices of each of the three axes. Patch embeddings are interpolated
-    there, in the slice and between the two nearest slices. The result is the mean over the axes.
+    Each voxel is projected onto the slices of each of the three axes. There, patch embeddings are
+    interpolated in the slice and between the two nearest slices. The result is the mean over the
+    axes.
 
     Args:
         patches: (b, v, g, g, e), v views in the order of :class:`clipseg3d.views.Views`.

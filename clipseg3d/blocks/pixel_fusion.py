@@ -1,4 +1,4 @@
-"""Pixel-level fusion: each sequence normalised and contrasted in its own way, then weighed."""
+"""Pixel-level fusion: normalise each sequence in its own way, then weight the sequences."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -14,26 +14,27 @@ Norm = Literal["zscore", "minmax"]
 
 
 class PixelFusion(nn.Module):
-    """Normalise each MRI sequence as the paper does and weigh the sequences by a learned gate.
+    """Normalise each MRI sequence as the paper does and weight the sequences by a learned gate.
 
-    Per sequence: clip to percentiles, z-score (T1, T1ce) or min-max (T2, FLAIR), clip to
+    Steps for each sequence: clip to percentiles, z-score (T1, T1ce) or min-max (T2, FLAIR), clip to
     +-``clip``, signed power (T1ce), region contrast (training only). The gate reads the mean and
-    the maximum of every sequence and whether it is available, and multiplies each sequence by
-    ``2 sigmoid(.)``; it starts at exactly 1. Computed in float32, also under autocast. The
-    background stays 0, and so does a sequence that is missing or constant.
+    the maximum of every sequence and whether it is available. It multiplies each sequence by
+    ``2 sigmoid(.)``, which starts at exactly 1. Computed in float32, also under autocast. The
+    background stays 0; a missing or constant sequence becomes 0.
 
-    A z-scored volume with its own statistics gives the same as the raw volume it came from, so a
-    crop can be normalised as the whole brain is.
+    A raw volume and its z-scored copy, each with its own statistics, give the same result. A crop
+    can therefore be normalised with the statistics of the whole brain.
 
     Args:
         norms: normalisation of each sequence; their number is the number of sequences s.
         gammas: exponent p of ``sign(v) |v|^p`` for each sequence, 1 for none.
         clip: largest absolute value before the power.
-        gate: whether the learned gate weighs the sequences.
+        gate: whether a learned gate weights the sequences.
         differences: pairs (i, j) of sequences; channel i - j follows the sequences. In T1, T1ce,
-            T2, FLAIR order, T1ce - T1 is (1, 0) and T2 - FLAIR is (2, 3). Taken before the power:
-            power, region contrast and gate leave it alone. 0 where either partner is missing.
-        contrast: probability, per sample, that a training step stretches the contrast of every
+            T2, FLAIR order, T1ce - T1 is (1, 0) and T2 - FLAIR is (2, 3). Differences are computed
+            before the power; power, region contrast and gate do not change them. A difference is 0
+            if one of its sequences is missing.
+        contrast: probability, per sample, that a training step increases the contrast of every
             sequence inside the tumour; needs ``regions`` in :meth:`forward`.
 
     Attributes:
@@ -44,10 +45,10 @@ class PixelFusion(nn.Module):
             not of two of the sequences, or ``contrast`` is outside [0, 1].
 
     Source: arXiv 2507.09966, pixel-level fusion: norms, clip, T1ce power 0.9, contrast x1.25 in ET
-    and x1.2 in TC, listed as augmentation with p = 0.5. Its labels would leak into predictions if
-    it were used at evaluation, so it is refused there. Differs: the power is signed, since
-    z-scores are negative; the contrast is about the mean of the part (the paper gives no centre);
-    the gate is ours; differences are those of arXiv 2507.08574 v2.
+    and x1.2 in TC, listed as augmentation with p = 0.5. The contrast needs the true regions, which
+    would leak into predictions, so it is an error in evaluation. Differs: the power is signed,
+    since z-scores can be negative; the contrast is about the mean of the region (the paper gives no
+    centre); the gate is ours; differences are those of arXiv 2507.08574 v2.
 
     Example:
         >>> import torch
@@ -108,11 +109,12 @@ class PixelFusion(nn.Module):
         Args:
             image: (b, s, x, y, z), background 0; a missing sequence is 0 everywhere.
             statistics: (b, s, 4) low, high, mean and SD of the whole brain, in the units of
-                ``image``; None takes them from ``image``, which then must hold the whole brain.
+                ``image``; None computes them from ``image``, which then must hold the whole brain.
             regions: (b, 3, x, y, z) true WT, TC and ET in {0, 1}, for region contrast; training
                 only, and ignored if ``contrast`` is 0.
-            available: (b, s) bool, False for sequences to be treated as missing, whatever they
-                hold; None takes all. A sequence whose SD in ``statistics`` is 0 is missing anyway.
+            available: (b, s) bool, False for sequences to treat as missing, whatever their values
+                are; None means that all are available. A sequence whose SD in ``statistics`` is 0
+                is always missing.
 
         Returns:
             (b, out_channels, x, y, z) float32.
@@ -145,13 +147,14 @@ class PixelFusion(nn.Module):
             normal = torch.where(signal, normal, 0)
             fused = normal.sign() * normal.abs().pow(rearrange(self.gammas, "s -> s 1 1 1"))
             if regions is not None and self.contrast > 0:
-                fused = self._stretch(fused, signal, regions)
+                fused = self._increase_contrast(fused, signal, regions)
             if self.gate is not None:
                 count = reduce(signal.float(), "b s x y z -> b s", "sum").clamp(min=1)
                 average = reduce(fused, "b s x y z -> b s", "sum") / count
-                peak = reduce(fused, "b s x y z -> b s", "max")
-                known = rearrange(present.float(), "b s 1 1 1 -> b s")
-                weight = 2 * torch.sigmoid(self.gate(torch.cat([average, peak, known], dim=1)))
+                maximum = reduce(fused, "b s x y z -> b s", "max")
+                is_present = rearrange(present.float(), "b s 1 1 1 -> b s")
+                gate_input = torch.cat([average, maximum, is_present], dim=1)
+                weight = 2 * torch.sigmoid(self.gate(gate_input))
                 fused = fused * rearrange(weight, "b s -> b s 1 1 1")
             if not self.minuends:
                 return fused
@@ -159,12 +162,12 @@ class PixelFusion(nn.Module):
             both = present[:, self.minuends] & present[:, self.subtrahends]
             return torch.cat([fused, difference * both], dim=1)
 
-    def _stretch(self, fused: Tensor, signal: Tensor, regions: Tensor) -> Tensor:
-        """Stretch ET by 1.25 and TC outside it by 1.2 about their means, in samples drawn here."""
-        drawn = torch.rand(len(fused), device=fused.device) < self.contrast
+    def _increase_contrast(self, fused: Tensor, signal: Tensor, regions: Tensor) -> Tensor:
+        """Scale ET by 1.25 and the rest of TC by 1.2 about their means, in random samples."""
+        chosen = torch.rand(len(fused), device=fused.device) < self.contrast
         _, core, enhancing = rearrange(regions.bool(), "b r x y z -> r b 1 x y z")
         for region, factor in ((enhancing, 1.25), (core & ~enhancing, 1.2)):
-            part = region & signal & rearrange(drawn, "b -> b 1 1 1 1")
+            part = region & signal & rearrange(chosen, "b -> b 1 1 1 1")
             count = reduce(part.float(), "b s x y z -> b s 1 1 1", "sum").clamp(min=1)
             centre = reduce(fused * part, "b s x y z -> b s 1 1 1", "sum") / count
             fused = torch.where(part, centre + factor * (fused - centre), fused)

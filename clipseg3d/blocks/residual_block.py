@@ -20,6 +20,7 @@ class ResidualBlock(nn.Module):
     Source: arXiv 2507.09966, feature-level fusion (Conv3d, InstanceNorm, LeakyReLU, CBAM).
 
     Example:
+        >>> import torch
         >>> ResidualBlock(4, 16, stride=2)(torch.rand(1, 4, 20, 24, 18)).shape
         torch.Size([1, 16, 10, 12, 9])
     """

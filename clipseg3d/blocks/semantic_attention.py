@@ -1,4 +1,4 @@
-"""Semantic attention: semantics steer the prediction of one region, voxel by voxel."""
+"""Semantic attention: semantics change the logits of one region, voxel by voxel."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
@@ -14,18 +14,18 @@ from clipseg3d.blocks.zero_init import zero_init
 
 AttentionMode = Literal["residual", "gain", "paper"]
 TEMPERATURE = 0.07
-"""Cosines are divided by this before they are mixed with anything else."""
-_PAPER_BIAS = 4.0  # sigmoid(4) = 0.98: a new gate hardly lowers a probability
+"""Cosines are divided by this before they enter the network."""
+_PAPER_BIAS = 4.0  # sigmoid(4) = 0.98: a new gate lowers probabilities by 2 % only
 
 
 class SemanticAttention(nn.Module):
     """Score every voxel for one region, from its features and the semantics of the case.
 
-    Two hints say whether the text means a voxel: the cosine of its features with the text, and the
-    products of text and the voxel's position in the brain, channel by channel ("left" is a matter
-    of position). A small voxel-wise network mixes them with features and text. Its last layer, which
-    also reads the hints directly, starts at zero: the scores of a new block are 0.
-    :func:`apply_scores` changes logits by the scores.
+    Two cues relate the text to a voxel. One is the cosine between its features and the text. The
+    other is the product, per channel, of the text and the voxel's position in the brain, since
+    words like "left" name positions. A small voxel-wise network reads both cues, the features and
+    the text. Its last layer also reads the cues directly. That layer starts at zero, so the scores
+    of a new block are 0. :func:`apply_scores` changes logits by the scores.
 
     Args:
         channels: feature channels c.
@@ -34,7 +34,7 @@ class SemanticAttention(nn.Module):
 
     Source: ``f_conv(D1, F)`` of arXiv 2507.09966, equation 6; the text-voxel cosine follows
     DenseCLIP (Rao et al., CVPR 2022, https://arxiv.org/abs/2112.01518). Differs: convolutions are
-    1x1x1 without normalisation, which would cancel text that is constant over space.
+    1x1x1 and have no normalisation, which would remove the text since it is constant over space.
 
     Example:
         >>> attention = SemanticAttention(16, 64)
@@ -66,8 +66,7 @@ class SemanticAttention(nn.Module):
             features: decoder features, (b, c, x, y, z).
             summary: the case's semantics, (b, d).
             region: the region's text, (b, d).
-            crop_box: (b, 2, 3) corner and size of ``features`` as shares of the brain box; None
-                means that they cover it.
+            crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
         """
         key = rearrange(self.key(region), "b h -> b h 1 1 1")
         query = self.query(features)
@@ -75,16 +74,16 @@ class SemanticAttention(nn.Module):
         position_key = rearrange(self.position_key(region), "b h -> b h 1 1 1")
         position = self.position(voxel_positions(features, crop_box)) * position_key
         context = self.context(torch.cat([summary, region], dim=1))
-        hints = torch.cat([cosine / TEMPERATURE, position], dim=1)
-        mixed = self.mix(torch.cat([query, hints], dim=1)) + rearrange(context, "b h -> b h 1 1 1")
-        hidden = torch.cat([F.leaky_relu(mixed, 0.01), hints], dim=1)
-        # A product instead of a convolution: PyTorch's CPU kernels are slow for one output channel.
+        cues = torch.cat([cosine / TEMPERATURE, position], dim=1)
+        mixed = self.mix(torch.cat([query, cues], dim=1)) + rearrange(context, "b h -> b h 1 1 1")
+        hidden = torch.cat([F.leaky_relu(mixed, 0.01), cues], dim=1)
+        # A convolution with one output channel would be slower in PyTorch on CPUs.
         score = torch.einsum("b h x y z, o h -> b o x y z", hidden, self.score.weight)
         return score + self.score.bias, cosine
 
 
 def _norm(vectors: Tensor) -> Tensor:
-    """Return the length of vectors along dim 1, never 0; half the cost of cosine_similarity."""
+    """Return the length of vectors along dim 1, never 0; cosine_similarity takes twice as long."""
     return vectors.square().sum(dim=1, keepdim=True).add(1e-6).sqrt()
 
 
@@ -99,21 +98,23 @@ def apply_scores(
 ) -> Tensor:
     """Return the logits of a head, changed by the scores of semantic attention.
 
-    - ``residual``: ``logits + a``.
-    - ``gain``: the head sees ``features * 2 sigmoid(a)``, for each region on its own.
-    - ``paper``: probabilities ``p * sigmoid(a + 4)``, returned as logits (equation 6). This can
-      only take voxels away, and does so a little from the start (sigmoid(4) = 0.98).
+    The scores are called a here.
 
-    A positive factor on logits, the other reading of equation 6, moves no decision at 0 and is
-    not offered.
+    - ``residual``: ``logits + a``.
+    - ``gain``: the head gets ``features * 2 sigmoid(a)``, separately for each region.
+    - ``paper``: probabilities ``p * sigmoid(a + 4)``, returned as logits (equation 6). This can
+      only remove voxels, and a new block already lowers probabilities a little (sigmoid(4) = 0.98).
+
+    Equation 6 can also be read as a positive factor on logits. That never changes the sign of a
+    logit and is not offered.
 
     Args:
-        head: features -> logits (b, r, x, y, z), on the features' grid or a finer one.
+        head: features -> logits (b, r, x, y, z), on the grid of the features or a finer one.
         features: (b, c, x, y, z).
-        scores: a, (b, n, x, y, z) on the features' grid or a coarser one, a channel per guided
+        scores: (b, n, x, y, z) on the grid of the features or a coarser one; one channel per guided
             region.
-        weight: (b,) of the scores, from 0 (they change nothing, to the last bit) to 1.
-        guided: channels of the logits that the scores are for.
+        weight: (b,) weight of the scores, from 0 (logits do not change by a bit) to 1.
+        guided: index of each guided region among the r regions.
         mode: as above.
 
     Returns:
@@ -127,24 +128,25 @@ def apply_scores(
     weight = rearrange(weight.to(scores.dtype), "b -> b 1 1 1")
     logits = head(features)
     regions = list(logits.unbind(1))
-    like = features if mode == "gain" else logits
-    if scores.shape[2:] != like.shape[2:]:
-        scores = F.interpolate(scores, size=like.shape[2:], mode="trilinear")
-    for score, region in zip(scores.unbind(1), guided, strict=True):
+    target = features if mode == "gain" else logits
+    if scores.shape[2:] != target.shape[2:]:
+        scores = F.interpolate(scores, size=target.shape[2:], mode="trilinear")
+    for score, index in zip(scores.unbind(1), guided, strict=True):
         if mode == "gain":
             gain = rearrange(2 * torch.sigmoid(weight * score), "b x y z -> b 1 x y z")
-            regions[region] = head(features * gain)[:, region]
+            regions[index] = head(features * gain)[:, index]
         elif mode == "residual":
-            regions[region] = regions[region] + weight * score
+            regions[index] = regions[index] + weight * score
         else:
-            lowered = _product(regions[region].float(), score.float() + _PAPER_BIAS, weight)
-            regions[region] = torch.where(weight > 0, lowered.to(logits.dtype), regions[region])
+            lowered = _multiply(regions[index].float(), score.float() + _PAPER_BIAS, weight)
+            regions[index] = torch.where(weight > 0, lowered.to(logits.dtype), regions[index])
     return torch.stack(regions, dim=1)
 
 
-def _product(logits: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
-    """Return the logits of ``sigmoid(logits) * (1 - weight + weight * sigmoid(gate))``."""
-    passed = torch.logaddexp(torch.log1p(-weight), weight.log() + F.logsigmoid(gate))
-    stopped = weight.log() + F.logsigmoid(-gate)
-    on = F.logsigmoid(logits)
-    return on + passed - torch.logaddexp(F.logsigmoid(-logits), on + stopped)
+def _multiply(logits: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
+    """Return the logits of ``p f`` with ``p = sigmoid(logits)``, f = 1 - w + w sigmoid(gate)."""
+    log_factor = torch.logaddexp(torch.log1p(-weight), weight.log() + F.logsigmoid(gate))
+    log_one_minus_factor = weight.log() + F.logsigmoid(-gate)
+    log_p, log_one_minus_p = F.logsigmoid(logits), F.logsigmoid(-logits)
+    # 1 - p f = (1 - p) + p (1 - f)
+    return log_p + log_factor - torch.logaddexp(log_one_minus_p, log_p + log_one_minus_factor)

@@ -1,4 +1,4 @@
-"""3D-2D semantic bridging: slices of the volume through CLIP's image tower."""
+"""3D-2D semantic bridging: CLIP's image tower embeds slices of the volume."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -16,54 +16,58 @@ from clipseg3d.views import Views, ViewSelection, cut_views
 from clipseg3d.vocabulary import PLANES
 
 MAX_CACHED_CASES = 4096
-"""Cases whose tokens are kept, 6 KB each with three views and ViT-B/32."""
+"""Largest number of cases in the cache of tokens; 6 KB each with three views and ViT-B/32."""
 
 
 class ImageEncoder(Protocol):
-    """What the bridge asks of an image tower."""
+    """The methods of an image tower that the bridge calls."""
 
     @property
     def embed_dim(self) -> int:
         """Number of embedding channels e."""
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Turn RGB images (n, 3, h, w) in [0, 1] into unit vectors (n, e)."""
+        """Return unit vectors (n, e) for RGB images (n, 3, h, w) in [0, 1]."""
 
     def encode_patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same, and unit vectors (n, g, g, e) of the image's patches."""
+        """Return the same, and unit vectors (n, g, g, e) of the images' patches."""
 
 
 class ViewTokens(NamedTuple):
     """CLIP's embeddings of the views of a batch."""
 
     tokens: Tensor
-    """(b, n, e): one token per view, or one per axis where views are pooled."""
+    """(b, n, e): one token per view, or one per axis if views are pooled."""
     valid: Tensor
-    """(b,) bool: False where a case has no signal at all, so that its views are to be ignored."""
+    """(b,) bool: False if all views of a case are black, so that they must be ignored."""
     patches: Tensor | None
-    """(b, v, g, g, e): the views' patch embeddings, for a dense map; else None."""
+    """(b, v, g, g, e): patch embeddings of the views; None unless ``dense``."""
     planes: Tensor
-    """(b, v, 3): where the views lie; see :class:`clipseg3d.views.Views`."""
+    """(b, v, 3): positions of the views; see :class:`clipseg3d.views.Views`."""
 
 
 class SemanticBridge(nn.Module):
     """Embed axial, coronal and sagittal slices of a volume with a 2D encoder.
 
-    The paper's F3D is the mean of the returned tokens; they are kept apart here, since attention
-    over one averaged vector does nothing (its softmax has a single key).
+    The paper's F3D is the mean of the returned tokens. The bridge returns them separately, since
+    attention over one averaged vector has no effect (its softmax has a single key).
 
     Args:
-        encoder: image tower; an ``nn.Module`` is moved to devices with the bridge. Freezing it is
-            the encoder's own task. An encoder with an attribute ``frozen`` that is True embeds the
-            views of a case once, unless ``mix_rgb`` or ``dense``; the tokens are kept in memory.
+        encoder: image tower; an ``nn.Module`` is moved to devices with the bridge. The bridge does
+            not freeze it. If the encoder has an attribute ``frozen`` that is True, the views of a
+            case are embedded once and their tokens stay in memory, unless ``mix_rgb`` or ``dense``.
         selection: which slices :meth:`forward` cuts; see :func:`clipseg3d.views.cut_views`. With
             ``attention``, the slices of each axis are pooled into one token.
-        rgb: sequences shown as red, green and blue: t1ce, flair, t2.
+        rgb: index of the sequences shown in red, green and blue; by default t1ce, flair and t2.
         num_sequences: sequences s of the views.
-        mix_rgb: add a learned mixture of all sequences to red, green and blue, nothing at first;
-            the paper's "2D processing network".
-        adapter: add what a small residual network makes of the tokens, nothing at first.
-        dense: whether patch embeddings are returned too, for :func:`lift_patches`.
+        mix_rgb: add a learned mixture of all sequences to red, green and blue (the paper's "2D
+            processing network"); it starts at zero.
+        adapter: pass the tokens through a residual adapter; a new one changes nothing.
+        dense: whether to return patch embeddings too, for
+            :func:`~clipseg3d.blocks.patch_lifting.lift_patches`.
+
+    Raises:
+        ValueError: ``rgb`` does not name three of the sequences.
 
     Source: arXiv 2507.09966, 3D-2D semantic bridging; ``energy``, ``attention`` and ``dense`` are
     ours.
@@ -113,11 +117,11 @@ class SemanticBridge(nn.Module):
         return self.embed(cut_views(volume, selection=self.selection))
 
     def embed(self, views: Views) -> ViewTokens:
-        """Embed views that were cut before; tokens have unit norm unless pooled or adapted.
+        """Embed views that were already cut; tokens have unit norm unless pooled or adapted.
 
         Raises:
             ValueError: the images are not uint8, not (b, v, h, w, s) with s = ``num_sequences``,
-                or not equally many per axis.
+                or not the same number per axis.
         """
         images = views.images
         fits = images.ndim == 5 and images.shape[4] == self.num_sequences
@@ -148,18 +152,18 @@ class SemanticBridge(nn.Module):
 
     @property
     def caches_tokens(self) -> bool:
-        """Whether the tokens of a case are kept once they are computed."""
+        """Whether the tokens of a case stay in memory once they are computed."""
         return not self.dense and self.mixture is None and getattr(self.encoder, "frozen", False)
 
     def precompute(self, cases: Iterable[Tensor], *, rank: int = 0, world_size: int = 1) -> None:
         """Compute the tokens of many cases in advance, each case on one rank only.
 
-        Call it on all ranks at once. It does nothing unless :attr:`caches_tokens`.
+        All ranks must call it. It does nothing unless :attr:`caches_tokens`.
 
         Args:
             cases: views (v, h, w, s) of each case, on the encoder's device; the same on all ranks.
-            rank: this process.
-            world_size: processes that share the work, and then the tokens.
+            rank: rank of this process.
+            world_size: number of processes that divide the work and exchange the tokens.
         """
         if not self.caches_tokens:
             return
@@ -173,22 +177,21 @@ class SemanticBridge(nn.Module):
 
     def _to_rgb(self, images: Tensor) -> Tensor:
         """Return views (b, v, h, w, s) as RGB images (b v, 3, h, w) in [0, 1]."""
-        shown = rearrange(images, "b v h w s -> (b v) s h w").float() / 255
-        rgb = shown[:, self.rgb]
-        return rgb if self.mixture is None else rgb + self.mixture(shown)
+        sequences = rearrange(images, "b v h w s -> (b v) s h w").float() / 255
+        rgb = sequences[:, self.rgb]
+        return rgb if self.mixture is None else rgb + self.mixture(sequences)
 
     @torch.no_grad()
     def _cached_tokens(self, images: Tensor) -> Tensor:
         """Return the tokens (v, e) of the views (v, h, w, s) of one case.
 
-        Each case is encoded by itself: the last digits depend on what is encoded together.
+        Each case is encoded alone: the batch size changes the last digits of the tokens.
         """
-        shown = images[..., self.rgb].cpu()
-        content = str(tuple(shown.shape)).encode() + shown.numpy().tobytes()
-        key = hashlib.sha256(content).digest()
+        rgb = images[..., self.rgb].cpu()
+        key = hashlib.sha256(str(tuple(rgb.shape)).encode() + rgb.numpy().tobytes()).digest()
         if key not in self._token_cache:
-            if len(self._token_cache) == MAX_CACHED_CASES:
+            if len(self._token_cache) >= MAX_CACHED_CASES:
                 del self._token_cache[next(iter(self._token_cache))]
-            with torch.inference_mode(False):  # training may use what validation has computed
+            with torch.inference_mode(False):  # training may use tokens that validation computed
                 self._token_cache[key] = self.encoder.encode_image(self._to_rgb(images[None])).cpu()
         return self._token_cache[key].to(images.device)

@@ -1,4 +1,4 @@
-"""Semantic-level fusion as one part: bridge, guidance, gate and attention for any decoder."""
+"""Semantic-level fusion in one module: bridge, guidance and attention for any decoder."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, get_args
@@ -20,23 +20,23 @@ from clipseg3d.vocabulary import REGIONS
 
 
 class Semantics(NamedTuple):
-    """Semantic tokens of a batch and what follows from them; computed once per case."""
+    """Semantics of a batch of cases, from :meth:`SemanticFusion.encode`; computed once per case."""
 
     tokens: Tensor
     """(b, n, d): semantic tokens."""
-    mask: Tensor
-    """(b, n) bool: True for tokens that mean something."""
+    token_mask: Tensor
+    """(b, n) bool: True for valid tokens."""
     summary: Tensor
-    """(b, d): mean of the tokens that mean something."""
+    """(b, d): mean of the valid tokens."""
     regions: Tensor
     """(b, r, d): text of each region, its prompt plus the report; zeros without text."""
     patches: Tensor | None
-    """(b, v, g, g, d): semantics of the views' patches; None unless dense."""
+    """(b, v, g, g, d): semantics of the patches of the views; None unless the bridge is dense."""
     planes: Tensor | None
-    """(b, v, 3): where the views lie."""
+    """(b, v, 3): positions of the views."""
     weight: Tensor
-    """(b,): weight of the semantic path: 0 where a case has neither views nor text, so that nothing
-    changes, else 1. A training schedule may scale it."""
+    """(b,): weight of the semantic path: 0 for a case without views and text, which is then not
+    changed, else 1. A training schedule may scale it."""
 
 
 class RegionMaps(NamedTuple):
@@ -45,28 +45,28 @@ class RegionMaps(NamedTuple):
     scores: Tensor
     """(b, n, x, y, z)."""
     cosines: Tensor
-    """(b, n, x, y, z): between voxels and text, from -1 to 1."""
+    """(b, n, x, y, z): cosine between voxel and text, from -1 to 1."""
 
 
 class SemanticFusion(nn.Module):
-    """Join the three semantic mechanisms to an encoder-decoder.
+    """Add the three semantic mechanisms to an encoder-decoder.
 
     Call :meth:`encode` once per case, :meth:`guide` at the bottleneck and :meth:`attend` at a
-    decoder level. New weights change nothing (but see mode ``paper``), and cases without views
-    and text are never changed.
+    decoder level. New weights change nothing, except in mode ``paper``. Cases without views and
+    text are never changed.
 
     Args:
         bridge: views -> embeddings.
-        guidance: embeddings -> semantic tokens; it also builds the block that changes the
-            bottleneck.
+        guidance: embeddings -> semantic tokens; also builds the block that changes the bottleneck.
         bottleneck_channels: channels that :meth:`guide` takes.
         decoder_channels: channels that :meth:`attend` takes.
-        regions: names of the output channels, in order; the first text tokens are their prompts.
-        guided: regions whose logits semantics may change; none builds no semantic attention.
+        regions: names of the regions, in the order of the logits; the first text tokens are their
+            prompts.
+        guided: regions whose logits semantics change; empty for no semantic attention.
         mode: how they change; see :func:`clipseg3d.blocks.semantic_attention.apply_scores`.
-        attention_stride: semantic attention sees the decoder's features averaged over cubes of
-            this edge; text is about larger parts than voxels, and full resolution costs a fifth of
-            a training step.
+        attention_stride: semantic attention reads the decoder's features averaged over cubes with
+            this edge length. Text describes parts larger than voxels, and at full resolution the
+            attention takes a fifth of a training step.
         conditional: also gate the decoder features by the summary before the head. After a norm,
             this is conditional instance normalisation.
 
@@ -107,8 +107,8 @@ class SemanticFusion(nn.Module):
         if bridge.dense:
             self.from_patches = nn.Conv3d(dim, bottleneck_channels, 1)
             zero_init(self.from_patches)
-        # What all views have in common tells nothing about a case; likewise for patches, prompts and
-        # reports. Reports also vary in much that does not concern voxels.
+        # The mean over all cases says nothing about one case, so it is subtracted from views,
+        # patches, prompts and reports. Reports also vary in things that no voxel shows: whitening.
         self.centre_views = RunningCentering(guidance.embed_dim)
         self.centre_patches = RunningCentering(guidance.embed_dim) if bridge.dense else None
         self.centre_prompts: RunningCentering | None = None
@@ -129,7 +129,7 @@ class SemanticFusion(nn.Module):
         Args:
             views: slices of the whole volume (:func:`clipseg3d.views.cut_views`), or None.
             text: embeddings, one prompt per region first, or None.
-            text_mask: (b, n) bool, True for real tokens; None keeps all.
+            text_mask: (b, n) bool, True for real tokens; None means that all are real.
 
         Raises:
             ValueError: neither is given, batch sizes differ, there are fewer text tokens than
@@ -147,36 +147,36 @@ class SemanticFusion(nn.Module):
         if embedded is not None:
             views_mask = repeat(embedded.valid, "b -> b n", n=embedded.tokens.shape[1])
             tokens = self.centre_views(embedded.tokens, views_mask)
-        guiding = None if text_mask is None else self._guiding_text(text_mask)
-        guided, mask = self.guidance(tokens, text, views_valid=valid, text_mask=guiding)
-        shares = rearrange(mask.to(guided.dtype), "b n -> b n 1")
-        summary = (guided * shares).sum(dim=1) / shares.sum(dim=1).clamp(min=1)
+        guiding_mask = None if text_mask is None else self._guiding_text_mask(text_mask)
+        guided, token_mask = self.guidance(tokens, text, views_valid=valid, text_mask=guiding_mask)
+        is_valid = rearrange(token_mask.to(guided.dtype), "b n -> b n 1")
+        summary = (guided * is_valid).sum(dim=1) / is_valid.sum(dim=1).clamp(min=1)
         if embedded is not None and embedded.patches is not None and self.centre_patches:
             flat = rearrange(embedded.patches, "b v g h e -> b (v g h) e")
             flat = self.centre_patches(flat, repeat(embedded.valid, "b -> b n", n=flat.shape[1]))
-            content = self.guidance.blend(flat, text, views_valid=valid, text_mask=guiding)
+            content = self.guidance.blend(flat, text, views_valid=valid, text_mask=guiding_mask)
             axes = parse_shape(embedded.patches, "_ v g h _")
             patches = rearrange(self.guidance.norm(content), "b (v g h) d -> b v g h d", **axes)
-        present = mask.any(dim=1)
+        has_semantics = token_mask.any(dim=1)
         regions = summary.new_zeros(len(summary), count, self.guidance.dim)
         if text is not None and text_mask is not None and self.guidance.map_text and self.guided:
             is_real = rearrange(text_mask.to(text.dtype), "b n -> b n 1")
             mapped = self.guidance.map_text(text) * is_real
             chunks = is_real[:, count:].sum(dim=1, keepdim=True).clamp(min=1)
             regions = mapped[:, :count] + mapped[:, count:].sum(dim=1, keepdim=True) / chunks
-            present = present | text_mask.any(dim=1)
+            has_semantics = has_semantics | text_mask.any(dim=1)
         return Semantics(
             guided,
-            mask,
+            token_mask,
             summary,
             regions,
             patches,
             None if embedded is None else embedded.planes,
-            present.to(summary.dtype),
+            has_semantics.to(summary.dtype),
         )
 
     def _check(self, embedded: ViewTokens | None, text: Tensor | None) -> None:
-        """Raise a ValueError for text of another shape and for embeddings that are not finite."""
+        """Raise a ValueError for text of a wrong shape and for embeddings that are not finite."""
         count = len(self.regions)
         if text is not None and text.ndim != 3:
             raise ValueError(f"text is {tuple(text.shape)}, expected three axes (b, n, e)")
@@ -189,24 +189,29 @@ class SemanticFusion(nn.Module):
             raise ValueError("text is given to guidance built with text_dim=0; give None")
         if torch.compiler.is_compiling():
             return  # reading values would break the graph
-        for name, given in (
-            ("view", None if embedded is None else embedded.tokens),
-            ("text", text),
-        ):
-            if given is not None and not bool(given.isfinite().all()):
+        view_tokens = None if embedded is None else embedded.tokens
+        for name, tokens in (("view", view_tokens), ("text", text)):
+            if tokens is not None and not bool(tokens.isfinite().all()):
                 raise ValueError(f"a {name} embedding holds NaN or infinity; check its encoder")
 
-    def _centre_text(self, text: Tensor, mask: Tensor) -> Tensor:
-        """Return prompts centred among their like, and reports whitened among theirs."""
+    def _centre_text(self, text: Tensor, text_mask: Tensor) -> Tensor:
+        """Return text whose prompts are centred and whose reports are whitened."""
         count = len(self.regions)
         parts = ((self.centre_prompts, slice(count)), (self.whiten_reports, slice(count, None)))
-        return torch.cat([c(text[:, p], mask[:, p]) for c, p in parts if c is not None], dim=1)
+        return torch.cat(
+            [
+                norm(text[:, tokens], text_mask[:, tokens])
+                for norm, tokens in parts
+                if norm is not None
+            ],
+            dim=1,
+        )
 
-    def _guiding_text(self, text_mask: Tensor) -> Tensor:
-        """Return which text tokens guide the views: a case's report where it has one.
+    def _guiding_text_mask(self, text_mask: Tensor) -> Tensor:
+        """Return the mask of the text tokens that guide the views: the report, if there is one.
 
-        Prompts are the same for every case; they are read where there is no report, or by guidance
-        that weighs all tokens itself.
+        Prompts are the same for every case. They guide cases without a report, and guidance that
+        weights all tokens itself.
         """
         if self.guidance.reads_prompts:
             return text_mask
@@ -222,14 +227,14 @@ class SemanticFusion(nn.Module):
         Args:
             bottleneck: features of the deepest level.
             semantics: from :meth:`encode`.
-            crop_box: (b, 2, 3) where ``bottleneck`` lies in the brain box; None covers it.
+            crop_box: (b, 2, 3) position of ``bottleneck`` in the brain box; None for the whole box.
         """
         guided = self.guidance.change_bottleneck(
             self.bottleneck,
             bottleneck,
             summary=semantics.summary,
             tokens=semantics.tokens,
-            mask=semantics.mask,
+            mask=semantics.token_mask,
             crop_box=crop_box,
         )
         patches, planes = semantics.patches, semantics.planes
@@ -248,10 +253,10 @@ class SemanticFusion(nn.Module):
         """Return the logits of a head, changed by semantics, (b, r, x, y, z).
 
         Args:
-            features: decoder features (b, c, x, y, z), the head's input.
+            features: decoder features (b, c, x, y, z), the input of the head.
             semantics: from :meth:`encode`.
             head: features -> logits (b, r, x, y, z), such as the decoder's last convolution.
-            crop_box: (b, 2, 3) where ``features`` lie in the brain box; None covers it.
+            crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
         """
         logits, _ = self.attend_with_maps(features, semantics, head, crop_box)
         return logits
@@ -263,14 +268,14 @@ class SemanticFusion(nn.Module):
         head: Callable[[Tensor], Tensor],
         crop_box: Tensor | None = None,
     ) -> tuple[Tensor, RegionMaps | None]:
-        """Do what :meth:`attend` does and return the maps too; None if no region is guided."""
+        """Like :meth:`attend`, but also return the maps; None if no region is guided."""
         if self.condition is not None:
             conditioned = self.condition(features, semantics.summary)
             features = _blend(features, conditioned, semantics.weight)
         if not self.guided:
             return head(features), None
         coarse = features
-        if self.attention_stride > 1:  # once for all regions: its backward pass is expensive
+        if self.attention_stride > 1:  # once for all regions: its backward pass is slow
             coarse = F.avg_pool3d(
                 features, self.attention_stride, ceil_mode=True, count_include_pad=False
             )
@@ -291,6 +296,6 @@ class SemanticFusion(nn.Module):
 
 
 def _blend(plain: Tensor, changed: Tensor, weight: Tensor) -> Tensor:
-    """Go from plain (weight 0, exactly) to changed features (weight 1, exactly)."""
+    """Interpolate from plain (weight 0, exactly) to changed features (weight 1, exactly)."""
     weight = rearrange(weight.to(plain.dtype), "b -> b 1 1 1 1")
     return torch.where(weight > 0, torch.lerp(plain, changed.to(plain.dtype), weight), plain)

@@ -10,9 +10,9 @@ from clipseg3d.blocks.zero_init import zero_init
 class SequentialCrossAttention(nn.Module):
     """Tokens read the voxels, then the voxels read the result; a new block changes nothing.
 
-    Let t be the tokens and z the voxels, projected and with their position in the brain added. Then
-    ``r = LayerNorm(t + MHA(t, z, z))``, and ``W MHA(z, r, r)`` is added to the features; W starts at
-    zero.
+    Let t be the tokens and z the voxels, projected and with their position in the brain added. With
+    ``r = LayerNorm(t + MHA(t, z, z))``, the block adds ``W MHA(z, r, r)`` to the features; W starts
+    at zero.
 
     Args:
         channels: voxel channels c.

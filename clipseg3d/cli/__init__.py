@@ -1,1 +1,1 @@
-"""The command line: arguments in, messages out; one file per command."""
+"""The command line; one file per command."""

@@ -11,28 +11,28 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     check = commands.add_parser(
         "check-data",
-        help="list what a data set holds, and everything that is wrong with it",
+        help="list the cases of a data set, and everything that is wrong with them",
         description="Check every case below ROOT: missing, broken and copied files, grids, labels. "
-        "Prints a line per case and every fault; ends with 1 if there is any.",
+        "Prints one line per case, and every fault. The exit code is 1 if there is any.",
     )
     check.add_argument("root", type=Path, metavar="ROOT", help="folder that holds the cases")
     check.add_argument(
         "--release",
         default="auto",
         metavar="NAME",
-        help="such as brats2020 (default: tell it from case names and labels)",
+        help="release, such as brats2020 (default: detect it from case names and labels)",
     )
     check.add_argument(
         "--reports",
         type=Path,
         metavar="FILE",
-        help="JSON or CSV file of reports (default: CASE_flair_text.txt beside the scans)",
+        help="JSON or CSV file of reports (default: CASE_flair_text.txt in each case)",
     )
     check.add_argument(
         "--encoder",
         metavar="NAME",
-        help="count the tokens of reports, not their words, as this text encoder does: folder, "
-        "Hugging Face hub name, tiny, or tiny-random",
+        help="count tokens of this text encoder in the reports, instead of words: folder, Hugging "
+        "Face hub name, tiny, or tiny-random",
     )
     check.add_argument(
         "--spacing",
@@ -42,19 +42,19 @@ def add_command(commands: Commands) -> None:
         help="voxel size that every case must have (default: 1 mm)",
     )
     check.add_argument(
-        "--unlabelled", action="store_true", help="let cases be without an expert mask"
+        "--unlabelled", action="store_true", help="accept cases without an expert mask"
     )
     check.add_argument(
-        "--allow-missing", action="store_true", help="let cases be without some of the sequences"
+        "--allow-missing", action="store_true", help="accept cases that lack some of the sequences"
     )
     check.add_argument(
         "--voxels",
         action="store_true",
         help="read all voxels, not only headers and masks: NaN, empty and constant sequences, "
-        "masks beside the brain, all copies",
+        "masks outside the brain, all copies",
     )
     check.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write all that was seen to a .json file"
+        "-o", "--output", type=Path, metavar="FILE", help="write all results to this .json file"
     )
     check.set_defaults(command=run)
 
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         from clipseg3d.clip.text_encoder import load_text_encoder
 
         count_tokens = load_text_encoder(arguments.encoder).count_tokens
-    report = check_data(
+    check = check_data(
         arguments.root,
         release,
         reports=arguments.reports,
@@ -86,10 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
         count_tokens=count_tokens,
         num_threads=min(8, os.cpu_count() or 1),
     )
-    say(report.table())
+    say(check.table())
     if not arguments.voxels:
-        say("Of sequences only headers were read; --voxels reads all.")
+        say("Only headers of sequences were read; --voxels reads all of them.")
     if arguments.output is not None:
-        report.save(arguments.output)
+        check.save(arguments.output)
         say(str(arguments.output))
-    return 1 if report.faults else 0
+    return 1 if check.faults else 0

@@ -10,9 +10,10 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     check = commands.add_parser(
         "check-submission",
-        help="check segmentations as a challenge's portal does, before they are handed in",
+        help="check segmentations as a challenge's portal does, before you submit them",
         description="Compare every segmentation in DIR with its case below ROOT: name, labels, "
-        "shape, spacing, origin, orientation. Prints every fault; ends with 1 if there is any.",
+        "shape, spacing, origin, orientation. Prints every fault. The exit code is 1 if there is "
+        "any.",
     )
     check.add_argument("folder", type=Path, metavar="DIR", help="folder of CASE.nii.gz")
     check.add_argument(
@@ -26,7 +27,7 @@ def add_command(commands: Commands) -> None:
         "--release",
         default="auto",
         metavar="NAME",
-        help="such as brats2020 (default: tell it from case names and labels)",
+        help="release, such as brats2020 (default: detect it from case names and labels)",
     )
     check.set_defaults(command=run)
 

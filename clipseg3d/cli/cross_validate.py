@@ -15,19 +15,19 @@ from clipseg3d.cli.terminal import Commands, say
 if TYPE_CHECKING:
     from clipseg3d.metrics.score_table import ScoreTable
 
-OWN = ("data.fold", "ckpt_path", "scores", "checkpoint.dirpath", "trainer.default_root_dir")
-"""Options of a fit that are set here."""
+RESERVED = ("data.fold", "ckpt_path", "scores", "checkpoint.dirpath", "trainer.default_root_dir")
+"""Options of a fit that this command sets."""
 
 
 def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     cross = commands.add_parser(
         "cross-validate",
-        help="train and score all folds of one configuration, or of two to compare",
+        help="train and score all folds of one configuration, or compare two",
         description="Train every fold, score its cases with the best checkpoint, and print mean "
-        "and SD of Dice; of two configurations, also how they differ case by case. Given again "
-        "after an interruption, the same command skips finished folds and goes on with the one "
-        "that was being trained.",
+        "and SD of Dice; for two configurations, also their differences case by case. If it is "
+        "interrupted, run the same command again: it skips finished folds and resumes the one that "
+        "was being trained.",
     )
     cross.add_argument(
         "config", type=Path, nargs="+", metavar="CONFIG", help="YAML file, as for 'clipseg3d fit'"
@@ -38,14 +38,15 @@ def add_command(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="where checkpoints and scores go, DIR/CONFIG/fold_N",
+        help="folder for checkpoints and scores; those of a fold are in DIR/CONFIG/fold_N",
     )
     cross.add_argument(
         "--fit",
         nargs=argparse.REMAINDER,
         default=[],
         metavar="OPTION",
-        help="all that follows goes to every 'clipseg3d fit', such as --data.root BraTS2018",
+        help="everything after it is passed on to every 'clipseg3d fit', such as --data.root "
+        "BraTS2018",
     )
     cross.set_defaults(command=run)
 
@@ -53,7 +54,7 @@ def add_command(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d cross-validate``."""
     configs, options = arguments.config, arguments.fit
-    _check(configs, options)
+    _check_arguments(configs, options)
 
     from clipseg3d.cli.lightning_cli import count_folds
     from clipseg3d.metrics.comparison import difference_table
@@ -64,38 +65,38 @@ def run(arguments: argparse.Namespace) -> int:
     folds = [count_folds(command) for command in commands]
     if len(set(folds)) > 1:
         raise ValueError(
-            f"{configs[0]} has {folds[0]} folds and {configs[1]} has {folds[1]}; compare on the "
+            f"{configs[0]} has {folds[0]} folds and {configs[1]} has {folds[1]}; give both the "
             "same folds"
         )
-    found = []
+    results = []
     for config, name, command in zip(configs, names, commands, strict=True):
         folder = arguments.output / name
-        _begin(folder, config, options)
+        _check_settings(folder, config, options)
         tables = []
         for fold in range(folds[0]):
-            place = folder / f"fold_{fold}"
-            scores = place / "scores.csv"
+            fold_folder = folder / f"fold_{fold}"
+            scores = fold_folder / "scores.csv"
             if scores.is_file():
-                say(f"{name}, fold {fold}: finished before")
+                say(f"{name}, fold {fold}: already finished")
             else:
-                say(f"{name}, fold {fold}: training in {place}")
-                _train(command, place, fold, scores)
+                say(f"{name}, fold {fold}: training in {fold_folder}")
+                _train(command, fold_folder, fold, scores)
             tables.append(ScoreTable.read(scores))
         joined = join_tables(tables)
         with atomic_write(folder / "scores.csv") as tmp:
             tmp.write_text(joined.csv(), encoding="utf-8")
-        found.append(joined)
+        results.append(joined)
         say(f"\n{_summary(name, joined, tables)}\n{folder / 'scores.csv'}\n")
-    if len(found) > 1:
+    if len(results) > 1:
         say(
             f"{names[0]} - {names[1]}: mean, 95 % bootstrap interval, Wilcoxon's p (signed ranks, "
-            f"not corrected for the number of tests)\n{difference_table(*found)}"
+            f"not corrected for the number of tests)\n{difference_table(*results)}"
         )
     return 0
 
 
-def _check(configs: Sequence[Path], options: Sequence[str]) -> None:
-    """Raise an error for what cannot be run."""
+def _check_arguments(configs: Sequence[Path], options: Sequence[str]) -> None:
+    """Refuse arguments that cannot be run."""
     if len(configs) > 2:
         raise ValueError(f"{len(configs)} configurations are given; give one, or two to compare")
     if len({config.stem for config in configs}) < len(configs):
@@ -105,56 +106,56 @@ def _check(configs: Sequence[Path], options: Sequence[str]) -> None:
             raise FileNotFoundError(f"{config}: no such file; give a YAML file as for fit")
     for option in options:
         name = option.removeprefix("--").partition("=")[0]
-        if option.startswith("--") and name in OWN:
-            raise ValueError(f"--{name} is set for every fold; leave it out behind --fit")
+        if option.startswith("--") and name in RESERVED:
+            raise ValueError(f"--{name} is set for every fold; leave it out after --fit")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            "cross-validate starts the processes of its fits itself; run it once, without torchrun "
-            "or srun, or train the folds with 'clipseg3d fit --data.fold'"
+            "cross-validate starts the processes of its fits itself; run it without torchrun or "
+            "srun, or train the folds with 'clipseg3d fit --data.fold'"
         )
 
 
-def _begin(folder: Path, config: Path, options: Sequence[str]) -> None:
-    """Note what all folds are trained with, or compare with what was noted."""
+def _check_settings(folder: Path, config: Path, options: Sequence[str]) -> None:
+    """Store the settings of all folds, or compare them with those stored by an earlier run."""
     settings = {"config": config.read_text(encoding="utf-8"), "options": list(options)}
     path = folder / "settings.json"
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name, value in settings.items() if before[name] != value]
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name, value in settings.items() if stored[name] != value]
         if changed:
             raise ValueError(
                 f"{folder}: begun with another {' and other '.join(changed)}, see {path}; give the "
-                "same, or another --output"
+                "same again, or another --output"
             )
         return
     with atomic_write(path) as tmp:
         tmp.write_text(f"{json.dumps(settings, indent=2)}\n", encoding="utf-8")
 
 
-def _train(command: Sequence[str], place: Path, fold: int, scores: Path) -> None:
-    """Train one fold and score its best checkpoint, or go on with it.
+def _train(command: Sequence[str], folder: Path, fold: int, scores: Path) -> None:
+    """Train one fold, or resume it, and score its best checkpoint.
 
-    A process of its own gives all memory back. If only this one is killed, that one goes on
-    training: it holds a lock, for which the next one waits.
+    The fit runs in a process of its own, so that all its memory is freed. It goes on if only this
+    process is killed. It holds a lock, and the next command waits until the lock is free.
 
     Raises:
-        ValueError: it fails.
+        ValueError: the fit fails.
     """
     import fcntl  # not on Windows
 
-    place.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     options = {
         "data.fold": fold,
-        "trainer.default_root_dir": place,
-        "checkpoint.dirpath": place,
+        "trainer.default_root_dir": folder,
+        "checkpoint.dirpath": folder,
         "ckpt_path": "last",
         "scores": scores,
     }
-    with (place / ".lock").open("w") as lock:
+    with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"{place}: still being trained by an earlier command; waiting for it")
+            say(f"{folder}: still being trained by an earlier command; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         if scores.is_file():
             return
@@ -163,20 +164,20 @@ def _train(command: Sequence[str], place: Path, fold: int, scores: Path) -> None
         )
     if code:
         raise ValueError(
-            f"{place}: the fit ended with code {code}, for the reason above; the same command goes "
-            "on from there"
+            f"{folder}: the fit ended with code {code}, for the reason above; run the same command "
+            "again to resume it"
         )
 
 
 def _call(arguments: Sequence[str], lock: int) -> int:
-    """Run a command of this library in a process that keeps a lock; return its exit code."""
+    """Run a command of this library in a process that inherits a lock; return its exit code."""
     return subprocess.run(
         [sys.executable, "-m", "clipseg3d", *arguments], pass_fds=[lock], check=False
     ).returncode
 
 
 def _summary(name: str, joined: "ScoreTable", tables: Sequence["ScoreTable"]) -> str:
-    """Return mean and SD of Dice, over cases and over folds."""
+    """Return a table of mean and SD of Dice, over cases and over folds."""
     import numpy as np
 
     from clipseg3d.metrics.score_table import ScoreTable
@@ -188,9 +189,9 @@ def _summary(name: str, joined: "ScoreTable", tables: Sequence["ScoreTable"]) ->
         np.stack([table.means() for table in tables]),
     )
     return (
-        f"{name}, mean ± SD over {len(joined.case_ids)} cases, each by the network that was not "
-        f"trained on it:\n{joined.summary()}\n"
+        f"{name}, mean ± SD over {len(joined.case_ids)} cases, each scored with the network that "
+        f"was not trained on it:\n{joined.summary()}\n"
         f"mean ± SD over the means of {len(tables)} folds:\n{folds.summary()}\n"
-        "The best epoch of a fold was chosen by the same cases, so these numbers lean to the good "
-        "side."
+        "The best epoch of a fold was chosen on the same cases, so these scores are biased "
+        "upwards."
     )

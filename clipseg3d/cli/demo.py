@@ -15,15 +15,15 @@ NUM_EPOCHS = 5
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Where the demo's files are, and how well its patient was segmented.
+    """Files of the demo, and Dice of its patient.
 
     Attributes:
         case: folder of the simulated patient: sequences, expert mask, report.
         segmentation: NIfTI labels.
         picture: PNG of sequences, reference and prediction.
-        weights: checkpoint that was trained, or found from an earlier run.
-        report: what the patient's report says.
-        dice: region -> Dice of the patient, who was not trained on.
+        weights: checkpoint, trained now or in an earlier run.
+        report: the patient's report.
+        dice: region -> Dice of the patient, who is not among the training cases.
     """
 
     case: Path
@@ -39,8 +39,9 @@ def add_command(commands: Commands) -> None:
     demo = commands.add_parser(
         "demo",
         help="segment a simulated patient, offline, in a few minutes",
-        description="Simulate patients, train a tiny network on them for a few minutes, "
-        "segment one it has not seen, score it and draw it. Needs no data, no network and no GPU.",
+        description="Simulate patients, train a tiny network on them for a few minutes, segment "
+        "a patient that it was not trained on, and write scores and a picture. Needs no data, no "
+        "internet and no GPU.",
     )
     demo.add_argument(
         "-o",
@@ -63,17 +64,17 @@ def run(arguments: argparse.Namespace) -> int:
         f"\nPatient       {result.case}\nSegmentation  {result.segmentation}\n"
         f"Picture       {result.picture}\nWeights       {result.weights}\n\n"
         "The network was trained on simulated patients for a few minutes: this shows that "
-        "everything runs,\nnot how well it segments real scans. For those, take the weights that "
-        "come with the package:\nclipseg3d segment CASE -o labels --weights tiny"
+        "everything runs,\nnot how well it segments real scans. For real scans, use the weights "
+        "that come with the package:\nclipseg3d segment CASE -o labels --weights tiny"
     )
     return 0
 
 
 def run_demo(out: Path) -> DemoResult:
-    """Segment a simulated patient with a network trained on others for a few minutes.
+    """Segment a simulated patient with a network that is trained on others for a few minutes.
 
     Args:
-        out: folder for everything the demo makes; a checkpoint already there is used again.
+        out: folder for all files; a checkpoint that it holds already is used again.
     """
     import torch
 

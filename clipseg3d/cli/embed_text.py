@@ -11,17 +11,17 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     embed = commands.add_parser(
         "embed-text",
-        help="embed reports once and for all, into a file",
+        help="embed reports in advance, and write them to a file",
         description="Embed the prompts of all regions and the chunks of all reports, and write "
-        "them to a file that TextBank(cache=FILE) reads.",
+        "them to a file for --model.text_cache of 'clipseg3d fit', or TextBank(cache=FILE).",
     )
     embed.add_argument(
         "sources",
         nargs="+",
         type=Path,
         metavar="SOURCE",
-        help="a .txt file with one report, a .json file (case -> report), or a folder to search "
-        "for *_flair_text.txt",
+        help="a .txt file with one report, a .json file (case -> report), or a folder that is "
+        "searched for *_flair_text.txt",
     )
     embed.add_argument(
         "-o",
@@ -73,10 +73,10 @@ def _reports(source: Path) -> list[str]:
         texts = [read_text(source)]
     else:
         raise ValueError(f"{source}: no folder, .txt or .json file; give one that holds reports")
-    found = [text for text in texts if text.strip()]
-    if not found:
+    reports = [text for text in texts if text.strip()]
+    if not reports:
         raise ValueError(
             f"{source}: holds no report; give a .txt file, a .json file (case -> report), or a "
             f"folder with *{REPORT_SUFFIX} files"
         )
-    return found
+    return reports

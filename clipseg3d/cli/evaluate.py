@@ -20,14 +20,14 @@ EMPTY = {
     (False, True): "prediction alone",
     (True, True): "",
 }
-"""Which masks of a region are empty, by whether prediction and reference hold a voxel."""
+"""Whether prediction and reference of a region hold a voxel -> which of them are empty."""
 
 
 def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     evaluate = commands.add_parser(
         "evaluate",
-        help="score segmentations as a BraTS challenge does, and compare them",
+        help="score segmentations as the BraTS challenges do, and compare them",
         description="Score the label maps CASE.nii.gz in PRED against expert masks, region by "
         "region, and print mean and SD over cases. Every reference must have its prediction.",
     )
@@ -47,11 +47,11 @@ def add_command(commands: Commands) -> None:
     evaluate.add_argument(
         "--hd95-method",
         metavar="NAME",
-        help="definition of the HD95: surface (DeepMind), medpy or monai; they differ by up to "
-        "tens of mm (default: the protocol's)",
+        help="implementation that defines the HD95: surface (DeepMind), medpy or monai; they differ "
+        "by up to tens of mm (default: the protocol's)",
     )
     evaluate.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write the scores of PRED to a .csv file"
+        "-o", "--output", type=Path, metavar="FILE", help="write the scores of PRED to this .csv file"
     )
     evaluate.add_argument(
         "--compare",
@@ -59,14 +59,14 @@ def add_command(commands: Commands) -> None:
         type=Path,
         default=[],
         metavar="DIR",
-        help="folders of other segmentations of the same cases; PRED is tested against each, and "
-        "all are ranked",
+        help="folders of other segmentations of the same cases; PRED is compared with each of "
+        "them, and all are ranked",
     )
     evaluate.add_argument(
         "--release",
         metavar="NAME",
-        help="whose labels all files have, such as brats2020 (default: tell it from names and "
-        "labels)",
+        help="release whose labels all files have, such as brats2020 (default: detect it from "
+        "names and labels)",
     )
     evaluate.set_defaults(command=run)
 
@@ -77,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     if output is not None and output.suffix != ".csv":
         raise ValueError(f"{output}: does not end in .csv; rename it")
     folders = [arguments.prediction, *arguments.compare]
-    twice = [str(folder) for folder in folders if folders.count(folder) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]}: given twice; give every folder of segmentations once")
+    repeated = [str(folder) for folder in folders if folders.count(folder) > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]}: given twice; give every folder of segmentations once")
 
     from clipseg3d.data.label_pairs import find_predictions, find_references
     from clipseg3d.metrics.case_scores import CaseScores
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     from clipseg3d.vocabulary import REGIONS
 
     references, release = find_references(arguments.reference, arguments.release)
-    found = [find_predictions(folder, references) for folder in folders]
+    predictions = [find_predictions(folder, references) for folder in folders]
     metric = CaseScores(
         REGIONS,
         protocol=arguments.protocol,
@@ -96,8 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     say(f"{len(references)} cases of {release.name}\n{metric.rules()}")
     tables = []
-    for folder, predictions in zip(folders, found, strict=True):
-        table, empty = _score(predictions, references, release, metric)
+    for folder, paths in zip(folders, predictions, strict=True):
+        table, empty = _score(paths, references, release, metric)
         tables.append(table)
         say(
             f"\n{folder}, mean ± SD over cases, HD95 as {metric.hd95_method}:\n{table.summary()}\n"
@@ -123,7 +123,7 @@ def _score(
     release: "BraTSRelease",
     metric: "CaseScores",
 ) -> tuple["ScoreTable", str]:
-    """Return the scores of one folder, and how many of its masks are empty.
+    """Return the scores of one folder, and a line that counts empty masks.
 
     Raises:
         DataError: files cannot be scored. All faults of all cases are listed.
@@ -144,7 +144,7 @@ def _score(
         except DataError as error:
             faults += error.faults
             continue
-        if faults:  # nothing is scored any more, but every fault is found
+        if faults:  # scores are of no use any more, but the other cases may have faults too
             continue
         metric.update(
             torch.from_numpy(pair.prediction)[None],
@@ -152,8 +152,8 @@ def _score(
             [case_id],
             spacing_mm=pair.spacing_mm,
         )
-        for region, found, true in zip(REGIONS, pair.prediction, pair.reference, strict=True):
-            empty[region, EMPTY[bool(found.any()), bool(true.any())]] += 1
+        for region, predicted, true in zip(REGIONS, pair.prediction, pair.reference, strict=True):
+            empty[region, EMPTY[bool(predicted.any()), bool(true.any())]] += 1
     if faults:
         raise DataError(faults)
     counts = (
@@ -164,7 +164,7 @@ def _score(
 
 
 def _ranking(folders: Sequence[Path], tables: Sequence["ScoreTable"], ranked: Sequence[str]) -> str:
-    """Return the folders by mean rank, the best first."""
+    """Return the folders with their mean ranks, the best one first."""
     import numpy as np
 
     from clipseg3d.metrics.comparison import mean_ranks
@@ -176,5 +176,5 @@ def _ranking(folders: Sequence[Path], tables: Sequence["ScoreTable"], ranked: Se
         np.array([HIGHER_IS_BETTER[score] for score in ranked]),
     )
     lines = sorted(zip(ranks.tolist(), map(str, folders), strict=True))
-    head = f"Mean rank over cases, regions and {', '.join(ranked)}, 1 being best:"
+    head = f"Mean rank over cases, regions and {', '.join(ranked)}, 1 is best:"
     return "\n".join([head, *(f"{rank:.3f}  {folder}" for rank, folder in lines)])

@@ -13,11 +13,11 @@ def add_command(commands: Commands) -> None:
     export = commands.add_parser(
         "export",
         help="turn trained weights into a folder to publish, an ONNX graph or a MONAI bundle",
-        description="Write trained weights in another format. The frozen CLIP is in none of them. "
+        description="Write trained weights in another format. None of them holds the frozen CLIP. "
         "pretrained: a folder for CLIPSeg3D.from_pretrained and the Hugging Face hub, with a model "
         "card to fill in. bundle: a MONAI bundle, for 'python -m monai.bundle run'. onnx and "
-        "torch: the image path of one crop as a graph, with the prompts and one report read "
-        "beforehand; what CLIP sees in the views of a case is an input.",
+        "torch: the image path for one crop as a graph, in which the embeddings of the prompts and "
+        "of one report are stored; CLIP's embeddings of the views are an input.",
     )
     export.add_argument(
         "weights",
@@ -45,7 +45,8 @@ def add_command(commands: Commands) -> None:
     export.add_argument(
         "--clip",
         metavar="NAME|DIR",
-        help="where CLIP is, if not where it was in training; what is written names this one",
+        help="where CLIP is, if not at the place it had in training; the files written name this "
+        "place",
     )
     export.set_defaults(command=run)
 
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d export``."""
     if arguments.text is not None and arguments.format not in GRAPHS:
         raise ValueError(
-            f"--text is read into graphs only, not into --format {arguments.format}; leave it out"
+            f"--text is only for graphs, not for --format {arguments.format}; leave it out"
         )
     report = "" if arguments.text is None else report_text(arguments.text)
 

@@ -10,8 +10,8 @@ def add_command(commands: Commands) -> None:
     commands.add_parser(
         "fit",
         add_help=False,
-        help="train on a data set, as a YAML configuration says (Lightning); with --dry-run, only "
-        "say what that will need",
+        help="train on a data set, as configured in a YAML file (Lightning); with --dry-run, only "
+        "print what this will need",
     )
 
 

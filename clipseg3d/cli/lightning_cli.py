@@ -2,13 +2,11 @@
 
 import json
 import sys
-from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-from pytorch_lightning import Trainer
+from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
@@ -34,37 +32,36 @@ def release_name(data: Any) -> str:
 
 
 def view_selection(network: Any, ablation: str | None) -> Any:
-    """Return the views that a network, by name or as values, is to see."""
+    """Return which views a network needs."""
     return _config(network, ablation).view_selection
 
 
 def is_shuffled(network: Any, ablation: str | None) -> bool:
-    """Return whether a network is to be trained with the reports of other cases."""
+    """Return whether a network is trained with the reports of other cases."""
     return _config(network, ablation).text == "shuffled"
 
 
 def _config(network: Any, ablation: str | None) -> NetworkConfig:
-    """Return the config of what the parser holds: a name, values, or a namespace of them."""
-    values = network.as_dict() if isinstance(network, Namespace) else network
-    if isinstance(values, dict):  # the parser wraps the values of a class, with its name beside
-        values = values.get("init_args", values)
+    """Return the configuration for the parser's value of a network: a preset's name, or values."""
+    if isinstance(network, Namespace):
+        network = network.get("init_args", network).as_dict()
     try:
-        return network_config(values, ablation=ablation)
-    except ValueError:  # the module, built from the same, says what is wrong
+        return network_config(network, ablation=ablation)
+    except ValueError:  # raised again, without words of the parser, when the module is built
         return NetworkConfig()
 
 
 class CLIPSeg3DCLI(LightningCLI):
-    """LightningCLI that keeps data and module in step and the best full-volume checkpoint."""
+    """LightningCLI that links data to module, and keeps the best and the last checkpoints."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Offer what this library's module implements."""
-        every = LightningCLI.subcommands()
-        return {name: every[name] for name in ("fit", "validate", "test")}
+        methods = LightningCLI.subcommands()
+        return {name: methods[name] for name in ("fit", "validate", "test")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Keep data and module in step; keep the best and the last checkpoint."""
+        """Link data to module; add both callbacks for checkpoints, and ``--scores``."""
         parser.link_arguments(
             "data", "model.release", compute_fn=release_name, apply_on="instantiate"
         )
@@ -89,52 +86,46 @@ class CLIPSeg3DCLI(LightningCLI):
         parser.add_argument(
             "--scores",
             type=str | None,
-            help="write Dice of every case to a .csv file; behind fit, of the best checkpoint",
+            help="write the Dice of every case to this .csv file; after fit, those of the best "
+            "checkpoint",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, with presets written out where they are changed.
+        """Parse the command line; to validate and test, a checkpoint overrides its model.
 
-        A checkpoint decides what is validated or tested, but not what is fitted: a fit that is
-        resumed must be given its settings again, and is told where they differ.
+        LightningCLI would also let a checkpoint override the model of a fit, and read files of
+        older formats as they are. So the checkpoint's path is hidden from it until then.
 
         Raises:
             ValueError: the checkpoint cannot be read.
         """
         self.config = parser.parse_args(expand_presets(args))
         command = self.config.subcommand
-        values = self.config[command]
-        # Kept from LightningCLI, which would also let a fit take its settings from there.
-        self._ckpt_path, values.ckpt_path = values.ckpt_path, None
+        self._ckpt_path = self.config[command].pop("ckpt_path")
         if command != "fit" and self._ckpt_path and Path(self._ckpt_path).is_file():
             trained = read_checkpoint_file(Path(self._ckpt_path))["hyper_parameters"]
             self.config = parser.parse_object({command: {"model": trained}}, self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse values of the wrong type in a network: for the parser they are any dict.
-
-        Raises:
-            ValueError: naming the value.
-        """
+        """Put the path of the checkpoint back."""
         self.config[self.subcommand].ckpt_path = self._ckpt_path
-        network = self.config[self.subcommand].model.network
-        if isinstance(network, dict):
-            parser = ArgumentParser(exit_on_error=False)
-            parser.add_class_arguments(NetworkConfig, "network")
-            try:
-                parser.parse_object({"network": network})
-            except ArgumentError as error:
-                raise ValueError(f"model: {' '.join(str(error).split())}") from error
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Have checkpoints written whole, with a manifest that knows the configuration."""
-        trainer = super().instantiate_trainer(**kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless plugins say else
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        manifest = self.trainer_defaults["callbacks"]
+    def after_instantiate_classes(self) -> None:
+        """Write checkpoints atomically, and put the configuration into their manifest."""
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # no plugin was given
+            strategy.checkpoint_io = AtomicCheckpointIO()
         config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
-        manifest.config = config[self.subcommand]
-        return trainer
+        self.trainer_defaults["callbacks"].config = config[self.subcommand]
+
+    def before_fit(self) -> None:
+        """For ``--ckpt_path last``, find the newest intact checkpoint, and go on in its folder."""
+        if self.config_init.fit.ckpt_path != "last":
+            return
+        path = self.config_init.fit.ckpt_path = find_last(self.trainer)
+        for callback in self.trainer.checkpoint_callbacks:
+            if path and isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(path.parent)
 
     def after_fit(self) -> None:
         """Score the best checkpoint, if scores are asked for.
@@ -151,72 +142,44 @@ class CLIPSeg3DCLI(LightningCLI):
                 "lower trainer.check_val_every_n_epoch"
             )
         self.trainer.validate(self.model, self.datamodule, ckpt_path=best, verbose=False)
-        self._write_scores(self.config.fit.scores)
+        self.after_validate()
 
     def after_validate(self) -> None:
-        """Write scores, if they are asked for."""
-        self._write_scores(self.config.validate.scores)
-
-    def after_test(self) -> None:
-        """Write scores, if they are asked for."""
-        self._write_scores(self.config.test.scores)
-
-    def _write_scores(self, path: str | None) -> None:
-        """Write Dice of every case as a CSV table."""
+        """Write the Dice of every case as a CSV table, if scores are asked for."""
+        path = self.config[self.subcommand].scores
         if path is not None and self.trainer.is_global_zero:
             with atomic_write(Path(path)) as tmp:
                 tmp.write_text(self.model.scores.csv(), encoding="utf-8")
 
-    def before_fit(self) -> None:
-        """Find the newest checkpoint that is whole, if asked for, and resume in its folder."""
-        if self.config_init.fit.ckpt_path != "last":
-            return
-        path = self.config_init.fit.ckpt_path = find_last(self.trainer)
-        for callback in self.trainer.checkpoint_callbacks:
-            if path and isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(path.parent)
+    after_test = after_validate
 
 
-class DryRunCLI(CLIPSeg3DCLI):
-    """The same, but ``fit`` says what it would need, and trains and writes nothing."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Know the switch that has led here."""
-        super().add_arguments_to_parser(parser)
-        parser.add_argument(DRY_RUN, action="store_true")
+class SetupCLI(CLIPSeg3DCLI):
+    """The same, but ``fit`` only builds module, data and trainer."""
 
     def fit(self, **_: Any) -> None:
-        """Print what a fit will need.
-
-        Raises:
-            ValueError: the fit would fail.
-        """
-        found = dry_run(self.model, self.datamodule, self.trainer)
-        sys.stdout.write(f"{found}\n")
-        if found.faults:
-            raise ValueError(f"this fit would fail: {len(found.faults)} faults, listed above")
+        """Train nothing."""
 
     def after_fit(self) -> None:
-        """Score nothing: nothing was trained."""
-
-
-class SurveyCLI(DryRunCLI):
-    """The same, but ``fit`` only keeps how many folds there are."""
-
-    folds: int
-
-    def fit(self, **_: Any) -> None:
-        """Count the folds."""
-        self.folds = self.datamodule.count_folds()
+        """Score nothing."""
 
 
 def run_lightning(arguments: Sequence[str]) -> None:
     """Run one LightningCLI command, such as ``["fit", "--config", "tiny.yaml"]``.
 
-    ``--dry-run`` anywhere behind ``fit`` says what the fit will need instead.
+    With ``--dry-run`` anywhere after ``fit``, only print what the fit will need.
+
+    Raises:
+        ValueError: the dry run has found faults.
     """
-    dry = arguments[0] == "fit" and DRY_RUN in arguments
-    _run(DryRunCLI if dry else CLIPSeg3DCLI, arguments)
+    if arguments[0] != "fit" or DRY_RUN not in arguments:
+        _run(CLIPSeg3DCLI, arguments)
+        return
+    cli = _run(SetupCLI, [argument for argument in arguments if argument != DRY_RUN])
+    result = dry_run(cli.model, cli.datamodule, cli.trainer)
+    sys.stdout.write(f"{result}\n")
+    if result.faults:
+        raise ValueError(f"this fit would fail: {len(result.faults)} faults, listed above")
 
 
 def count_folds(arguments: Sequence[str]) -> int:
@@ -228,11 +191,11 @@ def count_folds(arguments: Sequence[str]) -> int:
     Raises:
         ValueError: the fit cannot be set up.
     """
-    found: SurveyCLI = _run(SurveyCLI, arguments)
-    return found.folds
+    count: int = _run(SetupCLI, arguments).datamodule.count_folds()
+    return count
 
 
-def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> Any:
+def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> CLIPSeg3DCLI:
     """Build and run one command."""
     return kind(
         CLIPSeg3DModule,
@@ -240,7 +203,7 @@ def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> Any:
         subclass_mode_data=True,
         seed_everything_default=0,
         trainer_defaults={"callbacks": RunManifest()},
-        save_config_kwargs={"overwrite": True},  # a fit that goes on writes it again
+        save_config_kwargs={"overwrite": True},  # a resumed fit writes it again
         args=list(arguments),
         auto_configure_optimizers=False,
         parser_kwargs={"prog": "clipseg3d"},

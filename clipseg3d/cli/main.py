@@ -1,4 +1,4 @@
-"""The entry point: picks a command, and turns errors of this library into one message."""
+"""The entry point: runs a command, and prints errors of this library as one message."""
 
 import argparse
 import sys
@@ -22,7 +22,7 @@ from clipseg3d.cli import (
 from clipseg3d.cli.terminal import raised_here, say
 
 LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test}
-"""Commands whose options LightningCLI reads."""
+"""Commands whose options LightningCLI parses."""
 COMMANDS = (
     *(demo, segment, fit, validate, test, cross_validate, evaluate, tune_postprocessing, export),
     *(check_data, check_submission, phantom, embed_text),
@@ -33,8 +33,8 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    Errors that this library raises on purpose end in one message on stderr; any other error
-    keeps its traceback, since it is a defect.
+    Errors that this library raises on purpose are printed on stderr as one message. Any other
+    error keeps its traceback, since it is a defect.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return LIGHTNING_COMMANDS[argv[0]].run(argv)
         arguments = _parser().parse_args(argv)
         code: int = arguments.command(arguments)
-    except (ValueError, OSError, ImportError) as error:  # ImportError: of an extra
+    except (ValueError, OSError, ImportError) as error:  # ImportError: an extra is not installed
         if not raised_here(error):
             raise
         say(f"clipseg3d: {error}", stream=sys.stderr)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Return the parser of everything that is not Lightning's."""
+    """Return the parser of all commands but Lightning's, and of the main help."""
     parser = argparse.ArgumentParser(
         prog="clipseg3d",
         description="Text-guided 3D segmentation of brain tumours in four MRI sequences.",

@@ -12,19 +12,19 @@ def add_command(commands: Commands) -> None:
         "phantom",
         help="write simulated patients in BraTS layout",
         description="Write simulated patients (four sequences, expert mask, true report) as "
-        "OUT/Phantom_00000, ... Those already there stay.",
+        "OUT/Phantom_00000 and so on. Patients that exist already are kept.",
     )
     phantom.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the patients"
     )
     phantom.add_argument(
-        "-n", "--number", type=int, default=1, metavar="N", help="patients (default: %(default)s)"
+        "-n", "--number", type=int, default=1, metavar="N", help="how many (default: %(default)s)"
     )
     phantom.add_argument(
         "--spacing", type=float, default=1.0, metavar="MM", help="voxel size (default: 1 mm)"
     )
     phantom.add_argument(
-        "--seed", type=int, default=0, metavar="K", help="of the first patient (default: 0)"
+        "--seed", type=int, default=0, metavar="K", help="seed of the first patient (default: 0)"
     )
     phantom.set_defaults(command=run)
 

@@ -1,4 +1,4 @@
-"""Presets of networks on the command line: a switch changes one value and keeps the others.
+"""Presets of networks on the command line, with single values changed.
 
 ``--model.network tiny --model.network.cbam false`` is the preset ``tiny`` without CBAM.
 """
@@ -22,8 +22,8 @@ _KEYS = {NETWORK: "network", PLAN: "plan"}
 def expand_presets(arguments: Sequence[str]) -> list[str]:
     """Insert the values of a preset before the first option that changes one of them.
 
-    The parser would take all other values from NetworkConfig, since it knows only the preset's
-    name, and the training plan of that name would be lost.
+    Without them, the parser would take all other values from the defaults of NetworkConfig, since
+    it does not know the preset, and the training plan of that name would be lost.
 
     Args:
         arguments: of a command; the preset is named among them or in a configuration file.
@@ -31,18 +31,18 @@ def expand_presets(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: there is no such preset.
     """
-    switches = [each.startswith(f"{NETWORK}.") for each in arguments]
-    index = switches.index(True) if any(switches) else 0
+    changes = [argument.startswith(f"{NETWORK}.") for argument in arguments]
+    index = changes.index(True) if any(changes) else 0
     model: dict[str, Any] = {}
     for option, value in pairwise(
-        word for each in arguments[:index] for word in each.split("=", 1)
+        word for argument in arguments[:index] for word in argument.split("=", 1)
     ):
         if option in (NETWORK, PLAN):
             model[option] = _parse_yaml(value)
         elif option in ("-c", "--config"):
             model |= _network_and_plan(Path(value))
     name = model.get(NETWORK)
-    if not isinstance(name, str):  # values, or nothing
+    if not isinstance(name, str):  # it is given as values, or not at all
         return list(arguments)
     values = [f"{NETWORK}={json.dumps(asdict(network_config(name)))}"]
     if model.get(PLAN) is None and name in PLANS:
@@ -51,7 +51,7 @@ def expand_presets(arguments: Sequence[str]) -> list[str]:
 
 
 def _parse_yaml(text: str) -> Any:
-    """Return what an argument says; what is no YAML can only be a name, which is then unknown."""
+    """Return the value of an argument; text that is not YAML is taken as a preset's name."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -59,7 +59,7 @@ def _parse_yaml(text: str) -> Any:
 
 
 def _network_and_plan(path: Path) -> dict[str, Any]:
-    """Return network and plan of a configuration file; the parser says what is wrong with it."""
+    """Return network and plan of a configuration file; the parser reports what is wrong in it."""
     try:
         model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
         return {option: model[key] for option, key in _KEYS.items() if key in model}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clipseg3d.inference.predictor import Predictor
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
 
 
 def add_command(commands: Commands) -> None:
@@ -28,9 +28,9 @@ def add_command(commands: Commands) -> None:
         "segment",
         help="segment patients into label files",
         description="Segment cases. Give case folders named as in BraTS, or the four files of one "
-        "case. Labels are written as OUT/CASE.nii.gz in the grid and header of the scan. Cases "
-        "whose files are all there are skipped; one that fails does not stop the others, and the "
-        "command ends with 1.",
+        "case. Labels are written as OUT/CASE.nii.gz, with the grid and the header of the scan. "
+        "Cases whose output files all exist are skipped. A case that fails does not stop the "
+        "others, but the exit code is 1.",
     )
     segment.add_argument(
         "cases", nargs="*", type=Path, metavar="CASE", help="folder of one case, or of many"
@@ -49,42 +49,42 @@ def add_command(commands: Commands) -> None:
         metavar="WEIGHTS",
         help="checkpoint written by 'clipseg3d fit' or 'clipseg3d demo', a folder written by "
         "'clipseg3d export', the name of weights that come with clipseg3d, or a Hugging Face hub "
-        "id; repeat the option for an ensemble, such as one of all folds",
+        "id; give the option several times for an ensemble, such as one of all folds",
     )
     segment.add_argument(
         "--text",
         metavar="FILE|STR",
         help="report of the case: a .txt file, or the text itself (default: CASE_flair_text.txt "
-        "beside the scan, if there is one)",
+        "in its folder, if there is one)",
     )
     segment.add_argument(
-        "--tta", action="store_true", help="average over 8 mirrorings, at 8 times the cost"
+        "--tta", action="store_true", help="average over 8 mirrorings, which takes 8 times as long"
     )
     segment.add_argument(
         "--probabilities",
         action="store_true",
-        help="write the probability of each region to OUT/probabilities too",
+        help="also write the probability of each region to OUT/probabilities",
     )
     segment.add_argument(
         "--uncertainty",
         action="store_true",
-        help="write the entropy, and the variance of an ensemble or of --tta, to OUT/uncertainty "
-        "too",
+        help="also write the entropy, and the variance of an ensemble or of --tta, to "
+        "OUT/uncertainty",
     )
     segment.add_argument(
-        "--html", action="store_true", help="write a page of each case to OUT/CASE.html too"
+        "--html", action="store_true", help="also write a case page for each case to OUT/CASE.html"
     )
     segment.add_argument(
         "--postprocessing",
         type=Path,
         metavar="FILE",
-        help="apply the rules that 'clipseg3d tune-postprocessing' learned",
+        help="apply the rules that 'clipseg3d tune-postprocessing' wrote",
     )
     segment.add_argument(
-        "--overwrite", action="store_true", help="segment cases again that are finished"
+        "--overwrite", action="store_true", help="segment finished cases again"
     )
     segment.add_argument(
-        "--clip", metavar="NAME|DIR", help="where CLIP is, if not where it was in training"
+        "--clip", metavar="NAME|DIR", help="where CLIP is, if not at the place it had in training"
     )
     segment.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     segment.set_defaults(command=run)
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "give either case folders, or one case as --t1 FILE --t1ce FILE --t2 FILE --flair FILE"
         )
-    for folder in arguments.cases:  # known before ten seconds of loading
+    for folder in arguments.cases:  # before ten seconds of loading
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; give that of a case, or of many")
 
@@ -115,16 +115,19 @@ def run(arguments: argparse.Namespace) -> int:
         tta=arguments.tta,
         postprocessing=rules,
     )
-    cases, faults = _find(arguments, predictor)
+    cases, faults = _find_cases(arguments, predictor)
     names = [case.case_id for case in cases]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{twice[0]} is given more than once; labels are named by case")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(
+            f"{repeated[0]} is given more than once, but there is one label file for each name; "
+            "leave one case out"
+        )
     if text is not None and len(cases) > 1:
-        raise ValueError(f"--text is about one case, but {len(cases)} are given; run them apart")
+        raise ValueError(f"--text is for one case, but {len(cases)} are given; run one at a time")
     for fault in faults:
         say(f"clipseg3d: {fault}", stream=sys.stderr)
-    failed, finished, done = bool(faults), 0, 0
+    failed, num_skipped, num_written = bool(faults), 0, 0
     try:
         for result in segment_cases(
             predictor,
@@ -136,37 +139,37 @@ def run(arguments: argparse.Namespace) -> int:
             html=arguments.html,
             overwrite=arguments.overwrite,
         ):
-            done += result.status == "written"
-            finished += result.status == "finished"
-            with tqdm.external_write_mode():  # the bar makes room
+            num_written += result.status == "written"
+            num_skipped += result.status == "finished"
+            with tqdm.external_write_mode():  # removes the progress bar meanwhile
                 if result.status == "written":
                     say(str(result.files[0]))
                 elif result.error is not None:
                     failed = True
-                    _tell(result.case.case_id, result.error)
+                    _print_error(result.case.case_id, result.error)
     except KeyboardInterrupt:
         say(
-            f"clipseg3d: interrupted after {done} cases, which are whole; the same command goes on "
-            "with the others",
+            f"clipseg3d: interrupted after {num_written} cases, whose files are complete; run the "
+            "same command again for the others",
             stream=sys.stderr,
         )
         return INTERRUPTED
-    if finished:
+    if num_skipped:
         say(
-            f"Skipped {finished} finished cases, whatever they were made with; --overwrite redoes "
-            "them",
+            f"Skipped {num_skipped} finished cases, whatever weights and options they were made "
+            "with; --overwrite segments them again",
             stream=sys.stderr,
         )
     return 1 if failed else 0
 
 
 def _files(arguments: argparse.Namespace) -> dict[str, Path]:
-    """Return the files of a single case that are given, by sequence."""
+    """Return the files given for a single case, by sequence."""
     return {name: getattr(arguments, name) for name in SEQUENCES if getattr(arguments, name)}
 
 
-def _find(arguments: argparse.Namespace, predictor: "Predictor") -> tuple[list["Case"], list[str]]:
-    """Return the cases to segment, and the faults of others and of files of no case."""
+def _find_cases(arguments: argparse.Namespace, predictor: "Predictor") -> tuple[list["Case"], list[str]]:
+    """Return the cases to segment, and the faults of other cases and of other files."""
     from clipseg3d.data.cases import case_from_files, faults_by_case, index_cases
 
     files = _files(arguments)
@@ -174,20 +177,20 @@ def _find(arguments: argparse.Namespace, predictor: "Predictor") -> tuple[list["
         return [case_from_files(files, allow_missing=predictor.allow_missing)], []
     usable, faults = [], []
     for folder in arguments.cases:
-        # what is missing or of another voxel size is for the predictor to judge
-        cases, found = index_cases(
+        # The predictor checks voxel size and missing sequences.
+        cases, folder_faults = index_cases(
             folder, predictor.release, require_label=False, allow_missing=True
         )
         if not cases:
-            raise FileNotFoundError("\n".join(found))
-        owned, _ = faults_by_case(cases, found)
-        usable += [case for case, own in zip(cases, owned, strict=True) if not own]
-        faults += found
+            raise FileNotFoundError("\n".join(folder_faults))
+        case_faults, _ = faults_by_case(cases, folder_faults)
+        usable += [case for case, own in zip(cases, case_faults, strict=True) if not own]
+        faults += folder_faults
     return usable, faults
 
 
-def _tell(case_id: str, error: Exception) -> None:
-    """Say why a case failed; a defect shows its traceback."""
+def _print_error(case_id: str, error: Exception) -> None:
+    """Print why a case failed; of a defect, also the traceback."""
     reason = str(error).removeprefix(f"{case_id}: ")
     say(f"clipseg3d: {case_id} failed: {reason}", stream=sys.stderr)
     if not raised_here(error):

@@ -10,23 +10,23 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     tune = commands.add_parser(
         "tune-postprocessing",
-        help="learn from validation cases which small parts to remove, and which holes to fill",
+        help="learn from validation cases which small components to remove and which holes to fill",
         description="Choose the threshold of every rule of post-processing by mean Dice over "
-        "segmented cases with expert masks, for 'clipseg3d segment --postprocessing FILE'. Use "
-        "cases that the weights were not trained on.",
+        "segmented cases with expert masks. The rules are written to a file for 'clipseg3d segment "
+        "--postprocessing FILE'. Use cases that the weights were not trained on.",
     )
     tune.add_argument(
         "predictions",
         type=Path,
         metavar="PREDICTIONS",
-        help="folder of CASE.nii.gz, segmented without rules",
+        help="folder of CASE.nii.gz, segmented without post-processing",
     )
     tune.add_argument(
         "references",
         type=Path,
         metavar="REFERENCES",
-        help="folder of the cases with expert masks, or of masks CASE.nii.gz; those not segmented "
-        "are passed over",
+        help="folder of the cases with expert masks, or of masks CASE.nii.gz; cases without a "
+        "segmentation are ignored",
     )
     tune.add_argument(
         "-o",
@@ -34,13 +34,13 @@ def add_command(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="a .json file for the rules",
+        help=".json file for the rules",
     )
     tune.add_argument(
         "--release",
         default="auto",
         metavar="NAME",
-        help="such as brats2020 (default: tell it from case names and labels)",
+        help="release, such as brats2020 (default: detect it from case names and labels)",
     )
     tune.set_defaults(command=run)
 

@@ -10,7 +10,7 @@ def add_command(commands: Commands) -> None:
     commands.add_parser(
         "validate",
         add_help=False,
-        help="score a checkpoint on the validation fold (Lightning)",
+        help="score a checkpoint on the cases of the validation fold (Lightning)",
     )
 
 

@@ -1,4 +1,4 @@
-"""CLIP behind one protocol: any Hugging Face CLIPModel, or a tiny one, trained or random."""
+"""CLIP encoders: any CLIPModel of Hugging Face, or a tiny one, trained or random."""
 
 import json
 import tempfile
@@ -25,7 +25,7 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class TextEncoder(Protocol):
-    """What the library asks of a reader of texts, and a name for it to be remembered by."""
+    """An encoder of texts, as the library uses it; its name is saved with trained networks."""
 
     name: str
 
@@ -35,36 +35,36 @@ class TextEncoder(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """Longest text the encoder reads, in tokens, start and end included."""
+        """Longest text that the encoder reads, in tokens, start and end included."""
 
     def count_tokens(self, text: str) -> int:
         """Return the length of a text in tokens, start and end included."""
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Turn n texts into unit vectors (n, e)."""
+        """Embed n texts as unit vectors (n, e)."""
 
     def fingerprint(self) -> str:
         """Return a hash of the weights."""
 
 
 class ClipEncoder(TextEncoder, Protocol):
-    """What the library asks of CLIP: a reader of texts that sees images in the same space."""
+    """A CLIP, as the library uses it: texts and images are embedded in one space."""
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Turn RGB images (n, 3, h, w) in [0, 1] into unit vectors (n, e)."""
+        """Embed RGB images (n, 3, h, w) in [0, 1] as unit vectors (n, e)."""
 
     def encode_patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return :meth:`encode_image`'s vectors (n, e), and those of patches (n, g, g, e)."""
+        """Return unit vectors of images (n, e) and of their patches (n, g, g, e)."""
 
 
 class HuggingFaceCLIP(FrozenEncoder):
     """A frozen CLIPModel of transformers.
 
-    Its weights never enter a ``state_dict``: checkpoints keep its name and fingerprint instead.
-    It stays in evaluation mode, whatever mode the network around it is in.
+    Its weights are never in a ``state_dict``: checkpoints keep its name and fingerprint instead.
+    It stays in evaluation mode, whatever the mode of the network around it.
 
     Args:
-        model: both towers.
+        model: with both towers.
         tokenizer: of the same CLIP.
         name: folder or hub name it was loaded from.
     """
@@ -92,8 +92,8 @@ class HuggingFaceCLIP(FrozenEncoder):
             local_files_only: use a folder or the Hugging Face cache, and no network.
 
         Raises:
-            FileNotFoundError: the name is a path to no folder.
-            ValueError: the folder lacks weights or a tokenizer, or they are not a complete CLIP.
+            FileNotFoundError: the name is a path, and there is no such folder.
+            ValueError: the folder lacks weights or a tokenizer, or they are no complete CLIP.
             OSError: the hub has no such model, or it cannot be reached and no copy is cached.
         """
         (model, report), tokenizer = read_pretrained(
@@ -111,9 +111,9 @@ class HuggingFaceCLIP(FrozenEncoder):
 
     @classmethod
     def tiny_random(cls, *, seed: int = 0) -> "HuggingFaceCLIP":
-        """Build a small CLIP whose weights are random: it knows nothing, and says so.
+        """Build a small CLIP with random weights, and warn that its embeddings have no meaning.
 
-        For demos, tests and machines without network. Equal seeds give equal weights.
+        For demos, tests and machines without a network. Equal seeds give equal weights.
         """
         warnings.warn(
             "the weights of the tiny CLIP are random: its views and texts carry no meaning; "
@@ -122,7 +122,7 @@ class HuggingFaceCLIP(FrozenEncoder):
         )
         tokenizer = _byte_tokenizer()
         width = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-        ends = {
+        special_tokens = {
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.eos_token_id,
@@ -130,7 +130,7 @@ class HuggingFaceCLIP(FrozenEncoder):
         config = CLIPConfig(
             text_config={
                 **width,
-                **ends,
+                **special_tokens,
                 "num_attention_heads": 4,
                 "vocab_size": len(tokenizer),
                 "max_position_embeddings": 256,
@@ -144,29 +144,29 @@ class HuggingFaceCLIP(FrozenEncoder):
         return cls(model, tokenizer, name=TINY_RANDOM)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Turn RGB images (n, 3, h, w) in [0, 1] into unit vectors (n, e) float32.
+        """Embed RGB images (n, 3, h, w) in [0, 1] as unit vectors (n, e) float32.
 
-        Images are resized to what the tower takes and normalised as OpenAI's CLIP was. Gradients
-        reach images that require them; CLIP itself gets none.
+        Images are resized to the tower's image size, and normalised as for OpenAI's CLIP.
+        Gradients reach images that require them; CLIP itself gets none.
         """
-        return self._see(images)[0]
+        return self._run_image_tower(images)[0]
 
     def encode_patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what CLIP sees in whole images and in each patch, from one pass of the tower.
+        """Embed whole images and each of their patches, in one pass of the image tower.
 
-        A patch token takes the way of the class token: last layer norm, projection, unit norm.
-        CLIP was not trained to align patches with texts, so they do so only in part.
+        A patch token is treated as the class token is: last layer norm, projection, unit norm.
+        CLIP was not trained to align patches with texts, so they are aligned only in part.
 
         Args:
             images: as for :meth:`encode_image`, (n, 3, h, w).
 
         Returns:
-            :meth:`encode_image`'s unit vectors (n, e), and those of the patches (n, g, g, e):
-            rows run along h, columns along w.
+            Unit vectors of the images (n, e), equal to those of :meth:`encode_image`, and of the
+            patches (n, g, g, e): rows run along h, columns along w.
 
-        Source: Zhou et al., ECCV 2022, arXiv 2112.01071. Differs: the last attention is kept.
+        Source: Zhou et al., ECCV 2022, arXiv 2112.01071. Differs: the last attention layer is kept.
         """
-        vectors, hidden = self._see(images)
+        vectors, hidden = self._run_image_tower(images)
         tower = self.frozen_model.config.vision_config
         rows = tower.image_size // tower.patch_size
         grid = rearrange(hidden[:, 1:], "n (h w) c -> n h w c", h=rows)
@@ -176,7 +176,7 @@ class HuggingFaceCLIP(FrozenEncoder):
             )
             return vectors, F.normalize(patches, dim=-1)
 
-    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _run_image_tower(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit vectors (n, e), and the tower's last hidden states (n, 1 + g g, c)."""
         with (
             torch.autocast(images.device.type, enabled=False),
@@ -186,33 +186,33 @@ class HuggingFaceCLIP(FrozenEncoder):
             images = F.interpolate(
                 images.float(), size=(side, side), mode="bicubic", antialias=True
             ).clamp(0, 1)
-            seen = self.frozen_model.vision_model(
+            output = self.frozen_model.vision_model(
                 pixel_values=(images - self.mean) / self.std, return_dict=True
             )
-            vectors = self.frozen_model.visual_projection(seen.pooler_output)
-            return F.normalize(vectors, dim=-1), seen.last_hidden_state
+            vectors = self.frozen_model.visual_projection(output.pooler_output)
+            return F.normalize(vectors, dim=-1), output.last_hidden_state
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Turn n texts into unit vectors (n, e) float32; what exceeds max_tokens is cut off."""
+        """Embed n texts as unit vectors (n, e) float32; tokens beyond max_tokens are cut off."""
         tokens = self._tokens(texts)
         with torch.autocast(self.frozen_model.device.type, enabled=False):
             features = self.frozen_model.get_text_features(
                 input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
             )
-            return F.normalize(_tensor(features), dim=-1)
+            return F.normalize(_pooled(features), dim=-1)
 
 
 def load_encoder(name: str, *, local_files_only: bool = False) -> HuggingFaceCLIP:
     """Return the CLIP of that name: ``tiny``, ``tiny-random``, a local folder, or a hub name.
 
     ``tiny`` comes with the package. ``examples/train_tiny_clip.py`` trained it on slices of
-    simulated and some real brains with their reports; of other images it knows nothing. With
-    ``local_files_only``, a hub name is looked for in the cache alone.
+    simulated and some real brains with their reports; its embeddings of other images mean nothing.
+    With ``local_files_only``, a hub name is looked up in the cache only.
 
     Raises:
-        ValueError: ``tiny`` is a folder here, too.
-        FileNotFoundError, ValueError, OSError: as :meth:`HuggingFaceCLIP.from_pretrained`.
+        ValueError: the name is ``tiny``, and the working folder also has a CLIP of that name.
+        FileNotFoundError, ValueError, OSError: as for :meth:`HuggingFaceCLIP.from_pretrained`.
 
     Example:
         >>> clip = load_encoder("tiny")
@@ -234,14 +234,14 @@ def load_encoder(name: str, *, local_files_only: bool = False) -> HuggingFaceCLI
     return HuggingFaceCLIP.from_pretrained(name, local_files_only=local_files_only)
 
 
-def _tensor(features: Any) -> Tensor:
-    """Return the features: transformers 4 gives a tensor, 5 an output object around it."""
-    tensor: Tensor = features if isinstance(features, Tensor) else features.pooler_output
-    return tensor
+def _pooled(features: Any) -> Tensor:
+    """Return pooled features: transformers 4 gives them as a tensor, 5 in an output object."""
+    pooled: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return pooled
 
 
 def _byte_tokenizer() -> CLIPTokenizer:
-    """Return a CLIP tokenizer with one token per byte; needs no vocabulary file."""
+    """Return a CLIP tokenizer with one token per byte; it needs no vocabulary file."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     symbols = sorted(ByteLevel.alphabet())

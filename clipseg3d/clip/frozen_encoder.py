@@ -1,4 +1,4 @@
-"""What every frozen Hugging Face encoder shares: loading, hashing, and staying as it is."""
+"""What all frozen encoders of Hugging Face share: loading, hashing, and staying unchanged."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -18,18 +18,18 @@ _VOCABULARY_FILES = (
 class FrozenEncoder(nn.Module):
     """A pretrained model that is used and never trained.
 
-    Its weights are float32 and never enter a ``state_dict``: checkpoints keep its name and
-    fingerprint instead. It stays in evaluation mode, whatever mode the network around it is in.
+    Its weights are float32 and never in a ``state_dict``: checkpoints keep its name and
+    fingerprint instead. It stays in evaluation mode, whatever the mode of the network around it.
 
     Args:
         model: of transformers.
-        tokenizer: that goes with it.
+        tokenizer: of that model.
         name: folder or hub name it was loaded from.
         embed_dim: number of embedding channels e.
         max_tokens: longest text it reads, in tokens, start and end included.
 
     Attributes:
-        frozen: True: of the same image or text, always the same.
+        frozen: True: the same image or text always has the same embedding.
     """
 
     frozen = True
@@ -41,7 +41,7 @@ class FrozenEncoder(nn.Module):
         self.name = name
         self.embed_dim = embed_dim
         self.max_tokens = max_tokens
-        # transformers 5 keeps half-precision weights as they are, which the CPU reads poorly
+        # transformers 5 keeps weights in half precision, which is slow and inexact on a CPU
         self.frozen_model = model.float().requires_grad_(False)
         self.tokenizer = tokenizer
         self._fingerprint: str | None = None
@@ -55,8 +55,8 @@ class FrozenEncoder(nn.Module):
     def fingerprint(self) -> str:
         """Return the SHA-256 of the weights, as hexadecimal digits; computed once.
 
-        Weights of a BERT pooler do not count: no embedding depends on them, and where a file
-        lacks them they are random.
+        Weights of a BERT pooler are left out: no embedding depends on them, and they are random
+        where a file lacks them.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
@@ -72,20 +72,20 @@ class FrozenEncoder(nn.Module):
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Go to devices, but stay in float32: rounded weights would have another fingerprint."""
+        """Move to other devices, but stay in float32: rounding would change the fingerprint."""
 
-        def keep(weight: Tensor) -> Tensor:
+        def keep_dtype(weight: Tensor) -> Tensor:
             changed = fn(weight)
             return changed if changed.dtype == weight.dtype else weight.to(changed.device)
 
-        return super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
-        """Return nothing of its own: pretrained weights live outside checkpoints."""
+        """Add nothing: checkpoints do not hold pretrained weights."""
         return {} if destination is None else destination
 
     def _tokens(self, texts: Sequence[str]) -> Any:
-        """Return the token batch of n texts; what exceeds max_tokens is cut off."""
+        """Return n texts as one batch of tokens; those beyond max_tokens are cut off."""
         return self.tokenizer(
             list(texts),
             padding=True,
@@ -96,20 +96,20 @@ class FrozenEncoder(nn.Module):
 
 
 def is_pooler(name: str) -> bool:
-    """Say whether a weight belongs to the pooler of a BERT, which nothing here reads."""
+    """Say whether a weight belongs to the pooler of a BERT, which is not used here."""
     return "pooler" in name.split(".")
 
 
 def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read:
-    """Read from a local folder or the Hugging Face hub; say what is wrong where it fails.
+    """Read from a local folder or the Hugging Face hub; errors name the cause and the cure.
 
     Args:
         name: folder or hub name.
-        kind: what is to be read, such as ``CLIPModel``, for messages.
-        read: takes the folder or hub name.
+        kind: what is read, such as ``CLIPModel``, for messages.
+        read: reads it; takes the folder or hub name.
 
     Raises:
-        FileNotFoundError: the name is a path to no folder.
+        FileNotFoundError: the name is a path, and there is no such folder.
         ValueError: the folder lacks weights or a tokenizer, or they cannot be read.
         OSError: the hub has no such model, or it cannot be reached and no copy is cached.
     """
@@ -120,7 +120,7 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
         raise FileNotFoundError(f"{name}: no such folder; give a folder with a saved {kind}")
     try:
         return read(str(folder) if folder.is_dir() else name)
-    except Exception as error:  # broken files raise whatever their readers raise
+    except Exception as error:  # readers raise errors of any kind on damaged files
         if folder.is_dir():
             raise ValueError(
                 f"{name}: not a readable {kind} ({error}); save or copy it again"
@@ -135,11 +135,11 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
 
 
 def check_complete(name: str, kind: str, missing: Sequence[str], tokenizer: Any) -> None:
-    """Refuse what transformers loads without a word: random weights, an empty vocabulary.
+    """Check what transformers does not: that no weight is random and the vocabulary not empty.
 
     Args:
         name: folder or hub name it was read from.
-        kind: what it should be, for messages.
+        kind: what was read, for messages.
         missing: weights that the files lack.
         tokenizer: as loaded.
 
@@ -159,7 +159,7 @@ def check_complete(name: str, kind: str, missing: Sequence[str], tokenizer: Any)
 
 
 def _check_folder(folder: Path, kind: str) -> None:
-    """Raise a ValueError if a folder cannot hold a saved model with tokenizer."""
+    """Raise a ValueError if a folder lacks a file that every saved model has."""
     names = {path.name for path in folder.iterdir()}
     if "config.json" not in names:
         raise ValueError(f"{folder}: holds no config.json; save a {kind} with save_pretrained")
@@ -176,7 +176,7 @@ def _check_folder(folder: Path, kind: str) -> None:
 
 
 def _accept_absent_weights(module: nn.Module, incompatible: Any) -> None:
-    """Let strict loading pass without the frozen weights, which no checkpoint holds."""
+    """Let strict loading accept that checkpoints hold no frozen weights."""
     incompatible.missing_keys[:] = [
         key for key in incompatible.missing_keys if ".frozen_model." not in f".{key}"
     ]

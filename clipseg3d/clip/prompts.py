@@ -1,4 +1,4 @@
-"""The texts CLIP reads: one prompt per region, and reports cut into sentences."""
+"""The texts that CLIP reads: prompts of each region, and reports cut into sentences."""
 
 import re
 
@@ -33,8 +33,8 @@ def region_prompts(region: str) -> list[str]:
 def split_sentences(report: str) -> list[str]:
     """Split a report at line breaks and ends of sentences; white space becomes single spaces.
 
-    Known abbreviations and decimals end no sentence. Chinese, Japanese, Hindi, Arabic and Urdu
-    punctuation counts too.
+    A full stop of a common abbreviation or a decimal number ends no sentence. Punctuation of
+    Chinese, Japanese, Hindi, Arabic and Urdu ends sentences too.
     """
     pieces = [piece for line in report.splitlines() for piece in _SENTENCE_END.split(line)]
     return [" ".join(piece.split()) for piece in pieces if piece.strip()]

@@ -1,4 +1,4 @@
-"""Texts to embeddings, each text encoded once."""
+"""Embeddings of prompts and reports; each text is encoded once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,19 +16,19 @@ _TEXTS_AT_ONCE = 64  # a few thousand chunks in one batch would need tens of GB
 class TextBank:
     """Turn reports into text tokens: one per region prompt, then one per chunk of the report.
 
-    A chunk is as many whole sentences as the encoder reads at once (77 tokens for OpenAI's
-    CLIP). A sentence that is longer is cut between words, a word that is longer between
-    characters: nothing of a report is dropped.
+    A chunk holds as many whole sentences as the encoder reads at once (77 tokens for OpenAI's
+    CLIP). A longer sentence is cut between words, a longer word between characters: nothing of a
+    report is dropped.
 
     Args:
-        encoder: CLIP, or any other reader of texts.
+        encoder: CLIP, or another encoder of texts.
         regions: regions whose prompts come first, in this order.
-        cache: file written by :meth:`save` or ``clipseg3d embed-text``. Texts that it holds are
-            not encoded again; others are, in memory.
+        cache: file written by :meth:`save` or ``clipseg3d embed-text``. Texts in it are not
+            encoded again; others are encoded when they are first used, and kept in memory.
 
     Raises:
         FileNotFoundError: there is no such cache.
-        ValueError: a region has no prompt; the cache is damaged or another encoder's.
+        ValueError: a region has no prompt; the cache is damaged, or of another encoder.
 
     Example:
         >>> from clipseg3d.clip.encoder import load_encoder
@@ -47,31 +47,33 @@ class TextBank:
     ) -> None:
         self.encoder = encoder
         self.prompts = [region_prompts(region) for region in regions]
-        self._known: dict[str, Tensor] = {} if cache is None else _read_cache(cache, encoder)
+        self._embeddings: dict[str, Tensor] = {}
+        if cache is not None:
+            self._embeddings = _read_cache(cache, encoder)
 
     def __call__(self, reports: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Embed one report per case; an empty string stands for none.
 
         Returns:
-            Embeddings (b, n, e) on the CPU, n being the regions and the chunks of the longest
-            report; and (b, n) bool, True for real tokens.
+            Embeddings (b, n, e) on the CPU, where n counts the regions and the chunks of the
+            longest report; and (b, n) bool, True for real tokens.
 
         Raises:
             ValueError: a report is no string; the encoder makes NaN or infinity of a text.
         """
         chunks = self._all_chunks(reports)
-        self._learn([text for texts in [*self.prompts, *chunks] for text in texts])
+        self._encode([text for texts in [*self.prompts, *chunks] for text in texts])
         prompts = [
-            torch.stack([self._known[t] for t in texts]).mean(dim=0) for texts in self.prompts
+            torch.stack([self._embeddings[t] for t in texts]).mean(dim=0) for texts in self.prompts
         ]
-        rows = [torch.stack([*prompts, *(self._known[t] for t in texts)]) for texts in chunks]
+        rows = [torch.stack([*prompts, *(self._embeddings[t] for t in texts)]) for texts in chunks]
         text = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(text.shape[1]) < lengths[:, None]
         return text, mask
 
     def chunks(self, report: str) -> list[str]:
-        """Return a report as texts that the encoder can read whole, in order.
+        """Cut a report into texts that the encoder can read completely, in order.
 
         Raises:
             ValueError: not even one character fits in the encoder's limit.
@@ -82,7 +84,7 @@ class TextBank:
         """Embed prompts and reports, and write them as a file for ``cache``.
 
         Args:
-            path: file to write; its folder is made.
+            path: file to write; its folder is made if missing.
             reports: as for calling the bank.
 
         Returns:
@@ -93,14 +95,14 @@ class TextBank:
         """
         chunks = self._all_chunks(reports)
         texts = dict.fromkeys(text for group in [*self.prompts, *chunks] for text in group)
-        self._learn(list(texts))
-        known = {text: self._known[text] for text in texts}
-        TextCache(self.encoder.name, self.encoder.fingerprint(), known).save(path)
-        return len(known)
+        self._encode(list(texts))
+        embeddings = {text: self._embeddings[text] for text in texts}
+        TextCache(self.encoder.name, self.encoder.fingerprint(), embeddings).save(path)
+        return len(embeddings)
 
     def _all_chunks(self, reports: Sequence[str]) -> list[list[str]]:
         """Return the chunks of each report."""
-        if isinstance(reports, str):  # a sequence of strings too, one per character
+        if isinstance(reports, str):  # which is a sequence of strings too, one per character
             raise ValueError("reports is one str; give a list with one report per case")
         for index, report in enumerate(reports):
             if not isinstance(report, str):
@@ -110,9 +112,9 @@ class TextBank:
                 )
         return [self.chunks(report) for report in reports]
 
-    def _learn(self, texts: Sequence[str]) -> None:
-        """Encode texts not seen before, short ones first: little padding in each batch."""
-        new = sorted(set(texts) - set(self._known), key=lambda text: (len(text), text))
+    def _encode(self, texts: Sequence[str]) -> None:
+        """Encode texts that have no embedding yet, sorted by length: little padding per batch."""
+        new = sorted(set(texts) - set(self._embeddings), key=lambda text: (len(text), text))
         for start in range(0, len(new), _TEXTS_AT_ONCE):
             batch = new[start : start + _TEXTS_AT_ONCE]
             for text, vector in zip(batch, self.encoder.encode_text(batch).cpu(), strict=True):
@@ -121,18 +123,18 @@ class TextBank:
                         f"encoder {self.encoder.name!r} makes NaN or infinity of the text "
                         f"{text!r}; check its weights"
                     )
-                self._known[text] = vector
+                self._embeddings[text] = vector
 
     def _pack(self, parts: Sequence[str], joiner: str) -> list[str]:
-        """Join neighbouring parts while they fit in one chunk; cut those that fit in none."""
-        todo, chunks, start = list(parts), list[str](), 0
-        while start < len(todo):
-            count = self._fitting(todo, start, joiner)
+        """Join neighbouring parts while they fit in one chunk; cut those that are too long."""
+        pieces, chunks, start = list(parts), list[str](), 0
+        while start < len(pieces):
+            count = self._num_fitting(pieces, start, joiner)
             if count:
-                chunks.append(joiner.join(todo[start : start + count]))
+                chunks.append(joiner.join(pieces[start : start + count]))
                 start += count
             else:
-                todo[start : start + 1] = self._cut(todo[start])
+                pieces[start : start + 1] = self._cut(pieces[start])
         return chunks
 
     def _cut(self, text: str) -> list[str]:
@@ -147,22 +149,22 @@ class TextBank:
             )
         return self._pack(text, "")
 
-    def _fitting(self, parts: Sequence[str], start: int, joiner: str) -> int:
+    def _num_fitting(self, parts: Sequence[str], start: int, joiner: str) -> int:
         """Return how many parts from ``start`` on fit in one chunk together; 0 if none does.
 
-        The tokenizer counts what is tried, in doubling steps and then halving ones, so that few
-        texts are counted and every chunk is one that was.
+        A search by doubling, then bisection: few texts are tokenised, and every chunk that is
+        returned is among them.
         """
 
         def fits(count: int) -> bool:
             text = joiner.join(parts[start : start + count])
             return self.encoder.count_tokens(text) <= self.encoder.max_tokens
 
-        left = len(parts) - start
+        remaining = len(parts) - start
         low, high = 0, 1
-        while high <= left and fits(high):
+        while high <= remaining and fits(high):
             low, high = high, 2 * high
-        high = min(high, left + 1)
+        high = min(high, remaining + 1)
         while high - low > 1:
             middle = (low + high) // 2
             if fits(middle):
@@ -173,13 +175,13 @@ class TextBank:
 
 
 def _read_cache(path: str | Path, encoder: TextEncoder) -> dict[str, Tensor]:
-    """Return the embeddings in a file that this very encoder made."""
+    """Return the embeddings in a file, which this encoder must have made."""
     cache = TextCache.load(path)
-    here = encoder.fingerprint()
-    if cache.sha256 != here:
+    sha256 = encoder.fingerprint()
+    if cache.sha256 != sha256:
         raise ValueError(
             f"{path}: made by encoder {cache.encoder!r} (SHA-256 {cache.sha256[:12]}...), not by "
-            f"{encoder.name!r} ({here[:12]}...); make it again with 'clipseg3d embed-text "
+            f"{encoder.name!r} ({sha256[:12]}...); make it again with 'clipseg3d embed-text "
             f"--encoder {encoder.name}'"
         )
     return cache.embeddings

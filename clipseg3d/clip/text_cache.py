@@ -1,4 +1,4 @@
-"""Text embeddings on disk, for machines that should not run the encoder again."""
+"""Text embeddings in a file, so that no machine has to encode the texts again."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _FORMAT = "clipseg3d-texts-1"
 
 @dataclass(frozen=True)
 class TextCache:
-    """What one encoder made of a list of texts.
+    """Embeddings of texts by one encoder.
 
     The file is a safetensors file: ``embeddings`` (n, e) float32, and as metadata the format, the
     encoder's name and fingerprint, and the texts as a JSON list.
@@ -46,9 +46,9 @@ class TextCache:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                found = metadata.get("format", "no format")
-                if found != _FORMAT:
-                    raise ValueError(f"{found!r}, expected {_FORMAT!r}")
+                file_format = metadata.get("format", "no format")
+                if file_format != _FORMAT:
+                    raise ValueError(f"{file_format!r}, expected {_FORMAT!r}")
                 embeddings = file.get_tensor("embeddings")
             texts = json.loads(metadata["texts"])
             encoder, sha256 = metadata["encoder"], metadata["sha256"]
@@ -59,15 +59,15 @@ class TextCache:
                 f"{path}: embeddings of shape {tuple(embeddings.shape)} for {len(texts)} texts; "
                 f"{cure}"
             )
-        broken = (~torch.isfinite(embeddings).all(dim=1)).nonzero().flatten().tolist()
-        if broken:
+        not_finite = (~torch.isfinite(embeddings).all(dim=1)).nonzero().flatten().tolist()
+        if not_finite:
             raise ValueError(
-                f"{path}: the embedding of {texts[broken[0]]!r} holds NaN or infinity; {cure}"
+                f"{path}: the embedding of {texts[not_finite[0]]!r} holds NaN or infinity; {cure}"
             )
         return cls(encoder, sha256, dict(zip(texts, embeddings.float(), strict=True)))
 
     def save(self, path: str | Path) -> None:
-        """Write the file, and its folder where there is none; readers never see half of it."""
+        """Write the file; its folder is made if missing. Readers never see an incomplete file."""
         path = Path(path)
         content = save(
             {"embeddings": torch.stack(list(self.embeddings.values())).float()},

@@ -1,4 +1,4 @@
-"""Readers of texts other than CLIP: any Hugging Face encoder, mean-pooled."""
+"""Encoders of texts other than CLIP: any encoder of Hugging Face, mean-pooled."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,20 +22,18 @@ from clipseg3d.clip.frozen_encoder import (
     read_pretrained,
 )
 
-__all__ = ["HuggingFaceTextEncoder", "TextEncoder", "load_text_encoder"]
-
 _KIND = "text encoder"
 
 
 class HuggingFaceTextEncoder(FrozenEncoder):
     """A frozen text encoder of transformers, such as BERT, whose token vectors are averaged.
 
-    Its weights never enter a ``state_dict``: checkpoints keep its name and fingerprint instead.
-    It stays in evaluation mode, whatever mode the network around it is in.
+    Its weights are never in a ``state_dict``: checkpoints keep its name and fingerprint instead.
+    It stays in evaluation mode, whatever the mode of the network around it.
 
     Args:
         model: encoder with a ``last_hidden_state``.
-        tokenizer: that goes with it.
+        tokenizer: of that model.
         name: folder or hub name it was loaded from.
 
     Source: Reimers and Gurevych, EMNLP 2019, arXiv 1908.10084, mean pooling.
@@ -62,16 +60,16 @@ class HuggingFaceTextEncoder(FrozenEncoder):
             local_files_only: use a folder or the Hugging Face cache, and no network.
 
         Raises:
-            FileNotFoundError: the name is a path to no folder.
-            ValueError: the folder lacks weights or a tokenizer; the model is a CLIP, or no
-                encoder.
+            FileNotFoundError: the name is a path, and there is no such folder.
+            ValueError: the folder lacks weights or a tokenizer; the model is a CLIP, or has a
+                decoder.
             OSError: the hub has no such model, or it cannot be reached and no copy is cached.
         """
         config = _read_config(name, local_files_only)
         if config.model_type.startswith("clip"):
             raise ValueError(
-                f"{name}: holds a CLIP (model_type={config.model_type!r}); load a whole CLIPModel "
-                "with HuggingFaceCLIP"
+                f"{name}: holds a CLIP (model_type={config.model_type!r}); load a CLIPModel with "
+                "both towers with HuggingFaceCLIP"
             )
         if config.is_encoder_decoder:
             raise ValueError(
@@ -99,22 +97,22 @@ class HuggingFaceTextEncoder(FrozenEncoder):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Turn n texts into unit vectors (n, e) float32; what exceeds max_tokens is cut off."""
+        """Embed n texts as unit vectors (n, e) float32; tokens beyond max_tokens are cut off."""
         tokens = self._tokens(texts)
         with torch.autocast(self.frozen_model.device.type, enabled=False):
             hidden = self.frozen_model(**tokens, return_dict=True).last_hidden_state
-            # unit norm makes the sum as good as the mean
+            # a sum, since unit norm removes the factor to the mean
             return F.normalize((hidden * tokens["attention_mask"][..., None]).sum(dim=1), dim=-1)
 
 
 def load_text_encoder(name: str, *, local_files_only: bool = False) -> TextEncoder:
-    """Return the text encoder of that name: as for ``load_encoder``, or another kind of encoder.
+    """Return the text encoder of that name: one of ``load_encoder``, or another kind of encoder.
 
     A CLIP is loaded as :class:`clipseg3d.clip.encoder.HuggingFaceCLIP`. With ``local_files_only``,
-    a hub name is looked for in the cache alone.
+    a hub name is looked up in the cache only.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: as ``from_pretrained`` of either class.
+        FileNotFoundError, ValueError, OSError: as for ``from_pretrained`` of either class.
     """
     if name in (TINY, TINY_RANDOM):
         return load_encoder(name)
@@ -124,7 +122,7 @@ def load_text_encoder(name: str, *, local_files_only: bool = False) -> TextEncod
 
 
 def _read_config(name: str, local_files_only: bool) -> Any:
-    """Return the configuration of a model, with messages of its own where there is none."""
+    """Return the configuration of a model; errors are those of :func:`read_pretrained`."""
     return read_pretrained(
         name,
         _KIND,
@@ -135,10 +133,10 @@ def _read_config(name: str, local_files_only: bool) -> Any:
 
 
 def _max_tokens(model: Any, tokenizer: Any) -> int:
-    """Return the longest text that both take, in tokens.
+    """Return the longest text that model and tokenizer both take, in tokens.
 
-    RoBERTa and its kin number positions from their padding index on, so that many of the
-    positions in their table are never used.
+    RoBERTa and similar models number positions from the padding index on, so that the first
+    positions of their table are never used.
     """
     unused = max(
         (

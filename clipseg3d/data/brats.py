@@ -20,12 +20,7 @@ from clipseg3d.data.cache import (
     cached_case,
     default_cache_dir,
 )
-from clipseg3d.data.cases import (
-    Case,
-    detect_release,
-    find_cases,
-    index_cases,
-)
+from clipseg3d.data.cases import Case, detect_release, find_cases, index_cases
 from clipseg3d.data.check import check_data
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import (
@@ -52,43 +47,44 @@ from clipseg3d.views import ViewSelection
 
 
 class BraTSDataModule(LightningDataModule):
-    """Training, validation and test cases of one release; knows nothing of any model.
+    """Training, validation and test cases of one release; independent of the model.
 
     Batches are :class:`clipseg3d.batch.Batch`. Training gives random crops, two thirds of them
-    with tumour; validation and test give the whole brain, one case a batch, so that scores are
+    with tumour. Validation and test give whole brains, one case per batch, so that scores are
     those of full volumes.
 
     Args:
-        root: folder that holds the cases, however deep; read only.
-        release: name of the release, one of :data:`clipseg3d.data.releases.RELEASES`; ``auto``
-            tells it from case names and label values, and takes that of a subclass for granted.
+        root: folder that holds the cases, at any depth; only read.
+        release: name of the release, one of :data:`clipseg3d.data.releases.RELEASES`. ``auto``
+            detects it from case names and label values; a subclass uses its own release.
         reports: JSON or CSV file of reports by case name (see
-            :func:`clipseg3d.data.reports.read_reports`); None takes ``{case}_flair_text.txt``
-            beside a case where there is one.
-        allow_missing_sequences: whether a case may lack sequences; they are 0, as those that
-            ``sequence_dropout`` of the network's training withholds (``clipseg3d fit`` allows them
-            with it).
-        splits: file of folds, or TextBraTS' folder of two, as
-            :meth:`clipseg3d.data.splits.Splits.read` takes it; None draws folds.
-        fold: the part to validate on, 0 for the first.
-        num_folds: number of folds to draw; patients are never separated, grades spread evenly.
-        seed: of the folds drawn; equal seeds give equal folds on every rank.
-        patch_size: training crop (x, y, z), in voxels.
-        crops_per_case: crops of each training case in one epoch.
-        batch_size: crops per device, so the global batch is this times the world size.
+            :func:`clipseg3d.data.reports.read_reports`). None reads ``{case}_flair_text.txt``
+            in the folder of each case, where there is one.
+        allow_missing_sequences: whether a case may lack sequences. A missing sequence is 0
+            throughout, like one that ``sequence_dropout`` withholds in training. ``clipseg3d fit``
+            allows missing sequences if the network trains with ``sequence_dropout``.
+        splits: file of folds, or the folder with the two lists of TextBraTS, see
+            :meth:`clipseg3d.data.splits.Splits.read`. None draws folds.
+        fold: index of the fold to validate on, from 0.
+        num_folds: number of folds to draw. All cases of a patient are in the same fold; grades
+            are spread evenly.
+        seed: seed of the drawn folds; equal seeds give equal folds on every rank.
+        patch_size: size of training crops (x, y, z), in voxels.
+        crops_per_case: number of crops of each training case in one epoch.
+        batch_size: crops per device; the global batch size is this times the world size.
         num_workers: loader processes per device, and threads that build the cache.
         augment: whether training crops are augmented.
         view_selection: which slices CLIP sees; must be that of the network (``clipseg3d fit``
             takes it from there).
-        shuffle_reports: give every case the report of another one: a control, which text that
-            helps must beat.
-        spacing_mm: voxel size of every case; another one is refused.
-        cache_dir: where preprocessed cases go, 20 MB each at 1 mm; None takes
-            ``$CLIPSEG3D_CACHE`` or ``clipseg3d`` in the user's cache folder.
+        shuffle_reports: give every case the report of another case. A control experiment: useful
+            text must do better than shuffled text.
+        spacing_mm: voxel size that every case must have.
+        cache_dir: folder for preprocessed cases, 20 MB each at 1 mm. None uses
+            ``$CLIPSEG3D_CACHE``, or ``clipseg3d`` in the user's cache folder.
 
     Raises:
-        ValueError: ``patch_size``, ``batch_size`` or ``crops_per_case`` is not positive, or
-            ``release`` is unknown, not that of the subclass, or not to be told.
+        ValueError: ``patch_size``, ``batch_size`` or ``crops_per_case`` is not positive; or
+            ``release`` is unknown, differs from that of the subclass, or cannot be detected.
         FileNotFoundError: from :meth:`prepare_data`, if ``root`` holds no case.
         DataError: from :meth:`prepare_data`, listing every fault of every case.
     """
@@ -124,8 +120,9 @@ class BraTSDataModule(LightningDataModule):
         ):
             if value < 1:
                 raise ValueError(f"{name}={value} is not positive")
-        # Plain values only: checkpoints load with weights_only=True. The module stores the name of
-        # the release, and Lightning refuses another value of it here.
+        # Only plain values: checkpoints are loaded with weights_only=True. Model and data share
+        # their hyperparameters, and the model stores the name of the release that was detected:
+        # Lightning would refuse "auto" here.
         self.save_hyperparameters(ignore="release" if release == "auto" else None)
         self.root = Path(root)
         self.release_name = release
@@ -149,30 +146,31 @@ class BraTSDataModule(LightningDataModule):
         self.shuffle_reports = shuffle_reports
         self.spacing_mm = spacing_mm
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
-        self._begun = (0, 0)
+        self._resume_from = (0, 0)  # epoch, and batches of it to skip
         self._train_loader: CountingLoader | None = None
         self._index: list[Case] | None = None
-        self._cached: dict[str, CachedCase] = {}
+        self._cached_cases: dict[str, CachedCase] = {}
         self._provenance: dict[str, Any] | None = None
 
     @cached_property
     def release(self) -> BraTSRelease:
-        """The release that the cases are from."""
+        """The release of the cases."""
         if self.release_name == "auto":
             return detect_release(self.root)
         return get_release(self.release_name)
 
     def survey(self) -> DataSurvey:
-        """Check all cases and say what :meth:`prepare_data` would write; nothing is written.
+        """Check all cases and report what :meth:`prepare_data` would write; nothing is written.
 
         Raises:
             FileNotFoundError: ``root`` or ``reports`` is missing.
-            ValueError: the release cannot be told.
+            ValueError: the release cannot be detected.
         """
         return self._survey([self.root], [])
 
     def prepare_data(self) -> None:
-        """Check all cases and fill the cache; runs once per node."""
+        """Check all cases and fill the cache; runs once per node, at the start of a run."""
+        self._forget_cases()  # an interrupted run has had no teardown
         cases = self._cases()
         self._divide(cases)
         self._cache(cases)
@@ -180,29 +178,29 @@ class BraTSDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Split the cases; runs on every rank and may run more than once."""
         self._provenance = None
-        train, held_out, test = self._divide(self._cases())
+        training, validation, test = self._divide(self._cases())
         self.train_set = BraTSDataset(
-            self._cache(train),
+            self._cache(training),
             self.release,
             crop=self.patch_size,
             crops_per_case=self.crops_per_case,
             augment=Augmentation() if self.augment else None,
             packed=True,
         )
-        self.val_set = BraTSDataset(self._cache(held_out), self.release)
-        # Without test cases, the held-out fold: BraTS publishes no labels to test on.
-        self.test_set = BraTSDataset(self._cache(test or held_out), self.release)
+        self.val_set = BraTSDataset(self._cache(validation), self.release)
+        # BraTS publishes no labels of test cases: without a test list, test on the validation fold.
+        self.test_set = BraTSDataset(self._cache(test or validation), self.release)
 
     def teardown(self, stage: str) -> None:
-        """Forget which files there were: the next run looks again."""
-        self._index, self._cached = None, {}
+        """Forget the cases: the next run reads the folder again."""
+        self._forget_cases()
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled crops of this rank, packed until the trainer has moved them to the device.
 
-        Which crops, in which order, and how they are augmented follows from ``seed_everything``
-        and the epoch alone, whatever the number of workers and wherever a fit was interrupted.
-        Outside of a trainer, :func:`clipseg3d.batch.unpack` makes them a ``Batch``, and
+        Crops, their order and their augmentation depend only on ``seed_everything`` and on the
+        epoch, not on the number of workers, nor on whether the fit was interrupted. Without a
+        trainer, :func:`clipseg3d.batch.unpack` turns a packed batch into a ``Batch``, and
         ``loader.sampler.set_epoch`` chooses the epoch.
 
         Raises:
@@ -211,8 +209,8 @@ class BraTSDataModule(LightningDataModule):
         trainer, ranks = self.trainer, {}
         if trainer is not None:
             ranks = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
-        epoch, batches = self._begun
-        self._begun = (0, 0)  # a second fit begins at the beginning
+        epoch, batches = self._resume_from
+        self._resume_from = (0, 0)  # only the next fit resumes; later ones start anew
         sampler = EpochSampler(
             len(self.train_set),
             seed=global_seed(),
@@ -237,26 +235,26 @@ class BraTSDataModule(LightningDataModule):
         return self._train_loader
 
     def count_folds(self) -> int:
-        """Return how many folds there are to validate on.
+        """Return the number of folds.
 
         Raises:
-            ValueError: there are fewer patients than folds, or the file of folds cannot be used.
+            ValueError: there are fewer patients than folds, or the file of folds is unusable.
         """
-        return len(self._drawn(self._cases()).folds)
+        return len(self._make_splits(self._cases()).folds)
 
     def texts(self) -> list[str]:
-        """Return the reports of the cases that a fit trains and validates on."""
+        """Return the reports of the training and validation cases."""
         return [case.report for case in (*self.train_set.cases, *self.val_set.cases)]
 
     def views(self) -> Iterator[Tensor]:
-        """Give the views (v, h, w, s) of the cases that a fit trains and validates on."""
+        """Yield the views (v, h, w, s) of the training and validation cases."""
         for case in (*self.train_set.cases, *self.val_set.cases):
             yield case.views().images
 
     def provenance(self) -> dict[str, Any]:
-        """Return which cases a fit reads and what is in them, as plain values, for a manifest.
+        """Return the cases of a fit and check sums of their content, as plain values.
 
-        The name of a case's file in the cache holds a check sum of its sources; see
+        The name of a cache file holds a check sum of the source files of its case; see
         :func:`clipseg3d.data.cache.cached_case`. Computed once after each :meth:`setup`.
         """
         if self._provenance is None:
@@ -266,26 +264,21 @@ class BraTSDataModule(LightningDataModule):
     def _describe_data(self) -> dict[str, Any]:
         """Compute what :meth:`provenance` returns."""
         parts = {
-            name: cases.cases
-            for name, cases in (
-                ("training", self.train_set),
-                ("validation", self.val_set),
-                ("test", self.test_set),
-            )
+            "training": self.train_set.cases,
+            "validation": self.val_set.cases,
+            "test": self.test_set.cases,
         }
-        split: dict[str, Any] = {
-            name: [case.case_id for case in cases] for name, cases in parts.items()
-        }
-        entries = {case.case_id: case for cases in parts.values() for case in cases}
-        files = {name: case.path.name for name, case in entries.items()}
-        reports = {name: case.report for name, case in entries.items()}
+        names = {part: [case.case_id for case in cases] for part, cases in parts.items()}
+        all_cases = {case.case_id: case for cases in parts.values() for case in cases}
+        files = {name: case.path.name for name, case in all_cases.items()}
+        reports = {name: case.report for name, case in all_cases.items()}
         path = None if self.splits is None else Path(self.splits)
         return {
             "root": str(self.root),
             "release": self.release.name,
             "split": {
-                **split,
-                "sha256": sha256_of_values(split),
+                **names,
+                "sha256": sha256_of_values(names),
                 "file": None if path is None else str(path),
                 "file_sha256": None if path is None or path.is_dir() else sha256_of_file(path),
             },
@@ -294,33 +287,37 @@ class BraTSDataModule(LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far the epoch is, for a checkpoint."""
+        """Return the epoch and the number of its batches given so far, for a checkpoint."""
         if self._train_loader is None:
             return {}
-        epoch, batches = self._train_loader.given
+        epoch, batches = self._train_loader.progress
         return {"epoch": epoch, "batches": batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Leave out, in the next fit, the batches that were trained on before a checkpoint."""
-        self._begun = (state_dict["epoch"], state_dict["batches"])
+        """Skip, in the next fit, the batches that were trained on before the checkpoint."""
+        self._resume_from = (state_dict["epoch"], state_dict["batches"])
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Whole brains, one at a time, in case order."""
+        """Whole brains, one per batch, in the order of the cases."""
         return self._loader(self.val_set)
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Whole brains of the split file's test cases, else those of validation."""
+        """Whole brains of the test cases in ``splits``; without those, of the validation cases."""
         return self._loader(self.test_set)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Unpack a batch on the device that it was moved to."""
+        """Unpack a batch on the device to which it was moved."""
         return unpack(batch)
 
     def _cases(self) -> list[Case]:
-        """Return all cases; headers are opened once for a run."""
+        """Return all cases; the headers of their files are read once per run."""
         if self._index is None:
             self._index = self._with_reports(self._find_cases())
         return self._index
+
+    def _forget_cases(self) -> None:
+        """Forget which files the folder holds, and what is in them."""
+        self._index, self._cached_cases = None, {}
 
     def _find_cases(self) -> list[Case]:
         """Index the folder."""
@@ -333,7 +330,7 @@ class BraTSDataModule(LightningDataModule):
         )
 
     def _survey(self, folders: list[Path], planned: list[Case]) -> DataSurvey:
-        """Look at the cases below some folders; planned ones have no files yet."""
+        """Survey the cases in some folders, and planned cases, which have no files yet."""
         options: dict[str, Any] = {
             "reports": self.reports,
             "allow_missing": self.allow_missing_sequences,
@@ -341,44 +338,45 @@ class BraTSDataModule(LightningDataModule):
         }
         faults: list[str] = []
         notes: list[str] = []
-        found: list[Case] = []
+        cases: list[Case] = []
         for folder in folders:
-            checked = check_data(
+            check = check_data(
                 folder, self.release, num_threads=max(1, self.num_workers), **options
             )
-            faults += checked.faults
-            notes += [*checked.notes, *(note for case in checked.cases for note in case.notes)]
-            found += index_cases(folder, self.release, **options)[0]
-        train: list[Case] = []
-        held_out: list[Case] = []
+            faults += check.faults
+            notes += [*check.notes, *(note for case in check.cases for note in case.notes)]
+            cases += index_cases(folder, self.release, **options)[0]
+        training: list[Case] = []
+        validation: list[Case] = []
         try:
-            train, held_out, _ = self._divide([*found, *planned])
+            training, validation, _ = self._divide([*cases, *planned])
         except ValueError as error:
             faults.append(str(error))
         missing = len(planned) + sum(
             not cached_case(
                 case, self.release, self.cache_dir, view_selection=self.view_selection
-            ).is_whole()
-            for case in found
+            ).is_complete()
+            for case in cases
         )
         size = int(missing * MEGABYTES * 1e6 / self.spacing_mm**3)
         disk = {self.cache_dir: size} if missing else {}
-        return DataSurvey(tuple(faults), tuple(notes), len(train), len(held_out), disk)
+        return DataSurvey(tuple(faults), tuple(notes), len(training), len(validation), disk)
 
     def _divide(self, cases: list[Case]) -> tuple[list[Case], list[Case], list[Case]]:
-        """Return the cases to train, validate and test on."""
-        return self._drawn(cases).divide(cases, fold=self.fold)
+        """Return the training, validation and test cases."""
+        return self._make_splits(cases).divide(cases, fold=self.fold)
 
-    def _drawn(self, cases: list[Case]) -> Splits:
-        """Return the folds, drawn or read."""
+    def _make_splits(self, cases: list[Case]) -> Splits:
+        """Draw folds, or read them from the file."""
         if self.splits is None:
             return Splits.draw(cases, num_folds=self.num_folds, seed=self.seed)
         return Splits.read(self.splits, cases)
 
     def _with_reports(self, cases: list[Case]) -> list[Case]:
-        """Hand the reports round in a circle of random order, if they are to be shuffled."""
+        """Return the cases; with ``shuffle_reports``, each with the report of another one."""
         if not self.shuffle_reports:
             return cases
+        # A cycle in random order: no case keeps its own report.
         order = np.random.default_rng(self.seed).permutation(len(cases))
         donors = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
         return [
@@ -386,12 +384,12 @@ class BraTSDataModule(LightningDataModule):
         ]
 
     def _cache(self, cases: list[Case]) -> list[CachedCase]:
-        """Return the cached cases, those that are not there yet being built."""
-        known = self._cached
+        """Return the cached cases; those that are missing in the cache are built."""
+        cached = self._cached_cases
         missing = [
             case
             for case in cases
-            if case.case_id not in known or not known[case.case_id].is_whole()
+            if case.case_id not in cached or not cached[case.case_id].is_complete()
         ]
         if missing:
             built = build_cache(
@@ -401,17 +399,18 @@ class BraTSDataModule(LightningDataModule):
                 view_selection=self.view_selection,
                 num_threads=max(1, self.num_workers),
             )
-            known.update({entry.case_id: entry for entry in built})
-        return [known[case.case_id] for case in cases]
+            cached.update({entry.case_id: entry for entry in built})
+        return [cached[case.case_id] for case in cases]
 
-    def _loader(self, cases: BraTSDataset) -> DataLoader[Sample]:
+    def _loader(self, dataset: BraTSDataset) -> DataLoader[Sample]:
+        """Return a loader of whole brains."""
         return DataLoader(
-            cases, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
+            dataset, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
         )
 
 
 class BraTS2018DataModule(BraTSDataModule):
-    """BraTS 2018: HGG and LGG folders, a patient may have several scans."""
+    """BraTS 2018: folders HGG and LGG; a patient may have several scans."""
 
     release = BRATS_2018
 
@@ -423,7 +422,7 @@ class BraTS2019DataModule(BraTSDataModule):
 
 
 class BraTS2020DataModule(BraTSDataModule):
-    """BraTS 2020, the paper's: one mask (case 355) was published under another name."""
+    """BraTS 2020, the data of the paper; the label map of case 355 has an irregular name."""
 
     release = BRATS_2020
 
@@ -435,7 +434,7 @@ class BraTS2021DataModule(BraTSDataModule):
 
 
 class BraTS2023GLIDataModule(BraTSDataModule):
-    """BraTS 2023 adult glioma: sequences have new names, enhancing tumour is label 3."""
+    """BraTS 2023 adult glioma: new names of sequences; enhancing tumour is label 3."""
 
     release = BRATS_2023_GLI
 
@@ -453,7 +452,7 @@ class BraTS2023PEDDataModule(BraTSDataModule):
 
 
 class BraTS2024PEDDataModule(BraTSDataModule):
-    """BraTS-PEDs 2024: enhancing tumour is label 1, cysts have their own."""
+    """BraTS-PEDs 2024: enhancing tumour is label 1; cysts have a label of their own."""
 
     release = BRATS_2024_PED
 

@@ -1,4 +1,4 @@
-"""The preprocessed cases on disk: brain-cropped, packed, memory-mapped, shared by all ranks."""
+"""Preprocessed cases on disk: cropped to the brain, packed, memory-mapped, shared by all ranks."""
 
 import hashlib
 import json
@@ -29,34 +29,34 @@ from clipseg3d.data.releases import BraTSRelease
 from clipseg3d.views import Views, ViewSelection
 
 FORMAT = 3
-"""Part of every key: raise it when preprocessing or the files below change within a version."""
+"""Part of every key. Raise it when preprocessing or the files change within a version."""
 VERSION = version("clipseg3d")
 MAX_FOREGROUND = 20_000
-"""Tumour voxels kept as crop centres; more would only cost memory."""
+"""Number of tumour voxels that are kept as crop centres; more would only need more memory."""
 MEGABYTES = 20
-"""What a case takes at 1 mm, views included."""
+"""Size of the file of a case at 1 mm, including its views."""
 MAX_NAME = 50
-"""Letters of a case name in its file name, which file systems limit to 255 bytes."""
+"""Characters of the case name in a file name; file systems limit file names to 255 bytes."""
 
 
 def default_cache_dir() -> Path:
-    """Return where caches go: ``$CLIPSEG3D_CACHE``, or ``clipseg3d`` in the user's cache folder."""
-    if chosen := os.environ.get("CLIPSEG3D_CACHE"):
-        return Path(chosen)
+    """Return ``$CLIPSEG3D_CACHE``, or the folder ``clipseg3d`` in the user's cache folder."""
+    if folder := os.environ.get("CLIPSEG3D_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "clipseg3d")
 
 
 @dataclass(frozen=True)
 class CachedCase:
-    """One case in the cache: a safetensors file, memory-mapped.
+    """One case in the cache: a memory-mapped safetensors file.
 
-    Tensors are views of the file: a crop reads only its own voxels, and what is written to one
-    never reaches the file.
+    A crop reads only its own voxels from the disk. Tensors may be changed in place; this does not
+    change the file.
 
     Attributes:
         case_id: name of the case.
-        report: its report, or an empty string.
-        grade: 1 for a high-grade, 0 for a low-grade glioma, -1 where it is not known.
+        report: its report; empty if there is none.
+        grade: 1 for a high-grade glioma, 0 for a low-grade glioma, -1 if unknown.
         path: its file.
     """
 
@@ -66,7 +66,7 @@ class CachedCase:
     path: Path
 
     def image(self) -> Tensor:
-        """Return the sequences (s, x, y, z) of the brain box, uint8, packed by ``pack_image``."""
+        """Return the sequences (s, x, y, z) in the brain box, uint8, packed by ``pack_image``."""
         return self._tensor("image")
 
     def label(self) -> Tensor:
@@ -74,11 +74,11 @@ class CachedCase:
         return self._tensor("label")
 
     def foreground(self) -> Tensor:
-        """Return voxel indices (n, 3) inside the tumour, int16; n is 0 without tumour."""
+        """Return indices (n, 3) of tumour voxels, int16; n is 0 without tumour."""
         return self._tensor("foreground")
 
     def statistics(self) -> Tensor:
-        """Return the intensity statistics (s, 4) in the units of the image, float32."""
+        """Return the intensity statistics (s, 4), float32, in the units of the unpacked image."""
         return self._tensor("statistics")
 
     def views(self) -> Views:
@@ -89,19 +89,19 @@ class CachedCase:
         """Return one tensor of the file.
 
         Raises:
-            DataError: the file is gone, or not whole.
+            DataError: the file is missing or incomplete.
         """
         try:
             with safe_open(self.path, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise DataError(
-                [f"{self.path}: not readable ({error}); delete it, the next run makes it anew"]
+                [f"{self.path}: not readable ({error}); delete it; the next run builds it again"]
             ) from error
         return tensor
 
-    def is_whole(self) -> bool:
-        """Say whether the file is there and as long as it was written; only its head is read."""
+    def is_complete(self) -> bool:
+        """Return whether the file exists and has its full length; only its header is read."""
         try:
             with safe_open(self.path, framework="pt"):
                 return True
@@ -112,28 +112,29 @@ class CachedCase:
 def cached_case(
     case: Case, release: BraTSRelease, root: Path, *, view_selection: ViewSelection = "center"
 ) -> CachedCase:
-    """Say where a case lies in the cache, whether or not it is there yet.
+    """Return the cache entry of a case; its file may not exist yet.
 
-    The key covers the content of the source files (see :func:`fingerprint`), the release, the
-    selection of views, and the version of this library: a changed file gets a new entry and never
-    meets a stale one, a moved folder keeps its entries.
+    The key in the file name depends on the content of the source files (see :func:`fingerprint`),
+    the release, the selection of views, and the version of this library. So a changed file never
+    gets an outdated entry, and a moved folder keeps its entries.
     """
     files = {**case.sequences, **({"label": case.label} if case.label else {})}
     sources = {name: fingerprint(path) for name, path in files.items()}
     settings = [FORMAT, VERSION, release.name, view_selection, dict(case.channels)]
-    facts = json.dumps([*settings, sources], sort_keys=True)
-    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    content = json.dumps([*settings, sources], sort_keys=True)
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
     path = root / release.name / f"{case.case_id[:MAX_NAME]}-{key}.safetensors"
     return CachedCase(case.case_id, case.report, case.grade, path)
 
 
 def fingerprint(path: Path) -> str:
-    """Tell the content of a file by a few bytes of it.
+    """Return a short text that identifies the content of a file; only a few bytes are read.
 
-    A gzip file ends with the check sum and the length of all that was compressed; with its own
-    size they tell its content, wherever it lies and whenever it was written. Of other files
-    (uncompressed ones, and those of several gzip members, whose last length is less than their
-    size) it is the size, the time of change and 64 KiB from their middle.
+    A gzip file ends with the check sum and the length of its uncompressed content. Together with
+    the file size they identify the content, independent of the file's folder and time. For other
+    files, the fingerprint is the size, the modification time and a check sum of 64 KiB from the
+    middle. This includes gzip files of several members: their last length is smaller than the
+    file size.
     """
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
@@ -156,55 +157,56 @@ def build_cache(
     view_selection: ViewSelection = "center",
     num_threads: int = 2,
 ) -> list[CachedCase]:
-    """Preprocess the cases that are not in the cache yet, or whose file is not whole.
+    """Preprocess the cases that are missing in the cache or whose file is incomplete.
 
-    One process builds at a time: others wait, and find what it has made. A process that is killed
-    leaves whole files only, besides what it was writing, which the next one removes.
+    One process builds at a time; others wait and then use its files. A killed process leaves
+    complete files, and hidden temporary files, which the next build removes.
 
     Args:
         cases: labelled cases.
         release: what their labels mean.
         root: cache folder; made if missing.
         view_selection: which slices CLIP sees; see :func:`clipseg3d.views.cut_views`.
-        num_threads: cases read at once; some 0.5 GB of memory each at 240x240x155.
+        num_threads: cases that are read at the same time; each needs about 0.5 GB of memory at
+            240x240x155 voxels.
 
     Returns:
-        One entry per case, in order.
+        One entry per case, in the same order.
 
     Raises:
-        DataError: voxels of a case cannot be used. Faults of all cases are listed; good cases
-            are in the cache all the same.
-        OSError: the cache cannot be written, for want of space or permission; what is in it stays.
+        DataError: voxels of a case are unusable. Faults of all cases are listed; cases without
+            faults are in the cache.
+        OSError: the cache cannot be written (no space or no permission); finished files stay.
     """
     entries = [cached_case(case, release, root, view_selection=view_selection) for case in cases]
-    if all(entry.is_whole() for entry in entries):
+    if all(entry.is_complete() for entry in entries):
         return entries
     folder = root / release.name
     faults: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(root / f".{release.name}.lock"), ThreadPoolExecutor(num_threads) as pool:
-            for leftover in folder.glob(".*.safetensors"):  # of a process that was killed
+            for leftover in folder.glob(".*.safetensors"):  # of a killed process
                 leftover.unlink()
             missing = [
                 (case, entry)
                 for case, entry in zip(cases, entries, strict=True)
-                if not entry.is_whole()
+                if not entry.is_complete()  # by another process, since the check above
             ]
             results = pool.map(
                 lambda pair: _build(pair[0], pair[1], release, view_selection), missing
             )
             title = {"desc": "Caching cases", "unit": "case", "delay": 2}
-            for found in tqdm(results, total=len(missing), **title):
-                faults.extend(found)
+            for case_faults in tqdm(results, total=len(missing), **title):
+                faults.extend(case_faults)
     except OSError as error:
-        done = sum(entry.is_whole() for entry in entries)
+        num_complete = sum(entry.is_complete() for entry in entries)
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise OSError(
             error.errno,
-            f"{root}: the cache cannot be written ({cause.strerror or cause}); {done} of "
-            f"{len(cases)} cases are in it and stay. Make room, {MEGABYTES} MB for each case at "
-            "1 mm, or give another folder as cache_dir or $CLIPSEG3D_CACHE",
+            f"{root}: the cache cannot be written ({cause.strerror or cause}); {num_complete} of "
+            f"{len(cases)} cases are in it and stay. Free some space, {MEGABYTES} MB for each case "
+            "at 1 mm, or set another folder as cache_dir or $CLIPSEG3D_CACHE",
         ) from error
     if faults:
         raise DataError(faults)
@@ -213,12 +215,15 @@ def build_cache(
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the system takes back from a process that dies; say so when waiting."""
+    """Hold a lock, and print a message if another process holds it.
+
+    The system releases the lock of a process that is killed.
+    """
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        tqdm.write(f"{path.parent}: waiting for another process that fills this cache", sys.stderr)
+        tqdm.write(f"{path.parent}: waiting for another process to fill this cache", sys.stderr)
         lock.acquire()
     try:
         yield
@@ -229,21 +234,21 @@ def _locked(path: Path) -> Iterator[None]:
 def _build(
     case: Case, entry: CachedCase, release: BraTSRelease, view_selection: ViewSelection
 ) -> tuple[str, ...]:
-    """Write one entry; return the faults of the case."""
+    """Write the file of one entry; return the faults of the case."""
     try:
-        ready = preprocess(case, release, view_selection=view_selection)
+        preprocessed = preprocess(case, release, view_selection=view_selection)
     except DataError as error:
         return error.faults
-    if ready.label is None:
+    if preprocessed.label is None:
         return (f"{case.case_id}: has no expert mask; only labelled cases can be cached",)
     content = save(
         {
-            "image": pack_image(ready.image, ready.statistics),
-            "label": torch.from_numpy(ready.label),
-            "foreground": torch.from_numpy(_some_tumour_voxels(ready.label)),
-            "statistics": ready.statistics,
-            "views": ready.views.images,
-            "planes": ready.views.planes,
+            "image": pack_image(preprocessed.image, preprocessed.statistics),
+            "label": torch.from_numpy(preprocessed.label),
+            "foreground": torch.from_numpy(_tumour_voxels(preprocessed.label)),
+            "statistics": preprocessed.statistics,
+            "views": preprocessed.views.images,
+            "planes": preprocessed.views.planes,
         }
     )
     with atomic_write(entry.path) as tmp:
@@ -251,8 +256,8 @@ def _build(
     return ()
 
 
-def _some_tumour_voxels(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
-    """Return up to MAX_FOREGROUND voxel indices (n, 3) inside the tumour, evenly spread."""
+def _tumour_voxels(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
+    """Return indices (n, 3) of up to MAX_FOREGROUND tumour voxels, evenly spread."""
     voxels = np.argwhere(label > 0)
     step = max(1, -(-len(voxels) // MAX_FOREGROUND))
     return np.ascontiguousarray(voxels[::step], dtype=np.int16)

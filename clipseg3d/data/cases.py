@@ -1,4 +1,4 @@
-"""Index a folder of BraTS cases and check it; tell which release it is."""
+"""Find the BraTS cases of a folder, check their headers, and detect their release."""
 
 import os
 from collections import defaultdict
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from clipseg3d.data.labels import releases_with
 from clipseg3d.data.layout import CaseFiles, group, walk
 from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension
 from clipseg3d.data.releases import RELEASES, BraTSRelease
@@ -20,16 +21,16 @@ from clipseg3d.vocabulary import LABEL, SEQUENCES
 AFFINE_TOLERANCE_MM = 1e-2
 GRADES = {"HGG": 1, "LGG": 0}
 NAME_MAPPING = "name_mapping.csv"
-"""Table of BraTS 2019 and 2020: a column Grade, and the case's name in every year's release."""
+"""Table of BraTS 2019 and 2020: a column Grade, and the name of each case in every release."""
 MASKS_READ = 10
-"""Masks that are compared with a release that names tell already."""
+"""Expert masks that are read where case names leave only one release."""
 
 
 class DataError(ValueError):
-    """Input that cannot be used; lists every fault found, one line each.
+    """Data that cannot be used; the message lists every fault, one line each.
 
     Attributes:
-        faults: the lines, each naming a file and a cure.
+        faults: these lines; each names a file and a cure.
     """
 
     def __init__(self, faults: Sequence[str]) -> None:
@@ -43,15 +44,15 @@ class Case:
     """One patient at one time point.
 
     Attributes:
-        case_id: name, shared by the case's files.
-        patient: who it is; splits keep all cases of a patient together.
-        sequences: sequence -> file, in ``SEQUENCES`` order; a sequence that was not acquired is
-            left out.
-        label: expert mask, where known.
-        report: free text about this case; empty if there is none.
-        grade: 1 for a high-grade, 0 for a low-grade glioma, -1 where it is not known.
-        channels: sequence -> index along the fourth axis of its file, where one file holds all
-            sequences; empty where each has its own.
+        case_id: name of the case; its file names start with it.
+        patient: name of the patient; splits keep all cases of a patient together.
+        sequences: sequence -> file, in ``SEQUENCES`` order, without sequences that were not
+            acquired.
+        label: file of the expert mask; None without one.
+        report: radiology report of this case; empty if there is none.
+        grade: 1 for a high-grade glioma, 0 for a low-grade one, -1 if unknown.
+        channels: sequence -> index along the fourth axis, where one file holds all sequences;
+            empty where each sequence has its own file.
     """
 
     case_id: str
@@ -77,11 +78,11 @@ def find_cases(
     allow_missing: bool = False,
     spacing_mm: float | None = 1.0,
 ) -> list[Case]:
-    """Find every case of a release below a folder, as :func:`index_cases`, or fail.
+    """Find every case of a release below a folder, or fail; arguments as in :func:`index_cases`.
 
     Raises:
         FileNotFoundError: ``root`` or ``reports`` is missing, or there is no case below ``root``.
-        DataError: files are missing, doubled, not understood, broken or of different geometry.
+        DataError: files are missing, doubled, broken, on different grids, or belong to no case.
             All faults of all cases are listed.
     """
     cases, faults = index_cases(
@@ -110,24 +111,24 @@ def index_cases(
 ) -> tuple[list[Case], list[str]]:
     """Find every case of a release below a folder, however deep, and check file headers.
 
-    Files are told apart by name: ``{case}_{suffix}.nii.gz`` or ``.nii``, with the suffixes and the
-    separator of the release, or as its manifest lists them. Hidden files are passed over. Nothing
-    is guessed: a NIfTI file that is no part of a case is a fault. Grades are those of folders HGG
-    and LGG, or of ``name_mapping.csv``, in or above ``root``.
+    Files are recognised by name: ``{case}_{suffix}.nii.gz`` or ``.nii``, with the suffixes and the
+    separator of the release, or as its manifest lists them. Hidden files are ignored. Nothing is
+    guessed: a NIfTI file that belongs to no case is a fault. Grades come from folders named HGG
+    and LGG, or from ``name_mapping.csv``, in or above ``root``.
 
     Args:
-        root: folder to search; only read.
-        release: how files are named.
+        root: folder to search; nothing in it is changed.
+        release: says how files are named.
         reports: JSON or CSV file of reports by case name, see
-            :func:`clipseg3d.data.reports.read_reports`; None takes ``{case}_flair_text.txt``
-            beside a case's images where there is one.
+            :func:`clipseg3d.data.reports.read_reports`; None reads ``{case}_flair_text.txt``
+            in the folder of a case, if there is one.
         require_label: whether a case without expert mask is a fault.
-        allow_missing: whether a case may lack sequences, though not all.
-        spacing_mm: voxel size that every volume must have; None takes any.
+        allow_missing: whether a case may lack sequences; it must have at least one.
+        spacing_mm: voxel size that every volume must have; None allows any.
 
     Returns:
-        Cases by name, also those with faults; and every fault of every case, one line each, by
-        the name of the file.
+        Cases, sorted by name, also those with faults; and every fault of every case, one line
+        each, sorted by file name.
 
     Raises:
         FileNotFoundError: ``root`` or ``reports`` is missing.
@@ -140,24 +141,24 @@ def index_cases(
     except ValueError as error:
         faults.append(str(error))
     required = (*(() if allow_missing else SEQUENCES), *((LABEL,) if require_label else ()))
-    found = group(files, release, required)
-    faults += found.faults
-    if not found.cases:
-        return [], [_no_case(root, release, found.strays), *faults]
+    grouping = group(files, release, required)
+    faults += grouping.faults
+    if not grouping.cases:
+        return [], [_no_case(root, release, grouping.strays), *faults]
     faults += [
         f"{path}: not a file of {release.name}; {_naming(release)}, or move it out of {root}"
-        for path in found.strays
+        for path in grouping.strays
     ]
-    grades, unusable = _read_grades(root, files)
-    faults += unusable
-    there = set(files)
+    grades, table_faults = _read_grades(root, files)
+    faults += table_faults
+    existing = set(files)
     cases = []
-    for entry in found.cases:
+    for entry in grouping.cases:
         report = "" if texts is None else texts.get(entry.case_id, "")
-        beside = entry.folder / f"{entry.case_id}{REPORT_SUFFIX}"
-        if texts is None and beside in there:
+        report_file = entry.folder / f"{entry.case_id}{REPORT_SUFFIX}"
+        if texts is None and report_file in existing:
             try:
-                report = read_text(beside)
+                report = read_text(report_file)
             except (ValueError, FileNotFoundError) as error:
                 faults.append(str(error))
         case = Case(
@@ -171,95 +172,103 @@ def index_cases(
         )
         faults += check_geometry(case, spacing_mm=spacing_mm)
         cases.append(case)
-    places = defaultdict(list)
-    for entry in found.cases:
-        places[entry.case_id].append(str(entry.folder))
+    folders_of = defaultdict(list)
+    for entry in grouping.cases:
+        folders_of[entry.case_id].append(str(entry.folder))
     faults += [
-        f"{' and '.join(folders)}: both hold case {case_id}; keep one"
-        for case_id, folders in places.items()
+        f"{' and '.join(folders)}: each holds case {case_id}; keep one"
+        for case_id, folders in folders_of.items()
         if len(folders) > 1
     ]
     if texts is not None and not any(case.report for case in cases):
-        faults.append(f"{reports}: names none of the cases in {root}; check the case names in it")
-    return sorted(cases, key=lambda case: case.case_id), sorted(faults)  # files of a case together
+        faults.append(f"{reports}: has no report of the cases in {root}; check its case names")
+    # Sorted, the faults of one case follow each other.
+    return sorted(cases, key=lambda case: case.case_id), sorted(faults)
 
 
 def faults_by_case(
     cases: Sequence[Case], faults: Iterable[str]
 ) -> tuple[list[list[str]], list[str]]:
-    """Deal the faults of :func:`index_cases` out to the cases whose files they start with.
+    """Assign the faults of :func:`index_cases` to the cases whose files they name first.
 
     Returns:
-        Faults of each case, in the order of ``cases``; and those of no single case.
+        Faults of each case, in the order of ``cases``; and faults that belong to no single case.
     """
-    marks: dict[str, int] = {}
+    owners: dict[str, int] = {}  # start of a fault -> index of the case
     for index, case in enumerate(cases):
         for path in [*case.sequences.values(), *([case.label] if case.label else [])]:
-            marks[f"{path}: "] = index
+            owners[f"{path}: "] = index
             for separator in "_-":  # before the suffix of a file that is missing
-                marks[str(path.parent / f"{case.case_id}{separator}")] = index
-    owned: list[list[str]] = [[] for _ in cases]
+                owners[str(path.parent / f"{case.case_id}{separator}")] = index
+    by_case: list[list[str]] = [[] for _ in cases]
     others = []
     for fault in faults:
-        fitting = [mark for mark in marks if fault.startswith(mark)]
-        if fitting:
-            owned[marks[max(fitting, key=len)]].append(fault)
+        starts = [start for start in owners if fault.startswith(start)]
+        if starts:
+            by_case[owners[max(starts, key=len)]].append(fault)
         else:
             others.append(fault)
-    return owned, others
+    return by_case, others
 
 
 def detect_release(root: str | Path) -> BraTSRelease:
-    """Tell which release the cases below a folder are from, by case names and label values.
+    """Detect the release of the cases below a folder, from case names and label values.
 
-    Masks are read: some where the names leave no choice, else as many as it takes.
+    Expert masks are read: a few if the case names leave one release, else until one is left.
 
     Raises:
         FileNotFoundError: ``root`` is missing.
-        ValueError: the names are of no release or of several, or the labels leave none or
-            several to choose from; the message shows what was seen.
+        ValueError: the case names belong to no release or to several, or the labels fit none of
+            the releases with such names, or several.
     """
     root = Path(root)
     files, _ = walk(root)
     owned: dict[str, dict[str, Path | None]] = {}
     for release in RELEASES.values():
-        found = group(files, release, ()).cases
-        cases = {c.case_id: c.files.get(LABEL) for c in found if release.owns(c.case_id)}
+        grouped = group(files, release, ()).cases
+        cases = {c.case_id: c.files.get(LABEL) for c in grouped if release.owns(c.case_id)}
         if cases:
             owned[release.name] = cases
     cure = f"name the release, one of {', '.join(RELEASES)}"
     if not owned:
         volumes = [path.name for path in files if strip_extension(path.name)]
-        seen = f"files such as {', '.join(volumes[:3])}" if volumes else "no NIfTI file"
-        raise ValueError(f"{root}: holds {seen}, which are of no known release; {cure}")
+        if not volumes:
+            raise ValueError(
+                f"{root}: holds no NIfTI file, and so is of no known release; check the path, or "
+                f"{cure}"
+            )
+        raise ValueError(
+            f"{root}: holds files such as {', '.join(volumes[:3])}, of no known release; {cure}"
+        )
     names = " and ".join(
         f"{name} ({len(cases)}, such as {next(iter(cases))})" for name, cases in owned.items()
     )
-    one, *others = owned.values()
-    if any(cases.keys() != one.keys() for cases in others):
-        raise ValueError(f"{root}: holds cases of {names}; give a folder with those of one")
-    labels, fitting = _match_labels([mask for mask in one.values() if mask], list(owned))
+    first, *others = owned.values()
+    if any(cases.keys() != first.keys() for cases in others):
+        raise ValueError(f"{root}: holds cases of {names}; give a folder of one release")
+    labels, fitting = _match_labels([mask for mask in first.values() if mask], list(owned))
     if len(fitting) == 1:
         return RELEASES[fitting[0]]
-    due = " and ".join(f"{name} ({join_numbers(RELEASES[name].labels)})" for name in owned)
+    expected = " and ".join(f"{name} ({join_numbers(RELEASES[name].labels)})" for name in owned)
     raise ValueError(
-        f"{root}: holds case names of {names}, and masks with the labels {join_numbers(labels)}, which "
-        f"{'fit each of' if fitting else 'do not fit'} {due}; {cure}"
+        f"{root}: holds case names of {names}, and expert masks with the labels "
+        f"{join_numbers(labels)}, which {'fit each of' if fitting else 'do not fit'} {expected}; "
+        f"{cure}"
     )
 
 
 def case_from_files(files: Mapping[str, str | Path], *, allow_missing: bool = False) -> Case:
-    """Make an unlabelled case of files that follow no naming rule.
+    """Make a case without expert mask from files of any names.
 
     Args:
-        files: sequence -> file, every one of ``SEQUENCES``.
-        allow_missing: whether the case may lack sequences, though not all.
+        files: sequence -> file, for all of ``SEQUENCES``.
+        allow_missing: whether the case may lack sequences; it must have at least one.
 
     Returns:
-        The case, named by what the file names start with alike, else by the folder of the first.
+        The case. Its name is the common start of the file names, or else the folder of the first.
 
     Raises:
-        DataError: a sequence is not given, or its file is missing, broken or of another grid.
+        DataError: a sequence is not given, or its file is missing, broken or on another grid.
     """
     missing = [sequence for sequence in SEQUENCES if sequence not in files]
     if missing and not (allow_missing and files):
@@ -271,14 +280,14 @@ def case_from_files(files: Mapping[str, str | Path], *, allow_missing: bool = Fa
         )
     paths = {sequence: Path(files[sequence]) for sequence in SEQUENCES if sequence in files}
     stems = [strip_extension(path.name) or path.name for path in paths.values()]
-    shared = os.path.commonprefix(stems)  # noqa: RUF071 - names, not paths: by characters
-    name = shared.rstrip("_-. ")
+    prefix = os.path.commonprefix(stems)  # noqa: RUF071 - of names, not of paths
+    name = prefix.rstrip("_-. ")
     name = name or next(iter(paths.values())).absolute().parent.name
     case = Case(case_id=name, patient=name, sequences=paths)
     faults = [
-        f"{path}: given for {' and '.join(same)}; name one file for each"
+        f"{path}: given for {' and '.join(sharing)}; name one file for each"
         for path in dict.fromkeys(paths.values())
-        if len(same := [sequence for sequence, other in paths.items() if other == path]) > 1
+        if len(sharing := [sequence for sequence, other in paths.items() if other == path]) > 1
     ]
     faults += check_geometry(case)
     if faults:
@@ -287,15 +296,15 @@ def case_from_files(files: Mapping[str, str | Path], *, allow_missing: bool = Fa
 
 
 def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
-    """Compare the grids of a case's files; only headers are read.
+    """Compare the grids of the files of a case; only headers are read.
 
     Args:
-        case: what to check.
-        spacing_mm: voxel size due; None takes any that all files share.
+        case: case to check.
+        spacing_mm: expected voxel size; None allows any that all files share.
 
     Returns:
-        Faults, one line each: unreadable files, another shape or affine than the first
-        sequence's, another voxel size.
+        Faults, one line each: an unreadable file, a shape or affine that differs from those of
+        the first sequence, a voxel size that is not the expected one.
     """
     faults: list[str] = []
     first: tuple[Path, tuple[int, ...], np.ndarray] | None = None
@@ -309,7 +318,9 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
             faults.append(str(error))
             continue
         if not np.isfinite(image.affine).all() or np.linalg.det(image.affine) == 0:
-            faults.append(f"{path}: its affine is no place in space; export the file again")
+            faults.append(
+                f"{path}: its affine has no inverse, or is not finite; export the file again"
+            )
             continue
         shape = image.shape[:3]
         if axes == 4 and image.shape[3] <= max(case.channels.values()):
@@ -322,12 +333,13 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
             spacing = voxel_sizes(image.affine)
             if spacing_mm is not None and not np.allclose(spacing, spacing_mm, rtol=0.02):
                 faults.append(
-                    f"{path}: voxels of {_by(spacing.round(3))} mm, expected {spacing_mm:g} mm; "
-                    "resample the case, or set spacing_mm to what all cases have"
+                    f"{path}: voxels of {_join_sizes(spacing.round(3))} mm, expected "
+                    f"{spacing_mm:g} mm; resample the case, or set spacing_mm to the voxel size "
+                    "of all cases"
                 )
         elif shape != first[1]:
             faults.append(
-                f"{path}: shape {_by(shape)} differs from {_by(first[1])} of "
+                f"{path}: shape {_join_sizes(shape)} differs from {_join_sizes(first[1])} of "
                 f"{first[0].name}; register both to one grid"
             )
         elif not np.allclose(image.affine, first[2], atol=AFFINE_TOLERANCE_MM):
@@ -340,38 +352,45 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
 
 
 def _match_labels(masks: Sequence[Path], names: list[str]) -> tuple[list[float], list[str]]:
-    """Return labels seen in masks, and the releases that have all of them.
+    """Read expert masks until their labels leave one release or none.
 
-    Reads ``MASKS_READ`` masks from all over the folder, then the others while there is a choice.
+    The first ``MASKS_READ`` of them are spread over the folder, and read in any case.
+
+    Args:
+        masks: files.
+        names: names of the releases to choose from.
+
+    Returns:
+        The labels in the masks that were read, and the releases that have all of them.
     """
     spread = masks[:: max(1, len(masks) // MASKS_READ)]
-    seen: set[float] = {0}
+    labels: set[float] = {0}
     fitting = names
     for count, mask in enumerate([*spread, *sorted(set(masks) - set(spread))]):
         if not fitting or (len(fitting) == 1 and count >= MASKS_READ):
             break
         try:
             voxels = read_voxels(mask)
-        except (ValueError, FileNotFoundError):  # index_cases tells of it
+        except (ValueError, FileNotFoundError):  # index_cases reports it
             continue
-        seen.update(np.unique(voxels[voxels != 0]).tolist())
-        fitting = [name for name in names if seen <= set(RELEASES[name].labels)]
-    return sorted(seen), fitting
+        labels.update(np.unique(voxels[voxels != 0]).tolist())
+        fitting = [name for name in releases_with(labels) if name in names]
+    return sorted(labels), fitting
 
 
 def _no_case(root: Path, release: BraTSRelease, strays: Sequence[Path]) -> str:
-    """Say that a folder holds no case, and what it holds."""
+    """Say that a folder holds no case, and what it holds instead."""
     endings = ", ".join(f"{release.separator}{s}.nii.gz" for s in release.suffixes.values())
-    due = f"listed in {release.manifest}" if release.manifest else f"ending in {endings}"
-    seen = f"; files there are {strays[0]} and the like" if strays else ""
+    expected = f"listed in {release.manifest}" if release.manifest else f"ending in {endings}"
+    example = f"; it holds files such as {strays[0]}" if strays else ""
     return (
-        f"{root}: no case of {release.name} in it (files {due}){seen}; check the path, and that "
-        "the data module fits the release"
+        f"{root}: no case of {release.name} in it (files {expected}){example}; check the path, and "
+        "that the data module is for this release"
     )
 
 
 def _naming(release: BraTSRelease) -> str:
-    """Say how to make a volume part of a case."""
+    """Say how a file must be named or listed to belong to a case."""
     if release.manifest:
         return f"list it in {release.manifest}"
     suffixes = ", ".join([*release.suffixes.values(), release.label_suffix])
@@ -392,7 +411,7 @@ def _read_grades(root: Path, files: Sequence[Path]) -> tuple[dict[str, int], lis
             faults.append(str(error))
             continue
         if rows and "Grade" not in rows[0]:
-            faults.append(f"{path}: has no column Grade; restore the file as published")
+            faults.append(f"{path}: has no column Grade; restore the published file")
             continue
         for row in rows:
             if row["Grade"] in GRADES:
@@ -401,13 +420,13 @@ def _read_grades(root: Path, files: Sequence[Path]) -> tuple[dict[str, int], lis
 
 
 def _grade(entry: CaseFiles, grades: Mapping[str, int]) -> int:
-    """Return a grade from the nearest folder HGG or LGG, else from a name mapping, else -1."""
+    """Return the grade of the nearest folder HGG or LGG, or of the name mapping, or -1."""
     for part in reversed(entry.folder.absolute().parts):
         if part in GRADES:
             return GRADES[part]
     return grades.get(entry.case_id, -1)
 
 
-def _by(sizes: Sequence[float]) -> str:
-    """Format sizes as 240x240x155."""
+def _join_sizes(sizes: Sequence[float]) -> str:
+    """Return sizes as 240x240x155."""
     return "x".join(f"{size:g}" for size in sizes)

@@ -1,4 +1,4 @@
-"""Check a folder of cases: what each holds, and everything that is wrong with it."""
+"""Check a folder of cases: facts about each case, and everything that is wrong with it."""
 
 import hashlib
 import json
@@ -27,8 +27,9 @@ from clipseg3d.data.cases import (
     faults_by_case,
     index_cases,
 )
+from clipseg3d.data.labels import label_faults, round_labels
 from clipseg3d.data.nifti import open_nifti, read_voxels
-from clipseg3d.data.preprocessing import label_faults, preprocess
+from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.releases import BraTSRelease
 from clipseg3d.formatting import align_columns
 from clipseg3d.vocabulary import LABEL, REGIONS, SEQUENCES
@@ -36,18 +37,18 @@ from clipseg3d.vocabulary import LABEL, REGIONS, SEQUENCES
 
 @dataclass(frozen=True)
 class FileFacts:
-    """One sequence or expert mask; None stands for what could not be read, or was not.
+    """Facts about one sequence or expert mask; None if they were not read, or could not be.
 
     Attributes:
-        path: its file.
+        path: file of the sequence or the expert mask.
         shape: (x, y, z).
         spacing_mm: voxel size along x, y and z.
-        orientation: where the voxel axes point to, such as LPS: left, posterior, superior.
+        orientation: directions of the voxel axes, such as LPS: left, posterior, superior.
         affine: 4 x 4, from voxels to mm.
         dtype: number type in the file.
         low: smallest voxel.
         high: largest voxel.
-        sha256: of the voxels as little-endian float32, first axis fastest; None also where all
+        sha256: SHA-256 of the voxels as little-endian float32, first axis fastest; None if all
             voxels are equal.
     """
 
@@ -64,20 +65,20 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """One case.
+    """Facts about one case.
 
     Attributes:
-        case_id: its name.
-        patient: who it is.
-        grade: 1 for a high-grade, 0 for a low-grade glioma, -1 where it is not known.
+        case_id: name of the case.
+        patient: name of the patient.
+        grade: 1 for a high-grade glioma, 0 for a low-grade one, -1 if unknown.
         missing: sequences, and ``LABEL``, without a file.
-        files: sequence, or ``LABEL``, -> what its file holds.
-        labels: label value -> voxels; None without a readable mask.
-        volumes_ml: region -> volume; None without a readable mask.
-        report_words: words of its report, 0 without one.
-        report_tokens: the same in tokens, where a tokenizer was given.
-        faults: what is wrong, each line naming a file and a cure.
-        notes: what is unusual, but no fault.
+        files: sequence, or ``LABEL``, -> facts about its file.
+        labels: label -> number of voxels; None without a readable expert mask.
+        volumes_ml: region -> volume; None without a readable expert mask.
+        report_words: number of words in the report; 0 without one.
+        report_tokens: number of tokens in the report; None without a report or a tokenizer.
+        faults: what is wrong; each line names a file and a cure.
+        notes: what is unusual, but not a fault.
     """
 
     case_id: str
@@ -95,14 +96,15 @@ class CaseFacts:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """A checked folder.
+    """The result of checking a folder.
 
     Attributes:
         root: the folder.
-        release: name of the release that it was checked against.
-        cases: by name.
-        other_faults: what is wrong with no single case: strays, copies, unreadable folders.
-        notes: what is unusual about the whole, but no fault.
+        release: name of the release that its cases were compared with.
+        cases: facts about each case, sorted by name.
+        other_faults: faults that belong to no single case: files of no case, copies, unreadable
+            folders.
+        notes: what is unusual about the folder as a whole, but not a fault.
     """
 
     root: str
@@ -113,7 +115,7 @@ class DataCheck:
 
     @property
     def faults(self) -> list[str]:
-        """Every fault, case by case, then those of no single case."""
+        """Every fault: case by case, then those that belong to no single case."""
         return [fault for case in self.cases for fault in case.faults] + [*self.other_faults]
 
     def save(self, path: Path) -> None:
@@ -128,10 +130,10 @@ class DataCheck:
 
     def table(self) -> str:
         """Return one line per case, then every fault and note, then a summary."""
-        counted = any(case.report_tokens is not None for case in self.cases)
+        has_tokens = any(case.report_tokens is not None for case in self.cases)
         head = ["case", "grade", "shape", "mm", "axes", "range", "labels"]
         head += [f"{region} ml" for region in REGIONS]
-        head += ["tokens" if counted else "words", "faults"]
+        head += ["tokens" if has_tokens else "words", "faults"]
         lines = []
         if self.cases:
             lines = align_columns([head, *map(_row, self.cases)], left=1).splitlines()
@@ -155,29 +157,30 @@ def check_data(
     count_tokens: Callable[[str], int] | None = None,
     num_threads: int = 2,
 ) -> DataCheck:
-    """Check every case of a release below a folder; nothing stops at the first fault.
+    """Check every case of a release below a folder, and collect all faults.
 
-    Faults are those that the DataModules refuse a case for, in the same words, and voxels that lie
-    there under two names. Without ``read_all``, only headers, masks and the ends of files are read,
-    which shows cut-off files; a case that looks wrong by them is read whole.
+    Faults are those for which the DataModules refuse a case, with the same messages, and copies of
+    the same voxels. Without ``read_all``, only headers, expert masks and the ends of files are
+    read, which is enough to detect truncated files. If they indicate a fault, all files of the
+    case are read.
 
     Args:
-        root: folder to search; only read.
-        release: how files are named, and what labels mean.
-        reports: as for :func:`clipseg3d.data.cases.index_cases`.
-        require_label: as there.
-        allow_missing: as there.
-        spacing_mm: as there.
-        read_all: read the voxels of all sequences too: NaN, empty and constant sequences, masks
-            beside the brain, copies.
-        count_tokens: length of a report in the tokens of some text encoder.
-        num_threads: cases read at once; some 0.5 GB of memory each at 240x240x155 with
-            ``read_all``.
+        root: folder to search; nothing in it is changed.
+        release: says how files are named and what labels mean.
+        reports: as in :func:`clipseg3d.data.cases.index_cases`.
+        require_label: as in :func:`clipseg3d.data.cases.index_cases`.
+        allow_missing: as in :func:`clipseg3d.data.cases.index_cases`.
+        spacing_mm: as in :func:`clipseg3d.data.cases.index_cases`.
+        read_all: whether to read the voxels of all sequences, too. This detects NaN, empty and
+            constant sequences, expert masks outside the brain, and copies.
+        count_tokens: returns the number of tokens of a report for some text encoder.
+        num_threads: number of cases to read at the same time; at 240x240x155 with ``read_all``,
+            each needs some 0.5 GB of memory.
 
     Raises:
         FileNotFoundError: ``root`` or ``reports`` is missing.
     """
-    cases, found = index_cases(
+    cases, faults = index_cases(
         root,
         release,
         reports=reports,
@@ -185,18 +188,18 @@ def check_data(
         allow_missing=allow_missing,
         spacing_mm=spacing_mm,
     )
-    owned, others = faults_by_case(cases, found)
+    by_case, other_faults = faults_by_case(cases, faults)
     check = partial(_check_case, release=release, read_all=read_all, count_tokens=count_tokens)
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
-        results = pool.map(check, cases, owned)
+        results = pool.map(check, cases, by_case)
         facts = list(tqdm(results, total=len(cases), desc="Checking cases", unit="case", delay=2))
-    silent = sum(not case.report for case in cases)
-    notes = (f"{silent} of {len(cases)} cases have no report",) if 0 < silent < len(cases) else ()
+    without = sum(not case.report for case in cases)
+    notes = (f"{without} of {len(cases)} cases have no report",) if 0 < without < len(cases) else ()
     return DataCheck(
         root=str(root),
         release=release.name,
         cases=tuple(facts),
-        other_faults=(*others, *_copies(facts)),
+        other_faults=(*other_faults, *_copies(facts)),
         notes=notes,
     )
 
@@ -209,37 +212,41 @@ def _check_case(
     read_all: bool,
     count_tokens: Callable[[str], int] | None,
 ) -> CaseFacts:
-    """Read one case, and add to the faults that its headers show."""
+    """Read one case, and add what is wrong with it to the faults of its headers."""
     faults = [*faults]
     notes = []
     files: dict[str, FileFacts] = {}
     labels: dict[str, int] | None = None
     volumes: dict[str, float] | None = None
-    whole = read_all or _looks_wrong(case)
+    read_sequences = read_all or _looks_wrong(case)
     for path in dict.fromkeys(case.sequences.values()):
-        voxels = _read(path, case.axes, faults) if whole else None
+        voxels = _read(path, case.axes, faults) if read_sequences else None
         for name in (name for name, file in case.sequences.items() if file == path):
             volume = voxels
             if voxels is not None and case.channels:
                 channel = case.channels[name]
                 volume = voxels[..., channel] if channel < voxels.shape[3] else None
             files[name] = _facts(path, case.axes, volume)
-    if whole:
-        faults += _refusals(case, release)
+    if read_sequences:
+        faults += _preprocessing_faults(case, release)
     if case.label is not None:
         mask = _read(case.label, 3, faults)
         files[LABEL] = _facts(case.label, 3, mask)
         if mask is not None:
-            faults += label_faults(case.label, mask, release)
-            values, counts = np.unique(mask[mask != 0], return_counts=True)  # few to be sorted
+            wrong_values = label_faults(case.label, mask, release)
+            faults += wrong_values
+            mask = mask if wrong_values else round_labels(mask)
+            # Sorting all voxels would take long.
+            values, counts = np.unique(mask[mask != 0], return_counts=True)
             count_of = dict(zip(values.tolist(), counts.tolist(), strict=True))
             if not count_of:
                 notes.append(f"{case.label}: marks no tumour")
             if background := mask.size - sum(count_of.values()):
                 count_of[0] = background
             labels = {f"{value:g}": count for value, count in sorted(count_of.items())}
-            ml = abs(float(np.linalg.det(open_nifti(case.label).affine[:3, :3]))) / 1000
-            if math.isfinite(ml):
+            axes = open_nifti(case.label).affine[:3, :3]
+            if np.isfinite(axes).all():
+                ml = abs(float(np.linalg.det(axes))) / 1000
                 volumes = {
                     region: ml * sum(count_of.get(value, 0) for value in release.regions[region])
                     for region in REGIONS
@@ -254,16 +261,16 @@ def _check_case(
         volumes_ml=volumes,
         report_words=len(case.report.split()),
         report_tokens=count_tokens(case.report) if count_tokens and case.report else None,
-        faults=tuple(dict.fromkeys(faults)),  # one broken file is met more than once
+        faults=tuple(dict.fromkeys(faults)),  # a broken file is read more than once
         notes=tuple(notes),
     )
 
 
 def _looks_wrong(case: Case) -> bool:
-    """Say whether ends of files hint at a cut-off sequence, or at one file for two sequences.
+    """Return whether the ends of files suggest a truncated or a doubled sequence.
 
-    A gzip file ends with the check sum and the length of what it holds. Files of several gzip
-    members look wrong too, since only the last one's length is found there.
+    A gzip file ends with the check sum and the length of its content. Files of several gzip
+    members look wrong, too, since their ends hold the length of the last member only.
     """
     ends = []
     for path in dict.fromkeys(case.sequences.values()):
@@ -276,17 +283,17 @@ def _looks_wrong(case: Case) -> bool:
                     file.seek(-8, os.SEEK_END)
                     checksum, size = struct.unpack("<II", file.read(8))
                     end = checksum, size
-        except (ValueError, OSError):  # a fault that is known already
+        except (ValueError, OSError):  # check_geometry has reported it
             continue
-        due = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-        if size != due % 2**32:
+        expected = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+        if size != expected % 2**32:
             return True
         ends.append(end)
     return len(set(ends)) < len(ends)
 
 
 def _read(path: Path, axes: int, faults: list[str]) -> npt.NDArray[Any] | None:
-    """Return the voxels of a file, or add why there are none."""
+    """Return the voxels of a file, or None and add a fault."""
     try:
         return read_voxels(path, axes=axes)
     except (ValueError, FileNotFoundError) as error:
@@ -295,19 +302,19 @@ def _read(path: Path, axes: int, faults: list[str]) -> npt.NDArray[Any] | None:
 
 
 def _facts(path: Path, axes: int, volume: npt.NDArray[Any] | None) -> FileFacts:
-    """Return what the header of a file says, and what its voxels do where they were read."""
+    """Return facts about a file from its header, and from its voxels if they were read."""
     try:
         image = open_nifti(path, axes=axes)
     except (ValueError, FileNotFoundError):
         return FileFacts(str(path))
     affine = image.affine
-    known = bool(np.isfinite(affine).all())
+    is_finite = bool(np.isfinite(affine).all())
     low, high = (None, None) if volume is None else (float(volume.min()), float(volume.max()))
     return FileFacts(
         path=str(path),
         shape=tuple(int(size) for size in image.shape[:3]),
         spacing_mm=_finite(voxel_sizes(affine)),
-        orientation="".join(c or "?" for c in nib.aff2axcodes(affine)) if known else None,
+        orientation="".join(c or "?" for c in nib.aff2axcodes(affine)) if is_finite else None,
         affine=tuple(_finite(row) for row in affine),
         dtype=str(image.get_data_dtype()),
         low=low,
@@ -317,38 +324,38 @@ def _facts(path: Path, axes: int, volume: npt.NDArray[Any] | None) -> FileFacts:
 
 
 def _finite(values: npt.NDArray[Any]) -> tuple[float | None, ...]:
-    """Return numbers as JSON can hold them."""
+    """Return numbers for JSON, with None for NaN and infinity."""
     return tuple(value if math.isfinite(value) else None for value in values.tolist())
 
 
 def _sha256_of_voxels(volume: npt.NDArray[Any]) -> str:
-    """Return the SHA-256 of voxels, whatever number type they are stored in."""
+    """Return the SHA-256 of voxels; it does not depend on the number type in the file."""
     with np.errstate(over="ignore"):  # preprocessing refuses what float32 cannot hold
         content = np.ascontiguousarray(volume.T, dtype="<f4")
     return hashlib.sha256(content.data).hexdigest()
 
 
-def _refusals(case: Case, release: BraTSRelease) -> list[str]:
-    """Return why preprocessing refuses a case, whose headers have been checked.
+def _preprocessing_faults(case: Case, release: BraTSRelease) -> list[str]:
+    """Return all faults for which preprocessing refuses a case.
 
-    It stops at faults that keep it from looking further. Then sequences are tried one by one, and
-    those that pass with the mask.
+    Some faults end preprocessing before others are detected. So each sequence is then preprocessed
+    alone, and those without faults once more with the expert mask.
     """
-    found = _refused(case, release)
-    if found == []:
+    result = _try_preprocessing(case, release)
+    if result == []:
         return []
-    faults = found or []
+    faults = result or []
     usable = {}
     for name, path in case.sequences.items():
-        alone = _refused(replace(case, sequences={name: path}, label=None), release)
+        alone = _try_preprocessing(replace(case, sequences={name: path}, label=None), release)
         faults += alone or []
         if alone == []:
             usable[name] = path
-    return faults + (_refused(replace(case, sequences=usable), release) or [])
+    return faults + (_try_preprocessing(replace(case, sequences=usable), release) or [])
 
 
-def _refused(case: Case, release: BraTSRelease) -> list[str] | None:
-    """Return why preprocessing refuses a case; None if its headers forbid to try."""
+def _try_preprocessing(case: Case, release: BraTSRelease) -> list[str] | None:
+    """Return the faults that preprocessing reports; None if its headers already have faults."""
     if not case.sequences or check_geometry(case):
         return None
     try:
@@ -359,19 +366,19 @@ def _refused(case: Case, release: BraTSRelease) -> list[str] | None:
 
 
 def _copies(cases: Sequence[CaseFacts]) -> list[str]:
-    """Name files that hold the same voxels; cases that share several of them are named once."""
-    same: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
+    """Return one fault for files with the same voxels, or for all such files of the same cases."""
+    by_sha256: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
     for index, case in enumerate(cases):
         for kind, file in case.files.items():
             if file.sha256 is not None:
-                same[file.sha256].append((index, kind, file.path))
+                by_sha256[file.sha256].append((index, kind, file.path))
     groups: dict[tuple[int, ...], list[list[tuple[int, str, str]]]] = defaultdict(list)
-    for files in same.values():
+    for files in by_sha256.values():
         if len(files) > 1:
             groups[tuple(dict.fromkeys(index for index, _, _ in files))].append(files)
     faults = []
-    for members, copies in groups.items():
-        if len(members) > 1:
+    for owners, copies in groups.items():
+        if len(owners) > 1:
             paths = " and ".join(dict.fromkeys(path for _, _, path in copies[0]))
             more = f", as in {len(copies) - 1} more files of each case" if len(copies) > 1 else ""
             faults.append(f"{paths}: the same voxels{more}; keep one of the cases")

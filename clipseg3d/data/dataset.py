@@ -1,4 +1,4 @@
-"""Cached cases as samples: random crops to train on, whole brains to validate on."""
+"""Cached cases as samples: random crops for training, whole brains for validation."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,7 @@ from clipseg3d.data.sampling import Draw
 Indices = npt.NDArray[np.integer]
 
 TUMOUR_SHARE = 2 / 3
-"""Share of crops that hold a random tumour voxel near their centre."""
+"""Share of crops that have a random tumour voxel near their centre."""
 
 
 class BraTSDataset(Dataset[Sample]):
@@ -26,12 +26,12 @@ class BraTSDataset(Dataset[Sample]):
     Args:
         cases: entries of the cache.
         release: what the label values mean.
-        crop: (x, y, z) size of random crops in voxels, padded where the brain is smaller; None
-            gives the whole brain.
-        crops_per_case: how many crops of each case one pass holds; needs ``crop``.
+        crop: size (x, y, z) of random crops in voxels; a crop larger than the brain is padded.
+            None gives the whole brain.
+        crops_per_case: number of crops of each case in one pass; needs ``crop``.
         augment: changes a packed crop, such as :class:`clipseg3d.data.transforms.Augmentation`.
-        packed: leave samples small, for :func:`clipseg3d.batch.unpack` on the device: what workers
-            send costs more than what they do.
+        packed: whether samples stay packed, for :func:`clipseg3d.batch.unpack` on the device.
+            Loader workers spend more time on sending samples than on computing them.
     """
 
     def __init__(
@@ -52,7 +52,9 @@ class BraTSDataset(Dataset[Sample]):
         self.packed = packed
         masks = torch.from_numpy(release.to_regions(np.array(release.labels)[:, None, None]))
         codes = pack_regions(masks).flatten().numpy()
-        self.bits = {label: code for label, code in zip(release.labels, codes, strict=True) if code}
+        self.region_codes = {
+            label: code for label, code in zip(release.labels, codes, strict=True) if code
+        }
 
     def __len__(self) -> int:
         """Return the number of samples in one pass."""
@@ -62,31 +64,31 @@ class BraTSDataset(Dataset[Sample]):
         """Return one sample; see :class:`clipseg3d.batch.Batch` for its keys.
 
         Args:
-            index: of the sample, whose crop and augmentation torch's generator draws; or a draw,
-                whose seed they follow from, whatever was drawn before.
+            index: index of the sample: torch's generator draws the crop and its augmentation. Or
+                a draw: crop and augmentation depend on its seed alone.
         """
         if isinstance(index, Draw):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(index.seed)
                 return self[index.sample]
-        if not -len(self) <= index < len(self):  # what ends a for loop over the samples
+        if not -len(self) <= index < len(self):  # ends a for loop over the samples
             raise IndexError(f"index {index} of {len(self)} samples")
         case = self.cases[index % len(self.cases)]
         image, label = case.image(), case.label()
         size = np.array(label.shape)
         crop = size if self.crop is None else np.array(self.crop)
-        start = np.zeros(3, dtype=int) if self.crop is None else self._corner(case, size, crop)
-        first, last = np.maximum(start, 0), np.minimum(start + crop, size)
-        x, y, z = (slice(*side) for side in zip(first, last, strict=True))
-        padding = np.stack([first - start, start + crop - last], axis=1)[::-1].ravel().tolist()
-        values = label[x, y, z].numpy()
-        bits = np.zeros(values.shape, np.uint8)
-        for value, code in self.bits.items():  # looking them up in a table takes twice as long
-            bits += code * (values == value)
+        corner = np.zeros(3, dtype=int) if self.crop is None else self._corner(case, size, crop)
+        start, stop = np.maximum(corner, 0), np.minimum(corner + crop, size)
+        x, y, z = (slice(*side) for side in zip(start, stop, strict=True))
+        padding = np.stack([start - corner, corner + crop - stop], axis=1)[::-1].ravel().tolist()
+        labels = label[x, y, z].numpy()
+        regions = np.zeros(labels.shape, np.uint8)
+        for value, code in self.region_codes.items():  # a lookup table takes twice as long
+            regions += code * (labels == value)
         sample: Sample = {
-            "image": _padded(image[:, x, y, z], padding),
-            "label": _padded(torch.from_numpy(bits), padding),
-            "crop_box": torch.from_numpy(np.stack([start / size, crop / size]).astype(np.float32)),
+            "image": _pad(image[:, x, y, z], padding),
+            "label": _pad(torch.from_numpy(regions), padding),
+            "crop_box": torch.from_numpy(np.stack([corner / size, crop / size]).astype(np.float32)),
             "statistics": case.statistics(),
             "views": case.views(),
             "report": case.report,
@@ -100,17 +102,18 @@ class BraTSDataset(Dataset[Sample]):
     def _corner(self, case: CachedCase, size: Indices, crop: Indices) -> Indices:
         """Draw the first corner of a crop; a crop larger than the brain is centred on it."""
         tumour = case.foreground()
-        room = size - crop
+        margin = size - crop
         if len(tumour) and torch.rand(()) < TUMOUR_SHARE:
             centre = tumour[int(torch.randint(len(tumour), ()))].numpy()
             jitter = (torch.rand(3).numpy() - 0.5) * crop / 2
             corner = np.round(centre - crop / 2 + jitter).astype(int)
         else:
-            corner = np.floor(torch.rand(3).numpy() * (np.maximum(room, 0) + 1)).astype(int)
-        placed: Indices = np.where(room > 0, np.clip(corner, 0, np.maximum(room, 0)), room // 2)
-        return placed
+            corner = np.floor(torch.rand(3).numpy() * (np.maximum(margin, 0) + 1)).astype(int)
+        inside = np.clip(corner, 0, np.maximum(margin, 0))
+        corner = np.where(margin > 0, inside, margin // 2)
+        return corner
 
 
-def _padded(volume: Tensor, padding: list[int]) -> Tensor:
-    """Put 0 around a volume, which is copied only if need be."""
+def _pad(volume: Tensor, padding: list[int]) -> Tensor:
+    """Pad a volume with 0; without padding it is not copied."""
     return F.pad(volume, padding) if any(padding) else volume

@@ -1,4 +1,4 @@
-"""Predicted label maps and the references they are to be compared with, paired by case."""
+"""Predicted label maps and their references, paired by case."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from clipseg3d.data.cases import (
     check_geometry,
     detect_release,
 )
+from clipseg3d.data.labels import label_faults, round_labels
 from clipseg3d.data.layout import group, walk
 from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension
-from clipseg3d.data.preprocessing import label_faults
 from clipseg3d.data.releases import RELEASES, BraTSRelease, get_release
 from clipseg3d.data.submission import find_segmentations
 from clipseg3d.vocabulary import LABEL
@@ -26,7 +26,7 @@ from clipseg3d.vocabulary import LABEL
 
 @dataclass(frozen=True, eq=False)
 class LabelPair:
-    """Region masks of one case.
+    """Predicted and reference region masks of one case.
 
     Attributes:
         prediction: (3, x, y, z) bool, in ``REGIONS`` order.
@@ -44,45 +44,45 @@ def find_references(root: Path, release: str | None) -> tuple[dict[str, Path], B
 
     Args:
         root: folder of cases, however deep, or of label files.
-        release: name of the release that the labels are of; None tells it from names and labels.
+        release: name of the release of the labels; None detects it from names and labels.
 
     Returns:
-        Case -> file, by case; and the release.
+        Case -> file, sorted by case; and the release.
 
     Raises:
         FileNotFoundError: there is no such folder, or no NIfTI file in it.
-        ValueError: it cannot be told which release the files are of.
-        DataError: a case has no mask, or two.
+        ValueError: the release cannot be detected.
+        DataError: a case has no expert mask, or more than one.
     """
     files, faults = walk(root)
-    known = None if release is None else get_release(release)
-    kinds = RELEASES.values() if known is None else [known]
-    if not any(group(files, kind, ()).cases for kind in kinds):
+    named = None if release is None else get_release(release)
+    candidates = RELEASES.values() if named is None else [named]
+    if not any(group(files, candidate, ()).cases for candidate in candidates):
         try:
             labels = by_case(root)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{root}: holds no masks: neither cases of {release or 'a known release'}, nor "
-                "label maps {case}.nii.gz; check the path and the release"
+                f"{root}: holds no expert masks: neither cases of {release or 'a known release'}, "
+                "nor label maps {case}.nii.gz; check the path and the release"
             ) from error
-        return labels, known or _release_of(root, list(labels))
-    known = known or detect_release(root)
-    places = defaultdict(list)
-    for case in group(files, known, ()).cases:
+        return labels, named or _release_of(root, list(labels))
+    named = named or detect_release(root)
+    masks = defaultdict(list)
+    for case in group(files, named, ()).cases:
         if LABEL in case.files:
-            places[case.case_id].append(case.files[LABEL])
+            masks[case.case_id].append(case.files[LABEL])
         else:
             faults.append(
                 f"{case.folder}: {case.case_id} has no expert mask; add it, or move it away"
             )
     faults += [
-        f"{' and '.join(map(str, paths))}: both are masks of {case_id}; keep one"
-        for case_id, paths in places.items()
+        f"{' and '.join(map(str, paths))}: expert masks of the same case {case_id}; keep one"
+        for case_id, paths in masks.items()
         if len(paths) > 1
     ]
     if faults:
         raise DataError(faults)
-    return {case_id: places[case_id][0] for case_id in sorted(places)}, known
+    return {case_id: masks[case_id][0] for case_id in sorted(masks)}, named
 
 
 def by_case(folder: Path) -> dict[str, Path]:
@@ -108,7 +108,8 @@ def find_predictions(folder: Path, references: Mapping[str, Path]) -> dict[str, 
 
     Raises:
         FileNotFoundError: there is no such folder, or no NIfTI file in it.
-        DataError: predictions are missing, doubled, or of no reference. All faults are listed.
+        DataError: predictions are missing, doubled, or without a reference. All faults are
+            listed.
     """
     labels = by_case(folder)
     faults = [
@@ -127,11 +128,11 @@ def find_predictions(folder: Path, references: Mapping[str, Path]) -> dict[str, 
 
 
 def read_pair(prediction: Path, reference: Path, release: BraTSRelease) -> LabelPair:
-    """Read a predicted label map and its reference, both in the labels of a release.
+    """Read a predicted label map and its reference, both with the labels of a release.
 
     Raises:
-        DataError: a file is missing or broken, holds labels that the release does not know or no
-            labels at all, or the two lie on different grids. All faults are listed.
+        DataError: a file is missing or broken, or holds values that are not labels of the
+            release, or the two lie on different grids. All faults are listed.
     """
     name = prediction.name
     faults = check_geometry(Case(name, name, {"reference": reference}, label=prediction))
@@ -146,17 +147,21 @@ def read_pair(prediction: Path, reference: Path, release: BraTSRelease) -> Label
     if faults:
         raise DataError(list(dict.fromkeys(faults)))
     x, y, z = voxel_sizes(open_nifti(reference).affine).tolist()
-    found, true = (release.to_regions(np.rint(labels).astype(np.uint8)) for labels in voxels)
-    return LabelPair(found, true, (x, y, z))
+    predicted, true = (release.to_regions(round_labels(labels)) for labels in voxels)
+    return LabelPair(predicted, true, (x, y, z))
 
 
 def _release_of(root: Path, case_ids: list[str]) -> BraTSRelease:
-    """Return the one release that all of some cases are named after."""
-    fitting = [kind for kind in RELEASES.values() if all(map(kind.owns, case_ids))]
+    """Return the only release that has all of these case names.
+
+    Raises:
+        ValueError: no release has them, or more than one.
+    """
+    fitting = [release for release in RELEASES.values() if all(map(release.owns, case_ids))]
     if len(fitting) == 1:
         return fitting[0]
-    seen = "several releases" if fitting else "no known release"
+    owners = "several releases" if fitting else "no known release"
     raise ValueError(
-        f"{root}: holds {case_ids[0]} and the like, which are names of {seen}; name the release, "
-        f"one of {', '.join(kind.name for kind in fitting or RELEASES.values())}"
+        f"{root}: holds case names of {owners}, such as {case_ids[0]}; name the release, one of "
+        f"{', '.join(release.name for release in fitting or RELEASES.values())}"
     )

@@ -1,4 +1,4 @@
-"""Which files below a folder make up a case: by their names, or as a manifest lists them."""
+"""Which files below a folder belong to a case: by their names, or by a manifest."""
 
 import os
 from collections import defaultdict
@@ -15,11 +15,11 @@ from clipseg3d.vocabulary import LABEL, SEQUENCES
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of one case; none has been opened.
+    """The files of one case, not opened yet.
 
     Attributes:
         case_id: name of the case.
-        folder: where its images lie.
+        folder: folder of its images.
         files: sequence, or ``LABEL``, -> file.
         channels: sequence -> index along the fourth axis, where one file holds all sequences.
     """
@@ -31,7 +31,13 @@ class CaseFiles:
 
 
 class Grouping(NamedTuple):
-    """What the volumes of a folder are: cases, in no order; of no case; and faults, a line each."""
+    """How the volumes of a folder were grouped.
+
+    Attributes:
+        cases: in no particular order.
+        strays: volumes that belong to no case.
+        faults: one line each.
+    """
 
     cases: list[CaseFiles]
     strays: list[Path]
@@ -39,11 +45,13 @@ class Grouping(NamedTuple):
 
 
 def walk(root: Path) -> tuple[list[Path], list[str]]:
-    """List every file below a folder that is not hidden; links are followed, circles end.
+    """List every file below a folder that is not hidden.
+
+    Links are followed; no folder is searched twice, so that circles of links end.
 
     Returns:
         Files, folder by folder; and faults, one line each: a folder that cannot be searched, a
-        link that leads nowhere, a volume whose name is no text.
+        link without a target, a volume whose name is not UTF-8.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -53,29 +61,29 @@ def walk(root: Path) -> tuple[list[Path], list[str]]:
     files: list[Path] = []
     faults: list[str] = []
 
-    def refuse(error: OSError) -> None:
+    def add_fault(error: OSError) -> None:
         faults.append(
             f"{error.filename}: cannot be searched ({error.strerror}); check its permissions and "
             "its path"
         )
 
     searched = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=add_fault):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        place = os.path.realpath(folder)
-        if place in searched:
+        real_folder = os.path.realpath(folder)
+        if real_folder in searched:
             subfolders.clear()
             continue
-        searched.add(place)
+        searched.add(real_folder)
         for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
             is_volume = strip_extension(path.name) is not None
-            shown = str(path).encode(errors="backslashreplace").decode()
-            if is_volume and shown != str(path):
-                faults.append(f"{shown}: its name is not UTF-8; rename it")
+            printable = str(path).encode(errors="backslashreplace").decode()
+            if is_volume and printable != str(path):
+                faults.append(f"{printable}: its name is not UTF-8; rename it")
             elif not is_volume and path.is_symlink() and not os.path.exists(path):
                 faults.append(  # it may have been a folder of cases
-                    f"{shown}: a link to {os.readlink(path)}, which is not there; restore that, "
-                    "or remove the link"
+                    f"{printable}: a link to {os.readlink(path)}, which does not exist; restore "
+                    "it, or remove the link"
                 )
             else:
                 files.append(path)
@@ -83,13 +91,13 @@ def walk(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def group(files: Sequence[Path], release: BraTSRelease, required: Sequence[str]) -> Grouping:
-    """Put the volumes among some files together to cases of a release.
+    """Group the volumes among some files into cases of a release.
 
     Args:
         files: as :func:`walk` lists them.
-        release: how it names its files, or the name of its manifest.
+        release: says how its files are named, or which manifest lists them.
         required: sequences, and ``LABEL``, that every case must have; at least one sequence is
-            always due.
+            always required.
     """
     if release.manifest is None:
         return _group_by_name(files, release, required)
@@ -112,25 +120,27 @@ def _group_by_name(
             strays.append(path)
             continue
         case_id, kind = parsed
-        known = grouped[path.parent, case_id]
-        if kind in known:
-            faults.append(f"{path}: the same as {known[kind].name}; keep one of the two")
-        known.setdefault(kind, path)
-    for (folder, case_id), known in grouped.items():
-        due = required if set(SEQUENCES) & set(known) else (*SEQUENCES, *required)
-        for kind in dict.fromkeys(due):
-            if kind not in known:
+        case_files = grouped[path.parent, case_id]
+        if kind in case_files:
+            other = case_files[kind].name
+            faults.append(f"{path}: {other} also holds {kind} of the case; keep one of the two")
+        case_files.setdefault(kind, path)
+    cases = []
+    for (folder, case_id), case_files in grouped.items():
+        cases.append(CaseFiles(case_id, folder, case_files))
+        has_sequence = any(sequence in case_files for sequence in SEQUENCES)
+        for kind in dict.fromkeys(required if has_sequence else (*SEQUENCES, *required)):
+            if kind not in case_files:
                 suffix = release.suffixes.get(kind, release.label_suffix)
-                place = folder / f"{case_id}{release.separator}{suffix}.nii.gz"
-                faults.append(f"{place}: missing; add it, or move the case away")
-    cases = [CaseFiles(case_id, folder, known) for (folder, case_id), known in grouped.items()]
+                missing = folder / f"{case_id}{release.separator}{suffix}.nii.gz"
+                faults.append(f"{missing}: missing; add it, or move the case away")
     return Grouping(cases, strays, faults)
 
 
 def _group_by_manifest(
     files: Sequence[Path], release: BraTSRelease, required: Sequence[str]
 ) -> Grouping:
-    """Read every manifest: each lists the images and masks of the folder that it lies in."""
+    """Read every manifest: each lists the images and expert masks of its own folder."""
     cases: list[CaseFiles] = []
     faults: list[str] = []
     listed: set[Path] = set()
@@ -149,17 +159,17 @@ def _group_by_manifest(
         ]
         if lacking:
             faults.append(
-                f"{path}: its modalities lack {', '.join(lacking)}; restore the file as published"
+                f"{path}: has no {', '.join(lacking)} under modality; restore the published file"
             )
             continue
         listed.update(*pairs, unlabelled)
-        found = [(image, {LABEL: label}) for image, label in pairs]
+        images = [(image, {LABEL: label}) for image, label in pairs]
         if LABEL not in required:
-            found += [(image, {}) for image in unlabelled]
-        for image, mask in found:
+            images += [(image, {}) for image in unlabelled]
+        for image, label_file in images:
             case_id = strip_extension(image.name) or image.name
-            known = {**dict.fromkeys(channels, image), **mask}
-            cases.append(CaseFiles(case_id, image.parent, known, channels))
+            case_files = {**dict.fromkeys(channels, image), **label_file}
+            cases.append(CaseFiles(case_id, image.parent, case_files, channels))
     strays = [path for path in files if strip_extension(path.name) and path not in listed]
     return Grouping(cases, strays, faults)
 
@@ -167,21 +177,25 @@ def _group_by_manifest(
 def _read_manifest(
     path: Path, release: BraTSRelease
 ) -> tuple[dict[str, int], list[tuple[Path, Path]], list[Path]]:
-    """Read sequence -> channel, the pairs of image and mask, and the images without mask.
+    """Read a manifest.
+
+    Returns:
+        Sequence -> index along the fourth axis; pairs of image and expert mask; images without
+        expert mask.
 
     Raises:
-        ValueError: the file is no such list.
+        ValueError: the file is not such a manifest.
     """
     content = read_json(path)
     try:
-        index = {name.casefold(): int(number) for number, name in content["modality"].items()}
+        index_of = {name.casefold(): int(number) for number, name in content["modality"].items()}
         pairs = [(path.parent / i["image"], path.parent / i["label"]) for i in content["training"]]
         unlabelled = [path.parent / image for image in content.get("test", [])]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: not a list of 4D images with modality, training and test ({error!r}); "
-            "restore the file as published"
+            "restore the published file"
         ) from error
     names = {sequence: release.suffixes[sequence].casefold() for sequence in SEQUENCES}
-    channels = {sequence: index[name] for sequence, name in names.items() if name in index}
+    channels = {s: index_of[name] for s, name in names.items() if name in index_of}
     return channels, pairs, unlabelled

@@ -28,7 +28,7 @@ _BROKEN = (
 
 
 def strip_extension(name: str) -> str | None:
-    """Return a file name without .nii or .nii.gz, dots inside it kept; None for other files."""
+    """Return a file name without its ending .nii or .nii.gz; None for other files."""
     for extension in EXTENSIONS:
         if name.endswith(extension):
             return name[: -len(extension)]
@@ -40,12 +40,12 @@ def open_nifti(path: Path, *, axes: int = 3) -> Any:
 
     Args:
         path: file to open.
-        axes: 3 for (x, y, z), 4 for (x, y, z, sequence).
+        axes: expected number of axes: 3 for (x, y, z), 4 for (x, y, z, sequence).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file may not be read, or is no NIfTI volume of real numbers with so many
-            axes.
+        ValueError: the file cannot be opened, or is not a NIfTI volume of real numbers with that
+            number of axes.
     """
     _require_readable(path)
     try:
@@ -56,10 +56,10 @@ def open_nifti(path: Path, *, axes: int = 3) -> Any:
     if not isinstance(image, nib.Nifti1Image):
         raise ValueError(f"{path}: not a NIfTI volume; convert it to .nii.gz")
     if len(image.shape) != axes:
-        due = "3 (x, y, z); save one 3D volume per sequence"
+        expected = "3 (x, y, z); save one 3D volume per sequence"
         if axes == 4:
-            due = "4 (x, y, z, sequence); save all sequences in one file"
-        raise ValueError(f"{path}: has {len(image.shape)} axes {image.shape}, expected {due}")
+            expected = "4 (x, y, z, sequence); save all sequences in one file"
+        raise ValueError(f"{path}: has {len(image.shape)} axes {image.shape}, expected {expected}")
     if dtype.kind not in "biuf":
         raise ValueError(
             f"{path}: voxels are {dtype}, expected real numbers; export one number per voxel"
@@ -71,12 +71,12 @@ def read_voxels(path: Path, *, axes: int = 3) -> npt.NDArray[Any]:
     """Read the voxels of a NIfTI file, scaled as its header says.
 
     Args:
-        path: file to read, to its very end: a damaged one is found.
+        path: file to read; it is read to its end, so that any damage is detected.
         axes: as for :func:`open_nifti`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is broken, holds NaN or infinite voxels, or no real numbers.
+        ValueError: the file is broken, or its voxels are NaN, infinite or not real numbers.
     """
     image = open_nifti(path, axes=axes)
     try:
@@ -88,7 +88,7 @@ def read_voxels(path: Path, *, axes: int = 3) -> npt.NDArray[Any]:
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         count = int((~np.isfinite(voxels)).sum())
         raise ValueError(
-            f"{path}: {count} voxels are NaN or infinite; repeat the preprocessing that made them"
+            f"{path}: {count} voxels are NaN or infinite; repeat the processing that made them"
         )
     return voxels
 
@@ -98,22 +98,22 @@ def write_label(path: Path, label: npt.NDArray[np.uint8], *, source: Path, axes:
 
     Args:
         path: file to write, ending in .nii.gz or .nii; its folder is made if missing.
-        label: (x, y, z), in the source's own voxel order.
-        source: NIfTI file whose grid the label lies on; only read.
-        axes: of the source; the label has the first three of them.
+        label: (x, y, z), in the voxel order of the source.
+        source: NIfTI file whose grid the label lies on; it is not changed.
+        axes: number of axes of the source; the label has the first three of them.
 
     Raises:
         ValueError: the shapes differ, or ``path`` has another ending.
-        OSError: ``path`` cannot be written; an older file there stays.
+        OSError: ``path`` cannot be written; an older file stays as it was.
     """
     _write_like(path, label, np.uint8, source=source, axes=axes)
 
 
 def write_map(path: Path, values: npt.NDArray[np.floating], *, source: Path, axes: int = 3) -> None:
-    """Write a map, such as a probability, as float32; otherwise as :func:`write_label`.
+    """Write a map, such as a probability, as float32; arguments as in :func:`write_label`.
 
-    Values are rounded to the 11 bits of float16 on the way, which NIfTI does not know: the files
-    are about a third as large.
+    Values are first rounded to the precision of float16, which NIfTI does not have: the compressed
+    files are about a third as large.
     """
     _write_like(path, values.astype(np.float16), np.float32, source=source, axes=axes)
 
@@ -121,33 +121,34 @@ def write_map(path: Path, values: npt.NDArray[np.floating], *, source: Path, axe
 def _write_like(
     path: Path, volume: npt.NDArray[Any], dtype: type[np.generic], *, source: Path, axes: int
 ) -> None:
-    """Write a volume in the grid of ``source``."""
+    """Write a volume on the grid of ``source``."""
     if strip_extension(path.name) is None:
-        raise ValueError(f"{path}: a segmentation is written as .nii.gz or .nii; rename it")
+        raise ValueError(f"{path}: is not a name of a .nii.gz or .nii file; rename it")
     reference = open_nifti(source, axes=axes)
     if volume.shape != reference.shape[:3]:
         raise ValueError(
-            f"{source}: shape {reference.shape} differs from the segmentation's {volume.shape}"
+            f"{source}: shape {reference.shape} differs from {volume.shape} of the volume to "
+            f"write; give the scan that {path.name} belongs to"
         )
     header = reference.header.copy()
     header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0  # the scan's display window would hide the labels
-    # No affine is passed: qform, sform and their codes stay the source's, to the bit.
+    header["cal_min"] = header["cal_max"] = 0  # the display range of the scan would hide labels
+    # Without an affine, qform, sform and their codes stay exactly those of the source.
     image = type(reference)(volume.astype(dtype, copy=False), None, header)
     with atomic_write(path) as tmp:
         nib.save(image, tmp)
 
 
 def _require_readable(path: Path) -> None:
-    """Tell a missing file from one that may not be read; nibabel calls both unknown formats.
+    """Fail for a file that is missing or cannot be opened; nibabel would report its format.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the system refuses to open it.
+        ValueError: the system does not open it.
     """
     try:
-        if stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+        if stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
             path.open("rb").close()
             return
     except (FileNotFoundError, NotADirectoryError):
@@ -158,14 +159,14 @@ def _require_readable(path: Path) -> None:
         ) from error
     if os.path.islink(path):
         raise FileNotFoundError(
-            f"{path}: a link to {os.readlink(path)}, which is no file; restore that, or remove "
-            "the link"
+            f"{path}: a link to {os.readlink(path)}, which is not a file; restore the file, or "
+            "remove the link"
         )
     raise FileNotFoundError(f"{path}: no such file; check the path")
 
 
 def _broken(path: Path, error: BaseException) -> str:
-    """Say what is wrong with a file that could not be read, and what to do."""
+    """Return the message for a file that could not be read."""
     if path.stat().st_size == 0:
         return f"{path}: the file is empty; copy or download it again"
     reason = " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""One frozen record per BraTS release: file names, label values, regions."""
+"""One frozen record for each BraTS release: file names, labels, regions."""
 
 import re
 from collections.abc import Mapping
@@ -16,21 +16,23 @@ class BraTSRelease:
 
     Attributes:
         name: short name, as stored in checkpoints.
-        suffixes: sequence -> what follows the case name and the separator in its file name; with
-            a ``manifest``, what the sequence is called in it.
-        regions: region -> label values that belong to it, in ``REGIONS`` order.
-        labels_out: region -> label value to write, painted in this order, later over earlier.
-        case_pattern: regular expression of an official case name; its group ``patient`` is what a
-            split must not separate. A name that does not match is a patient of its own.
+        suffixes: sequence -> end of its file names, after case name and separator; with a
+            ``manifest``, the name of the sequence in it.
+        regions: region -> labels that belong to it, in ``REGIONS`` order.
+        labels_out: region -> label to write; regions are written in this order, later ones over
+            earlier ones.
+        case_pattern: regular expression of an official case name; its group ``patient`` is the
+            name of the patient, whose cases a split keeps together. A case whose name does not
+            match counts as a patient.
         label_suffix: as ``suffixes``, for the expert mask.
         separator: between case name and suffix.
-        outside: label values that a mask may hold and that belong to no region.
-        own_pattern: regular expression of the case names that no other release with the same file
-            names has; None takes ``case_pattern``.
-        misnamed_labels: file names (without extension) of masks published under a wrong name ->
-            the case they belong to.
-        manifest: name of the file that lists 4D images and masks, as in the Medical Segmentation
-            Decathlon; None where every sequence is a file of its own.
+        outside: labels that an expert mask may hold and that belong to no region.
+        own_pattern: regular expression of the case names that only this release has, where other
+            releases name their files alike; None takes ``case_pattern``.
+        misnamed_labels: file name, without extension, of an expert mask that was published under
+            a wrong name -> the case that it belongs to.
+        manifest: name of the file that lists 4D images and expert masks, as in the Medical
+            Segmentation Decathlon; None where each sequence has its own file.
     """
 
     name: str
@@ -47,13 +49,13 @@ class BraTSRelease:
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """Every label value a mask may hold, background included."""
+        """Every label that an expert mask may hold, with the background."""
         return tuple(sorted({0, *self.outside}.union(*self.regions.values())))
 
     def parse(self, stem: str) -> tuple[str, str] | None:
-        """Return the case and the sequence, or ``LABEL``, of a file name without extension.
+        """Split a file name without extension into the case and the sequence, or ``LABEL``.
 
-        None where the name follows another rule.
+        Returns None for a name of another form.
         """
         if stem in self.misnamed_labels:
             return self.misnamed_labels[stem], LABEL
@@ -63,26 +65,26 @@ class BraTSRelease:
         return (case_id, kinds[suffix]) if case_id and suffix in kinds else None
 
     def owns(self, case_id: str) -> bool:
-        """Say whether this is an official case name of this release."""
+        """Return whether this is an official case name of this release."""
         return re.fullmatch(self.own_pattern or self.case_pattern, case_id) is not None
 
     def patient(self, case_id: str) -> str:
-        """Return the patient that a case belongs to."""
+        """Return the name of the patient of a case."""
         match = re.fullmatch(self.case_pattern, case_id)
         return match["patient"] if match else case_id
 
     def to_regions(self, label: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-        """Turn a label map (x, y, z) into overlapping region masks (3, x, y, z)."""
+        """Turn a label map (x, y, z) into region masks (3, x, y, z), which overlap."""
         return np.stack([np.isin(label, self.regions[region]) for region in REGIONS])
 
     def to_labels(self, regions: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
         """Turn region masks (3, x, y, z) into a label map (x, y, z) of this release.
 
-        :meth:`to_regions` gives the same masks back if they are nested; where they are not, the
-        inner region wins. Labels that three nested regions cannot tell apart are not restored: a
-        resection cavity (``outside``) becomes background, and a part of the core that does not
-        enhance gets the one label in ``labels_out``, so that cysts of BraTS-PEDs 2024 (label 3)
-        come back as non-enhancing tumour (label 2).
+        For nested masks, :meth:`to_regions` returns the same masks again; where masks are not
+        nested, the inner region wins. Three nested regions do not distinguish all labels of all
+        releases: a resection cavity (``outside``) becomes background, and every non-enhancing
+        part of the core gets the single label in ``labels_out``. So cysts of BraTS-PEDs 2024
+        (label 3) become non-enhancing tumour (label 2).
         """
         label = np.zeros(regions.shape[1:], dtype=np.uint8)
         for region, value in self.labels_out.items():
@@ -110,9 +112,10 @@ def _since_2023(
     """Return a release with the labels used since 2023: 1 core, 2 oedema, 3 enhancing.
 
     Args:
-        name: of the release.
-        kind: of tumour, as in case names ``BraTS-GLI-00000-000``: patient, then time point.
-        outside: label values of no region.
+        name: name of the release.
+        kind: kind of tumour in case names such as ``BraTS-GLI-00000-000``, before the numbers of
+            patient and time point.
+        outside: labels that belong to no region.
         timepoints: regular expression of the time points that only this release has.
     """
     patient = rf"(?P<patient>BraTS-{kind}-\d+)"
@@ -128,7 +131,7 @@ def _since_2023(
     )
 
 
-# In 2018 and 2019 the trailing number counts the scans of a patient; from 2020 names are numbers.
+# In 2018 and 2019 the last number counts the scans of a patient; since 2020 each case has a number.
 BRATS_2018 = _until_2021("brats2018", r"(?P<patient>Brats18_.+)_\d+")
 BRATS_2019 = _until_2021("brats2019", r"(?P<patient>BraTS19_.+)_\d+")
 BRATS_2020 = _until_2021(
@@ -137,22 +140,22 @@ BRATS_2020 = _until_2021(
     {"W39_1998.09.19_Segm": "BraTS20_Training_355"},
 )
 BRATS_2021 = _until_2021("brats2021", r"(?P<patient>BraTS2021_\d+)")
-# Scans after treatment, the cavity of resection being label 4, count their time points from 100.
+# Scans after treatment count their time points from 100; label 4 is the resection cavity.
 BRATS_2023_GLI = _since_2023("brats2023_gli", "GLI", timepoints=r"0\d\d")
 BRATS_2024_GLI = _since_2023("brats2024_gli", "GLI", timepoints=r"1\d\d", outside=(4,))
 BRATS_2023_SSA = _since_2023("brats2023_ssa", "SSA")
 BRATS_2023_MEN = _since_2023("brats2023_men", "MEN")
-# The cavity, label 4, came in 2025; the other labels and the names are those of 2023.
+# Label 4, the resection cavity, was added in 2025; the other labels and all names did not change.
 BRATS_2023_MET = _since_2023("brats2023_met", "MET", outside=(4,))
 BRATS_2023_PED = _since_2023("brats2023_ped", "PED")
-# Names as in 2023, other numbers: 1 enhancing, 2 non-enhancing, 3 cyst, 4 oedema.
+# Names as in 2023, other labels: 1 enhancing, 2 non-enhancing, 3 cyst, 4 oedema.
 BRATS_2024_PED = replace(
     BRATS_2023_PED,
     name="brats2024_ped",
     regions={"WT": (1, 2, 3, 4), "TC": (1, 2, 3), "ET": (1,)},
     labels_out={"WT": 4, "TC": 2, "ET": 1},
 )
-# Cases of BraTS 2016 and 2017 under numbers that no longer tell which are of one patient.
+# Cases of BraTS 2016 and 2017, renumbered, so that scans of one patient cannot be recognised.
 MSD_TASK01 = BraTSRelease(
     name="msd_task01",
     suffixes={"t1": "T1w", "t1ce": "t1gd", "t2": "T2w", "flair": "FLAIR"},
@@ -187,7 +190,7 @@ def get_release(name: str) -> BraTSRelease:
     """Return the release of that name.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: there is no such release; the message lists all releases.
 
     Example:
         >>> get_release("brats2021").labels

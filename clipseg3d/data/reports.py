@@ -1,13 +1,15 @@
-"""Radiology reports: a text beside each case, or one JSON or CSV file of all."""
+"""Radiology reports: a text file in the folder of each case, or one JSON or CSV file of all."""
 
 from pathlib import Path
 
 from clipseg3d.data.text_files import read_json, read_table
 
 REPORT_SUFFIX = "_flair_text.txt"
-"""A report beside its case, named as in TextBraTS: ``{case}_flair_text.txt``. The ``.npy`` of that
-name, the text as TextBraTS' own encoder embedded it, is passed over: networks embed the text with
-the encoder they are built with."""
+"""Report file in the folder of its case, named as in TextBraTS: ``{case}_flair_text.txt``.
+
+The ``.npy`` file of that name, which holds the text as TextBraTS' own encoder embedded it, is
+ignored: networks embed the text with their own encoder.
+"""
 CASE_COLUMNS = ("case", "case_id", "id")
 REPORT_COLUMNS = ("report", "text")
 
@@ -16,12 +18,12 @@ def read_reports(path: Path) -> dict[str, str]:
     """Read one file of reports by case name.
 
     Args:
-        path: JSON, case name -> text or an object with the key ``report``; or, ending in .csv, a
-            table with a column out of ``CASE_COLUMNS`` and one out of ``REPORT_COLUMNS``.
+        path: JSON, case name -> text, or -> an object with the key ``report``; or, ending in
+            .csv, a table with one of ``CASE_COLUMNS`` and one of ``REPORT_COLUMNS``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no such file, or holds text that is no Unicode.
+        ValueError: the file has another form, or holds text that is not valid Unicode.
     """
     texts = _from_table(path) if path.suffix.lower() == ".csv" else _from_json(path)
     for name, text in texts.items():
@@ -29,7 +31,7 @@ def read_reports(path: Path) -> dict[str, str]:
             (name + text).encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{path}: the report of {ascii(name)[1:-1]} holds half a character "
+                f"{path}: the report of {ascii(name)[1:-1]} holds half a surrogate pair "
                 f"({error.object[error.start]!a}); save the file as UTF-8"
             ) from error
     return texts
@@ -62,7 +64,7 @@ def _from_table(path: Path) -> dict[str, str]:
         )
         if case is None or report is None:
             raise ValueError(
-                f"{path}: has the columns {', '.join(row)}; call one {' or '.join(CASE_COLUMNS)}, "
+                f"{path}: has the columns {', '.join(row)}; name one {' or '.join(CASE_COLUMNS)}, "
                 f"and one {' or '.join(REPORT_COLUMNS)}"
             )
         if case in texts:

@@ -1,4 +1,4 @@
-"""Order and randomness of training samples, as functions of seed, epoch and place."""
+"""Order and random seeds of training samples; both depend on seed, epoch and index only."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,24 +15,25 @@ class Draw(NamedTuple):
     """One sample of one epoch."""
 
     sample: int
-    """Its index."""
+    """Index of the sample."""
     seed: int
-    """Of all that is random about it."""
+    """Seed of its crop and its augmentation."""
 
 
 class EpochSampler(DistributedSampler[Draw]):
-    """Deal shuffled samples to ranks; nothing of it depends on what was drawn before.
+    """Distribute shuffled samples over ranks; independent of earlier random draws.
 
-    Ranks take turns, so that a batch of each of two ranks holds the samples of one batch of twice
-    the size on a single one.
+    Ranks take turns. So one batch of each of two ranks holds the same samples as one batch of
+    twice the size on a single rank.
 
     Args:
         length: number of samples in an epoch.
         num_replicas: number of ranks.
-        rank: this one.
+        rank: index of this rank.
         seed: equal seeds give equal samples in every epoch.
-        epoch: the epoch to begin with.
-        skip: samples of this rank to leave out in that epoch, which have been seen.
+        epoch: first epoch.
+        skip: number of this rank's samples to skip in the first epoch, since they were used
+            before the fit was interrupted.
     """
 
     def __init__(
@@ -47,26 +48,29 @@ class EpochSampler(DistributedSampler[Draw]):
     ) -> None:
         super().__init__(range(length), num_replicas, rank, seed=seed)  # type: ignore[arg-type]
         self.set_epoch(epoch)
-        self.begun = (epoch, skip)
+        self.resume_from = (epoch, skip)
 
     def __iter__(self) -> Iterator[Draw]:
-        """Give what this rank has to do of the epoch."""
-        epoch, skip = self.begun
+        """Yield the samples of this rank in the current epoch."""
+        epoch, skip = self.resume_from
         indices: list[Any] = list(super().__iter__())
         for index in indices[skip if self.epoch == epoch else 0 :]:
             yield Draw(index, derived_seed(self.seed, self.epoch, index))
 
 
 class CountingLoader(DataLoader[Sample]):
-    """A loader that knows how many batches of its sampler's epoch it has given.
+    """A loader that counts the batches it has given in the current epoch.
 
-    Workers start when the first batch is asked for: until then, a trainer that goes on with an
-    interrupted fit does not know which epoch it is.
+    Workers start only when the first batch is requested, because a trainer that resumes an
+    interrupted fit does not know the epoch earlier.
 
     Args:
-        *args: of the loader.
-        current_epoch: says which epoch it is; None leaves that to ``sampler.set_epoch``.
-        **options: of the loader.
+        *args: arguments of ``DataLoader``.
+        current_epoch: returns the current epoch; None leaves that to ``sampler.set_epoch``.
+        **options: keyword arguments of ``DataLoader``.
+
+    Attributes:
+        progress: the epoch, and the number of its batches given so far.
     """
 
     def __init__(
@@ -74,30 +78,32 @@ class CountingLoader(DataLoader[Sample]):
     ) -> None:
         super().__init__(*args, **options)
         self.current_epoch = current_epoch
-        self.given = (0, 0)
+        self.progress = (0, 0)
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        """Give the batches of an epoch, or what is left of it."""
+        """Yield the batches of an epoch, or the rest of it if the fit was interrupted."""
         sampler: Any = self.sampler
-        if self.current_epoch is not None and isinstance(sampler, EpochSampler):
-            # Lightning 2.6 counts one too many for it in a fit of max_steps that goes on.
-            sampler.set_epoch(self.current_epoch())
         epoch, count = getattr(sampler, "epoch", 0), 0
-        begun, skip = getattr(sampler, "begun", (0, 0))  # other samplers: Trainer(overfit_batches)
-        if epoch == begun:
-            count = skip // (self.batch_size or 1)
-        self.given = (epoch, count)
+        if isinstance(sampler, EpochSampler):  # another one with Trainer(overfit_batches=...)
+            if self.current_epoch is not None:
+                # Lightning 2.6 sets an epoch too high when it resumes a fit with max_steps.
+                epoch = self.current_epoch()
+                sampler.set_epoch(epoch)
+            first_epoch, skip = sampler.resume_from
+            if epoch == first_epoch:
+                count = skip // (self.batch_size or 1)
+        self.progress = (epoch, count)
         for batch in super().__iter__():
             count += 1
-            self.given = (epoch, count)
+            self.progress = (epoch, count)
             yield batch
 
 
 def derived_seed(*parts: int) -> int:
-    """Return a number of 63 bits that follows from all of some numbers, none of them negative."""
+    """Return a seed of 63 bits that depends on all of the given non-negative numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def global_seed() -> int:
-    """Return the seed that Lightning's ``seed_everything`` was given last; 0 without."""
+    """Return the last seed given to Lightning's ``seed_everything``; 0 if it was never called."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))

@@ -1,4 +1,4 @@
-"""What a data module would do with its folder, before it does it."""
+"""What a data module finds in its folder, and what it would write, before it is run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DataSurvey:
-    """A data module's cases as they are, and what preparing them would write.
+    """The cases of a data module, and what preparing them would write.
 
     Attributes:
-        faults: what is wrong, each line naming a file and a cure; training would refuse it.
-        notes: what is unusual, but no fault.
-        training: number of cases to train on; 0 where faults leave no folds.
+        faults: what training would refuse; each line names a file and a cure.
+        notes: what is unusual, but not a fault.
+        training: number of cases to train on; 0 if faults prevent a split.
         validation: number of cases to validate on.
-        disk: folder -> bytes that preparing the data would write there, about.
+        disk: folder -> approximate number of bytes that preparing the data would write there.
     """
 
     faults: tuple[str, ...]

@@ -8,11 +8,11 @@ from typing import Any
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 text file, without white space around it.
+    """Read a UTF-8 text file, and strip white space at both ends.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not UTF-8, or may not be read.
+        ValueError: the file is not UTF-8, or cannot be opened.
     """
     try:
         return path.read_text(encoding="utf-8-sig").strip()
@@ -40,11 +40,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Read a CSV file with a header: column -> cell, for each row.
+    """Read a CSV file with a header as column -> cell, for each row.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no table of full rows.
+        ValueError: the file is not valid CSV, or a row has more or fewer cells than the header.
     """
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
@@ -54,7 +54,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise ValueError(
-                f"{path}: row {number} has not as many cells as the header; put quotation marks "
-                "around cells that hold a comma"
+                f"{path}: row {number} has more or fewer cells than the header; put quotation "
+                "marks around cells that hold a comma"
             )
     return [{column.strip(): cell.strip() for column, cell in row.items()} for row in rows]

@@ -1,4 +1,4 @@
-"""Trained networks in formats that other programs read: ONNX, torch.export, MONAI bundles."""
+"""Trained networks in formats of other programs: ONNX, torch.export, MONAI bundles."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""A trained network as a MONAI bundle."""
+"""Write a trained network as a MONAI bundle."""
 
 import json
 from importlib.metadata import version
@@ -21,27 +21,28 @@ python -m monai.bundle run --config_file configs/inference.json --bundle_root . 
     --dataset_dir CASES --output_dir SEGMENTATIONS
 ```
 
-`CASES` is a folder of cases, each a folder of four NIfTI files named as in BraTS, skull-stripped
-and on one grid, with voxels of {spacing_mm:g} mm. Reports that lie beside the scans
-(`CASE_flair_text.txt`) are read. Labels are written as `SEGMENTATIONS/CASE.nii.gz`, in the grid,
-header and label convention ({release}) of the scans. `--clip DIR` says where CLIP is, if not where
-it was in training; `--device cpu` does without a GPU. Not a medical device.
+`CASES` is a folder of cases. Each case is a folder of four NIfTI files named as in BraTS,
+skull-stripped, on one grid, and with voxels of {spacing_mm:g} mm. A report beside the scans
+(`CASE_flair_text.txt`) is read. Labels are written as `SEGMENTATIONS/CASE.nii.gz`, with the grid
+and header of the scans, in the label convention of {release}. `--clip DIR` gives the folder of
+CLIP, if it has moved since training; `--device cpu` runs without a GPU. Not a medical device.
 """
 
 
 def write_bundle(network: CLIPSeg3D, folder: Path, settings: PredictionSettings) -> None:
-    """Write a MONAI bundle: configs, model, model card, and how to run it; all or nothing.
+    """Write a MONAI bundle: configs, model, model card and instructions; complete or absent.
 
-    ``monai.bundle run`` does with it what :class:`clipseg3d.Predictor` does, which must be
-    installed where it runs. The frozen CLIP stays outside, as it does for ``save_pretrained``.
+    ``python -m monai.bundle run`` then segments cases as :class:`clipseg3d.Predictor` does; the
+    package clipseg3d must be installed there. The frozen CLIP is not part of the bundle, as with
+    ``save_pretrained``.
 
     Args:
         network: trained, with a config.
-        folder: of the bundle; it must not exist yet, or be empty.
-        settings: what the network is for.
+        folder: folder of the bundle; it must be empty, or not exist yet.
+        settings: prediction settings of the network.
 
     Raises:
-        ValueError: the folder holds files, or the network was made of parts, without a config.
+        ValueError: the folder holds files, or the network was built from parts, without a config.
         OSError: a file cannot be written.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
@@ -66,7 +67,7 @@ def write_bundle(network: CLIPSeg3D, folder: Path, settings: PredictionSettings)
 
 
 def _inference(settings: PredictionSettings) -> dict[str, Any]:
-    """Return inference.json; what is a plain value may be overridden on the command line."""
+    """Return inference.json; its plain values may be overridden on the command line."""
     return {
         "imports": [
             "$import torch",
@@ -109,8 +110,8 @@ def _inference(settings: PredictionSettings) -> dict[str, Any]:
 
 
 def _metadata(network: CLIPSeg3D, settings: PredictionSettings) -> dict[str, Any]:
-    """Return metadata.json, in the keys of MONAI's bundle specification."""
-    config = cast(NetworkConfig, network.config)  # it has been saved
+    """Return metadata.json, with the keys of MONAI's bundle specification."""
+    config = cast(NetworkConfig, network.config)  # save_pretrained refuses a network without one
     common = {
         "type": "image",
         "spatial_shape": list(settings.roi_size),
@@ -156,7 +157,7 @@ def _metadata(network: CLIPSeg3D, settings: PredictionSettings) -> dict[str, Any
 
 
 def _numbered(names: tuple[str, ...]) -> dict[str, str]:
-    """Return names by channel, as the specification has it."""
+    """Return channel number -> name, as the specification wants it."""
     return {str(channel): name for channel, name in enumerate(names)}
 
 

@@ -1,4 +1,4 @@
-"""The image path as a graph: ONNX for any runtime, torch.export for PyTorch."""
+"""Write the image path as a graph: ONNX for any runtime, torch.export for PyTorch."""
 
 import json
 import logging
@@ -22,18 +22,18 @@ from clipseg3d.networks.prediction_settings import PredictionSettings
 def write_onnx(
     network: CLIPSeg3D, path: Path, settings: PredictionSettings, *, report: str = ""
 ) -> None:
-    """Write :class:`ImagePath` as an ONNX graph of one crop, with its settings as metadata.
+    """Write :class:`ImagePath` as an ONNX graph for one crop, with the settings as metadata.
 
     Args:
         network: trained, on the CPU.
         path: file to write, ending in .onnx.
-        settings: what the network is for; the graph takes crops of its ROI size.
-        report: whose embeddings are kept in the graph beside those of the region prompts.
+        settings: prediction settings; the graph takes crops of their ROI size.
+        report: its embeddings are stored in the graph, together with those of the region prompts.
 
     Raises:
-        ValueError: ``path`` has another ending; a report for a network that reads none; the graph
-            would exceed the 2 GB of an ONNX file.
-        ImportError: onnx or onnxscript, which make the graph, are not installed.
+        ValueError: ``path`` has another ending; a report is given to a network that reads no text;
+            or the graph is larger than 2 GB, the limit of ONNX files.
+        ImportError: onnx or onnxscript, which are needed to make the graph, are not installed.
         OSError: the file cannot be written.
     """
     _require_ending(path, ".onnx")
@@ -51,9 +51,9 @@ def write_onnx(
         }
     )
     with _quiet():
-        made = torch.onnx.export(traced, output_names=["logits"], dynamo=True, verbose=False)
-    program = cast(torch.onnx.ONNXProgram, made)  # None is for the exporter without dynamo
-    program.model.metadata_props.update(_about(network, settings, report))
+        exported = torch.onnx.export(traced, output_names=["logits"], dynamo=True, verbose=False)
+    program = cast(torch.onnx.ONNXProgram, exported)  # None only without dynamo
+    program.model.metadata_props.update(_metadata(network, settings, report))
     with atomic_write(path) as tmp:
         program.save(str(tmp))
 
@@ -61,19 +61,20 @@ def write_onnx(
 def write_torch(
     network: CLIPSeg3D, path: Path, settings: PredictionSettings, *, report: str = ""
 ) -> None:
-    """Write :class:`ImagePath` with :func:`torch.export.save`; arguments as :func:`write_onnx`.
+    """Write :class:`ImagePath` with :func:`torch.export.save`; arguments as for :func:`write_onnx`.
 
-    Settings go into the file ``clipseg3d.json`` inside (``extra_files`` of torch.export.load).
+    Settings are stored inside as ``clipseg3d.json`` (``extra_files`` of torch.export.load).
 
     Raises:
-        ValueError: ``path`` does not end in .pt2; a report for a network that reads none.
+        ValueError: ``path`` does not end in .pt2; or a report is given to a network that reads no
+            text.
         OSError: the file cannot be written.
     """
     _require_ending(path, ".pt2")
     program = _trace(network, settings, report)
-    about = json.dumps(_about(network, settings, report))
+    metadata = json.dumps(_metadata(network, settings, report))
     with atomic_write(path) as tmp, tmp.open("wb") as file:
-        torch.export.save(program, file, extra_files={"clipseg3d.json": about})
+        torch.export.save(program, file, extra_files={"clipseg3d.json": metadata})
 
 
 def _trace(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> ExportedProgram:
@@ -87,9 +88,10 @@ def _trace(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> Exp
 
 
 def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
-    """Return log(e^a + e^b), one of them finite; ONNX has no such operation.
+    """Return log(e^a + e^b), where a or b is finite.
 
-    Its exporter would write the formula as it stands, which is infinite below -88.
+    ONNX has no such operation, and PyTorch's exporter writes the plain formula, which is infinite
+    below -88.
     """
     return torch.maximum(a, b) + torch.log1p(torch.exp(-(a - b).abs()))
 
@@ -101,20 +103,20 @@ def _log_sigmoid(x: Tensor) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what exporters tell of their own insides, which is for their authors."""
-    before = logging.root.manager.disable
+    """Silence logs and warnings about internals of the exporters, which users cannot act upon."""
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(level)
 
 
-def _about(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> dict[str, str]:
-    """Return what a user of the graph must know, as texts."""
-    about = {
+def _metadata(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> dict[str, str]:
+    """Return what a user of the graph must know, as name -> text."""
+    metadata = {
         "clipseg3d": __version__,
         "release": settings.release,
         "spacing_mm": f"{settings.spacing_mm:g}",
@@ -122,13 +124,13 @@ def _about(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> dic
         "encoders": json.dumps(network.encoder_identities()),
     }
     if network.config is not None:
-        about |= {
+        metadata |= {
             name: ",".join(getattr(network.config, name)) for name in ("sequences", "regions")
         }
-    return about
+    return metadata
 
 
 def _require_ending(path: Path, ending: str) -> None:
-    """Raise a ValueError for a file of another ending."""
+    """Raise a ValueError for a file with another ending."""
     if path.suffix != ending:
         raise ValueError(f"{path}: does not end in {ending}; rename it")

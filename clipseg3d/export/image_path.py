@@ -1,4 +1,4 @@
-"""The image path of a network as a module of tensors alone, for other runtimes."""
+"""The image path of a network as a module that takes only tensors, for other runtimes."""
 
 import copy
 
@@ -13,20 +13,20 @@ from clipseg3d.views import cut_views
 class ImagePath(nn.Module):
     """A trained network without its frozen encoders: crops in, logits out.
 
-    Region prompts and one report are read here, once, and their embeddings are kept. CLIP's image
-    tower is left out: what it sees in the views is an input, since it is the same for every crop
-    of a case, while a graph runs for each crop, and since CLIP may be 50 times larger than the
-    rest. Compute it once per case as
+    Region prompts and one report are embedded once, here, and their embeddings are stored. CLIP's
+    image tower is left out, and the view embeddings are an input instead: they are the same for
+    every crop of a case, while the graph runs once per crop; and CLIP may be 50 times larger than
+    the rest of the network. Compute them once per case with
     ``network.semantic_fusion.bridge.embed(cut_views(volume, selection=network.view_selection))``,
-    or leave it at zeros with ``views_valid`` False: text alone then guides the network.
+    or give zeros with ``views_valid`` False: then only text guides the network.
 
     Args:
-        network: trained. Its parts are shared, not copied, but for the small semantic ones, and
-            put into evaluation mode.
-        report: of the case; empty for prompts alone.
+        network: trained. Its parts are shared and put into evaluation mode; only the small semantic
+            parts are copied.
+        report: report of the case; empty for prompts only.
 
     Raises:
-        ValueError: a report is given to a network that reads none.
+        ValueError: a report is given to a network that reads no text.
     """
 
     def __init__(self, network: CLIPSeg3D, *, report: str = "") -> None:
@@ -39,10 +39,8 @@ class ImagePath(nn.Module):
         text, mask = network.embed_text([report])
         self.register_buffer("text", text)
         self.register_buffer("text_mask", mask)
-        self.has_patches = False
         if fusion is not None:
-            self.has_patches = fusion.bridge.dense
-            fusion = copy.deepcopy(fusion, {id(fusion.bridge): _SeenBefore()})
+            fusion = copy.deepcopy(fusion, {id(fusion.bridge): _EmbeddedViews()})
         self.network = CLIPSeg3D(
             network.unet, pixel_fusion=network.pixel_fusion, semantic_fusion=fusion
         )
@@ -59,23 +57,23 @@ class ImagePath(nn.Module):
         view_patches: Tensor | None = None,
         view_planes: Tensor | None = None,
     ) -> Tensor:
-        """Return logits (1, r, x, y, z); :func:`example_inputs` has what a network needs of these.
+        """Return logits (1, r, x, y, z); :func:`example_inputs` shows which inputs a network needs.
 
         Args:
             image: crop (1, s, x, y, z), in the units of ``statistics``.
             statistics: (1, s, 4) of the whole brain.
             crop_box: (1, 2, 3) where the crop lies in the brain box.
             view_tokens: (1, n, e), CLIP's embeddings of the views.
-            views_valid: (1,) bool, whether the view embeddings are to be heeded.
+            views_valid: (1,) bool, whether the network uses the view embeddings.
             view_patches: (1, v, g, g, e), for networks with a dense map.
             view_planes: (1, v, 3), for networks with a dense map.
         """
         semantics = None
         if view_tokens is not None and views_valid is not None:
             planes = view_tokens.new_zeros(1, 1, 3) if view_planes is None else view_planes
-            seen = ViewTokens(view_tokens, views_valid, view_patches, planes)
+            embedded = ViewTokens(view_tokens, views_valid, view_patches, planes)
             semantics = self.network.encode_semantics(
-                seen,  # type: ignore[arg-type]  # which _SeenBefore takes for views
+                embedded,  # type: ignore[arg-type]  # _EmbeddedViews takes it in place of views
                 self.text,
                 self.text_mask,
             )
@@ -84,21 +82,21 @@ class ImagePath(nn.Module):
         ).logits
 
 
-class _SeenBefore(nn.Module):
-    """Stands for the bridge where CLIP has seen the views before."""
+class _EmbeddedViews(nn.Module):
+    """Replaces the bridge if the views are embedded already."""
 
-    def embed(self, seen: ViewTokens) -> ViewTokens:
-        """Return what CLIP saw."""
-        return seen
+    def embed(self, embedded: ViewTokens) -> ViewTokens:
+        """Return the embeddings that were given."""
+        return embedded
 
 
 @torch.no_grad()
 def example_inputs(network: CLIPSeg3D, size: tuple[int, int, int]) -> dict[str, Tensor]:
-    """Return the inputs that :meth:`ImagePath.forward` needs for a network, by name.
+    """Return random inputs of :meth:`ImagePath.forward`: name -> tensor, those the network needs.
 
     Args:
-        network: the whole one, with CLIP.
-        size: of the crop (x, y, z), in voxels.
+        network: the complete network, with CLIP.
+        size: size of the crop (x, y, z), in voxels.
     """
     sequences = 4 if network.config is None else len(network.config.sequences)
     image = torch.randn(1, sequences, *size)
@@ -108,9 +106,9 @@ def example_inputs(network: CLIPSeg3D, size: tuple[int, int, int]) -> dict[str, 
     if network.semantic_fusion is None:
         return inputs
     bridge = network.semantic_fusion.bridge
-    seen = bridge.embed(cut_views(image, selection=bridge.selection))
+    embedded = bridge.embed(cut_views(image, selection=bridge.selection))
     inputs["crop_box"] = torch.tensor([[[0.0] * 3, [1.0] * 3]])
-    inputs["view_tokens"], inputs["views_valid"] = seen.tokens, seen.valid
-    if seen.patches is not None:
-        inputs["view_patches"], inputs["view_planes"] = seen.patches, seen.planes
+    inputs["view_tokens"], inputs["views_valid"] = embedded.tokens, embedded.valid
+    if embedded.patches is not None:
+        inputs["view_patches"], inputs["view_planes"] = embedded.patches, embedded.planes
     return inputs

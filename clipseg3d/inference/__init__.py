@@ -1,4 +1,4 @@
-"""From a trained network and a case to labels in the grid of the scan."""
+"""From a trained network and a case to labels on the grid of the scan."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Many cases in a row: what fails is reported, what is finished is skipped."""
+"""Segment many cases: failures do not stop the run, finished cases are skipped."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from clipseg3d.inference.segmentation import map_file
 from clipseg3d.vocabulary import REGIONS
 
 PROBABILITIES, UNCERTAINTY = "probabilities", "uncertainty"
-"""Subfolders of maps: the folder itself can be handed in as it is."""
+"""Subfolders for maps, so that the folder itself can be submitted to a challenge as it is."""
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What became of one case.
+    """Result of one case.
 
     Attributes:
-        case: which.
-        files: what was to be written, the labels first.
-        status: ``finished`` stands for all files having been there before.
-        error: why it failed.
+        case: the case.
+        files: its files, the labels first.
+        status: ``finished`` means that all files were there before.
+        error: why the case failed; None if it did not.
     """
 
     case: Case
@@ -47,21 +47,22 @@ def segment_cases(
     """Segment cases into a folder, with one progress bar over all of them.
 
     Labels go to ``out/{case}.nii.gz``, case pages to ``out/{case}.html``, maps into the subfolders
-    ``probabilities`` and ``uncertainty``. Every file appears whole or not at all, also if the
-    process is interrupted.
+    ``probabilities`` and ``uncertainty``. Every file is complete or absent, even if the process is
+    interrupted.
 
     Args:
-        predictor: what to segment with.
-        cases: of different names.
+        predictor: segments the cases.
+        cases: cases with different names.
         out: folder to write to; made if missing.
-        text: report to use for each case; None takes the case's own.
+        text: report to use for every case; None takes the case's own.
         probabilities: whether to write the probability of each region.
-        uncertainty: whether to write maps of uncertainty.
-        html: whether to write a page of each case, with its expert mask where there is one.
-        overwrite: whether to do cases again whose files are all there, whatever made them.
+        uncertainty: whether to write uncertainty maps.
+        html: whether to write a page of each case, with its expert mask if there is one.
+        overwrite: whether to repeat cases whose files are all there. Without it they are skipped,
+            even if another network wrote the files.
 
     Yields:
-        What became of each case, in order. An error of one case does not stop the others.
+        The result of each case, in order. An error in one case does not stop the others.
     """
     maps = {
         PROBABILITIES: REGIONS if probabilities else (),
@@ -80,18 +81,22 @@ def segment_cases(
         for case in cases
         if not overwrite and all(path.is_file() for path in files[case.case_id])
     ]
-    todo = len(cases) - len(finished)
-    with tqdm(total=todo, desc="Segmenting", bar_format=BAR, delay=2, disable=not todo) as bar:
+    num_open = len(cases) - len(finished)
+    with tqdm(
+        total=num_open, desc="Segmenting", bar_format=BAR, delay=2, disable=not num_open
+    ) as bar:
         done = 0
         for case in cases:
-            due = files[case.case_id]
+            paths = files[case.case_id]
             if case.case_id in finished:
-                yield CaseResult(case, due, "finished")
+                yield CaseResult(case, paths, "finished")
                 continue
-            bar.set_description_str(f"Segmenting {done + 1}/{todo} {case.case_id}", refresh=False)
+            bar.set_description_str(
+                f"Segmenting {done + 1}/{num_open} {case.case_id}", refresh=False
+            )
             error: Exception | None = None
             try:
-                found = predictor(
+                segmentation = predictor(
                     case,
                     text=text,
                     probabilities=probabilities,
@@ -99,15 +104,15 @@ def segment_cases(
                     explain=html,
                     progress=bar.update,
                 )
-                found.save(due[0])
+                segmentation.save(paths[0])
                 if html:
-                    found.save_case_page(due[1], reference=case.label)
+                    segmentation.save_case_page(paths[1], reference=case.label)
                 if probabilities:
-                    found.save_probabilities(out / PROBABILITIES)
+                    segmentation.save_probabilities(out / PROBABILITIES)
                 if uncertainty:
-                    found.save_uncertainty(out / UNCERTAINTY)
+                    segmentation.save_uncertainty(out / UNCERTAINTY)
             except Exception as caught:
                 error = caught
             done += 1
             bar.update(done - bar.n)
-            yield CaseResult(case, due, "failed" if error else "written", error)
+            yield CaseResult(case, paths, "failed" if error else "written", error)

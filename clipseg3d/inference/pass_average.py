@@ -1,4 +1,4 @@
-"""The mean over several passes through a case: networks times mirrorings."""
+"""The mean over several passes of one case: each network sees each mirroring."""
 
 from collections.abc import Mapping
 from math import log
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class PassAverage:
-    """Add passes up; holds sums, not the passes.
+    """Mean and variance of passes; holds sums, not the passes.
 
     Args:
-        with_variance: whether to sum the squares of probabilities too.
+        with_variance: whether to sum up squared probabilities too, for :meth:`variance`.
     """
 
     def __init__(self, *, with_variance: bool = False) -> None:
@@ -25,7 +25,7 @@ class PassAverage:
         """Add a pass.
 
         Args:
-            logits: (r, x, y, z); changed in place.
+            logits: (r, x, y, z); overwritten with probabilities.
             maps: name -> (x, y, z); each is averaged over the passes that have it.
         """
         probabilities = logits.sigmoid_()
@@ -33,7 +33,7 @@ class PassAverage:
         if self.with_variance:
             parts["squares"] = probabilities.square()
         for name, part in parts.items():
-            if name in self._sums:  # passes may move to the CPU halfway
+            if name in self._sums:  # a full device makes later passes run on the CPU
                 self._sums[name] = self._sums[name].to(part.device).add_(part)
             else:
                 self._sums[name] = part
@@ -44,20 +44,20 @@ class PassAverage:
         return self._mean("probabilities")
 
     def map(self, name: str) -> npt.NDArray[np.float32] | None:
-        """Return the mean of a map, (x, y, z); None if no pass had it."""
+        """Return the mean of a map, (x, y, z); None if no pass has it."""
         return self._mean(name).cpu().numpy() if name in self._sums else None
 
     def entropy(self) -> npt.NDArray[np.float32]:
-        """Return the entropy of mean probabilities in bits, the highest over regions, (x, y, z)."""
+        """Return the entropy of the mean probabilities in bits, (x, y, z): maximum over regions."""
         mean = self.probabilities()
         nats = torch.special.entr(mean) + torch.special.entr(1 - mean)
         bits: npt.NDArray[np.float32] = (nats.amax(dim=0) / log(2)).cpu().numpy()
         return bits
 
     def variance(self) -> npt.NDArray[np.float32]:
-        """Return the variance of probabilities, the highest over regions, (x, y, z)."""
-        spread = self._mean("squares") - self.probabilities().square()
-        variance: npt.NDArray[np.float32] = spread.amax(dim=0).clamp(min=0).cpu().numpy()
+        """Return the variance of the probabilities, (x, y, z): maximum over regions."""
+        by_region = self._mean("squares") - self.probabilities().square()
+        variance: npt.NDArray[np.float32] = by_region.amax(dim=0).clamp(min=0).cpu().numpy()
         return variance
 
     def _mean(self, name: str) -> Tensor:

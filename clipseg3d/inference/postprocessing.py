@@ -21,10 +21,10 @@ RULES = {
     "enhancing_to_core": ("ET",),
     "holes": ("WT", "TC"),
 }
-"""Rule -> regions it has a threshold for, in the order of application. Enhancing tumour is a rim
-by nature: its holes are necrosis."""
-_ENDLESS = np.iinfo(np.int64).max
-_TOUCHING = np.ones((3, 3, 3), bool)  # components also hang together by corners
+"""Rule -> regions that it has a threshold for, in the order of application. There is none for holes
+in the enhancing tumour: it is a rim by nature, and its holes are necrosis."""
+_INFINITE = np.iinfo(np.int64).max
+_ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)  # voxels that share a corner are connected too
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class PostProcessing:
 
     Attributes:
         spacing_mm: voxel size that the thresholds are meant for.
-        small_components: region -> connected parts of fewer voxels are removed from the region,
-            and from those within it; what is left of the region around stays.
-        enhancing_to_core: an enhancing tumour of fewer voxels in all is none: it becomes core.
-        holes: region -> enclosed holes of fewer voxels are filled; WT or TC.
+        small_components: region -> connected components with fewer voxels are removed from the
+            region and from the regions inside it; the region around it keeps them.
+        enhancing_to_core: an enhancing tumour with fewer voxels in total becomes core.
+        holes: region -> enclosed holes with fewer voxels are filled; WT or TC.
 
     Raises:
-        ValueError: a region that the rule does not know, a threshold that is no whole number from
-            0 on, or a voxel size that is none.
+        ValueError: a rule has no such region, a threshold is not a whole number of 0 or more, or
+            the voxel size is not positive.
 
     Example:
         >>> regions = np.zeros((3, 8, 8, 8), bool)
@@ -57,33 +57,35 @@ class PostProcessing:
 
     def __post_init__(self) -> None:
         if not isinstance(self.spacing_mm, int | float) or not self.spacing_mm > 0:
-            raise ValueError(f"spacing_mm={self.spacing_mm!r} is no voxel size; give one in mm")
-        for rule, known in RULES.items():
+            raise ValueError(
+                f"spacing_mm={self.spacing_mm!r} is not a voxel size; give a positive number of mm"
+            )
+        for rule, allowed in RULES.items():
             for region, threshold in self.thresholds(rule).items():
-                if region not in known:
+                if region not in allowed:
                     raise ValueError(
-                        f"{rule}: no region {region!r}; choose from {', '.join(known)}"
+                        f"{rule}: no region {region!r}; choose from {', '.join(allowed)}"
                     )
                 if type(threshold) is not int or threshold < 0:
                     raise ValueError(
-                        f"{rule} of {region}: {threshold!r} is no number of voxels; give a whole "
-                        "number from 0 on"
+                        f"{rule} of {region}: {threshold!r} is not a number of voxels; give a "
+                        "whole number of 0 or more"
                     )
 
     def thresholds(self, rule: str) -> Mapping[str, int]:
-        """Return region -> threshold of a rule by its name."""
+        """Return region -> threshold of a rule, given its name."""
         value = getattr(self, rule)
         return value if isinstance(value, Mapping) else {"ET": value}
 
     def __call__(self, regions: Masks) -> Masks:
-        """Return the regions (3, x, y, z) WT, TC and ET after all rules; nested, as given."""
+        """Return the nested regions WT, TC and ET, (3, x, y, z), after all rules."""
         for rule in RULES:
             for region, threshold in self.thresholds(rule).items():
                 regions = apply_rule(regions, rule, region, (threshold,))[0]
         return regions
 
     def describe(self) -> str:
-        """Return the rules that do something, in words."""
+        """Return the rules with a threshold above 0, in words."""
         parts = [
             f"{rule.replace('_', ' ')} {region} < {threshold} voxels"
             for rule in RULES
@@ -93,15 +95,16 @@ class PostProcessing:
         return ", ".join(parts) or "none"
 
     def save(self, path: Path, *, learned: Mapping[str, Any] | None = None) -> None:
-        """Write the rules as JSON, all or nothing.
+        """Write the rules as JSON; the file is complete or absent.
 
         Args:
             path: file to write, ending in .json.
-            learned: what else to note, such as the cases they were learned from; not read back.
+            learned: further notes, such as the cases that the rules were learned from; not read
+                back.
 
         Raises:
             ValueError: ``path`` has another ending.
-            OSError: it cannot be written.
+            OSError: ``path`` cannot be written.
         """
         if path.suffix != ".json":
             raise ValueError(f"{path}: does not end in .json; rename it")
@@ -115,7 +118,7 @@ class PostProcessing:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds no such rules.
+            ValueError: the file does not hold rules of post-processing.
         """
         content = read_json(path)
         try:
@@ -123,7 +126,7 @@ class PostProcessing:
             return cls(**content)
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}: no rules of post-processing ({error}); give a file written by "
+                f"{path}: not rules of post-processing ({error}); give a file written by "
                 "'clipseg3d tune-postprocessing'"
             ) from error
 
@@ -134,11 +137,11 @@ def apply_rule(regions: Masks, rule: str, region: str, thresholds: tuple[int, ..
     Args:
         regions: nested masks (3, x, y, z) of WT, TC and ET.
         rule: a name in :data:`RULES`.
-        region: that the rule is for.
+        region: region to apply the rule to; the regions stay nested.
         thresholds: in voxels.
 
     Returns:
-        Nested masks for each threshold.
+        Nested masks (3, x, y, z), one for each threshold.
     """
     index = REGIONS.index(region)
     if not any(thresholds):
@@ -146,38 +149,43 @@ def apply_rule(regions: Masks, rule: str, region: str, thresholds: tuple[int, ..
     if rule == "enhancing_to_core":
         size = int(regions[index].sum())
         return [
-            _without(regions, index, regions[index]) if size < t else regions for t in thresholds
+            _remove(regions, index, regions[index]) if size < t else regions for t in thresholds
         ]
     if rule == "small_components":
-        parts, sizes = _parts(regions[index], _TOUCHING)
-        return [_without(regions, index, (sizes < t)[parts]) if t else regions for t in thresholds]
-    # the margin joins everything outside; what does not touch it is enclosed
+        parts, sizes = _components(regions[index], _ALL_NEIGHBOURS)
+        return [_remove(regions, index, (sizes < t)[parts]) if t else regions for t in thresholds]
+    # The margin connects all background outside the region; what is not connected is enclosed.
     outside = np.pad(~regions[index], 1, constant_values=True)
-    parts, sizes = _parts(outside, None)
-    sizes[parts[0, 0, 0]] = _ENDLESS
+    parts, sizes = _components(outside, None)
+    sizes[parts[0, 0, 0]] = _INFINITE
     parts = parts[1:-1, 1:-1, 1:-1]
-    return [_with(regions, index, (sizes < t)[parts]) if t else regions for t in thresholds]
+    return [_add(regions, index, (sizes < t)[parts]) if t else regions for t in thresholds]
 
 
-def _parts(
+def _components(
     mask: Masks, structure: Masks | None
 ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
-    """Return the number of each voxel's part and the size of each part; 0, no part, is endless."""
+    """Number the connected components of a mask.
+
+    Returns:
+        The component of each voxel, (x, y, z), 0 outside the mask; and the size of each component.
+        The size of number 0 is infinite, so that no threshold removes or fills it.
+    """
     parts, _ = ndimage.label(mask, structure=structure)
     sizes = np.bincount(parts.ravel())
-    sizes[0] = _ENDLESS
+    sizes[0] = _INFINITE
     return parts, sizes
 
 
-def _without(regions: Masks, index: int, removed: Masks) -> Masks:
-    """Take voxels out of a region and of those within it."""
+def _remove(regions: Masks, index: int, removed: Masks) -> Masks:
+    """Return the regions with voxels removed from one region and from those inside it."""
     changed: Masks = regions.copy()
     changed[index:] &= ~removed
     return changed
 
 
-def _with(regions: Masks, index: int, added: Masks) -> Masks:
-    """Put voxels into a region and those around it."""
+def _add(regions: Masks, index: int, added: Masks) -> Masks:
+    """Return the regions with voxels added to one region and to those around it."""
     changed: Masks = regions.copy()
     changed[: index + 1] |= added
     return changed

@@ -1,4 +1,4 @@
-"""Trained networks applied to cases: files in, labels in the files' own grid out."""
+"""Apply trained networks to cases: from scan files to labels on the grid of the scan."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -30,32 +30,34 @@ from clipseg3d.views import Views, cut_views
 from clipseg3d.vocabulary import PLANES, REGIONS, SEQUENCES
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+"""Format of progress bars: a share, not a count."""
 
 
 class Predictor:
     """Segment cases with one trained network, or with the mean of several.
 
-    Memory: on the device, the networks and one forward pass of one window. Beside it, for a brain
-    box of v voxels, 4 v bytes for each of 4 sequences, 3 regions and 1 weight, and 3 regions more
-    with several passes: 110 to 150 MB for a BraTS brain of 3.4 million voxels, however many cases,
-    networks and mirrorings there are. Variance takes 3, an explanation 2 to 6 volumes of v more;
-    what is asked for comes in the source's grid, 36 MB a map of 240 x 240 x 155. The box lies on
-    the device too, as long as it has the memory; else it is stitched on the CPU.
+    Memory: on the device, the networks and one forward pass of one window. In addition, volumes of
+    float32 on the brain box: 4 sequences, 3 regions and 1 weight, and 3 regions more if there are
+    several passes. For a BraTS brain of 3.4 million voxels these take 110 to 150 MB, for any number
+    of cases, networks and mirrorings. Variance takes 3 volumes more, an explanation 2 to 6. Maps
+    that are returned lie on the grid of the scan, 36 MB each for 240 x 240 x 155 voxels. The
+    volumes lie on the device as long as it has enough memory, otherwise on the CPU.
 
     Args:
-        network: trained; or the members of an ensemble, whose probabilities are averaged. Moved to
-            ``device`` and put into evaluation mode.
+        network: trained; or the members of an ensemble, whose probabilities are averaged. They are
+            moved to ``device`` and put into evaluation mode.
         release: label convention to write.
-        spacing_mm: voxel size the networks were trained at; scans of another one are refused.
+        spacing_mm: voxel size that the networks were trained at; scans with another voxel size are
+            refused.
         roi_size: size of the sliding window (x, y, z), in voxels.
         overlap: of neighbouring windows, in [0, 1).
         device: where to compute; None takes a CUDA device if there is one.
-        tta: average over all 8 mirrorings of the volume too, at 8 times the cost. Networks are
-            told of it by their crop box: left stays left.
+        tta: whether to average over all 8 mirrorings of the volume too, at 8 times the cost; see
+            :mod:`clipseg3d.inference.tta`.
         postprocessing: rules that clean up the regions; None leaves them as they are.
-        allow_missing: whether cases may lack sequences, which is for networks that were trained
-            with ``sequence_dropout``.
-        weights: file name -> SHA-256 of the networks' weights, for case pages to name.
+        allow_missing: whether cases may lack sequences; for networks that were trained with
+            ``sequence_dropout``.
+        weights: file name -> SHA-256 of the networks' weights, to be shown on case pages.
 
     Raises:
         ValueError: no network is given, or the rules are meant for another voxel size.
@@ -123,15 +125,15 @@ class Predictor:
     ) -> "Predictor":
         """Load checkpoints or published weights, as an ensemble if several.
 
-        Window and overlap are those of the first. Cases may lack sequences if all members were
+        ROI size and overlap are those of the first. Cases may lack sequences if all members were
         trained with ``sequence_dropout``.
 
         Args:
             paths: checkpoint files of :class:`CLIPSeg3DModule`, such as one per fold; or what
                 :meth:`CLIPSeg3D.from_pretrained` takes: a folder, the name of weights that come
                 with the package, or a hub id.
-            clip: folder or hub name of CLIP, where it is not to be found under the name it had in
-                training; its weights must be the same.
+            clip: folder or hub name of CLIP; needed if CLIP is no longer available under the name
+                that it had in training. Its weights must be the same.
             device: as for the class.
             tta: as for the class.
             postprocessing: as for the class.
@@ -139,7 +141,7 @@ class Predictor:
         Raises:
             FileNotFoundError: there is no such file or folder.
             OSError: the hub has no such weights, or cannot be reached.
-            ValueError: a file is no such checkpoint, or CLIP has other weights; see
+            ValueError: a file is not such a checkpoint, or CLIP has other weights; see
                 :func:`clipseg3d.pretrained.reader.read_networks`.
         """
         members = read_networks(paths, clip=clip)
@@ -169,7 +171,7 @@ class Predictor:
 
     @property
     def uncertainty_names(self) -> tuple[str, ...]:
-        """The maps of uncertainty that a segmentation can have."""
+        """Names of the uncertainty maps that this predictor can compute."""
         return (ENTROPY, VARIANCE) if self.num_passes > 1 else (ENTROPY,)
 
     @torch.no_grad()
@@ -186,17 +188,18 @@ class Predictor:
         """Segment one case.
 
         Args:
-            case: its files; an expert mask is not looked at.
+            case: its files; an expert mask is not read.
             text: report to use; None takes the case's own, an empty string none.
             probabilities: whether to return the probabilities of the regions.
-            uncertainty: whether to return maps of uncertainty.
-            explain: whether to keep what :meth:`Segmentation.save_case_page` shows; includes uncertainty.
-            progress: True shows a bar after 2 seconds; a function is told, again and again, which
-                share of the case has been done since.
+            uncertainty: whether to return uncertainty maps.
+            explain: whether to keep what :meth:`Segmentation.save_case_page` shows, uncertainty
+                maps included.
+            progress: True shows a bar after 2 seconds. A function is called many times, each time
+                with the share of the case that has been done since the last call.
 
         Raises:
-            DataError: files are missing, broken or of different grids, the voxel size is not the
-                one trained at, or a sequence is missing that the networks need.
+            DataError: files are missing, broken or on different grids, the voxel size is not that
+                of training, or a sequence is missing that the networks need.
             ValueError: the device has too little memory for one window.
 
         Warns:
@@ -205,46 +208,51 @@ class Predictor:
         self._check(case)
         if not {"t1ce", "flair"} & set(case.sequences):
             warnings.warn(
-                f"{case.case_id}: has neither t1ce nor flair, without which tumours are hardly "
-                "told from the brain; do not rely on this segmentation",
-                stacklevel=3,  # past the decorator
+                f"{case.case_id}: has neither t1ce nor flair; without them tumours can hardly be "
+                "recognised, so do not rely on this segmentation",
+                stacklevel=3,  # skips the frame of the decorator
             )
         report = case.report if text is None else text
-        ready = preprocess(
+        preprocessed = preprocess(
             replace(case, label=None),
             self.release,
             view_selection=self.network.view_selection,
         )
         keep_maps = uncertainty or explain
         average = PassAverage(with_variance=keep_maps and self.num_passes > 1)
-        seen: Views | None = None
+        views: Views | None = None
         with tqdm(
             total=1.0, desc=case.case_id, bar_format=BAR, delay=2, disable=progress is not True
         ) as bar:
             advance = progress if callable(progress) else bar.update
             for network in self.networks:
-                views, semantics = self._look(network, ready, report)
-                if seen is None and semantics is not None:
-                    seen = views
+                own_views, semantics = self._encode_semantics(network, preprocessed, report)
+                if views is None and semantics is not None:
+                    views = own_views
                 for mirrored in self.mirrorings:
-                    output = self._segment(network, ready, semantics, mirrored, explain, advance)
-                    average.add(output[: len(REGIONS)], _named(network, output[len(REGIONS) :]))
+                    output = self._segment(
+                        network, preprocessed, semantics, mirrored, explain, advance
+                    )
+                    logits, maps = output[: len(REGIONS)], output[len(REGIONS) :]
+                    average.add(logits, _maps_by_name(network, maps))
         mean = average.probabilities().cpu().numpy()
         label = self.release.to_labels(mean > 0.5)
         if self.postprocessing is not None:
             regions = self.postprocessing(self.release.to_regions(label))
             label = self.release.to_labels(regions)
-        maps = {ENTROPY: average.entropy()} if keep_maps else {}
+        uncertainty_maps = {ENTROPY: average.entropy()} if keep_maps else {}
         if average.with_variance:
-            maps[VARIANCE] = average.variance()
-        restore = ready.grid.restore
+            uncertainty_maps[VARIANCE] = average.variance()
+        restore = preprocessed.grid.restore
         return Segmentation(
             case,
             restore(label),
             self.release,
             probabilities=restore(mean) if probabilities else None,
-            uncertainty={name: restore(values) for name, values in maps.items()},
-            evidence=self._evidence(case, ready, report, seen, average) if explain else None,
+            uncertainty={name: restore(values) for name, values in uncertainty_maps.items()},
+            evidence=(
+                self._evidence(case, preprocessed, report, views, average) if explain else None
+            ),
         )
 
     def _check(self, case: Case) -> None:
@@ -259,14 +267,16 @@ class Predictor:
         if faults:
             raise DataError(faults)
 
-    def _look(
-        self, network: CLIPSeg3D, ready: Preprocessed, report: str
+    def _encode_semantics(
+        self, network: CLIPSeg3D, preprocessed: Preprocessed, report: str
     ) -> tuple[Views, Semantics | None]:
-        """Return the views that a network asks for, and the semantics of the case."""
-        views = Views(*(part[None] for part in ready.views))
+        """Return the views that a network takes, and the semantics of the case."""
+        views = Views(*(part[None] for part in preprocessed.views))
         if network.view_selection != self.network.view_selection:
             views = cut_views(
-                ready.image[None], ready.statistics[None], selection=network.view_selection
+                preprocessed.image[None],
+                preprocessed.statistics[None],
+                selection=network.view_selection,
             )
         views = Views(*(part.to(self.device) for part in views))
         return views, network.encode_semantics(views, *network.embed_text([report]))
@@ -274,20 +284,23 @@ class Predictor:
     def _segment(
         self,
         network: CLIPSeg3D,
-        ready: Preprocessed,
+        preprocessed: Preprocessed,
         semantics: Semantics | None,
         mirrored: Sequence[int],
         with_maps: bool,
         advance: Callable[[float], object],
     ) -> Tensor:
-        """Return logits, and maps if asked for, of one pass over the brain box, (c, x, y, z)."""
+        """Return logits, and maps if wanted, of one pass over the brain box, (c, x, y, z).
+
+        The volumes lie on the device until it runs out of memory, and from then on on the CPU.
+        """
 
         def run(image: Tensor) -> Tensor:
             logits = segment_volume(
                 network,
                 image,
                 semantics,
-                ready.statistics[None].to(self.device),
+                preprocessed.statistics[None].to(self.device),
                 roi_size=self.roi_size,
                 overlap=self.overlap,
                 mirrored=mirrored,
@@ -299,14 +312,14 @@ class Predictor:
 
         if not self._stitch_on_cpu:
             try:
-                return run(ready.image[None].to(self.device))
+                return run(preprocessed.image[None].to(self.device))
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
                 self._stitch_on_cpu = True
                 torch.cuda.empty_cache()
         try:
-            return run(ready.image[None])
+            return run(preprocessed.image[None])
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -319,9 +332,9 @@ class Predictor:
     def _evidence(
         self,
         case: Case,
-        ready: Preprocessed,
+        preprocessed: Preprocessed,
         report: str,
-        seen: Views | None,
+        views: Views | None,
         average: PassAverage,
     ) -> Evidence:
         """Collect what a case page shows."""
@@ -333,27 +346,33 @@ class Predictor:
             }
             for kind in RegionMaps._fields
         )
-        views = [] if seen is None else list(seen.images[0].cpu().numpy())
-        each = len(views) // len(PLANES)
-        names = [f"{p} {i + 1}" if each > 1 else p for p in PLANES for i in range(each)]
+        pictures = [] if views is None else list(views.images[0].cpu().numpy())
+        per_plane = len(pictures) // len(PLANES)
+        names = [
+            f"{plane} {number + 1}" if per_plane > 1 else plane
+            for plane in PLANES
+            for number in range(per_plane)
+        ]
         return Evidence(
-            grid=ready.grid,
-            images={name: ready.image[SEQUENCES.index(name)].numpy() for name in case.sequences},
+            grid=preprocessed.grid,
+            images={
+                name: preprocessed.image[SEQUENCES.index(name)].numpy() for name in case.sequences
+            },
             text=report if any(n.text_bank is not None for n in self.networks) else "",
             attention=attention,
             similarity={name: values.clip(-1, 1) for name, values in similarity.items()},
-            views=list(zip(names, views, strict=True)),
+            views=list(zip(names, pictures, strict=True)),
             provenance=self.provenance(),
         )
 
     def provenance(self) -> dict[str, str]:
-        """Return what made a segmentation: weights, versions and settings, for people to read."""
+        """Return what a segmentation was made with: weights, versions and settings, as text."""
         encoders: dict[str, list[str]] = {}
         for network in self.networks:
             for role, identity in network.encoder_identities().items():
-                shown = f"{identity['name']} (SHA-256 {identity['sha256']})"
+                name = f"{identity['name']} (SHA-256 {identity['sha256']})"
                 names = encoders.setdefault(f"{role} encoder", [])
-                names += [] if shown in names else [shown]
+                names += [] if name in names else [name]
         rules = "none" if self.postprocessing is None else self.postprocessing.describe()
         return {
             **{f"weights {name}": f"SHA-256 {digest}" for name, digest in self.weights.items()},
@@ -370,8 +389,8 @@ class Predictor:
         }
 
 
-def _named(network: CLIPSeg3D, maps: Tensor) -> dict[str, Tensor]:
-    """Return scores and cosines (2 n, x, y, z) of the guided regions by kind and region."""
+def _maps_by_name(network: CLIPSeg3D, maps: Tensor) -> dict[str, Tensor]:
+    """Return scores and cosines (2 n, x, y, z) of n guided regions, named by kind and region."""
     fusion = network.semantic_fusion if len(maps) else None
     if fusion is None:
         return {}
@@ -381,7 +400,7 @@ def _named(network: CLIPSeg3D, maps: Tensor) -> dict[str, Tensor]:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Say whether an accelerator ran out of memory; MONAI wraps some of these errors."""
+    """Return whether an accelerator ran out of memory; MONAI wraps some of these errors."""
     return isinstance(error, torch.OutOfMemoryError) or isinstance(
         error.__cause__, torch.OutOfMemoryError
     )

@@ -1,4 +1,4 @@
-"""What was found in one case, and how it is written."""
+"""The segmentation of one case, and how its files are written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,32 +8,34 @@ import numpy as np
 import numpy.typing as npt
 
 from clipseg3d.data.cases import Case, DataError
+from clipseg3d.data.labels import label_faults, round_labels
 from clipseg3d.data.nifti import read_voxels, write_label, write_map
-from clipseg3d.data.preprocessing import Grid
 from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.data.scan_grid import ScanGrid
 from clipseg3d.vocabulary import REGIONS
 
 ENTROPY, VARIANCE = "entropy", "ensemble variance"
-"""Maps of uncertainty."""
+"""Names of the uncertainty maps."""
 Map = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the network saw and how it came to its result, on the brain box in LPS order.
+    """Inputs of the network and the maps behind its result, on the brain box in LPS order.
 
     Attributes:
-        grid: where the brain box lies in the source.
-        images: sequence -> (x, y, z), z-scored; those that were acquired.
+        grid: where the brain box lies in the scan.
+        images: sequence -> (x, y, z), z-scored; acquired sequences only.
         text: report that a text encoder read; empty if none.
         attention: guided region -> (x, y, z), scores of semantic attention.
         similarity: guided region -> (x, y, z), cosine of voxel and text, -1 to 1.
-        views: what CLIP saw: ``axial``, ``coronal`` or ``sagittal``, numbered where there are
-            several, and (h, w, s) uint8. Empty if nothing looked at views.
+        views: views that CLIP was given, each a name and (h, w, s) uint8. The name is ``axial``,
+            ``coronal`` or ``sagittal``, with a number if there are several. Empty if no network
+            takes views.
         provenance: name -> value: weights, versions, settings.
     """
 
-    grid: Grid
+    grid: ScanGrid
     images: Mapping[str, Map]
     text: str
     attention: Mapping[str, Map]
@@ -44,18 +46,18 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What was found in one case, in the source's own voxel order.
+    """Labels and maps of one case, in the voxel order of the scan.
 
     Attributes:
-        case: what was segmented.
+        case: the case that was segmented.
         label: (x, y, z) uint8, in the label values of ``release``.
         release: label convention.
-        probabilities: (3, x, y, z) of WT, TC and ET, before post-processing; None unless asked for.
-        uncertainty: name -> (x, y, z); empty unless asked for. ``entropy``: of the probabilities,
-            in bits, the highest of the three regions'. ``ensemble variance``: of the probabilities
-            over all passes, networks times mirrorings, the highest of the three regions'; only
-            where there are several.
-        evidence: what :meth:`save_case_page` shows; None unless asked for.
+        probabilities: (3, x, y, z) of WT, TC and ET, before post-processing; None unless requested.
+        uncertainty: name -> (x, y, z), the maximum over WT, TC and ET; empty unless requested.
+            ``entropy`` is that of the probabilities, in bits. ``ensemble variance`` is that of the
+            probabilities over all passes (networks times mirrorings); it is there only if there
+            are several.
+        evidence: what :meth:`save_case_page` shows; None unless requested.
     """
 
     case: Case
@@ -66,7 +68,9 @@ class Segmentation:
     evidence: Evidence | None = field(default=None, repr=False)
 
     def save(self, path: str | Path) -> None:
-        """Write the labels as NIfTI with the source's header and affine, all or nothing.
+        """Write the labels as NIfTI with the header and affine of the scan.
+
+        The file is complete or absent; so are all files that other methods write.
 
         Raises:
             ValueError: ``path`` ends neither in .nii.gz nor in .nii.
@@ -75,7 +79,7 @@ class Segmentation:
         write_label(Path(path), self.label, source=self._source, axes=self.case.axes)
 
     def save_probabilities(self, folder: str | Path) -> None:
-        """Write ``folder/{case}_WT.nii.gz``, ``_TC`` and ``_ET``, each all or nothing.
+        """Write ``folder/{case}_WT.nii.gz``, ``_TC`` and ``_ET``: the probability of each region.
 
         Raises:
             ValueError: the case was segmented without ``probabilities=True``.
@@ -90,7 +94,7 @@ class Segmentation:
         self._save_maps(Path(folder), maps)
 
     def save_uncertainty(self, folder: str | Path) -> None:
-        """Write ``folder/{case}_entropy.nii.gz`` and, of several passes, ``_ensemble_variance``.
+        """Write ``folder/{case}_entropy.nii.gz`` and, after several passes, ``_ensemble_variance``.
 
         Raises:
             ValueError: the case was segmented without ``uncertainty=True``.
@@ -104,18 +108,18 @@ class Segmentation:
         self._save_maps(Path(folder), self.uncertainty)
 
     def save_case_page(self, path: str | Path, *, reference: str | Path | None = None) -> None:
-        """Write the case page: one HTML file that needs no network, all or nothing.
+        """Write the case page: one HTML file that works without internet access.
 
         Args:
             path: file to write.
             reference: expert mask on the grid of the scan, shown beside the segmentation.
 
         Raises:
-            ValueError: the case was segmented without ``explain=True``; the reference is broken,
-                of another shape, or holds labels that the release does not have.
+            ValueError: the case was segmented without ``explain=True``; or the reference is broken,
+                has another shape, or holds labels that the release does not have.
             OSError: ``path`` cannot be written.
         """
-        # figures and templates load for those who want a page
+        # Imported here: matplotlib and jinja2 load only when a page is written.
         from clipseg3d.reporting.case_page import CasePage
 
         if self.evidence is None:
@@ -123,14 +127,14 @@ class Segmentation:
                 f"{self.case.case_id}: what a case page shows was not kept; segment it with "
                 "explain=True"
             )
-        expert = None if reference is None else self._read_reference(Path(reference))
+        mask = None if reference is None else self._read_reference(Path(reference))
         grid = self.evidence.grid
         CasePage(
             case_id=self.case.case_id,
             images=self.evidence.images,
             spacing_mm=grid.spacing_mm,
             prediction=self.release.to_regions(grid.crop(self.label)),
-            reference=None if expert is None else self.release.to_regions(grid.crop(expert)),
+            reference=None if mask is None else self.release.to_regions(grid.crop(mask)),
             text=self.evidence.text,
             attention=self.evidence.attention,
             similarity=self.evidence.similarity,
@@ -148,24 +152,21 @@ class Segmentation:
             path = folder / map_file(self.case.case_id, name)
             write_map(path, values, source=self._source, axes=self.case.axes)
 
-    def _read_reference(self, path: Path) -> npt.NDArray[np.integer]:
-        """Read an expert mask and check that it can be compared."""
+    def _read_reference(self, path: Path) -> npt.NDArray[np.uint8]:
+        """Read an expert mask; refuse one that cannot be compared with the labels."""
         mask = read_voxels(path)
         if mask.shape != self.label.shape:
             raise DataError(
-                [f"{path}: shape {mask.shape} differs from the scan's {self.label.shape}"]
-            )
-        unknown = np.setdiff1d(mask, self.release.labels)
-        if len(unknown):
-            raise DataError(
                 [
-                    f"{path}: holds {unknown[0]:g}, but {self.release.name} has the labels "
-                    f"{', '.join(map(str, self.release.labels))}; give a mask of that release"
+                    f"{path}: shape {mask.shape} differs from that of the scan, "
+                    f"{self.label.shape}; give a mask on the grid of the scan"
                 ]
             )
-        return mask.astype(np.uint8)
+        if faults := label_faults(path, mask, self.release):
+            raise DataError(faults)
+        return round_labels(mask)
 
 
 def map_file(case_id: str, name: str) -> str:
-    """Return the name of the file of a map, such as ``WT`` or ``ensemble variance``."""
+    """Return the file name of a map, such as ``WT`` or ``ensemble variance``."""
     return f"{case_id}_{name.replace(' ', '_')}.nii.gz"

@@ -1,4 +1,4 @@
-"""Sliding-window inference over one volume, semantics computed once."""
+"""Sliding-window inference over one volume, with semantics that were computed once per case."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,6 +8,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from clipseg3d.blocks.semantic_fusion import Semantics
+from clipseg3d.inference.tta import mirror_crop_box, mirror_volume
 from clipseg3d.networks.clipseg3d import CLIPSeg3D, Prediction
 
 
@@ -27,48 +28,49 @@ def segment_volume(
 ) -> Tensor:
     """Return logits of a whole volume, blended from Gaussian-weighted windows.
 
-    Memory: beside the image, the result and one weight per voxel, as float32 where the image
-    lies; and one forward pass of one window on ``device``.
+    Memory: on the device of the image, the image, the result and one weight per voxel, all float32;
+    on ``device``, one forward pass of one window.
 
     Args:
         network: in evaluation mode.
         image: brain box, (1, s, x, y, z).
         semantics: of this case, from :meth:`CLIPSeg3D.encode_semantics`, or None.
         statistics: (1, s, 4) of the whole brain.
-        roi_size: size of a window (x, y, z), in voxels; axes shorter than it are padded.
-        overlap: share of a window that the next one covers again, in [0, 1).
-        mirrored: spatial axes, 0 to 2, along which the network sees the volume mirrored. It is
-            told so by a negative size of its crop box, and the result is mirrored back.
+        roi_size: size of a window (x, y, z), in voxels; shorter axes of the image are padded.
+        overlap: share of a window that the next window covers too, in [0, 1).
+        mirrored: spatial axes, 0 to 2, along which the network sees the volume mirrored; the result
+            is mirrored back. See :mod:`clipseg3d.inference.tta`.
         with_maps: append the scores and then the cosines of the guided regions as further
             channels, if the network computes any.
-        device: where network, semantics and statistics lie and windows are computed; None takes
-            the image's, where the result is stitched in any case.
-        advance: told after each window which share of all windows it was.
+        device: where the network, semantics and statistics are, and where windows are computed;
+            None takes the device of the image. The result is always put together on the device of
+            the image.
+        advance: called after each window with the share of the work that this window was.
 
     Returns:
         (1, r, x, y, z) float32, with ``with_maps`` up to r + 2 n channels for n guided regions.
     """
-    axes = [2 + axis for axis in mirrored]
-    image = image.flip(axes) if axes else image  # a flip along no axis would copy
+    image = mirror_volume(image, mirrored)
     device = image.device if device is None else torch.device(device)
     size = torch.tensor(image.shape[2:], dtype=image.dtype, device=device)
     extent = torch.tensor(tuple(roi_size), dtype=image.dtype, device=device)
     before = torch.div(extent - size, 2, rounding_mode="floor").clamp(min=0)  # MONAI's padding
-    total = 1
+    num_windows = 1
     for side, length in zip(image.shape[2:], roi_size, strict=True):
         step = max(1, int(length * (1 - overlap)))
-        total *= 1 if side <= length else -(-(side - length) // step) + 1
+        num_windows *= 1 if side <= length else -(-(side - length) // step) + 1
 
     def predict(crop: Tensor, slices: list[list[slice]]) -> Tensor:
         corner = size.new_tensor([axis.start for axis in slices[0][2:]])
         crop_box = torch.stack([(corner - before) / size, extent / size])
-        crop_box[0, list(mirrored)] = 1 - crop_box[0, list(mirrored)]
-        crop_box[1, list(mirrored)] *= -1
         prediction = network.segment(
-            crop, semantics, crop_box=crop_box[None], statistics=statistics
+            crop,
+            semantics,
+            crop_box=mirror_crop_box(crop_box, mirrored)[None],
+            statistics=statistics,
         )
         if advance is not None:
-            advance(1 / total)
+            advance(1 / num_windows)
         return _with_maps(network, prediction) if with_maps else prediction.logits.float()
 
     blended: Tensor = sliding_window_inference(
@@ -82,11 +84,11 @@ def segment_volume(
         device=image.device,
         with_coord=True,
     )
-    return blended.flip(axes) if axes else blended
+    return mirror_volume(blended, mirrored)
 
 
 def _with_maps(network: CLIPSeg3D, prediction: Prediction) -> Tensor:
-    """Return logits, scores and cosines as channels of one grid."""
+    """Return logits, scores and cosines as channels on one grid."""
     logits = prediction.logits.float()
     if prediction.maps is None:
         return logits

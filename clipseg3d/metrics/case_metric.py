@@ -1,4 +1,4 @@
-"""Scores that belong to a case, gathered across ranks by its name."""
+"""Base of metrics that keep scores case by case, across ranks."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from torchmetrics.utilities import dim_zero_cat
 
 from clipseg3d.metrics.score_table import ScoreTable
 
-END = b"\0"
-"""After each name; ranks exchange names as bytes."""
+NAME_END = b"\0"
+"""Follows each case name: ranks exchange names as bytes."""
 
 
 class CaseMetric(Metric):
     """Base of metrics that score cases one by one, on any number of ranks, each case once.
 
-    Distributed samplers repeat cases to even out ranks; repeats are recognised by case name, and
-    the first one counts. A rank may have no case at all.
+    Distributed samplers repeat cases so that all ranks have the same number. Repeats are recognised
+    by case name, and the first one counts. A rank may have no case at all.
 
     Args:
         regions: names of the mask channels, in order.
-        scores: names of what a region is scored by, in order.
+        scores: names of the scores of each region, in order.
     """
 
     full_state_update = False
@@ -39,18 +39,18 @@ class CaseMetric(Metric):
     def reset(self) -> None:
         """Forget all cases."""
         super().reset()
-        # A rank without cases has to take part in the exchange, with tensors of the same kind.
+        # Ranks without cases take part in the exchange too, with tensors of the same kind.
         self.add((), torch.empty(0, len(self.regions), len(self.scores)))
 
     def add(self, case_id: Sequence[str], values: Tensor) -> None:
         """Keep the scores (b, region, score) of b cases."""
-        names = b"".join(name.encode() + END for name in case_id)
+        names = b"".join(name.encode() + NAME_END for name in case_id)
         self.values.append(values.to(self.device, torch.float64))
         self.names.append(torch.tensor(list(names), dtype=torch.uint8, device=self.device))
 
     def table(self) -> ScoreTable:
-        """Return what is kept here; in :meth:`compute` that is what all ranks have kept."""
-        names = bytes(dim_zero_cat(self.names).tolist()).split(END)[:-1]
+        """Return the scores of this rank; within :meth:`compute`, those of all ranks."""
+        names = bytes(dim_zero_cat(self.names).tolist()).split(NAME_END)[:-1]
         first = {name: index for index, name in reversed(list(enumerate(names)))}
         rows = sorted(first.values())
         return ScoreTable(

@@ -1,4 +1,4 @@
-"""Every score of every case, by the rules of a named protocol."""
+"""All scores of each case, by the rules of a named protocol."""
 
 from collections.abc import Sequence
 
@@ -21,10 +21,10 @@ class CaseScores(CaseMetric):
         regions: names of the mask channels, in order.
         protocol: name of the rules; see :data:`clipseg3d.metrics.protocols.PROTOCOLS`.
         hd95_method: definition of the HD95; None takes the protocol's.
-        release: name of the release that is scored, for the size of lesions that count.
+        release: name of the release that is scored; it decides how large lesions must be to count.
 
     Raises:
-        ValueError: there is no such protocol or method.
+        ValueError: the protocol or the method is unknown.
     """
 
     def __init__(
@@ -56,30 +56,30 @@ class CaseScores(CaseMetric):
         Args:
             prediction: (b, r, x, y, z) bool.
             reference: (b, r, x, y, z) bool.
-            case_id: b names.
-            spacing_mm: voxel size along x, y and z, of all b cases.
+            case_id: b case names.
+            spacing_mm: voxel size along x, y and z, the same for all b cases.
 
         Raises:
-            ValueError: masks do not fit together or to ``regions``.
+            ValueError: the masks do not fit each other, or not ``regions``.
         """
         sizes = (len(case_id), len(self.regions))
         if prediction.shape[:2] != sizes or reference.shape[:2] != sizes:
             raise ValueError(
                 f"prediction {tuple(prediction.shape)} and reference {tuple(reference.shape)} do "
-                f"not begin with {sizes}, the cases and regions"
+                f"not begin with {sizes}, the numbers of cases and regions"
             )
         values = [
             [
                 list(
                     score_region(
-                        found.numpy(),
-                        true.numpy(),
+                        mask.numpy(),
+                        true_mask.numpy(),
                         protocol=self.protocol,
                         method=self.hd95_method,
                         spacing_mm=spacing_mm,
                     ).values()
                 )
-                for found, true in zip(*case, strict=True)
+                for mask, true_mask in zip(*case, strict=True)
             ]
             for case in zip(prediction.cpu(), reference.cpu(), strict=True)
         ]
@@ -90,7 +90,7 @@ class CaseScores(CaseMetric):
         return self.table()
 
     def rules(self) -> str:
-        """Say by which rules the scores are taken."""
+        """Return the rules of the scores as text: protocol and definition of the HD95."""
         return (
             f"Protocol {self.protocol.name}: {self.protocol.source}\n"
             f"HD95 {self.hd95_method}: {HD95_DEFINITIONS[self.hd95_method]}"

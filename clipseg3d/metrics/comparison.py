@@ -1,4 +1,4 @@
-"""Statistics of several predictions of the same cases: what is chance, and who comes first."""
+"""Statistics that compare several predictions of the same cases: tests and ranks."""
 
 from dataclasses import dataclass
 
@@ -11,18 +11,19 @@ from clipseg3d.metrics.score_table import ScoreTable
 
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
+"""Number of bootstrap samples."""
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How one score differs between two predictions of the same cases.
+    """Difference of one score between two predictions of the same cases.
 
     Attributes:
-        mean: of first - second, over cases that both have a score of; NaN without such cases.
+        mean: mean of first - second, over cases that have a score in both; NaN without such cases.
         low: lower end of the 95 % bootstrap interval of the mean.
-        high: upper end.
-        p_value: of Wilcoxon's signed-rank test, two-sided; 1 where no case differs.
-        num_cases: that both have a score of.
+        high: upper end of it.
+        p_value: p value of Wilcoxon's signed-rank test, two-sided; 1 if no case differs.
+        num_cases: number of cases that have a score in both.
     """
 
     mean: float
@@ -36,9 +37,9 @@ def paired_difference(first: Floats, second: Floats, *, seed: int = 0) -> Paired
     """Compare two predictions, case by case.
 
     Args:
-        first: (case,); NaN where there is no score.
-        second: (case,), of the same cases in the same order.
-        seed: of the bootstrap: cases are drawn with replacement, ``RESAMPLES`` times.
+        first: (case,) scores; NaN where there is no score.
+        second: (case,) scores of the same cases in the same order.
+        seed: seed of the bootstrap, which draws cases with replacement, ``RESAMPLES`` times.
 
     Raises:
         ValueError: the numbers of cases differ.
@@ -50,7 +51,7 @@ def paired_difference(first: Floats, second: Floats, *, seed: int = 0) -> Paired
     if not len(change):
         return PairedDifference(np.nan, np.nan, np.nan, np.nan, 0)
     low = high = float(change.mean())
-    if len(change) > 1:  # SciPy resamples two values or more
+    if len(change) > 1:  # SciPy needs two values or more
         low, high = stats.bootstrap(
             (change,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=seed
         ).confidence_interval
@@ -61,10 +62,10 @@ def paired_difference(first: Floats, second: Floats, *, seed: int = 0) -> Paired
 
 
 def difference_table(first: ScoreTable, second: ScoreTable) -> str:
-    """Return how two predictions differ, one line per region and score.
+    """Return the differences of two predictions as text, one line per region and score.
 
     Raises:
-        ValueError: they are not of the same cases.
+        ValueError: the tables do not hold the same cases.
     """
     if first.case_ids != second.case_ids:
         other = set(first.case_ids) ^ set(second.case_ids)
@@ -82,20 +83,20 @@ def difference_table(first: ScoreTable, second: ScoreTable) -> str:
 
 
 def mean_ranks(values: Floats, higher_is_better: npt.NDArray[np.bool_]) -> Floats:
-    """Rank predictions as BraTS does: in every case, region and score apart, then on average.
+    """Rank predictions as BraTS does: separately by case, region and score; then take the mean.
 
     Args:
-        values: (prediction, case, region, score). What one of the predictions has no value of
-            (NaN) ranks none of them.
-        higher_is_better: (score,).
+        values: (prediction, case, region, score). If one prediction has no value (NaN) for a case,
+            region and score, these are left out for all predictions.
+        higher_is_better: (score,) bool.
 
     Returns:
-        (prediction,): mean rank, 1 being best; equals share the mean of their ranks. NaN where
+        (prediction,): mean rank, 1 is best; equal values share the mean of their ranks. NaN if
         nothing can be ranked.
     """
     ranks = stats.rankdata(np.where(higher_is_better, -values, values), axis=0)
-    known = ~np.isnan(values).any(axis=0)
-    if not known.any():
+    is_complete = ~np.isnan(values).any(axis=0)
+    if not is_complete.any():
         return np.full(len(values), np.nan)
-    mean: Floats = ranks[:, known].mean(axis=1)
+    mean: Floats = ranks[:, is_complete].mean(axis=1)
     return mean

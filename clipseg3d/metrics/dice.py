@@ -1,4 +1,4 @@
-"""Dice per region and case, gathered across ranks by case name."""
+"""Dice per region and case, across ranks; two empty masks score 1."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,10 @@ from clipseg3d.metrics.case_metric import CaseMetric
 
 
 def dice_empty_is_one(prediction: Tensor, reference: Tensor) -> Tensor:
-    """Return the Dice score of masks; 1 where both are empty, the rule of BraTS 2020.
+    """Return the Dice score of masks; 1 where both are empty, as in BraTS 2020.
+
+    For NaN in that case, see
+    :attr:`clipseg3d.metrics.overlap.Overlap.dice_empty_is_nan`.
 
     Args:
         prediction: (..., x, y, z) bool.
@@ -36,9 +39,9 @@ def dice_empty_is_one(prediction: Tensor, reference: Tensor) -> Tensor:
 
 
 class CaseDice(CaseMetric):
-    """Mean Dice per region over cases, each case counted once.
+    """Mean Dice per region over cases, each case counted once; two empty masks score 1.
 
-    Computed where the masks are, so that validation on a GPU stays there.
+    It is computed on the device of the masks, so validation on a GPU stays on the GPU.
 
     Args:
         regions: names of the mask channels, in order.

@@ -1,4 +1,4 @@
-"""The 95th percentile of surface distances, in the three definitions that go by one name."""
+"""The 95 % Hausdorff distance (HD95), in three definitions that share this name."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -21,7 +21,7 @@ HD95_DEFINITIONS: dict[HD95Method, str] = {
     "medpy": "95th percentile of the border distances of both directions together",
     "monai": "larger of both directed 95th percentiles of border distances",
 }
-SHARE = 0.95
+PERCENTILE = 0.95
 
 
 def hd95(
@@ -33,27 +33,28 @@ def hd95(
 ) -> float:
     """Return the 95 % Hausdorff distance of two masks in mm.
 
-    ``surface`` and ``medpy`` give what DeepMind's ``surface-distance`` and ``medpy`` give,
-    ``monai`` what ``compute_hausdorff_distance(percentile=95)`` does, in its single precision.
+    ``surface`` and ``medpy`` give the results of the packages ``surface-distance`` (DeepMind) and
+    ``medpy``; ``monai`` gives that of ``compute_hausdorff_distance(percentile=95)``, in single
+    precision as there.
 
     Args:
         prediction: (x, y, z) bool.
         reference: (x, y, z) bool.
         spacing_mm: voxel size along x, y and z.
-        method: one of ``HD95_METHODS``; the same masks may be 2 mm apart by one of them and 44 mm
-            by another.
+        method: one of ``HD95_METHODS``. The choice matters: the same two masks may have a distance
+            of 2 mm by one and 44 mm by another.
 
     Returns:
         The distance; infinite where one mask is empty, NaN where both are.
 
     Raises:
-        ValueError: the masks do not fit together, or there is no such method.
+        ValueError: the masks do not fit each other, or the method is unknown.
     """
     return hd95_of_pair(MaskPair.cut(prediction, reference, spacing_mm=spacing_mm), method)
 
 
 def hd95_of_pair(pair: MaskPair, method: HD95Method) -> float:
-    """Return the same of masks that are cut out already."""
+    """Return the same as :func:`hd95`, for masks that are already cropped."""
     if method not in HD95_METHODS:
         raise ValueError(f"unknown HD95 method {method!r}: choose one of {', '.join(HD95_METHODS)}")
     if method == "surface":
@@ -61,23 +62,23 @@ def hd95_of_pair(pair: MaskPair, method: HD95Method) -> float:
         two = surface_elements(pair.reference, pair.spacing_mm)
     else:
         one, two = border_voxels(pair.prediction), border_voxels(pair.reference)
-    if not len(one.places) or not len(two.places):
-        return np.nan if len(one.places) == len(two.places) else np.inf
+    if not len(one.indices) or not len(two.indices):
+        return np.nan if len(one.indices) == len(two.indices) else np.inf
     if method == "medpy":
         both = [distances(one, two, pair.spacing_mm), distances(two, one, pair.spacing_mm)]
-        return float(np.percentile(np.concatenate(both), 100 * SHARE))
+        return float(np.percentile(np.concatenate(both), 100 * PERCENTILE))
     larger = 0.0
     for origin, target in ((one, two), (two, one)):
-        found = distances(origin, target, pair.spacing_mm, share=SHARE, above_mm=larger)
-        larger = max(larger, _percentile(found, origin.areas if method == "surface" else None))
+        lengths = distances(origin, target, pair.spacing_mm, share=PERCENTILE, above_mm=larger)
+        larger = max(larger, _percentile(lengths, origin.areas if method == "surface" else None))
     return larger
 
 
 def _percentile(lengths: Floats, areas: Floats | None) -> float:
-    """Return the 95th percentile of distances, as MONAI takes it, or by area as DeepMind does."""
+    """Return the 95th percentile of distances: as in MONAI, or with areas as in DeepMind's code."""
     if areas is None:
-        return float(torch.quantile(torch.from_numpy(lengths.astype(np.float32)), SHARE))
+        return float(torch.quantile(torch.from_numpy(lengths.astype(np.float32)), PERCENTILE))
     order = np.lexsort((areas, lengths))
     shares = np.cumsum(areas[order]) / areas[order].sum()
-    index = min(int(np.searchsorted(shares, SHARE)), len(order) - 1)
+    index = min(int(np.searchsorted(shares, PERCENTILE)), len(order) - 1)
     return float(lengths[order[index]])

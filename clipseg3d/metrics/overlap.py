@@ -1,4 +1,4 @@
-"""True and false positives and negatives of two masks, and the scores that follow from them."""
+"""True and false positives and negatives of two masks, and the scores computed from them."""
 
 import math
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from clipseg3d.metrics.mask_pair import MaskPair
 
 @dataclass(frozen=True)
 class Overlap:
-    """Voxels of a volume by what was predicted and what is true.
+    """Number of voxels of a volume that are in both masks, in one of them, or in neither.
 
     Attributes:
         tp: true positives, in both masks.
-        fp: false positives, in the prediction alone.
-        fn: false negatives, in the reference alone.
-        tn: true negatives, in neither.
+        fp: false positives, only in the prediction.
+        fn: false negatives, only in the reference.
+        tn: true negatives, in neither mask.
     """
 
     tp: int
@@ -34,19 +34,22 @@ class Overlap:
 
     @property
     def dice_empty_is_nan(self) -> float:
-        """Twice the shared voxels / those of both masks; NaN where both are empty."""
+        """2 TP / (2 TP + FP + FN); NaN where both masks are empty.
+
+        For 1 in that case, see :func:`clipseg3d.metrics.dice.dice_empty_is_one`.
+        """
         return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     @property
     def sensitivity(self) -> float:
-        """Share of the reference that was predicted; NaN where the reference is empty."""
+        """TP / (TP + FN); NaN where the reference is empty."""
         return _ratio(self.tp, self.tp + self.fn)
 
     @property
     def specificity(self) -> float:
-        """Share of what is no reference that was not predicted; NaN where nothing is left."""
+        """TN / (TN + FP); NaN where the reference fills the volume."""
         return _ratio(self.tn, self.tn + self.fp)
 
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
+def _ratio(part: int, total: int) -> float:
+    return part / total if total else math.nan

@@ -1,4 +1,4 @@
-"""Named sets of rules that scores follow where they differ: above all, what empty masks score."""
+"""Rules of challenges where they differ: above all, the scores of empty masks."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ SCORES = (
     "lesion_dice",
     "lesion_hd95_mm",
 )
-"""What every region of a case is scored by, in the order of all tables."""
+"""Scores of each region of a case, in the order of all tables."""
 HIGHER_IS_BETTER: Mapping[str, bool] = {score: not score.endswith("_mm") for score in SCORES}
 
 
@@ -25,23 +25,24 @@ class Protocol:
 
     Attributes:
         name: as on the command line.
-        nothing: score -> its value where there is nothing to find and nothing was predicted; NaN
-            leaves the case out of the mean. Lesion-wise scores take it where no lesion is large
-            enough to count and none is false.
-        missed_mm: HD95 where only one of the masks is empty, and that of a false negative or false positive lesion.
-        sensitivity_of_nothing: sensitivity where only the reference is empty.
+        both_empty: score -> its value if reference and prediction are empty; with NaN, the case is
+            left out of the mean. Lesion-wise scores take this value if no lesion is large enough to
+            count and there is no false positive.
+        penalty_mm: HD95 if only one of the masks is empty, and HD95 of a lesion that is a false
+            negative or a false positive.
+        empty_reference_sensitivity: sensitivity if only the reference is empty.
         hd95_method: definition of the HD95 that the challenge used.
-        nsd_tolerance_mm: distance that is no error in ``nsd``.
-        dilations: how often lesions grow before they are told apart and matched.
+        nsd_tolerance_mm: largest distance that is not an error in ``nsd``.
+        dilations: number of dilations before lesions are separated and matched.
         min_lesion_mm3: lesions must be larger than this to count.
-        source: where the rules are from, for people.
-        ranked: scores that several predictions are ranked by.
+        source: where the rules come from, as text for the user.
+        ranked: scores by which several predictions are ranked.
     """
 
     name: str
-    nothing: Mapping[str, float]
-    missed_mm: float
-    sensitivity_of_nothing: float
+    both_empty: Mapping[str, float]
+    penalty_mm: float
+    empty_reference_sensitivity: float
     hd95_method: HD95Method
     source: str
     nsd_tolerance_mm: float = 1.0
@@ -54,29 +55,30 @@ _PERFECT = {score: float(better) for score, better in HIGHER_IS_BETTER.items()}
 
 BRATS_2020 = Protocol(
     name="brats2020",
-    nothing=_PERFECT,
-    missed_mm=math.sqrt(240**2 + 240**2 + 155**2),
-    sensitivity_of_nothing=0.0,
+    both_empty=_PERFECT,
+    penalty_mm=math.sqrt(240**2 + 240**2 + 155**2),
+    empty_reference_sensitivity=0.0,
     hd95_method="medpy",
-    source="BraTS 2020 (CaPTk; its HD95 was never published, medpy's is what nnU-Net took; it had "
-    "neither nsd nor lesion-wise scores, which are those of 2023)",
+    source="BraTS 2020 (CaPTk; its HD95 was never published, so that of medpy is used, as nnU-Net "
+    "does; nsd and lesion-wise scores were not part of it and follow 2023)",
 )
 BRATS_2023 = Protocol(
     name="brats2023",
-    nothing=_PERFECT,
-    missed_mm=374.0,
-    sensitivity_of_nothing=0.0,
+    both_empty=_PERFECT,
+    penalty_mm=374.0,
+    empty_reference_sensitivity=0.0,
     hd95_method="surface",
-    source="BraTS 2023 (lesion-wise script; its nsd came in 2024)",
+    source="BraTS 2023 (lesion-wise script; nsd was added in 2024)",
     ranked=("lesion_dice", "lesion_hd95_mm"),
 )
 NAN = Protocol(
     name="nan",
-    nothing=dict.fromkeys(SCORES, math.nan),
-    missed_mm=373.0,
-    sensitivity_of_nothing=math.nan,
+    both_empty=dict.fromkeys(SCORES, math.nan),
+    penalty_mm=373.0,
+    empty_reference_sensitivity=math.nan,
     hd95_method="medpy",
-    source="as BraTS 2026, what is empty in both masks is left out; lesions are matched as in 2023",
+    source="as in BraTS 2026, regions that are empty in both masks are left out; lesions are "
+    "matched as in 2023",
 )
 PROTOCOLS: Mapping[str, Protocol] = {
     protocol.name: protocol for protocol in (BRATS_2020, BRATS_2023, NAN)
@@ -85,19 +87,19 @@ _LESIONS: Mapping[str, tuple[int, float]] = {
     "brats2023_men": (1, 50.0),
     "brats2023_met": (1, 2.0),
 }
-"""Release -> ``dilations`` and ``min_lesion_mm3``, where they are others than in ``Protocol``."""
+"""Release -> ``dilations`` and ``min_lesion_mm3``, if they differ from those of ``Protocol``."""
 
 
 def get_protocol(name: str, *, release: str = "") -> Protocol:
-    """Return the protocol of that name, for the lesions of a release.
+    """Return a protocol by name, with the lesion rules of a release.
 
     Args:
         name: one of ``PROTOCOLS``.
-        release: name of the release that is scored. Meningiomas and metastases are told apart at
-            shorter distances than other lesions, and metastases count from a smaller size on.
+        release: name of the release that is scored. Meningiomas and metastases are dilated less
+            than other lesions, and smaller metastases count.
 
     Raises:
-        ValueError: there is no such protocol; the message lists those there are.
+        ValueError: the protocol is unknown; the message lists all protocols.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}: choose one of {', '.join(PROTOCOLS)}")

@@ -1,4 +1,4 @@
-"""Scores case by case, and what they are on average."""
+"""A table of scores case by case, with means and standard deviations."""
 
 import csv
 import io
@@ -16,13 +16,15 @@ Floats = npt.NDArray[np.float64]
 
 
 class ScoreTable(NamedTuple):
-    """Scores of cases, each case once. A tuple: torchmetrics rebuilds what metrics return.
+    """Scores of cases, each case once.
+
+    It is a tuple because torchmetrics copies the results of metrics item by item.
 
     Attributes:
         case_ids: names of the cases.
         regions: names of the regions.
         scores: names of the scores.
-        values: (case, region, score); NaN where a score is left out.
+        values: (case, region, score); NaN where a case has no score.
     """
 
     case_ids: tuple[str, ...]
@@ -32,10 +34,10 @@ class ScoreTable(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> "ScoreTable":
-        """Read what :meth:`csv` returned from a file.
+        """Read a file with the text of :meth:`csv`.
 
         Raises:
-            ValueError: it is no such table.
+            ValueError: the file does not hold such a table.
         """
         try:
             with path.open(encoding="utf-8", newline="") as file:
@@ -51,11 +53,11 @@ class ScoreTable(NamedTuple):
 
     def numbers(self) -> npt.NDArray[np.intp]:
         """Return how many cases have each score, (region, score)."""
-        known: npt.NDArray[np.intp] = (~np.isnan(self.values)).sum(axis=0)
-        return known
+        counts: npt.NDArray[np.intp] = (~np.isnan(self.values)).sum(axis=0)
+        return counts
 
     def means(self) -> Floats:
-        """Return the mean of each score over cases that have it, (region, score)."""
+        """Return the mean of each score over the cases that have it, (region, score)."""
         with np.errstate(invalid="ignore"):
             mean: Floats = np.nansum(self.values, axis=0) / self.numbers()
         return mean
@@ -75,7 +77,7 @@ class ScoreTable(NamedTuple):
         return align_columns(rows)
 
     def csv(self) -> str:
-        """Return a CSV table, one row per case and region; the cell of a NaN is empty."""
+        """Return the table as CSV, one row per case and region; NaN is an empty cell."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["case", "region", *self.scores])
@@ -86,24 +88,24 @@ class ScoreTable(NamedTuple):
 
 
 def join_tables(tables: Sequence[ScoreTable]) -> ScoreTable:
-    """Return one table of the cases of several, by name.
+    """Return one table with the cases of all tables, sorted by name.
 
     Raises:
-        ValueError: a case is in two of them, or they have other regions or scores.
+        ValueError: a case is in two tables, or regions or scores differ.
     """
     first = tables[0]
     names = [name for table in tables for name in table.case_ids]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"scores of {min(twice)} are in two tables; give every case once")
     if any((table.regions, table.scores) != (first.regions, first.scores) for table in tables):
-        raise ValueError("tables have other regions or scores; join those of one kind")
+        raise ValueError("tables differ in regions or scores; join tables with the same ones")
     order = np.argsort(names)
     values = np.concatenate([table.values for table in tables])[order]
     return ScoreTable(tuple(sorted(names)), first.regions, first.scores, values)
 
 
 def _mean_sd(mean: float, sd: float) -> str:
-    """Format a mean and a standard deviation; with two decimals from 10 on."""
+    """Format a mean and a standard deviation: 3 decimals below 10, else 2."""
     if math.isnan(mean):
         return "-"
     digits = 3 if mean < 10 else 2

@@ -30,28 +30,28 @@ _TRIANGLES: dict[int, Sequence[tuple[int, int, int]]] = {
     0b00111100: [(2, 2, 0), (2, 2, 0), (2, 2, 0), (2, 2, 0)],
     0b01101001: [(1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1)],
 }
-"""The cases of marching cubes (Lorensen and Cline, SIGGRAPH 1987): which corners of a cube lie
-inside -> the triangles between those and the others, from one midpoint of an edge to the next.
-Corner (x, y, z) is bit 4 x + 2 y + z; a triangle is given by its shadows along x, y and z, in
-eighths of a face. Every other case is one of these turned, mirrored, or inside out."""
-
+"""The cases of marching cubes (Lorensen and Cline, SIGGRAPH 1987): code of the corners of a cube
+that lie inside the mask -> triangles between these corners and the others, drawn between midpoints
+of edges. Corner (x, y, z) is bit 4 x + 2 y + z of the code. A triangle is given by the areas of its
+projections along x, y and z, in eighths of a face. All other cases follow from these by rotation,
+mirroring, or exchange of inside and outside."""
 
 BLOCK = 4
-"""Edge in voxels of the blocks in which far elements are taken together."""
+"""Edge length, in voxels, of the blocks that group far elements; see :func:`distances`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """The elements that a surface consists of.
+    """A surface as a set of elements on a grid.
 
     Attributes:
-        grid: (x, y, z), True where an element is, contiguous, with a margin of False.
-        places: indices of the elements in the flat grid.
-        areas: of the elements, in mm2; 1 for border voxels, which all count the same.
+        grid: (x, y, z) bool, True at each element; contiguous, with a margin of False.
+        indices: indices of the elements in the flat grid.
+        areas: areas of the elements, in mm2; 1 for border voxels, which all count the same.
     """
 
     grid: Mask
-    places: Indices
+    indices: Indices
     areas: Floats
 
 
@@ -70,16 +70,16 @@ def border_voxels(mask: Mask) -> Surface:
             inner &= flat[start : start + len(inner)]
     border = flat.copy()
     border[inside] ^= inner
-    places = np.flatnonzero(border)
-    return Surface(border.reshape(mask.shape), places, np.ones(len(places)))
+    indices = np.flatnonzero(border)
+    return Surface(border.reshape(mask.shape), indices, np.ones(len(indices)))
 
 
 def surface_elements(mask: Mask, spacing_mm: Spacing) -> Surface:
     """Return the surface between a mask and its background, one element per cube of 8 voxels.
 
-    This is the surface of DeepMind's ``surface-distance``: an element lies between voxel
-    (x, y, z) and (x + 1, y + 1, z + 1), and has the area of the triangles that marching cubes puts
-    there.
+    This is the surface of DeepMind's ``surface-distance``: an element lies between the voxels
+    (x, y, z) and (x + 1, y + 1, z + 1), and has the total area of the triangles that marching cubes
+    draws there.
 
     Args:
         mask: as for :func:`border_voxels`.
@@ -90,8 +90,8 @@ def surface_elements(mask: Mask, spacing_mm: Spacing) -> Surface:
         codes = codes[:-step] | np.left_shift(codes[step:], bits, dtype=np.uint8)
     grid = np.zeros(mask.size, dtype=np.bool_)
     np.less(codes - np.uint8(1), 254, out=grid[: len(codes)])  # neither all outside nor all inside
-    places = np.flatnonzero(grid)
-    return Surface(grid.reshape(mask.shape), places, _areas(spacing_mm)[codes[places]])
+    indices = np.flatnonzero(grid)
+    return Surface(grid.reshape(mask.shape), indices, _areas(spacing_mm)[codes[indices]])
 
 
 def distances(
@@ -103,98 +103,98 @@ def distances(
     above_mm: float = 0.0,
     reach_mm: float = 0.0,
 ) -> Floats:
-    """Return the distance from every element of one surface to the nearest one of another, in mm.
+    """Return the distance in mm from each element of one surface to the nearest one of another.
 
-    Short distances are found by looking around, ever farther; long ones in a tree. Where the one
-    percentile is all that matters, most of the long ones need not be known: that neighbours are
-    about equally far is enough to tell on which side of the percentile they lie.
+    Short distances are found by looking at neighbours, nearest first, long ones with a k-d tree. If
+    only a percentile is needed, most of the long ones are not computed exactly: all elements of a
+    block have similar distances, and bounds on them tell on which side of the percentile they lie.
 
     Args:
-        origin: its distances are returned, in the order of ``places``.
-        target: at least one element, on the same grid.
+        origin: surface whose distances are returned, in the order of its ``indices``.
+        target: surface with at least one element, on the same grid.
         spacing_mm: voxel size along x, y and z.
-        share: the percentile that has to be right, in [0, 1], by area. Of
-            other distances, only on which side of it they lie. With 1, all are exact.
-        above_mm: a percentile below this one need not be right, but only below.
-        reach_mm: distances up to this one have to be exact anyway.
+        share: the percentile that must be exact, in [0, 1], by area; of all other distances, only
+            on which side of it they lie. With 1, all distances are exact.
+        above_mm: if the percentile is below this distance, it need not be exact, only below.
+        reach_mm: distances up to this one are exact in any case.
     """
-    found = np.full(len(origin.places), np.inf)
-    beyond = (1 - share) * origin.areas.sum() if share else np.inf
+    lengths = np.full(len(origin.indices), np.inf)
+    area_above = (1 - share) * origin.areas.sum() if share else np.inf
     slack = 2 * origin.areas.max(initial=0)  # a percentile between two elements depends on both
-    near = target.grid.ravel()
-    open_, places = np.arange(len(found)), origin.places
+    is_target = target.grid.ravel()
+    pending, indices = np.arange(len(lengths)), origin.indices  # elements without a distance yet
     for length, steps in _rings(origin.grid.shape, spacing_mm):
-        if length > reach_mm and origin.areas[open_].sum() <= beyond - slack:
-            return found
-        hit = near[places + steps[0]]
+        if length > reach_mm and origin.areas[pending].sum() <= area_above - slack:
+            return lengths
+        is_near = is_target[indices + steps[0]]
         for step in steps[1:]:
-            hit |= near[places + step]
-        found[open_[hit]] = length
-        open_, places = open_[~hit], places[~hit]
-    if not len(open_):
-        return found
+            is_near |= is_target[indices + step]
+        lengths[pending[is_near]] = length
+        pending, indices = pending[~is_near], indices[~is_near]
+    if not len(pending):
+        return lengths
     tree = cKDTree(
-        _points(target.places, target.grid.shape, spacing_mm),
+        _points(target.indices, target.grid.shape, spacing_mm),
         leafsize=64,
-        compact_nodes=False,  # compact ones make queries from far away twice as slow
+        compact_nodes=False,  # compact nodes make queries from far away twice as slow
         balanced_tree=False,
     )
-    points = _points(places, origin.grid.shape, spacing_mm)
+    points = _points(indices, origin.grid.shape, spacing_mm)
     if share == 1 or reach_mm > length:
-        found[open_] = tree.query(points)[0]
-        return found
-    # Distances of one element in each block bound those of the others.
-    one = _one_in_each_block(places, origin.grid.shape)
-    known = np.flatnonzero(one == np.arange(len(one)))
-    exact = np.empty(len(one))
-    exact[known] = tree.query(points[known])[0]
-    apart = points - points[one]
-    apart = np.sqrt(np.einsum("nd,nd->n", apart, apart))
-    low, high = exact[one] - apart, exact[one] + apart
-    at_least = _from_top(low, origin.areas[open_], beyond + slack)
-    at_most = _from_top(high, origin.areas[open_], beyond - slack)
+        lengths[pending] = tree.query(points)[0]
+        return lengths
+    # The exact distance of one element in each block gives bounds for the others.
+    chosen = _choose_per_block(indices, origin.grid.shape)
+    to_query = np.flatnonzero(chosen == np.arange(len(chosen)))
+    exact = np.empty(len(chosen))
+    exact[to_query] = tree.query(points[to_query])[0]
+    offsets = points - points[chosen]
+    offset_lengths = np.sqrt(np.einsum("nd,nd->n", offsets, offsets))
+    low, high = exact[chosen] - offset_lengths, exact[chosen] + offset_lengths
+    at_least = _upper_quantile(low, origin.areas[pending], area_above + slack)
+    at_most = _upper_quantile(high, origin.areas[pending], area_above - slack)
     if at_most <= above_mm:
-        found[open_] = low
-        return found
+        lengths[pending] = low
+        return lengths
     unsure = (low <= at_most) & (high >= at_least)
     low[unsure] = tree.query(points[unsure])[0]
-    found[open_] = np.where(high < at_least, high, low)
-    return found
+    lengths[pending] = np.where(high < at_least, high, low)
+    return lengths
 
 
-def _one_in_each_block(places: Indices, shape: tuple[int, ...]) -> Indices:
-    """Return, for each element, the number of the one that stands for its block of the grid."""
-    x, y, z = (index // BLOCK for index in np.unravel_index(places, shape))
+def _choose_per_block(indices: Indices, shape: tuple[int, ...]) -> Indices:
+    """Choose one element per block of the grid; return, for each element, that of its block."""
+    x, y, z = (index // BLOCK for index in np.unravel_index(indices, shape))
     blocks = (x * shape[1] + y) * shape[2] + z
-    chosen = np.empty(blocks.max() + 1, dtype=np.intp)
-    chosen[blocks] = np.arange(len(places))
-    one: Indices = chosen[blocks]
-    return one
+    chosen_in = np.empty(blocks.max() + 1, dtype=np.intp)
+    chosen_in[blocks] = np.arange(len(indices))
+    chosen: Indices = chosen_in[blocks]
+    return chosen
 
 
-def _from_top(values: Floats, areas: Floats, share: float) -> float:
-    """Return the largest value whose area, with those above it, is more than ``share``."""
+def _upper_quantile(values: Floats, areas: Floats, area_above: float) -> float:
+    """Return the largest value for which the area at or above it is more than ``area_above``."""
     order = np.argsort(values)[::-1]
-    index = int(np.searchsorted(np.cumsum(areas[order]), share, side="right"))
+    index = int(np.searchsorted(np.cumsum(areas[order]), area_above, side="right"))
     return float(values[order[min(index, len(order) - 1)]])
 
 
 def _steps(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return how far neighbours along x, y and z are apart in a flat grid."""
+    """Return the distance of neighbours along x, y and z in the flat grid, in indices."""
     _, y, z = shape
     return y * z, z, 1
 
 
-def _points(places: Indices, shape: tuple[int, ...], spacing_mm: Spacing) -> Floats:
-    """Return the position of elements, (n, 3), in mm."""
-    points: Floats = np.stack(np.unravel_index(places, shape), axis=1) * np.array(spacing_mm)
+def _points(indices: Indices, shape: tuple[int, ...], spacing_mm: Spacing) -> Floats:
+    """Return the positions of elements, (n, 3), in mm."""
+    points: Floats = np.stack(np.unravel_index(indices, shape), axis=1) * np.array(spacing_mm)
     return points
 
 
 def _rings(shape: tuple[int, ...], spacing_mm: Spacing) -> list[tuple[float, Indices]]:
-    """Return every distance up to some reach, and the steps in a flat grid that lead so far.
+    """Return all short distances in mm, each with the steps in the flat grid that have this length.
 
-    Steps beyond the grid's margin end in the margin on the other side, where nothing is.
+    A step beyond the margin of the grid ends in the margin on the other side, which is empty.
     """
     lengths, offsets, starts = _neighbours(spacing_mm)
     steps = offsets @ np.array(_steps(shape))
@@ -205,10 +205,10 @@ def _rings(shape: tuple[int, ...], spacing_mm: Spacing) -> list[tuple[float, Ind
 def _neighbours(
     spacing_mm: Spacing,
 ) -> tuple[list[float], Indices, Indices]:
-    """Return distances, the grid offsets (n, 3) that have them, and where each but one starts."""
+    """Return short distances in mm, their offsets (n, 3), and where those of each next start."""
     offsets = np.array(list(itertools.product(range(-MARGIN, MARGIN + 1), repeat=3)))
     lengths = np.sqrt(((offsets * spacing_mm) ** 2).sum(axis=1))
-    complete = lengths < (MARGIN + 1) * min(spacing_mm)
+    complete = lengths < (MARGIN + 1) * min(spacing_mm)  # all offsets of such a length are listed
     offsets, lengths = offsets[complete], lengths[complete]
     order = np.argsort(lengths, kind="stable")
     offsets, lengths = offsets[order], lengths[order]
@@ -218,18 +218,18 @@ def _neighbours(
 
 @lru_cache(maxsize=8)
 def _areas(spacing_mm: Spacing) -> Floats:
-    """Return the area in mm2 of the surface in a cube of 8 voxels, by which of them are inside."""
+    """Return the area in mm2 of the surface in a cube of 8 voxels, (256,), by corner code."""
     x, y, z = spacing_mm
     face = np.array([y * z, x * z, x * y])
     areas = np.zeros(256)
     corners = np.array(list(itertools.product((0, 1), repeat=3)))
     for code, triangles in _TRIANGLES.items():
         inside = corners[[code >> bit & 1 == 1 for bit in range(8)]]
-        shadows = np.array(triangles) / 8
+        projections = np.array(triangles) / 8
         for axes in itertools.permutations(range(3)):
-            area = np.linalg.norm(shadows[:, axes] * face, axis=1).sum()
+            area = np.linalg.norm(projections[:, axes] * face, axis=1).sum()
             for mirror in corners:
-                turned = (inside ^ mirror)[:, axes]
-                same = sum(1 << int(bit) for bit in turned @ (4, 2, 1))
-                areas[[same, 255 - same]] = area
+                transformed = (inside ^ mirror)[:, axes]
+                same_area = sum(1 << int(bit) for bit in transformed @ (4, 2, 1))
+                areas[[same_area, 255 - same_area]] = area
     return areas

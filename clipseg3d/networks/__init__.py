@@ -1,4 +1,4 @@
-"""Whole networks: the 3D U-Net, CLIPSeg3D and their presets."""
+"""Complete networks: the 3D U-Net, CLIPSeg3D and their presets."""
 
 import lazy_loader
 

@@ -1,19 +1,19 @@
-"""The one place that sizes the parts of a network."""
+"""Building a network from its config; the sizes of all parts are set here."""
 
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.guidance import build_guidance
 from clipseg3d.blocks.pixel_fusion import PixelFusion
 from clipseg3d.blocks.semantic_bridge import SemanticBridge
 from clipseg3d.blocks.semantic_fusion import SemanticFusion
-from clipseg3d.clip.encoder import ClipEncoder, load_encoder
+from clipseg3d.clip.encoder import ClipEncoder, TextEncoder, load_encoder
 from clipseg3d.clip.text_bank import TextBank
-from clipseg3d.clip.text_encoder import TextEncoder, load_text_encoder
+from clipseg3d.clip.text_encoder import load_text_encoder
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.networks.unet import UNet3D
 
 DIFFERENCES = ((1, 0), (2, 3))
-"""Pairs of sequences that difference channels are made of: t1ce - t1, t2 - flair."""
+"""Pairs of sequences whose differences are channels: t1ce - t1, t2 - flair."""
 
 
 def build_clipseg3d(
@@ -23,18 +23,18 @@ def build_clipseg3d(
     text_cache: str | None = None,
     local_files_only: bool = False,
 ) -> CLIPSeg3D:
-    """Build the network that a config, or the preset of that name, describes.
+    """Build the network of a config, or of a preset.
 
     Args:
-        config: sizes and switches, or a preset's name.
-        encoder: CLIP to use; None loads ``config.clip``.
+        config: a config, or a preset's name.
+        encoder: the CLIP to use; None loads ``config.clip``.
         text_cache: file of text embeddings written by ``clipseg3d embed-text``, or None.
         local_files_only: load encoders from folders or the Hugging Face cache, without network.
 
     Raises:
-        ValueError: unknown preset; sizes that do not fit; a folder without weights; a text cache
-            of another encoder.
-        OSError: a hub name without network.
+        ValueError: unknown preset; sizes that do not fit together; a folder without weights; a text
+            cache of another encoder.
+        OSError: an encoder on the hub is not cached and cannot be downloaded.
     """
     if isinstance(config, str):
         config = network_config(config)
@@ -70,13 +70,13 @@ def build_clipseg3d(
     encoders: dict[str, TextEncoder] = {"CLIP": encoder}
     text_bank, text_dim = None, 0
     if config.text != "none":
-        reader: TextEncoder = encoder
+        text_encoder: TextEncoder = encoder
         if config.text_encoder is not None:
-            reader = encoders["text"] = load_text_encoder(
+            text_encoder = encoders["text"] = load_text_encoder(
                 config.text_encoder, local_files_only=local_files_only
             )
-        text_bank = TextBank(reader, config.regions, cache=text_cache)
-        text_dim = reader.embed_dim
+        text_bank = TextBank(text_encoder, config.regions, cache=text_cache)
+        text_dim = text_encoder.embed_dim
     bridge = SemanticBridge(
         encoder,
         selection=config.view_selection,

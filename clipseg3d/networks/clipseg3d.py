@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.pixel_fusion import PixelFusion
 from clipseg3d.blocks.semantic_fusion import RegionMaps, SemanticFusion, Semantics
+from clipseg3d.clip.encoder import TextEncoder
 from clipseg3d.clip.text_bank import TextBank
-from clipseg3d.clip.text_encoder import TextEncoder
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.prediction_settings import PredictionSettings
 from clipseg3d.networks.unet import UNet3D
@@ -19,7 +19,7 @@ from clipseg3d.views import Views, ViewSelection
 
 
 class Prediction(NamedTuple):
-    """What the network returns for one batch."""
+    """Outputs of the network for one batch."""
 
     logits: Tensor
     """(b, r, x, y, z)."""
@@ -32,25 +32,25 @@ class Prediction(NamedTuple):
 
 
 class CLIPSeg3D(nn.Module):
-    """3D U-Net guided by what CLIP sees in slices of the volume and reads in text.
+    """3D U-Net guided by CLIP's embeddings of slices of the volume and of text.
 
-    Built parts are injected; :func:`clipseg3d.networks.build.build_clipseg3d` makes them from a
-    preset. Without views and text the network is its U-Net, to the last bit.
+    It takes parts that are already built; :func:`clipseg3d.networks.build.build_clipseg3d` builds
+    them from a preset. Without views and text, its logits are exactly those of the U-Net.
 
     Args:
         unet: backbone.
-        pixel_fusion: normalises and weighs the sequences; None takes images as they are given,
-            which should then be z-scored.
+        pixel_fusion: normalises and weighs the sequences; None leaves the images unchanged, which
+            should then be z-scored.
         semantic_fusion: semantic path; None leaves the plain U-Net.
-        text_bank: reports -> text embeddings; None reads no text.
+        text_bank: embeds reports; None reads no text.
         grade_classifier: predicts the grade from the bottleneck; None predicts none.
-        encoders: the frozen encoders in use by role, for checkpoints to name.
-        config: what the parts were built from; without it the network cannot be saved for others.
+        encoders: role -> frozen encoder; checkpoints name them.
+        config: from which the parts were built; None, and the network cannot be saved for others.
 
     Attributes:
-        settings: what the network was trained for, saved with it; None where it is not known.
+        settings: what the network was trained for, saved with it; None if unknown.
         semantic_strength: weight of the semantic path, 0 to 1; a training schedule may raise it.
-            Part of the state, so that a checkpoint predicts as it did when it was saved.
+            It is in the state_dict, so that a checkpoint predicts as the network did when saved.
 
     Source: arXiv 2507.09966.
     """
@@ -81,7 +81,7 @@ class CLIPSeg3D(nn.Module):
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> "CLIPSeg3D":
         """Load a trained network; see :func:`clipseg3d.pretrained.reader.load_pretrained`."""
-        from clipseg3d.pretrained.reader import load_pretrained  # which builds this class
+        from clipseg3d.pretrained.reader import load_pretrained  # it imports this class
 
         return load_pretrained(source, **options)
 
@@ -110,12 +110,12 @@ class CLIPSeg3D(nn.Module):
         """Return logits (b, r, x, y, z).
 
         Args:
-            image: (b, s, x, y, z): a whole volume, or a crop together with ``crop_box`` and
+            image: (b, s, x, y, z), a whole volume; or a crop, with its ``crop_box`` and
                 ``statistics``.
             views: slices of the whole volume (:func:`clipseg3d.views.cut_views`), or None.
             text: (b, n, e) embeddings, one prompt per region first, or None.
             text_mask: (b, n) bool, True for real tokens; None keeps all.
-            crop_box: (b, 2, 3) where the image lies in the brain box; None covers it.
+            crop_box: (b, 2, 3) where the image lies in the brain box; None means that it covers it.
             statistics: (b, s, 4) of the whole brain; None takes them from ``image``.
         """
         semantics = self.encode_semantics(views, text, text_mask)
@@ -124,7 +124,7 @@ class CLIPSeg3D(nn.Module):
     def encode_semantics(
         self, views: Views | None, text: Tensor | None, text_mask: Tensor | None = None
     ) -> Semantics | None:
-        """Return the semantics of a batch; None without semantic path, or without views and text.
+        """Return the semantics of a batch; None without a semantic path, or without views and text.
 
         They depend on the whole volume only: compute them once per case, not per crop.
         """
@@ -135,25 +135,25 @@ class CLIPSeg3D(nn.Module):
 
     @property
     def view_selection(self) -> ViewSelection:
-        """Which slices CLIP is to see; see :func:`clipseg3d.views.cut_views`."""
+        """How slices for CLIP are chosen; see :func:`clipseg3d.views.cut_views`."""
         return "center" if self.semantic_fusion is None else self.semantic_fusion.bridge.selection
 
     def embed_text(self, reports: list[str]) -> tuple[Tensor | None, Tensor | None]:
-        """Return text embeddings (b, n, e) and their mask (b, n); None where no text is read."""
+        """Return text embeddings (b, n, e) and their mask (b, n); None if no text is read."""
         if self.text_bank is None:
             return None, None
         text, mask = self.text_bank(reports)
         return text.to(self.semantic_strength.device), mask.to(self.semantic_strength.device)
 
     def encoder_identities(self) -> dict[str, dict[str, str]]:
-        """Return name and weight hash of each frozen encoder, for checkpoints to keep."""
+        """Return name and weight hash of each frozen encoder, by role; checkpoints keep them."""
         return {
             role: {"name": encoder.name, "sha256": encoder.fingerprint()}
             for role, encoder in self._encoders.items()
         }
 
     def require_encoders(self, trained_with: Mapping[str, Mapping[str, str]]) -> None:
-        """Refuse encoders other than those that weights were trained with.
+        """Check that the encoders are those that the weights were trained with.
 
         Args:
             trained_with: from :meth:`encoder_identities` at training time.
@@ -161,12 +161,12 @@ class CLIPSeg3D(nn.Module):
         Raises:
             ValueError: the hashes differ.
         """
-        for role, here in self.encoder_identities().items():
-            there = trained_with.get(role, here)
-            if here["sha256"] != there["sha256"]:
+        for role, own in self.encoder_identities().items():
+            expected = trained_with.get(role, own)
+            if own["sha256"] != expected["sha256"]:
                 raise ValueError(
-                    f"{role} encoder {here['name']!r} has other weights than {there['name']!r} "
-                    f"(SHA-256 {there['sha256'][:12]}...), which this network was trained with; "
+                    f"{role} encoder {own['name']!r} has other weights than {expected['name']!r} "
+                    f"(SHA-256 {expected['sha256'][:12]}...), which this network was trained with; "
                     "load that one"
                 )
 
@@ -180,14 +180,14 @@ class CLIPSeg3D(nn.Module):
         regions: Tensor | None = None,
         deep: bool = False,
     ) -> Prediction:
-        """Return logits and what comes with them.
+        """Return logits, auxiliary logits, maps and grade.
 
         Args:
             image: as for :meth:`forward`.
-            semantics: from :meth:`encode_semantics`; None runs the plain U-Net.
+            semantics: from :meth:`encode_semantics`; None runs the U-Net alone.
             crop_box: as for :meth:`forward`.
             statistics: as for :meth:`forward`.
-            regions: (b, r, x, y, z) the true regions, for region contrast in training.
+            regions: (b, r, x, y, z) true regions, for region contrast in training.
             deep: whether to compute the logits of lower decoder levels too.
 
         Raises:
@@ -201,7 +201,7 @@ class CLIPSeg3D(nn.Module):
             levels[-1] = fusion.guide(levels[-1], semantics, padded_box)
         decoded = self.unet.decode(levels)
         bottleneck = levels[-1]
-        del levels  # what is largest in memory comes next
+        del levels  # the next steps need the most memory
         features, maps = self.unet.head_input(decoded), None
         if fusion is not None and semantics is not None:
             raw, maps = fusion.attend_with_maps(
@@ -217,17 +217,17 @@ class CLIPSeg3D(nn.Module):
         )
 
     def _fuse(self, image: Tensor, statistics: Tensor | None, regions: Tensor | None) -> Tensor:
-        """Return what the U-Net is given."""
+        """Return the input of the U-Net."""
         if self.pixel_fusion is None:
             return image
         fused: Tensor = self.pixel_fusion(image, statistics, regions=regions)
         return fused
 
     def _padded_crop_box(self, crop_box: Tensor | None, image: Tensor) -> Tensor:
-        """Return the crop_box (b, 2, 3) that the image covers once the U-Net has padded it."""
+        """Return where the image lies in the brain box (b, 2, 3) after the U-Net has padded it."""
         if crop_box is None:
             crop_box = image.new_tensor([[[0.0] * 3, [1.0] * 3]]).expand(image.shape[0], 2, 3)
         size = image.shape[2:]
         padded = [n + -n % self.unet.multiple for n in size]
-        stretch = crop_box.new_tensor(padded) / crop_box.new_tensor(size)
-        return torch.stack([crop_box[:, 0], crop_box[:, 1] * stretch], dim=1)
+        growth = crop_box.new_tensor(padded) / crop_box.new_tensor(size)
+        return torch.stack([crop_box[:, 0], crop_box[:, 1] * growth], dim=1)

@@ -1,4 +1,4 @@
-"""What a network is made of, as plain values: presets by name, ablations by name."""
+"""Configs of networks, as plain values; presets and ablations by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,8 +23,8 @@ class NetworkConfig:
         refinement: hidden channels of a light head that reads the voxels of each cube again; needs
             ``space_to_depth`` above 1.
         pixel_fusion: whether the network normalises and weighs the sequences itself.
-        norms: of each sequence in pixel fusion: ``zscore``, or ``minmax`` as the paper has for T2
-            and FLAIR.
+        norms: of each sequence in pixel fusion: ``zscore``, or ``minmax``, the paper's for T2 and
+            FLAIR.
         difference_channels: append t1ce - t1 and t2 - flair; needs ``pixel_fusion``.
         region_contrast: probability of the paper's contrast enhancement inside TC and ET, in
             training only; needs ``pixel_fusion``.
@@ -34,20 +34,20 @@ class NetworkConfig:
         dropout: share of channels dropped in every block, in training only.
         head: ``sigmoid``, or ``nested`` for ET within TC within WT by construction.
         conditional_norm: normalise the features before the head, scaled and shifted by semantics.
-        grade_classifier: also tell high-grade from low-grade glioma.
+        grade_classifier: also predict whether a glioma is of high grade.
         checkpointing: recompute blocks in the backward pass: less memory, more time.
         semantics: whether the semantic path is built.
-        guided: regions whose logits the semantic path may change.
-        view_selection: which slices CLIP sees; see :func:`clipseg3d.views.cut_views`.
-        mix_rgb: learn what CLIP's red, green and blue take from the sequences.
-        adapter: a small residual network behind CLIP's image tower.
+        guided: regions whose logits semantic attention may change.
+        view_selection: how slices for CLIP are chosen; see :func:`clipseg3d.views.cut_views`.
+        mix_rgb: learn how the sequences are mixed into CLIP's red, green and blue.
+        adapter: a small residual network after CLIP's image tower.
         dense: lift CLIP's patch embeddings to a 3D map at the bottleneck.
         guidance: how text guides image semantics; see
-            :class:`clipseg3d.blocks.guidance.CrossModalGuidance`.
+            :mod:`clipseg3d.blocks.guidance`.
         guidance_tokens: ``views``, or ``mean`` for the paper's single token.
         attention_mode: how semantic attention changes logits; see
             :func:`clipseg3d.blocks.semantic_attention.apply_scores`.
-        text: ``own`` reads prompts and the report of the case, ``shuffled`` is to be trained with
+        text: ``own`` reads prompts and the report of the case, ``shuffled`` is for training with
             reports of other cases, ``none`` builds no part for text.
         clip: ``tiny``, ``tiny-random``, a folder with a saved CLIPModel, or a hub name.
         text_encoder: another encoder for text, by folder or hub name; None takes CLIP's own.
@@ -88,7 +88,7 @@ class NetworkConfig:
     num_heads: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse switches that would have no effect, and text that would be read all the same."""
+        """Refuse switches without effect, and unknown values of ``text``."""
         if self.text not in ("own", "shuffled", "none"):
             raise ValueError(f"text={self.text!r}: choose from own, shuffled, none")
         if (self.difference_channels or self.region_contrast) and not self.pixel_fusion:
@@ -102,9 +102,9 @@ class NetworkConfig:
             )
 
 
-# Every mechanism as the paper words it, where it does: min-max of T2 and FLAIR, a middle slice per
-# axis, their mean, and probabilities multiplied (equation 6). Region contrast is in its appendix as
-# augmentation.
+# Every mechanism as in the paper, where it is specified: min-max of T2 and FLAIR, the middle slice
+# of each axis, the mean of their embeddings, and probabilities multiplied (equation 6). Region
+# contrast is an augmentation in its appendix.
 _PAPER = NetworkConfig(
     norms=("zscore", "zscore", "minmax", "minmax"),
     region_contrast=0.5,
@@ -118,8 +118,9 @@ PRESETS = {
     # The paper's body and appendix contradict each other; see clipseg3d.training.plan too.
     "paper_body": replace(_PAPER, dropout=0.2),
     "paper_appendix": replace(_PAPER, adapter=True),
-    # The same layout with what is inert in the paper's equations repaired, and z-scores throughout:
-    # min-max leaves T2 and FLAIR a sixth of the spread of T1, and training is slower for it.
+    # The same layout, but parts that have no effect in the paper's equations are repaired, and all
+    # norms are z-scores: with min-max, T2 and FLAIR have a sixth of the spread of T1, and training
+    # is slower.
     "recommended": NetworkConfig(),
     # For two CPU cores: all convolutions at half resolution, the CLIP that comes with the package.
     "tiny": NetworkConfig(
@@ -144,7 +145,7 @@ _NO_PIXEL: dict[str, Any] = {
 _NO_FEATURE: dict[str, Any] = {"cbam": False, "attention_skips": False}
 _NO_SEMANTIC: dict[str, Any] = {"semantics": False, "conditional_norm": False}
 ABLATIONS: dict[str, dict[str, Any]] = {
-    # The rows of the paper's tables 1 and 3. Deep supervision stays on in all of them.
+    # Rows of the paper's tables 1 and 3. Deep supervision stays on in all of them.
     "no_pixel": _NO_PIXEL,
     "no_feature": _NO_FEATURE,
     "no_semantic": _NO_SEMANTIC,
@@ -158,7 +159,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no_guidance": {"guidance": "none"},
     "no_attention": {"guided": ()},
     "unet3d": _NO_PIXEL | _NO_FEATURE | _NO_SEMANTIC,
-    # Ours.
+    # Not in the paper.
     "shuffled_text": {"text": "shuffled"},
     "no_text": {"text": "none"},
 }
@@ -174,7 +175,7 @@ def network_config(
         ablation: a name in ``ABLATIONS``; None switches nothing off.
 
     Raises:
-        ValueError: there is no preset or ablation of that name; the message lists those there are.
+        ValueError: there is no preset or ablation of that name; the message lists all names.
 
     Example:
         >>> config = network_config("recommended", ablation="no_guidance")

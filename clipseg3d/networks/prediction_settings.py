@@ -1,4 +1,4 @@
-"""What a trained network is for, as plain values that travel with its weights."""
+"""Settings that prediction takes over from training, as plain values saved with the weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """What prediction must know of how a network was trained.
+    """Settings of training that prediction must share.
 
     Attributes:
         release: label convention of the training data, by name.
         spacing_mm: voxel size of the training data.
         roi_size: size of the sliding window (x, y, z), in voxels.
         overlap: of neighbouring windows, in [0, 1).
-        allow_missing: whether training withheld sequences, so that cases may lack some.
+        allow_missing: whether sequences were withheld in training, so that cases may lack some.
 
     Raises:
-        ValueError: a voxel size that is not above 0, a ``roi_size`` that is not three sizes above 0, or
-            an overlap outside [0, 1).
+        ValueError: a voxel size that is not above 0, a ``roi_size`` that is not three sizes above
+            0, or an overlap outside [0, 1).
     """
 
     release: str
@@ -28,7 +28,7 @@ class PredictionSettings:
     allow_missing: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no prediction can use; a file may hold anything."""
+        """Refuse values that no prediction can use; they may come from a file."""
         if not self.spacing_mm > 0:
             raise ValueError(f"spacing_mm={self.spacing_mm} is not above 0; give it in millimetres")
         if len(self.roi_size) != 3 or min(self.roi_size) < 1:
@@ -38,7 +38,7 @@ class PredictionSettings:
 
     @classmethod
     def from_hyperparameters(cls, values: Mapping[str, Any]) -> "PredictionSettings":
-        """Return the settings that the hyperparameters of a CLIPSeg3DModule stand for.
+        """Return the settings in the hyperparameters of a CLIPSeg3DModule.
 
         Raises:
             KeyError: one is missing.

@@ -1,4 +1,4 @@
-"""The attention-enhanced 3D U-Net: CLIPSeg3D's backbone, and the baseline on its own."""
+"""The 3D U-Net with attention: the backbone of CLIPSeg3D, and without it a baseline."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,15 +19,16 @@ from clipseg3d.blocks.voxel_refinement import VoxelRefinement
 
 
 class UNet3D(nn.Module):
-    """Residual 3D U-Net with CBAM, attention-gated skips and deep supervision, each a switch.
+    """Residual 3D U-Net with CBAM, attention-gated skips and deep supervision, each optional.
 
-    Level 0 is the stem's grid; each level down halves it. The last level is the bottleneck. An
-    input of any size is padded with zeros to a multiple of ``self.multiple`` and cropped back; it
-    must be longer than that along an axis. With every switch off this is the plain 3D U-Net.
+    Level 0 is the stem's grid; each further level halves it. The last level is the bottleneck. An
+    input of any size is padded with zeros to multiples of ``self.multiple``, and its logits are
+    cropped back; along at least one axis it must be longer than that. With every option off this
+    is a plain residual 3D U-Net.
 
     Args:
         in_channels: channels of the image, extra ones included.
-        out_channels: channels of the logits; with the nested head, regions from the outermost to
+        out_channels: channels of the logits; with the nested head, from the outermost region to
             the innermost.
         channels: feature channels per level, two levels or more.
         space_to_depth: edge n of the cubes of voxels that the stem turns into n^3 channels, and the
@@ -36,24 +37,24 @@ class UNet3D(nn.Module):
             :class:`~clipseg3d.blocks.voxel_refinement.VoxelRefinement`. 0 builds none.
         cbam: channel and spatial attention in every block.
         attention_skips: attention gates on skip connections.
-        num_auxiliary: decoder levels below the top one that have heads for deep supervision.
+        num_auxiliary: decoder levels below level 0 that have heads for deep supervision.
         dropout: share of channels dropped in every block, in training only.
-        extra_channels: the last channels of the image that start with weights of zero, so that a
-            new network computes what it would without them.
+        extra_channels: how many of the last channels of the image start with weights of zero, so
+            that a new network computes what it would without them.
         head: ``"sigmoid"`` for independent regions, ``"nested"`` for
             :class:`~clipseg3d.blocks.nested_regions.NestedRegions`, at every level.
-        head_norm: instance normalisation of the top decoder features, before the head.
-        checkpointing: recompute every block in the backward pass instead of keeping what it
-            computed: the same training in less memory and more time.
+        head_norm: instance normalisation of the decoder features of level 0, before the head.
+        checkpointing: recompute every block in the backward pass instead of keeping its
+            activations: the same training in less memory and more time.
 
     Attributes:
-        channels: as given; ``channels[0]`` is the width of the top decoder level, ``channels[-1]``
-            that of the bottleneck.
+        channels: as given; ``channels[0]`` is the width of decoder level 0, ``channels[-1]`` that
+            of the bottleneck.
         multiple: the input is padded to multiples of this.
 
     Raises:
-        ValueError: fewer than two levels, ``space_to_depth`` is no power of two, a ``refinement``
-            without it, ``num_auxiliary`` exceeds the decoder levels below the top one,
+        ValueError: fewer than two levels, ``space_to_depth`` is not 1, 2, 4 or 8, a
+            ``refinement`` without it, more ``num_auxiliary`` than decoder levels below level 0,
             ``extra_channels`` leave no other channel, or the head is unknown.
 
     Source: arXiv 2507.09966, feature-level fusion, with 32-64-128-256-512 channels; the
@@ -95,8 +96,8 @@ class UNet3D(nn.Module):
             )
         if not 0 <= num_auxiliary <= len(channels) - 2:
             raise ValueError(
-                f"num_auxiliary={num_auxiliary} is not in 0..{len(channels) - 2}, the decoder "
-                f"levels below the top one with channels={tuple(channels)}"
+                f"num_auxiliary={num_auxiliary} is not in 0..{len(channels) - 2}, since "
+                f"channels={tuple(channels)} have so many decoder levels below level 0"
             )
         if not 0 <= extra_channels < in_channels:
             raise ValueError(
@@ -116,7 +117,7 @@ class UNet3D(nn.Module):
             )
             for level, width in enumerate(channels)
         )
-        # From here on, index 0 is the top decoder level.
+        # Decoder parts are numbered as levels are: index 0 has the finest grid.
         self.up = nn.ModuleList(
             nn.ConvTranspose3d(below, width, 2, stride=2) for width, below in pairwise(channels)
         )
@@ -138,11 +139,11 @@ class UNet3D(nn.Module):
         if extra:  # a shortcut without weights could not start at zero
             self.encoder[0].shortcut = PointwiseConv3d(widths[0], channels[0], bias=False)
         self.apply(_initialise)
-        _start_smooth(heads[0], space_to_depth**3)
+        _equalise_cubes(heads[0], space_to_depth**3)
         if extra:
-            _start_without(self.encoder[0], extra)
+            _zero_last_inputs(self.encoder[0], extra)
         self.refine: VoxelRefinement | None = None
-        if refinement:  # behind the rest, which starts as it would without
+        if refinement:  # initialised last: all other weights start as they would without it
             self.refine = VoxelRefinement(
                 in_channels, out_channels, hidden=refinement, cube=space_to_depth
             )
@@ -154,7 +155,7 @@ class UNet3D(nn.Module):
         return self.finish_logits(self.head_logits(features), image)
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Return the features of every level, the bottleneck last; the image is padded first.
+        """Pad the image and return the features of every level, the bottleneck last.
 
         Raises:
             ValueError: the bottleneck would be a single voxel, which has no variance to normalise.
@@ -172,31 +173,31 @@ class UNet3D(nn.Module):
         return levels
 
     def decode(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Return decoder features, the top level first, from the features of :meth:`encode`."""
+        """Return the decoder features of every level, level 0 first, from :meth:`encode`'s."""
         features = levels[-1]
         decoded = []
         for level in reversed(range(len(self.decoder))):
             features = self.up[level](features)
             joined = torch.cat([features, self.gates[level](levels[level], features)], dim=1)
-            del features  # the block that comes next takes most memory of all
+            del features  # the next block needs the most memory of all
             features = self._run(self.decoder[level], joined)
             decoded.append(features)
         return decoded[::-1]
 
     def head_input(self, decoded: Sequence[Tensor]) -> Tensor:
-        """Return the features that the head reads, (b, channels[0], x, y, z) on the stem's grid."""
+        """Return the input of the head, (b, channels[0], x, y, z) on the stem's grid."""
         features: Tensor = self.head_norm(decoded[0])
         return features
 
     def head_logits(self, features: Tensor) -> Tensor:
-        """Return what the head makes of :meth:`head_input`, on the padded grid of the image.
+        """Return raw logits for :meth:`head_input`, on the padded grid of the image.
 
-        What is to be added to the logits is added here; :meth:`finish_logits` makes logits of the sum.
+        Terms are added to the logits at this stage, before :meth:`finish_logits`.
         """
         return depth_to_space(self.heads[0](features), self.space_to_depth)
 
     def finish_logits(self, raw: Tensor, image: Tensor) -> Tensor:
-        """Return the logits of :meth:`head_logits`, refined, cropped to the image's grid, nested."""
+        """Refine raw logits, crop them to the image's grid, and nest their regions."""
         if self.refine is not None:
             raw = self.refine(raw, self._pad(image))
         logits: Tensor = self.nest(crop_like(raw, image))
@@ -216,7 +217,7 @@ class UNet3D(nn.Module):
         ]
 
     def _run(self, block: nn.Module, features: Tensor) -> Tensor:
-        """Run an encoder or decoder block, checkpointed if that is on and there is training."""
+        """Run an encoder or decoder block, with checkpointing if it is on and in training."""
         out: Tensor = (
             checkpoint(block, features, use_reentrant=False)
             if self.checkpointing and self.training
@@ -234,14 +235,14 @@ class PlainSkip(nn.Module):
 
 
 def crop_like(volume: Tensor, image: Tensor) -> Tensor:
-    """Cut off what was padded behind the image's last voxels."""
+    """Cut off the padding after the image's last voxels."""
     x, y, z = image.shape[2:]
     return volume[..., :x, :y, :z]
 
 
 @torch.no_grad()
-def _start_smooth(head: nn.Conv3d, cube: int) -> None:
-    """Give all voxels of one cube the same weights, against checkerboards.
+def _equalise_cubes(head: nn.Conv3d, cube: int) -> None:
+    """Give all voxels of a cube the same initial weights, against checkerboard artefacts.
 
     Source: Aitken et al., ICNR, 2017, https://arxiv.org/abs/1707.02937.
     """
@@ -250,7 +251,7 @@ def _start_smooth(head: nn.Conv3d, cube: int) -> None:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Apply the paper's Kaiming initialisation; zero-initialised gates are left as they are."""
+    """Apply the paper's Kaiming initialisation; weights that are zero stay so."""
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and module.weight.any():
         nn.init.kaiming_normal_(module.weight, a=0.01, nonlinearity="leaky_relu")
         if module.bias is not None:
@@ -258,10 +259,10 @@ def _initialise(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _start_without(block: nn.Module, columns: int) -> None:
-    """Let the first block start as if its last input channels were not there."""
+def _zero_last_inputs(block: nn.Module, columns: int) -> None:
+    """Let the first block start as it would without its last input channels."""
     shortcut = block.get_parameter("shortcut.weight")
     if shortcut.shape[1] - columns == shortcut.shape[0]:
-        nn.init.dirac_(shortcut)  # without them the shortcut would be an identity
+        nn.init.dirac_(shortcut)  # without these channels, the shortcut would be an identity
     for weight in (block.get_parameter("residual.0.weight"), shortcut):
         weight[:, -columns:] = 0

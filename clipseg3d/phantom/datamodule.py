@@ -1,4 +1,4 @@
-"""Simulated patients as a data module: no licence, no download."""
+"""Simulated patients as a data module, without licence or download."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,16 +10,16 @@ from clipseg3d.data.survey import DataSurvey
 from clipseg3d.phantom.write import case_names, write_phantoms
 
 MEGABYTES = 12
-"""What the files of a patient take at 1 mm."""
+"""Size of the files of a patient at 1 mm."""
 
 
 class PhantomDataModule(BraTSDataModule):
-    """Simulated patients with true reports; made on first use, then read like any BraTS folder.
+    """Simulated patients with true reports; written on first use, then read like any BraTS folder.
 
     Args:
-        root: folder that the patients are written to.
-        num_cases: how many patients.
-        first_seed: seed, and number in the name, of the first patient.
+        root: folder for the cases.
+        num_cases: number of patients.
+        first_seed: seed of the first patient, and the number in its name.
         spacing_mm: voxel size of the patients.
         **options: as for :class:`clipseg3d.data.brats.BraTSDataModule`.
 
@@ -45,11 +45,11 @@ class PhantomDataModule(BraTSDataModule):
         self.first_seed = first_seed
 
     def survey(self) -> DataSurvey:
-        """Check the patients that are there, and plan with those that are not."""
+        """Check the existing patients, and count those that are still to be simulated."""
         names = case_names(self.num_cases, self.first_seed)
-        there = [name for name in names if (self.root / name).is_dir()]
-        planned = [Case(name, name, {}) for name in names if name not in there]
-        survey = self._survey([self.root / name for name in there], planned)
+        existing = [name for name in names if (self.root / name).is_dir()]
+        planned = [Case(name, name, {}) for name in names if name not in existing]
+        survey = self._survey([self.root / name for name in existing], planned)
         if not planned:
             return survey
         note = f"{len(planned)} of {len(names)} patients are still to be simulated"
@@ -57,7 +57,7 @@ class PhantomDataModule(BraTSDataModule):
         return replace(survey, notes=(*survey.notes, note), disk={**survey.disk, self.root: size})
 
     def _find_cases(self) -> list[Case]:
-        """Write the patients that are missing, and index them; the folder may hold others too."""
+        """Write the missing patients and index all; other patients in the folder are ignored."""
         names = write_phantoms(
             self.root, self.num_cases, spacing_mm=self.spacing_mm, seed=self.first_seed
         )

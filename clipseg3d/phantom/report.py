@@ -1,4 +1,4 @@
-"""What is true of a tumour, and a report that says so."""
+"""Facts of a tumour, and a report that states them."""
 
 import math
 from dataclasses import dataclass
@@ -15,44 +15,45 @@ Lobe = Literal["frontal", "parietal", "temporal", "occipital"]
 Enhancement = Literal["none", "spots", "patches", "rim", "solid"]
 
 OEDEMA_WORDS = ((20.0, "limited"), (60.0, "moderate"), (math.inf, "extensive"))
-"""A report calls oedema by the first word whose bound, in ml, is above its volume."""
+"""Upper bounds of the oedema volume in ml, each with the word that reports use below it."""
 THICK_RIM_MM = 5.0
-"""A report calls an enhancing rim thick from here on, thin below."""
+"""Reports call an enhancing rim of at least this thickness thick, else thin."""
 SPOTS_SHARE = 0.15
-"""A core of which less than this enhances has enhancing spots."""
+"""Below this enhancing share of the core, the enhancement is called spots."""
 RIM_SHARE = 0.5
-"""A core of whose surface at least this enhances has an enhancing rim, else patches."""
+"""From this enhancing share of the core's surface on, the enhancement is a rim, else patches."""
 SOLID_SHARE = 0.97
-"""A core of which at least this enhances does so throughout."""
+"""From this enhancing share of the core on, the enhancement is called solid."""
 FOCUS_ML = 0.5
-"""Separate parts of the core count as foci from this volume on."""
+"""Smallest volume of a separate part of the core that counts as a focus."""
 COMPRESSED_SHARE = 0.12
-"""Ventricles are called compressed once they have lost this share of their volume."""
+"""Ventricles that have lost at least this share of their volume are called compressed."""
 SPARED_SHARE = 0.04
-"""Ventricles that have lost less are called not compressed; in between nothing is said."""
+"""Ventricles that have lost less are called not compressed; in between, reports say nothing."""
 SHIFTED_MM = 3.0
-"""The midline is called shifted from here on, and not shifted below a third of it."""
+"""From this shift on, the midline is called shifted; below a third of it, not shifted."""
 
 
 @dataclass(frozen=True)
 class PhantomFacts:
-    """What is true of one patient; :func:`measure_facts` measures all but the mass effect.
+    """Facts of one patient; :func:`measure_facts` measures all except the mass effect.
 
     Attributes:
-        side: the patient's side on which the centre of mass of the largest focus lies.
+        side: side of the patient on which the centre of mass of the largest focus lies.
         lobe: lobe in which that centre lies.
-        foci: separate parts of the core of :data:`FOCUS_ML` or more, at least 1.
-        crosses_midline: whether more than a twentieth of the whole tumour lies on the other side,
-            5 mm or more from the midline.
-        enhancement: ``none``; ``spots``, less than :data:`SPOTS_SHARE` of the core; ``solid``,
-            :data:`SOLID_SHARE` of it or more; else ``rim``, :data:`RIM_SHARE` of its surface or
-            more; else ``patches``.
-        necrosis: whether a core with an enhancing rim holds a part that does not enhance.
+        foci: number of separate parts of the core of at least :data:`FOCUS_ML`; at least 1.
+        crosses_midline: whether more than 5 % of the whole tumour lies on the other side, at least
+            5 mm from the midline.
+        enhancement: ``none``; ``spots``: less than :data:`SPOTS_SHARE` of the core enhances;
+            ``solid``: at least :data:`SOLID_SHARE` of the core enhances; else ``rim``: at least
+            :data:`RIM_SHARE` of the surface of the core enhances; else ``patches``.
+        necrosis: whether a core with an enhancing rim has a part that does not enhance inside.
         wt_ml: volume of the whole tumour, in ml.
         tc_ml: volume of the tumour core, in ml.
         et_ml: volume of the enhancing tumour, in ml.
-        ventricle_loss: share of the ventricles' volume lost to the tumour's pressure; None unknown.
-        midline_shift_mm: how far the midline has been pushed away from the tumour; None unknown.
+        ventricle_loss: share of the volume that the ventricles have lost because of the tumour;
+            None if unknown.
+        midline_shift_mm: displacement of the midline away from the tumour, in mm; None if unknown.
     """
 
     side: Side
@@ -79,16 +80,17 @@ class PhantomFacts:
 
     @property
     def rim_mm(self) -> float:
-        """Thickness of the enhancing shell, were the core and the necrosis spheres, in mm."""
+        """Thickness of the enhancing shell, in mm, if core and necrosis were spheres."""
         inner_ml = self.tc_ml - self.et_ml
         return _radius_mm(self.tc_ml) - _radius_mm(inner_ml)
 
 
 def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> PhantomFacts:
-    """Measure a label map; of the mass effect it knows nothing.
+    """Measure the facts in a label map, except the mass effect.
 
-    Side and lobe are those of the largest focus' centre of mass within the bounding box of the
-    brain. Counting from front to back and from bottom to top of that box, the centre is
+    Side and lobe follow from the position of the centre of mass of the largest focus in the
+    bounding box of the brain. Length is measured from the front, height from the bottom of the
+    box. The lobe is
 
     - temporal below 42 % of the height, between 22 % and 72 % of the length,
     - else occipital behind 75 % of the length,
@@ -101,7 +103,7 @@ def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> PhantomFac
         spacing_mm: edge of the cubic voxel, in mm.
 
     Returns:
-        The facts.
+        The facts, without mass effect.
 
     Raises:
         ValueError: the shapes differ, or ``label`` has no core, or ``brain`` is empty.
@@ -125,16 +127,16 @@ def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> PhantomFac
     high = np.array([side.stop for side in box], float)
     centre = np.array([coordinates.mean() for coordinates in np.nonzero(largest)])
     # Voxel edges, not centres: a box of n voxels is n wide.
-    across, back, up = (float(f) for f in (centre - low + 0.5) / (high - low))
-    if up < 0.42 and 0.22 <= back < 0.72:
+    x, length, height = (float(f) for f in (centre - low + 0.5) / (high - low))
+    if height < 0.42 and 0.22 <= length < 0.72:
         lobe: Lobe = "temporal"
-    elif back >= 0.75:
+    elif length >= 0.75:
         lobe = "occipital"
     else:
-        lobe = "frontal" if back < 0.48 else "parietal"
-    side: Side = "left" if across > 0.5 else "right"
+        lobe = "frontal" if length < 0.48 else "parietal"
+    side: Side = "left" if x > 0.5 else "right"
     to_left_mm = (np.nonzero(label)[0] + 0.5 - (low[0] + high[0]) / 2) * spacing_mm
-    beyond = to_left_mm <= -5 if side == "left" else to_left_mm >= 5
+    beyond_midline = to_left_mm <= -5 if side == "left" else to_left_mm >= 5
     share = float(enhancing.sum() / core.sum())
     surface = core & ndimage.binary_dilation(~core)
     enhancement: Enhancement = "rim" if enhancing[surface].mean() >= RIM_SHARE else "patches"
@@ -146,7 +148,7 @@ def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> PhantomFac
         side=side,
         lobe=lobe,
         foci=max(1, int((sizes * ml >= FOCUS_ML).sum())),
-        crosses_midline=bool(beyond.mean() > 0.05),
+        crosses_midline=bool(beyond_midline.mean() > 0.05),
         enhancement=enhancement,
         necrosis=enhancement == "rim" and bool((core & ~surface & ~enhancing).any()),
         wt_ml=float((label > 0).sum() * ml),
@@ -159,13 +161,13 @@ def describe(facts: PhantomFacts, rng: np.random.Generator) -> str:
     """Write a report in which every sentence is true.
 
     Args:
-        facts: what to say; the constants of this file say which word stands for which number.
+        facts: facts to state; the constants of this module define the words for numbers.
         rng: chooses the wording.
 
     Returns:
         Three to seven English sentences on one line.
     """
-    sentences = [_place(facts, rng), _oedema(facts, rng)]
+    sentences = [_location(facts, rng), _oedema(facts, rng)]
     if not facts.enhancing and rng.random() < 0.4:
         sentences.append(
             _pick(
@@ -182,26 +184,28 @@ def describe(facts: PhantomFacts, rng: np.random.Generator) -> str:
     return " ".join(sentences)
 
 
-def _place(facts: PhantomFacts, rng: np.random.Generator) -> str:
-    where = f"the {facts.side} {facts.lobe} lobe"
+def _location(facts: PhantomFacts, rng: np.random.Generator) -> str:
+    """Return a sentence about the number and location of foci."""
+    lobe = f"the {facts.side} {facts.lobe} lobe"
     if facts.foci > 1:
         count = ("two", "three", "four")[facts.foci - 2] if facts.foci < 5 else "several"
         return _pick(
             rng,
-            f"There are {count} separate foci of mixed signal, the largest of them in {where}.",
-            f"The lesion consists of {count} foci; the largest is centered in {where}.",
-            f"{count.capitalize()} foci with uneven signals are seen, the main one in {where}.",
+            f"There are {count} separate foci of mixed signal, the largest of them in {lobe}.",
+            f"The lesion consists of {count} foci; the largest is centered in {lobe}.",
+            f"{count.capitalize()} foci with uneven signals are seen, the main one in {lobe}.",
         )
     return _pick(
         rng,
-        f"The lesion area is in {where} with mixed high and low signals.",
-        f"A single lesion with uneven signal intensity is centered in {where}.",
-        f"There is a mass of mixed signal in {where}.",
-        f"{where[0].upper()}{where[1:]} contains a space-occupying lesion with mixed signals.",
+        f"The lesion area is in {lobe} with mixed high and low signals.",
+        f"A single lesion with uneven signal intensity is centered in {lobe}.",
+        f"There is a mass of mixed signal in {lobe}.",
+        f"{lobe[0].upper()}{lobe[1:]} contains a space-occupying lesion with mixed signals.",
     )
 
 
 def _oedema(facts: PhantomFacts, rng: np.random.Generator) -> str:
+    """Return a sentence about oedema."""
     if facts.oedema_ml <= 0:
         return "No edema is observed."
     extent = next(word for bound, word in OEDEMA_WORDS if facts.oedema_ml < bound)
@@ -214,6 +218,7 @@ def _oedema(facts: PhantomFacts, rng: np.random.Generator) -> str:
 
 
 def _necrosis(facts: PhantomFacts, rng: np.random.Generator) -> str:
+    """Return a sentence about necrosis."""
     if facts.necrosis:
         return _pick(
             rng,
@@ -230,6 +235,7 @@ def _necrosis(facts: PhantomFacts, rng: np.random.Generator) -> str:
 
 
 def _enhancement(facts: PhantomFacts, rng: np.random.Generator) -> str:
+    """Return a sentence about enhancement."""
     rim = "thick" if facts.rim_mm >= THICK_RIM_MM else "thin"
     wordings: dict[Enhancement, tuple[str, ...]] = {
         "none": (
@@ -260,9 +266,10 @@ def _enhancement(facts: PhantomFacts, rng: np.random.Generator) -> str:
 
 
 def _mass_effect(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
-    said = []
+    """Return sentences about midline and ventricles; none if nothing is certain."""
+    sentences = []
     if facts.crosses_midline:
-        said.append(
+        sentences.append(
             _pick(
                 rng,
                 "The abnormal signal extends across the midline.",
@@ -271,7 +278,7 @@ def _mass_effect(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
         )
     loss, shift = facts.ventricle_loss, facts.midline_shift_mm
     if loss is not None and loss >= COMPRESSED_SHARE:
-        said.append(
+        sentences.append(
             _pick(
                 rng,
                 "Ventricular compression is present.",
@@ -280,7 +287,7 @@ def _mass_effect(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
             )
         )
     elif loss is not None and loss < SPARED_SHARE:
-        said.append(
+        sentences.append(
             _pick(
                 rng,
                 "No ventricular compression is observed.",
@@ -288,7 +295,7 @@ def _mass_effect(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
             )
         )
     if shift is not None and shift >= SHIFTED_MM:
-        said.append(
+        sentences.append(
             _pick(
                 rng,
                 "The midline is shifted away from the lesion.",
@@ -296,15 +303,17 @@ def _mass_effect(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
             )
         )
     elif shift is not None and shift < SHIFTED_MM / 3:
-        said.append(
+        sentences.append(
             _pick(rng, "There is no midline shift.", "Midline structures are in their place.")
         )
-    return said
+    return sentences
 
 
 def _pick(rng: np.random.Generator, *wordings: str) -> str:
+    """Draw one of some wordings."""
     return wordings[int(rng.integers(len(wordings)))]
 
 
 def _radius_mm(volume_ml: float) -> float:
+    """Return the radius of a sphere of this volume."""
     return float(np.cbrt(volume_ml * 1000 * 3 / (4 * math.pi)))

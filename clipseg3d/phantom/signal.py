@@ -1,8 +1,9 @@
-"""What a scanner makes of a phantom: tissue parameters, sequence equations, and its flaws.
+"""Simulated MRI scans of a phantom: tissue parameters, signal equations, and image artefacts.
 
 Signals follow the spin-echo and inversion-recovery equations (Bernstein et al., Handbook of MRI
-Pulse Sequences, 2004, chapter 14). Relaxation times of healthy tissue are textbook values at 1.5 T;
-those of diseased tissue are set wide, so that contrasts vary at least as much as between scanners.
+Pulse Sequences, 2004, chapter 14). Relaxation times of healthy tissue are textbook values at 1.5 T.
+Those of diseased tissue have a wide range, so that contrasts vary at least as much as between
+scanners.
 """
 
 import math
@@ -18,24 +19,24 @@ from clipseg3d.phantom.grid import (
     Float,
     PhantomGrid,
     SmoothNoise,
-    along,
     linear_weights,
+    multiply_axis,
 )
 from clipseg3d.phantom.tumour import Tumour
 from clipseg3d.vocabulary import SEQUENCES
 
-_RELAXIVITY = 4.5, 5.5  # of gadolinium on 1/T1 and 1/T2, per second and mmol/l
-_VOID = np.float32(1.0)  # the darkest brain voxel: background alone is 0
+_RELAXIVITY = 4.5, 5.5  # effect of gadolinium on 1/T1 and 1/T2, per second and mmol/l
+_MIN_SIGNAL = np.float32(1.0)  # of a brain voxel; only background is 0
 
 
 class Tissue(NamedTuple):
-    """What decides the signal of a tissue, at 1.5 T.
+    """Properties of a tissue that determine its signal, at 1.5 T.
 
     Attributes:
         t1_ms: longitudinal relaxation time.
         t2_ms: transverse relaxation time.
-        water: proton density, that of fluid being 1.
-        gadolinium_mm: contrast agent taken up, in mmol/l.
+        water: proton density, relative to fluid.
+        gadolinium_mm: concentration of contrast agent, in mmol/l.
     """
 
     t1_ms: float
@@ -44,7 +45,7 @@ class Tissue(NamedTuple):
     gadolinium_mm: float = 0.0
 
 
-# Tissue varies between two kinds, from place to place and from patient to patient.
+# Each tissue lies between two extremes, at a point that differs between patients and positions.
 _TISSUES: dict[str, tuple[Tissue, Tissue]] = {
     "white": (Tissue(600, 74, 0.70), Tissue(660, 80, 0.72)),
     "grey": (Tissue(950, 88, 0.81, 0.02), Tissue(1100, 98, 0.84, 0.03)),
@@ -56,7 +57,7 @@ _TISSUES: dict[str, tuple[Tissue, Tissue]] = {
     "dura": (Tissue(800, 60, 0.45, 0.1), Tissue(1100, 90, 0.6, 0.6)),
     "blood": (Tissue(1350, 150, 0.82, 0.6), Tissue(1500, 180, 0.86, 1.5)),
 }
-# Where between its kinds a patient's tissue lies, and how much that varies from place to place.
+# Range of that point over patients, 0 to 1, and how much it varies over positions.
 _MIXES: dict[str, tuple[tuple[float, float], float]] = {
     "white": ((0.3, 0.7), 0.2),
     "grey": ((0.3, 0.7), 0.2),
@@ -72,20 +73,21 @@ _MIXES: dict[str, tuple[tuple[float, float], float]] = {
 
 @dataclass(frozen=True)
 class _Scanner:
-    """Settings of one examination."""
+    """Scanner settings of one examination."""
 
     tesla: float
-    t1_spin_echo: tuple[bool, bool]  # of T1 and of T1 with gadolinium; else inversion-prepared
+    t1_spin_echo: tuple[bool, bool]  # for t1 and t1ce; else inversion-prepared
     t1_times_ms: tuple[tuple[float, float, float], tuple[float, float, float]]  # TR, TE, TI
     t2_times_ms: tuple[float, float]  # TR, TE
-    flair_times_ms: tuple[float, float, float]  # TR, TE, and TI as a share of the nulling one
+    flair_times_ms: tuple[float, float, float]  # TR, TE, and TI / TI that nulls fluid
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "_Scanner":
-        kinds, times = [], []
-        for chance in (0.75, 0.5):
-            spin_echo = bool(rng.random() < chance)
-            kinds.append(spin_echo)
+        """Draw settings."""
+        spin_echoes, times = [], []
+        for probability in (0.75, 0.5):
+            spin_echo = bool(rng.random() < probability)
+            spin_echoes.append(spin_echo)
             times.append(
                 (rng.uniform(420, 750), rng.uniform(8, 17), 0.0)
                 if spin_echo
@@ -93,7 +95,7 @@ class _Scanner:
             )
         return cls(
             tesla=3.0 if rng.random() < 0.5 else 1.5,
-            t1_spin_echo=(kinds[0], kinds[1]),
+            t1_spin_echo=(spin_echoes[0], spin_echoes[1]),
             t1_times_ms=(times[0], times[1]),
             t2_times_ms=(rng.uniform(2500, 6500), rng.uniform(80, 120)),
             flair_times_ms=(
@@ -104,7 +106,7 @@ class _Scanner:
         )
 
     def signal(self, sequence: str, tissue: Tissue, csf_t1_ms: float) -> float:
-        """Return the magnitude that a tissue gives."""
+        """Return the signal magnitude of a tissue."""
         t1, t2 = tissue.t1_ms, tissue.t2_ms
         if self.tesla > 2:
             t1, t2 = t1 * (1.25 if t1 < 2500 else 1.03), t2 * 0.92
@@ -113,9 +115,9 @@ class _Scanner:
             t1 = 1 / (1 / t1 + _RELAXIVITY[0] * tissue.gadolinium_mm / 1000)
             t2 = 1 / (1 / t2 + _RELAXIVITY[1] * tissue.gadolinium_mm / 1000)
         if sequence in ("t1", "t1ce"):
-            late = sequence == "t1ce"
-            tr, te, ti = self.t1_times_ms[late]
-            if self.t1_spin_echo[late]:
+            after_contrast = sequence == "t1ce"
+            tr, te, ti = self.t1_times_ms[after_contrast]
+            if self.t1_spin_echo[after_contrast]:
                 recovered = 1 - math.exp(-tr / t1)
             else:
                 recovered = 1 - 2 * math.exp(-ti / t1) / (1 + math.exp(-tr / t1))
@@ -123,9 +125,9 @@ class _Scanner:
             tr, te = self.t2_times_ms
             recovered = 1 - math.exp(-tr / t1)
         else:
-            tr, te, share = self.flair_times_ms
-            null = csf_t1_ms * math.log(2 / (1 + math.exp(-tr / csf_t1_ms)))
-            recovered = 1 - 2 * math.exp(-share * null / t1) + math.exp(-tr / t1)
+            tr, te, factor = self.flair_times_ms
+            nulling_ti = csf_t1_ms * math.log(2 / (1 + math.exp(-tr / csf_t1_ms)))
+            recovered = 1 - 2 * math.exp(-factor * nulling_ti / t1) + math.exp(-tr / t1)
         return tissue.water * abs(recovered) * math.exp(-te / t2)
 
 
@@ -136,26 +138,28 @@ def scan(
     anatomy: Anatomy,
     tumour: Tumour,
 ) -> Float:
-    """Image a brain in all four sequences.
+    """Simulate scans of a brain in all four sequences.
 
     Args:
-        rng: draws settings and flaws; as many values on every grid.
+        rng: draws settings and artefacts; the number of drawn values does not depend on the grid.
         noise_rng: draws the noise of every voxel.
-        grid: the voxels.
+        grid: grid of the scans.
         anatomy: healthy tissue on the grid.
         tumour: diseased tissue on the grid.
 
     Returns:
-        (4, x, y, z) of the grid's box, whole numbers; 0 outside the brain.
+        (4, x, y, z) of the grid's box, integers as float32; 0 outside the brain.
     """
     scanner = _Scanner.draw(rng)
-    brain = _stripped(rng, grid, anatomy)
-    amounts = _amounts(rng, grid, anatomy, tumour)
+    brain = _brain_mask(rng, grid, anatomy)
+    fractions = _fractions(rng, grid, anatomy, tumour)
     mixes = {name: _mix(rng, grid, *_MIXES[name]) for name in _TISSUES}
-    tissues = {name: tuple(_vary(rng, kind) for kind in kinds) for name, kinds in _TISSUES.items()}
+    tissues = {
+        name: tuple(_vary(rng, tissue) for tissue in pair) for name, pair in _TISSUES.items()
+    }
     csf_t1_ms = tissues["csf"][0].t1_ms
-    # Flowing blood leaves the slice before it can give its signal.
-    stays = dict(
+    # Flowing blood leaves the slice before its signal is measured.
+    blood_gain = dict(
         zip(SEQUENCES, rng.uniform((0.2, 0.5, 0.05, 0.05), (0.9, 1, 0.4, 0.4)), strict=True)
     )
     peak = math.exp(rng.uniform(math.log(255), math.log(32767)))
@@ -165,10 +169,10 @@ def scan(
     image = np.zeros((len(SEQUENCES), *grid.size), np.float32)
     for i, sequence in enumerate(SEQUENCES):
         volume = np.zeros(grid.size, np.float32)
-        for name, amount in amounts.items():
-            first, second = (scanner.signal(sequence, kind, csf_t1_ms) for kind in tissues[name])
-            gain = stays[sequence] if name == "blood" else 1.0
-            volume += amount * gain * (first + (second - first) * mixes[name])
+        for name, fraction in fractions.items():
+            first, second = (scanner.signal(sequence, t, csf_t1_ms) for t in tissues[name])
+            gain = blood_gain[sequence] if name == "blood" else 1.0
+            volume += fraction * gain * (first + (second - first) * mixes[name])
         bias = rng.uniform(0.02, 0.16) * SmoothNoise.draw(rng, 80.0).on(grid)
         grain = rng.uniform(0, 0.07) * SmoothNoise.draw(rng, 4.5).on(grid)
         volume *= np.exp(bias + grain) * brain
@@ -176,30 +180,30 @@ def scan(
         thick, thickness_mm, offset = rng.random() < 0.5, rng.uniform(2.0, 5.5), rng.uniform()
         if thick and thickness_mm > grid.spacing_mm:
             volume = _thick_slices(volume, thick_axis, thickness_mm / grid.spacing_mm, offset)
-        # Rician: the magnitude of a signal with noise in both channels.
+        # Rician noise: the magnitude of a complex signal with noise in both parts.
         level = np.float32(rng.uniform(0.01, 0.045) * volume[brain].mean())
         real, imaginary = level * noise_rng.standard_normal((2, *grid.size), dtype=np.float32)
         volume = np.hypot(volume + real, imaginary)
-        # Scanners have no unit: BraTS files peak anywhere between 255 and 32767.
+        # Intensities have no unit; the maxima of BraTS files lie between 255 and 32767.
         volume *= max(255.0, peak * rng.uniform(0.4, 1)) / volume[brain].max()
-        image[i] = np.where(brain, np.maximum(np.rint(volume), _VOID), 0)
-        cut, cut_mm = rng.random() < 0.03, rng.uniform(6, 22)
-        if cut:  # the field of view ends within the head
+        image[i] = np.where(brain, np.maximum(np.rint(volume), _MIN_SIGNAL), 0)
+        cut_off, cut_mm = rng.random() < 0.03, rng.uniform(6, 22)
+        if cut_off:  # the field of view ends within the head
             image[i, :, :, grid.axes_mm[2] > top_mm - cut_mm] = 0
     return image
 
 
 def _mix(
-    rng: np.random.Generator, grid: PhantomGrid, middle: tuple[float, float], uneven: float
+    rng: np.random.Generator, grid: PhantomGrid, mean_range: tuple[float, float], spread: float
 ) -> Float:
-    """Where between its two kinds a tissue lies, 0 to 1."""
-    centre = rng.uniform(*middle)
+    """Return where a tissue lies between its two extremes, 0 to 1."""
+    mean = rng.uniform(*mean_range)
     fine, wide = (SmoothNoise.draw(rng, mm).on(grid) for mm in (8.0, 22.0))
-    return np.clip(centre + uneven * (fine + 0.8 * wide), 0, 1)
+    return np.clip(mean + spread * (fine + 0.8 * wide), 0, 1)
 
 
-def _stripped(rng: np.random.Generator, grid: PhantomGrid, anatomy: Anatomy) -> Bool:
-    """What skull-stripping leaves: the brain, in places too much of it or too little."""
+def _brain_mask(rng: np.random.Generator, grid: PhantomGrid, anatomy: Anatomy) -> Bool:
+    """Return the brain mask of an imperfect skull-stripping, too large or too small in parts."""
     offset, waviness = rng.normal(-0.8, 0.8), rng.uniform(0.2, 1.3)
     surface = anatomy.depth_mm + offset + waviness * SmoothNoise.draw(rng, 22.0).on(grid)
     parts, _ = ndimage.label(surface > 0)
@@ -207,33 +211,33 @@ def _stripped(rng: np.random.Generator, grid: PhantomGrid, anatomy: Anatomy) -> 
     return np.asarray(parts == largest)
 
 
-def _amounts(
+def _fractions(
     rng: np.random.Generator, grid: PhantomGrid, anatomy: Anatomy, tumour: Tumour
 ) -> dict[str, Float]:
-    """How much of each tissue a voxel holds."""
-    sick = tumour.solid + tumour.necrosis + tumour.enhancing
-    healthy = 1 - sick - tumour.oedema * (1 - sick)
-    oedema = tumour.oedema * (1 - sick)
-    # Ageing white matter around the ventricles is bright on FLAIR too, and no tumour.
+    """Return the fraction of each tissue in every voxel."""
+    core = tumour.solid + tumour.necrosis + tumour.enhancing
+    healthy = 1 - core - tumour.oedema * (1 - core)
+    oedema = tumour.oedema * (1 - core)
+    # Ageing white matter around the ventricles is also bright on FLAIR, but is no tumour.
     ageing = float(np.clip(rng.normal(0.2, 0.3), 0, 0.8))
-    uneven = SmoothNoise.draw(rng, 10.0).on(grid)
+    noise = SmoothNoise.draw(rng, 10.0).on(grid)
     halo = ndimage.gaussian_filter(anatomy.ventricle, 3.0 / grid.spacing_mm)
-    scars = np.clip(uneven - 1.9, 0, 1) * (anatomy.depth_mm > 12)
-    worn = ageing * np.clip(1.6 * halo * (1 + 0.5 * uneven) + scars, 0, 1)
+    scars = np.clip(noise - 1.9, 0, 1) * (anatomy.depth_mm > 12)
+    aged = ageing * np.clip(1.6 * halo * (1 + 0.5 * noise) + scars, 0, 1)
     blood = _vessels(rng, grid, anatomy) * (tumour.label == 0)
     white, grey, csf = (
         healthy * part * (1 - blood) for part in (anatomy.white, anatomy.grey, anatomy.csf)
     )
-    # What stripping leaves outside the brain is membrane more than fluid.
-    membrane = np.clip(0.9 - anatomy.depth_mm / 2.5, 0, 1) * float(rng.uniform(0.6, 1))
-    dura = csf * membrane
+    # After skull-stripping, the surface shows more dura than fluid.
+    dura_share = np.clip(0.9 - anatomy.depth_mm / 2.5, 0, 1) * float(rng.uniform(0.6, 1))
+    dura = csf * dura_share
     csf = csf - dura
     return {
         "dura": dura,
-        "white": white * (1 - worn),
+        "white": white * (1 - aged),
         "grey": grey,
         "csf": csf,
-        "oedema": oedema + white * worn,
+        "oedema": oedema + white * aged,
         "solid": tumour.solid,
         "necrosis": tumour.necrosis,
         "enhancing": tumour.enhancing,
@@ -242,24 +246,24 @@ def _amounts(
 
 
 def _vessels(rng: np.random.Generator, grid: PhantomGrid, anatomy: Anatomy) -> Float:
-    """Fraction of each voxel that is blood: sinuses, choroid plexus, winding vessels."""
+    """Return the fraction of blood in every voxel: sinuses, choroid plexus, thin vessels."""
     s = grid.spacing_mm
     lateral, depth = np.abs(anatomy.lateral_mm), anatomy.depth_mm
     _, v, w = grid.mesh
-    fill = float(rng.uniform(0.2, 0.9))
+    fraction = float(rng.uniform(0.2, 0.9))
     sinus = (lateral < 2.5) & (depth < 4) & ((w > 15) | (v > 50))
     plexus = (anatomy.ventricle > 0.6) & (v > 10) & (SmoothNoise.draw(rng, 7.0).on(grid) > 1.0)
-    blood = fill * (sinus | plexus).astype(np.float32)
-    # Two noise fields vanish together along winding lines.
-    one, other = (SmoothNoise.draw(rng, 11.0).on(grid) for _ in range(2))
-    away_mm = np.hypot(one, other) * 6.0
+    blood = fraction * (sinus | plexus).astype(np.float32)
+    # The points where two noise fields are both 0 form winding lines.
+    first, second = (SmoothNoise.draw(rng, 11.0).on(grid) for _ in range(2))
+    distance_mm = np.hypot(first, second) * 6.0
     share = float(rng.uniform(0.1, 0.8))
-    lines = np.clip(1.0 - away_mm / max(1.0, 0.6 * s), 0, 1) * (depth < 28) * min(1.0, 1.5 / s)
+    lines = np.clip(1.0 - distance_mm / max(1.0, 0.6 * s), 0, 1) * (depth < 28) * min(1.0, 1.5 / s)
     return np.asarray(np.maximum(blood, share * lines), np.float32)
 
 
 def _vary(rng: np.random.Generator, tissue: Tissue) -> Tissue:
-    """A patient's own tissue."""
+    """Return a tissue that differs a little, as it does between patients."""
     t1, t2, water, gadolinium = np.exp(rng.normal(0, (0.06, 0.07, 0.02, 0.3)))
     return Tissue(
         tissue.t1_ms * float(t1),
@@ -270,14 +274,14 @@ def _vary(rng: np.random.Generator, tissue: Tissue) -> Tissue:
 
 
 def _thick_slices(volume: Float, axis: int, thickness: float, offset: float) -> Float:
-    """Average along an axis over slices some voxels thick, and interpolate back."""
+    """Average along an axis over slices, ``thickness`` voxels each, and interpolate back."""
     n = volume.shape[axis]
     edges = (np.arange(math.ceil(n / thickness) + 2) - 1 + offset) * thickness - 0.5
     low = np.maximum(edges[:-1, None], np.arange(n) - 0.5)
     high = np.minimum(edges[1:, None], np.arange(n) + 0.5)
-    average = np.maximum(high - low, 0)
-    filled = average.sum(axis=1) > 0
-    average = average[filled] / average[filled].sum(axis=1, keepdims=True)
-    middle = ((edges[:-1] + edges[1:]) / 2)[filled]
-    back = linear_weights((np.arange(n) - middle[0]) / thickness, len(middle))
-    return np.ascontiguousarray(along(volume, back @ average, axis))
+    overlap = np.maximum(high - low, 0)
+    inside = overlap.sum(axis=1) > 0
+    averaging = overlap[inside] / overlap[inside].sum(axis=1, keepdims=True)
+    centres = ((edges[:-1] + edges[1:]) / 2)[inside]
+    interpolation = linear_weights((np.arange(n) - centres[0]) / thickness, len(centres))
+    return np.ascontiguousarray(multiply_axis(volume, interpolation @ averaging, axis))

@@ -1,8 +1,9 @@
-"""The tumour of a phantom: planned, grown through grey and white matter, and labelled.
+"""The tumour of a phantom: planned, grown in grey and white matter, and labelled.
 
-Cells spread by diffusion and multiply up to what tissue can hold, faster along white than in grey
-matter and never in fluid. Oedema is fluid that leaks out of the core and seeps through white
-matter. Both run on a grid of their own, so that a tumour is the same at every voxel size.
+Cells spread by diffusion and multiply up to a maximum density. They spread faster in white than in
+grey matter, and never into fluid. Oedema is fluid that leaks out of the core and spreads through
+white matter. Both are simulated on the growth grid, so that a tumour is the same at every voxel
+size.
 
 Source of the growth model: Swanson et al., Cell Proliferation, 2000,
 https://doi.org/10.1046/j.1365-2184.2000.00177.x.
@@ -19,12 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from clipseg3d.phantom.anatomy import Anatomy, Push
-from clipseg3d.phantom.grid import (
-    Bool,
-    Float,
-    PhantomGrid,
-    SmoothNoise,
-)
+from clipseg3d.phantom.grid import Bool, Float, PhantomGrid, SmoothNoise
 
 Label = NDArray[np.uint8]
 Kind = Literal["necrotic", "solid", "spotted", "plain"]
@@ -33,29 +29,30 @@ CORE, OEDEMA, ENHANCING = 1, 2, 4
 """BraTS 2018-2021 labels: necrotic or non-enhancing core, oedema, enhancing tumour."""
 
 GROWTH_GRID = PhantomGrid(3.0)
-"""The grid that tumours grow on."""
+"""Grid on which tumours grow."""
 
 _KINDS: dict[Kind, float] = {"necrotic": 0.62, "solid": 0.07, "spotted": 0.2, "plain": 0.11}
 _STEP = 0.15  # diffusion per step in voxels^2; up to 1/6 is stable
-_MOST_STEPS = 320
+_MAX_STEPS = 320
 
 
 @dataclass(frozen=True)
 class TumourPlan:
-    """What is decided about a tumour before it grows.
+    """Properties of a tumour that are drawn before it grows.
 
     Attributes:
         kind: ``necrotic`` enhances around necrosis, ``solid`` throughout, ``spotted`` in small
             parts, ``plain`` nowhere.
-        foci: index of each focus on the growth grid, the main one first.
-        starts: share of the core's volume at which each focus begins to grow; 0 for the first.
-        tc_ml: volume of the core.
-        oedema_ml: volume of the oedema.
-        rim_mm: usual thickness of the enhancing rim.
-        gap: share of the rim that does not enhance, roughly.
+        foci: index of each focus on the growth grid, the main focus first.
+        starts: for each focus, the share of the core's volume at which it begins to grow; 0 for
+            the first.
+        tc_ml: volume of the core, in ml.
+        oedema_ml: volume of the oedema, in ml.
+        rim_mm: mean thickness of the enhancing rim, in mm.
+        gap: approximate share of the rim that does not enhance.
         speed: growth per step; slow tumours infiltrate more widely.
-        grey_speed: diffusion in grey matter, white matter having 1.
-        swelling: how strongly it pushes, usually 0.3 to 1.2.
+        grey_speed: diffusion in grey matter, relative to white matter.
+        swelling: strength of the mass effect, usually 0.3 to 1.2.
     """
 
     kind: Kind
@@ -71,7 +68,7 @@ class TumourPlan:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, anatomy: Anatomy) -> "TumourPlan":
-        """Draw a tumour that starts in the white matter of a brain on the growth grid."""
+        """Draw a tumour that starts in the white matter of an anatomy on the growth grid."""
         kind: Kind = rng.choice(np.array(list(_KINDS)), p=list(_KINDS.values()))
         enhancing = kind in ("necrotic", "solid")
         tc_ml = math.exp(rng.normal(math.log(30 if enhancing else 60), 0.8))
@@ -80,17 +77,18 @@ class TumourPlan:
         oedema_ml = float(np.clip(tc_ml * ratio, 4, 140))
         u, v, w = GROWTH_GRID.mesh
         deep = (np.abs(u) < 18) & (np.abs(v) < 28) & (w < 22)
-        hemispheres = anatomy.open & (anatomy.white > 0.5) & (anatomy.depth_mm > 9) & ~deep
-        # Temporal lobes hold little white matter and yet a quarter of the tumours.
+        hemispheres = anatomy.growth_mask & (anatomy.white > 0.5) & (anatomy.depth_mm > 9) & ~deep
+        # Temporal lobes have little white matter, but a quarter of the tumours.
         temporal = hemispheres & (np.abs(u) > 22) & (np.abs(v) < 28) & (w < -12)
         first = _pick(rng, temporal if rng.random() < 0.22 and temporal.any() else hemispheres)
         foci, starts = [first], [0.0]
-        others = int(rng.choice([0, 1, 2, 3], p=[0.82, 0.11, 0.05, 0.02]))
-        for _ in range(others):
-            far = _distance_mm(first, anatomy.open.shape)
-            # A satellite lies near the first focus, another lesion anywhere.
-            near = (far < 40) if rng.random() < 0.7 else (far < 200)
-            foci.append(_pick(rng, anatomy.open & (anatomy.white > 0.4) & (far > 15) & near))
+        num_others = int(rng.choice([0, 1, 2, 3], p=[0.82, 0.11, 0.05, 0.02]))
+        for _ in range(num_others):
+            distance = _distance_mm(first, anatomy.growth_mask.shape)
+            # A satellite is near the first focus, a further lesion may be anywhere.
+            max_mm = 40 if rng.random() < 0.7 else 200
+            allowed = anatomy.growth_mask & (anatomy.white > 0.4)
+            foci.append(_pick(rng, allowed & (distance > 15) & (distance < max_mm)))
             starts.append(float(rng.uniform(0, 0.5)))
         return cls(
             kind=kind,
@@ -107,7 +105,7 @@ class TumourPlan:
 
     @property
     def pushes(self) -> list[Push]:
-        """The mass effect of the main focus."""
+        """Mass effect of the main focus."""
         radius = _radius_mm(0.9 * self.tc_ml + 0.1 * self.oedema_ml)
         centre = tuple(
             float(axis[i]) for axis, i in zip(GROWTH_GRID.axes_mm, self.foci[0], strict=True)
@@ -122,8 +120,8 @@ class Tumour:
 
     Attributes:
         label: BraTS labels.
-        oedema: fraction of each voxel's tissue that is oedema.
-        solid: fraction that is tumour which does not enhance.
+        oedema: fraction of each voxel that is oedema, 0 to 1.
+        solid: fraction that is solid tumour without enhancement.
         necrosis: fraction that is necrosis.
         enhancing: fraction that is enhancing tumour.
     """
@@ -138,118 +136,121 @@ class Tumour:
 def grow(
     rng: np.random.Generator,
     plan: TumourPlan,
-    grown_in: Anatomy,
+    growth_anatomy: Anatomy,
     grid: PhantomGrid,
     anatomy: Anatomy,
 ) -> Tumour:
-    """Grow a tumour and show it on a grid.
+    """Grow a tumour on the growth grid, and resample it to another grid.
 
     Args:
-        rng: draws irregularities; as many values on every grid.
-        plan: what to grow.
-        grown_in: the brain on the growth grid.
-        grid: where to show it.
-        anatomy: the same brain there.
+        rng: draws irregularities; the number of drawn values does not depend on the grid.
+        plan: properties of the tumour.
+        growth_anatomy: anatomy on the growth grid.
+        grid: grid of the result.
+        anatomy: the same anatomy on ``grid``.
     """
     wide, middle, fine = (SmoothNoise.draw(rng, mm).on(grid) for mm in (26.0, 13.0, 5.5))
     s = grid.spacing_mm
     voxel_ml = s**3 / 1000
-    cells = _spread_cells(plan, grown_in)
-    fluid = _seep_fluid(cells > 0.5, grown_in, int(rng.integers(40, 140)))
+    cells = _spread_cells(plan, growth_anatomy)
+    fluid = _spread_fluid(cells > 0.5, growth_anatomy, int(rng.integers(40, 140)))
 
-    # Scores that noise and the grid's own anatomy refine; volumes are met by rank.
+    # Noise and the anatomy of the grid refine the scores of voxels. The highest scores are taken
+    # until the planned volume is reached.
     density = GROWTH_GRID.resample(cells, grid)
-    rough = 0.8 * wide + 0.7 * middle + 0.4 * fine
-    dense = ndimage.gaussian_filter(density + rng.uniform(0.05, 0.22) * rough, 0.7 / s)
-    core = _highest(dense, anatomy.open & (density > 0.05), plan.tc_ml / voxel_ml)
-    core = _tidy(core, 0.05 / voxel_ml)
+    noise = 0.8 * wide + 0.7 * middle + 0.4 * fine
+    score = ndimage.gaussian_filter(density + rng.uniform(0.05, 0.22) * noise, 0.7 / s)
+    core = _highest(score, anatomy.growth_mask & (density > 0.05), plan.tc_ml / voxel_ml)
+    core = _clean(core, 0.05 / voxel_ml)
 
-    wet = np.log(GROWTH_GRID.resample(fluid, grid) + 1e-5)
-    wet += 0.7 * SmoothNoise.draw(rng, 9.0).on(grid) + 0.4 * middle
-    wet += 3.0 * ndimage.gaussian_filter(anatomy.white - anatomy.csf, 1.6 / s)
-    wet = ndimage.gaussian_filter(wet, rng.uniform(0.6, 1.4) / s)
-    soaked = (anatomy.depth_mm > 0.5) & (anatomy.ventricle < 0.4) & (anatomy.csf < 0.8) & ~core
-    whole = core | _highest(wet, soaked, plan.oedema_ml / voxel_ml)
-    parts, _ = ndimage.label(whole, structure=np.ones((3, 3, 3)))
-    outer = np.isin(parts, np.unique(parts[core])) & whole & ~core
+    wetness = np.log(GROWTH_GRID.resample(fluid, grid) + 1e-5)
+    wetness += 0.7 * SmoothNoise.draw(rng, 9.0).on(grid) + 0.4 * middle
+    wetness += 3.0 * ndimage.gaussian_filter(anatomy.white - anatomy.csf, 1.6 / s)
+    wetness = ndimage.gaussian_filter(wetness, rng.uniform(0.6, 1.4) / s)
+    permeable = (anatomy.depth_mm > 0.5) & (anatomy.ventricle < 0.4) & (anatomy.csf < 0.8) & ~core
+    whole_tumour = core | _highest(wetness, permeable, plan.oedema_ml / voxel_ml)
+    parts, _ = ndimage.label(whole_tumour, structure=np.ones((3, 3, 3)))
+    # oedema without contact to the core is left out
+    oedema_mask = np.isin(parts, np.unique(parts[core])) & whole_tumour & ~core
 
     enhancing, necrosis = _enhancement(rng, plan, grid, core)
-    label = np.where(outer, OEDEMA, 0).astype(np.uint8)
+    label = np.where(oedema_mask, OEDEMA, 0).astype(np.uint8)
     label[core] = CORE
     label[enhancing] = ENHANCING
-    # Partial volume: at its edge a voxel holds a bit of both.
-    oedema, solid, dead, bright = (
+    # Partial volumes: a voxel at an edge contains some of both tissues.
+    oedema, solid_part, necrotic_part, enhancing_part = (
         ndimage.gaussian_filter(part.astype(np.float32), max(0.4, 1.1 / s))
-        for part in (outer, core & ~enhancing & ~necrosis, necrosis, enhancing)
+        for part in (oedema_mask, core & ~enhancing & ~necrosis, necrosis, enhancing)
     )
-    # Oedema dilutes tissue, most of all near the core, and cortex takes up less of it.
+    # Oedema is strongest near the core, and weaker in cortex.
     fade = rng.uniform(0.45, 0.95)
-    near = np.clip((wet - wet.min(where=outer, initial=np.inf)) / 3, 0, 1)
+    near = np.clip((wetness - wetness.min(where=oedema_mask, initial=np.inf)) / 3, 0, 1)
     oedema *= (fade + (1 - fade) * near) * (1 - 0.35 * anatomy.grey)
-    return Tumour(label, oedema, solid, dead, bright)
+    return Tumour(label, oedema, solid_part, necrotic_part, enhancing_part)
 
 
 def _enhancement(
     rng: np.random.Generator, plan: TumourPlan, grid: PhantomGrid, core: Bool
 ) -> tuple[Bool, Bool]:
-    """Return which parts of the core enhance, and which are necrotic."""
+    """Return masks of the enhancing and of the necrotic part of the core."""
     s = grid.spacing_mm
     slow, patches, spots = (SmoothNoise.draw(rng, mm).on(grid) for mm in (18.0, 8.0, 9.0))
-    septa, spotted = rng.uniform(0, 0.5), math.exp(rng.uniform(math.log(0.01), math.log(0.14)))
-    inside = np.zeros(core.shape, np.float32)
+    septa, spot_share = rng.uniform(0, 0.5), math.exp(rng.uniform(math.log(0.01), math.log(0.14)))
+    depth_mm = np.zeros(core.shape, np.float32)
     box = ndimage.find_objects(core.astype(np.uint8))[0]
     padded = ndimage.distance_transform_edt(np.pad(core[box], 1), sampling=s)
-    inside[box] = padded[1:-1, 1:-1, 1:-1] - s / 2
-    nothing = np.zeros_like(core)
+    depth_mm[box] = padded[1:-1, 1:-1, 1:-1] - s / 2
+    empty = np.zeros_like(core)
     if plan.kind == "solid":
-        return core, nothing
+        return core, empty
     if plan.kind == "plain":
-        return nothing, nothing
+        return empty, empty
     if plan.kind == "spotted":
-        likely = spots + 0.5 * patches + np.minimum(inside, 8) / 12
-        return _highest(likely, core, spotted * core.sum()), nothing
+        score = spots + 0.5 * patches + np.minimum(depth_mm, 8) / 12
+        return _highest(score, core, spot_share * core.sum()), empty
     rim = plan.rim_mm * np.exp(0.45 * slow + 0.3 * patches)
-    necrosis = core & (inside > np.maximum(rim, 0.9 * s)) & (spots < 2.2 - 1.6 * septa)
-    bare = slow + 0.4 * patches < _quantile(plan.gap)
-    return core & ~necrosis & ~bare, necrosis
+    necrosis = core & (depth_mm > np.maximum(rim, 0.9 * s)) & (spots < 2.2 - 1.6 * septa)
+    gaps = slow + 0.4 * patches < _quantile(plan.gap)
+    return core & ~necrosis & ~gaps, necrosis
 
 
 def _spread_cells(plan: TumourPlan, anatomy: Anatomy) -> Float:
-    """Return the density of cells, 0 to 1, once the core has reached its volume."""
-    conductance = (anatomy.white + plan.grey_speed * anatomy.grey) * anatomy.open
-    flow, alive = _Diffusion(conductance), conductance > 0
-    cells = np.zeros(anatomy.open.shape, np.float32)
+    """Return the density of cells, 0 to 1, at the time when the core has its planned volume."""
+    conductance = (anatomy.white + plan.grey_speed * anatomy.grey) * anatomy.growth_mask
+    diffuse, may_multiply = _Diffusion(conductance), conductance > 0
+    cells = np.zeros(anatomy.growth_mask.shape, np.float32)
     waiting = list(zip(plan.starts, plan.foci, strict=True))
-    wanted = plan.tc_ml * 1000 / GROWTH_GRID.spacing_mm**3
-    for step in range(_MOST_STEPS):
+    target = plan.tc_ml * 1000 / GROWTH_GRID.spacing_mm**3
+    for step in range(_MAX_STEPS):
         if step % 4 == 0:
             size = float((cells > 0.5).sum())
-            if size >= wanted and not waiting:
+            if size >= target and not waiting:
                 break
             for start, focus in list(waiting):
-                if size >= start * wanted:
+                if size >= start * target:
                     near = _distance_mm(focus, cells.shape) < 8
-                    cells = np.where(near & anatomy.open, np.float32(1), cells)
+                    cells = np.where(near & anatomy.growth_mask, np.float32(1), cells)
                     waiting.remove((start, focus))
-        cells += flow(cells) + np.float32(plan.speed) * cells * (1 - cells) * alive
+        cells += diffuse(cells) + np.float32(plan.speed) * cells * (1 - cells) * may_multiply
     return cells
 
 
-def _seep_fluid(core: Bool, anatomy: Anatomy, steps: int) -> Float:
-    """Return how much fluid from the core reaches each voxel, 1 in the core."""
+def _spread_fluid(core: Bool, anatomy: Anatomy, steps: int) -> Float:
+    """Return the amount of fluid from the core in each voxel; it is 1 in the core."""
     passable = (anatomy.depth_mm > 0.5) & (anatomy.csf < 0.6)
-    flow = _Diffusion((anatomy.white + 0.06 * anatomy.grey) * passable)
+    diffuse = _Diffusion((anatomy.white + 0.06 * anatomy.grey) * passable)
     fluid = core.astype(np.float32)
     for _ in range(steps):
-        fluid += flow(fluid)
+        fluid += diffuse(fluid)
         fluid[core] = 1
     return fluid
 
 
 class _Diffusion:
-    """One explicit step of diffusion through a medium; nothing leaves the grid.
+    """One explicit step of diffusion in a medium; nothing leaves the grid.
 
-    Neighbours exchange along the smaller of their conductances, so nothing enters a voxel of 0.
+    The exchange of two neighbours depends on the smaller of their conductances, so nothing enters
+    a voxel with a conductance of 0.
     """
 
     def __init__(self, conductance: Float) -> None:
@@ -259,6 +260,7 @@ class _Diffusion:
             self._faces.append((_STEP * np.minimum(lower, upper)).astype(np.float32))
 
     def __call__(self, volume: Float) -> Float:
+        """Return the change of each voxel in one step."""
         change = np.zeros_like(volume)
         for axis, face in enumerate(self._faces):
             lower, upper = _neighbours(volume, axis)
@@ -270,24 +272,24 @@ class _Diffusion:
 
 
 def _neighbours(volume: Float, axis: int) -> tuple[Float, Float]:
-    """Views of all voxels but the last, and of all but the first, along an axis."""
+    """Return views of a volume along an axis: without its last plane, and without its first."""
     before = tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))
     after = tuple(slice(1, None) if a == axis else slice(None) for a in range(3))
     return volume[before], volume[after]
 
 
 def _pick(rng: np.random.Generator, allowed: Bool) -> tuple[int, int, int]:
-    """Pick one voxel of a mask."""
-    places = np.argwhere(allowed)
-    x, y, z = places[int(rng.integers(len(places)))].tolist()
+    """Draw the index of one voxel of a mask."""
+    indices = np.argwhere(allowed)
+    x, y, z = indices[int(rng.integers(len(indices)))].tolist()
     return x, y, z
 
 
-def _distance_mm(place: tuple[int, int, int], shape: Sequence[int]) -> Float:
-    """Distance of every voxel of the growth grid from one of them."""
+def _distance_mm(index: tuple[int, int, int], shape: Sequence[int]) -> Float:
+    """Return the distance of every voxel of the growth grid from one voxel."""
     squares = [
         ((np.arange(n) - i) * GROWTH_GRID.spacing_mm) ** 2
-        for n, i in zip(shape, place, strict=True)
+        for n, i in zip(shape, index, strict=True)
     ]
     return np.asarray(
         np.sqrt(squares[0][:, None, None] + squares[1][:, None] + squares[2]), np.float32
@@ -295,16 +297,17 @@ def _distance_mm(place: tuple[int, int, int], shape: Sequence[int]) -> Float:
 
 
 def _radius_mm(volume_ml: float) -> float:
+    """Return the radius of a sphere of this volume."""
     return float(np.cbrt(volume_ml * 1000 * 3 / (4 * math.pi)))
 
 
 def _quantile(share: float) -> float:
-    """Value below which a share of a field with a spread of 1.1 lies."""
+    """Return the value below which a share of normal noise with an SD of 1.1 lies."""
     return 1.1 * NormalDist().inv_cdf(share) if share else -math.inf
 
 
 def _highest(score: Float, allowed: Bool, count: float) -> Bool:
-    """The ``count`` allowed voxels of highest value."""
+    """Return a mask of the ``count`` allowed voxels with the highest scores."""
     values = score[allowed]
     if not values.size:
         return np.zeros_like(allowed)
@@ -312,13 +315,13 @@ def _highest(score: Float, allowed: Bool, count: float) -> Bool:
     return np.asarray(allowed & (score >= np.partition(values, -n)[-n]))
 
 
-def _tidy(mask: Bool, least: float) -> Bool:
-    """Drop parts of fewer voxels, but never the largest, and fill holes."""
+def _clean(mask: Bool, min_voxels: float) -> Bool:
+    """Remove parts that are too small, but never the largest part, and fill holes."""
     parts, count = ndimage.label(mask)
     if count > 1:
         sizes = np.bincount(parts.ravel())
         sizes[0] = 0
-        kept = (sizes >= least) | (sizes == sizes.max())
+        kept = (sizes >= min_voxels) | (sizes == sizes.max())
         kept[0] = False
         mask = kept[parts]
     return np.asarray(ndimage.binary_fill_holes(mask))

@@ -1,4 +1,4 @@
-"""Trained networks on disk and on the hub: one reader, one writer."""
+"""Reading and writing trained networks: checkpoints, folders, and the Hugging Face hub."""
 
 import lazy_loader
 

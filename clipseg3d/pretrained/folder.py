@@ -24,7 +24,8 @@ from clipseg3d.weights import BUNDLED, CONFIG, bundled_names
 WEIGHTS, CARD = "model.safetensors", "README.md"
 KEYS = {"clipseg3d", "network", "prediction", "encoders"}
 """Keys of config.json: the version of this library that wrote it; the network's configuration; the
-settings for prediction; the frozen encoders it was trained with. Newer files also have ``format``."""
+settings for prediction; the frozen encoders it was trained with. From format 2 on there is also
+``format``."""
 _Values = TypeVar("_Values")
 
 
@@ -44,13 +45,14 @@ def find_pretrained(
             (``user/model``), looked for in this order; a Path is always a folder.
         revision: branch, tag or commit on the hub.
         token: for private models of the hub; None takes the one stored on this machine.
-        cache_dir: folder of the Hugging Face cache; None takes the usual one.
-        force_download: download even what is cached.
+        cache_dir: folder of the Hugging Face cache; None takes the default one.
+        force_download: download again even if it is cached.
         local_files_only: use the cache and no network.
 
     Raises:
-        FileNotFoundError: a path to no folder.
-        ValueError: the name of nothing, of two things, or of a file.
+        FileNotFoundError: the source is a path, and there is no such folder.
+        ValueError: there are no weights of that name; the name is also that of a folder here; the
+            source is a file.
         OSError: the hub has no such model, or it cannot be reached and no copy is cached.
     """
     folder = Path(source).expanduser()
@@ -85,12 +87,12 @@ def find_pretrained(
                 cache_dir=cache_dir,
                 force_download=force_download,
                 local_files_only=local_files_only,
-                allow_patterns=[CONFIG, WEIGHTS],  # one commit of both; nothing else is of use
+                allow_patterns=[CONFIG, WEIGHTS],  # both of one commit; no other file is needed
                 library_name="clipseg3d",
                 library_version=__version__,
             )
         )
-    except Exception as error:  # every version of huggingface_hub raises its own
+    except Exception as error:  # versions of huggingface_hub differ in what they raise
         raise OSError(
             f"{source!r} is no local folder, not in the Hugging Face cache, and was not downloaded "
             f"({hub_error(error)}); check the name and the network, or download it where there is "
@@ -99,11 +101,12 @@ def find_pretrained(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return what config.json says, as plain values under today's names.
+    """Read config.json: plain values, upgraded to the current format.
 
     Raises:
         FileNotFoundError: the folder holds none.
-        ValueError: it is no JSON, or describes no network of this library or of this version of it.
+        ValueError: it is no JSON, or describes no network of this library, or one of a version of
+            this library whose files cannot be read.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -111,35 +114,39 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder}: holds no {CONFIG}; give a folder written by save_pretrained"
         )
     content = read_json(path)
-    if not isinstance(content, dict) or not content.keys() >= KEYS:
+    described = isinstance(content, dict) and "clipseg3d" in content
+    if not described or ("format" not in content and not content.keys() >= KEYS):
         raise ValueError(
             f"{path}: describes no network of clipseg3d; give a folder written by save_pretrained"
         )
     try:
-        if unknown := content.keys() - KEYS - {"format"}:
-            raise ValueError(f"unknown key {min(unknown)}")
         file_format = check_format(content.get("format"))
-        _check_parts(content)
+        _check_values(content)
     except ValueError as error:
         raise ValueError(not_understood(path, content["clipseg3d"], str(error))) from error
     return content if file_format == FORMAT else upgrade_config(content)
 
 
-def _check_parts(content: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a part of config.json is not of the right kind."""
+def _check_values(content: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a key of config.json is missing or unknown, or a value is no object."""
+    if missing := KEYS - content.keys():
+        raise ValueError(f"missing key {min(missing)}")
+    if unknown := content.keys() - KEYS - {"format"}:
+        raise ValueError(f"unknown key {min(unknown)}")
     if not isinstance(content["network"], dict):
         raise ValueError("network is not an object")
     if not isinstance(content["prediction"], dict | None):
         raise ValueError("prediction is neither an object nor null")
     encoders = content["encoders"]
     if not isinstance(encoders, dict) or not all(
-        isinstance(one, dict) and one.keys() >= {"name", "sha256"} for one in encoders.values()
+        isinstance(encoder, dict) and encoder.keys() >= {"name", "sha256"}
+        for encoder in encoders.values()
     ):
         raise ValueError("encoders need a name and a sha256 each")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of model.safetensors, on the CPU, under today's names.
+    """Read model.safetensors: tensors on the CPU, under their current names.
 
     Raises:
         FileNotFoundError: the folder holds none.
@@ -157,7 +164,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def parse_values(kind: type[_Values], values: Any, path: Path, version: Any) -> _Values:
-    """Turn plain values of a file into a dataclass, every type checked.
+    """Turn plain values of a file into a dataclass; all types are checked.
 
     Args:
         kind: the dataclass.
@@ -172,7 +179,7 @@ def parse_values(kind: type[_Values], values: Any, path: Path, version: Any) -> 
     parser.add_class_arguments(kind, "values")
     try:
         parsed = parser.parse_object({"values": values})["values"].as_dict()
-        # JSON knows no tuples, and not every version of the parser makes them
+        # JSON has no tuples, and not all versions of the parser make them
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in parsed.items()})
     except (ArgumentError, AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).replace("values.", "").split())
@@ -180,24 +187,28 @@ def parse_values(kind: type[_Values], values: Any, path: Path, version: Any) -> 
 
 
 def write_folder(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write model.safetensors and config.json, each all or nothing, the config last.
+    """Write model.safetensors and then config.json, each all or nothing.
+
+    Args:
+        folder: it is made if missing.
+        config: values of config.json, without version and format.
+        weights: of the network.
 
     Raises:
         OSError: a file cannot be written.
     """
     plain = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    described = {"clipseg3d": __version__, "format": FORMAT, **config}
-    contents = {
-        WEIGHTS: save(plain, metadata={"format": "pt"}),
-        CONFIG: f"{json.dumps(described, indent=2)}\n".encode(),
-    }
-    for name, content in contents.items():
-        with atomic_write(folder / name) as tmp:
-            tmp.write_bytes(content)
+    content = {"clipseg3d": __version__, "format": FORMAT, **config}
+    with atomic_write(folder / WEIGHTS) as tmp:
+        tmp.write_bytes(save(plain, metadata={"format": "pt"}))
+        # New weights are never beside the config of others, whatever happens from here on.
+        (folder / CONFIG).unlink(missing_ok=True)
+    with atomic_write(folder / CONFIG) as tmp:
+        tmp.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf-8")
 
 
 def hub_error(error: Exception) -> str:
-    """Return what went wrong with the hub in a few words; its own messages fill paragraphs."""
+    """Return a few words for an error of the hub, whose own messages have several paragraphs."""
     return getattr(error, "strerror", None) or type(error).__name__
 
 

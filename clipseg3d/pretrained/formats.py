@@ -1,7 +1,6 @@
-"""Names in files of trained networks: the current ones, and those of older files.
+"""Formats of files of trained networks; files of an older format are upgraded when they are read.
 
-Every checkpoint and every config.json says which format it has. Files without that mark were written
-by the version that had format 1; they are brought up to date when they are read.
+Every checkpoint and every config.json states its format. Files that state none have format 1.
 """
 
 import re
@@ -9,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 FORMAT = 2
-"""Raise it, and extend this file, when a name below changes."""
+"""The current format. Raise it, and extend this file, when a name in the files changes."""
 
 _NETWORK = {"fold": "space_to_depth"}
 _PREDICTION = {"window": "roi_size"}
-_SETTINGS = {
+_FIT_SETTINGS = {
     "model.network.fold": "model.network.space_to_depth",
     "model.window": "model.roi_size",
 }
@@ -22,48 +21,48 @@ _WEIGHTS = (
     (r"(semantic_fusion\.bottleneck\.)found\.", r"\1read_norm."),
     (r"(semantic_fusion\.(?:bottleneck|attention\.\w+)\.)place(_key)?\.", r"\1position\2."),
 )
-"""Patterns of weights' names, and what replaces them."""
+"""Patterns of weights' names, and their replacements, in order."""
 _STATE_DICTS = ("state_dict", "current_model_state")
-"""Weights of a checkpoint; the second are those that an average is taken of."""
+"""Weights in a checkpoint. The second are the current ones, where the first are their average."""
 
 
-def check_format(found: Any) -> int:
-    """Return the format that a file says it has; None stands for format 1.
+def check_format(file_format: Any) -> int:
+    """Return the format that a file states; None stands for format 1.
 
     Raises:
-        ValueError: a newer version of this library wrote the file.
+        ValueError: this version of the library does not know the format.
     """
-    if found is None:
+    if file_format is None:
         return 1
-    if not isinstance(found, int) or not 1 <= found <= FORMAT:
-        raise ValueError(
-            f"format {found!r} is not known; install the version of clipseg3d that wrote the file"
-        )
-    return found
+    if not isinstance(file_format, int) or not 1 <= file_format <= FORMAT:
+        raise ValueError(f"format {file_format!r}, expected 1 to {FORMAT}")
+    return file_format
 
 
 def upgrade_config(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a config.json of format 1 under today's names."""
-    upgraded = dict(content)
-    upgraded["network"] = _renamed(content["network"], _NETWORK)
-    if content["prediction"] is not None:
-        upgraded["prediction"] = _renamed(content["prediction"], _PREDICTION)
-    return upgraded
+    """Return a config.json of format 1 in the current format."""
+    prediction = content["prediction"]
+    return {
+        **content,
+        "format": FORMAT,
+        "network": _renamed(content["network"], _NETWORK),
+        "prediction": None if prediction is None else _renamed(prediction, _PREDICTION),
+    }
 
 
 def upgrade_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the weights of a file of format 1 under today's names."""
+    """Return weights of format 1 under their current names, in the same order."""
     upgraded = {}
     for name, weight in weights.items():
-        for old, new in _WEIGHTS:
-            name = re.sub(old, new, name)
+        for pattern, replacement in _WEIGHTS:
+            name = re.sub(pattern, replacement, name)
         upgraded[name] = weight
     return upgraded
 
 
 def upgrade_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint of format 1 under today's names."""
-    upgraded = dict(content)
+    """Return a checkpoint of format 1 in the current format."""
+    upgraded = {**content, "format": FORMAT}
     for key in _STATE_DICTS:
         if key in content:
             upgraded[key] = upgrade_weights(content[key])
@@ -74,10 +73,10 @@ def upgrade_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
             values["network"] = _renamed(values["network"], _NETWORK)
         upgraded["hyper_parameters"] = values
     if isinstance(content.get("settings"), Mapping):
-        upgraded["settings"] = _renamed(content["settings"], _SETTINGS)
+        upgraded["settings"] = _renamed(content["settings"], _FIT_SETTINGS)
     return upgraded
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return values under other names."""
+    """Return values under other names, in the same order."""
     return {names.get(name, name): value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""The model card that is saved beside published weights."""
+"""The model card: a README.md that is saved with the weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -64,9 +64,9 @@ def model_card(
 
     Args:
         network: whose weights are counted.
-        description: what its config.json says.
-        texts: of the author: ``name``, ``data``, ``metrics``, ``limits``, ``source``; what is left
-            out is marked as still to be written.
+        description: values of its config.json.
+        texts: of the author: ``name``, ``data``, ``metrics``, ``limits``, ``source``; the card says
+            which ones are missing.
     """
     own = network.state_dict()
     sizes = [weight.numel() for name, weight in network.named_parameters() if name in own]

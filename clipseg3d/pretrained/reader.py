@@ -1,7 +1,7 @@
-"""The one reader of trained networks: checkpoints, folders, bundled weights, the hub.
+"""Reading trained networks: from checkpoints, folders, bundled weights and the hub.
 
-Every way in goes through the same checks: check sums of checkpoints, types of all plain values, the
-frozen encoders' weights, the architecture.
+All sources go through the same checks: types of plain values, weights of the frozen encoders, and
+the architecture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,10 +37,10 @@ class TrainedNetwork:
     """A trained network and where it is from.
 
     Attributes:
-        path: of the file with the weights.
+        path: file with the weights.
         sha256: of that file.
-        network: with these weights, in evaluation mode, and with the same ``settings``.
-        settings: what it was trained for.
+        network: with these weights and settings, in evaluation mode.
+        settings: of prediction.
     """
 
     path: Path
@@ -51,11 +51,10 @@ class TrainedNetwork:
 
 @dataclass(frozen=True)
 class _Stored:
-    """What a checkpoint or a folder holds, before a network is built from it."""
+    """Content of a checkpoint or a folder, before a network is built from it."""
 
     config_path: Path
     weights_path: Path
-    version: str
     config: NetworkConfig
     settings: PredictionSettings | None
     encoders: Mapping[str, Mapping[str, str]]
@@ -69,16 +68,16 @@ def load_pretrained(
 
     Args:
         source: as for :func:`clipseg3d.pretrained.folder.find_pretrained`.
-        clip: CLIP itself, its folder or its hub name, where it is not to be found under the name it
-            had in training; its weights must be the same.
+        clip: CLIP itself, its folder or its hub name, if it no longer has the name that it had in
+            training; its weights must be the same.
         hub_options: other options of :func:`clipseg3d.pretrained.folder.find_pretrained`;
             ``local_files_only`` also holds for CLIP.
 
     Raises:
-        FileNotFoundError: no such folder, or it lacks a file.
-        ValueError: unknown name; a damaged file, or one of another version of this library; weights
-            of another architecture; a CLIP of other weights.
-        OSError: the model or its CLIP is not at hand and cannot be downloaded.
+        FileNotFoundError: there is no such folder, or it lacks a file.
+        ValueError: unknown name; a damaged file, or one that this version of the library cannot
+            read; weights of another architecture; a CLIP with other weights.
+        OSError: the network or its CLIP is neither on this machine nor can it be downloaded.
     """
     stored = _read_folder(find_pretrained(source, **hub_options))
     return _build(stored, clip, local_files_only=hub_options.get("local_files_only", False))
@@ -92,18 +91,19 @@ def read_networks(
     A CLIP that several of them use is loaded once.
 
     Args:
-        sources: checkpoints of :class:`clipseg3d.CLIPSeg3DModule`. What is no file and does not end
-            in .ckpt is found by :func:`clipseg3d.pretrained.folder.find_pretrained`: a name of
-            weights that come with the package, a folder, or a hub id.
-        clip: folder or hub name of CLIP, where it is not to be found under the name it had in
-            training; its weights must be the same.
+        sources: files and names ending in .ckpt are checkpoints of
+            :class:`clipseg3d.CLIPSeg3DModule`; all else is for
+            :func:`clipseg3d.pretrained.folder.find_pretrained`: names of weights that come with the
+            package, folders, and hub ids.
+        clip: folder or hub name of CLIP, if it no longer has the name that it had in training; its
+            weights must be the same.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: none is given; one is damaged, of another architecture, or of other sequences or
             regions than this library's; CLIP has other weights; or the members were trained on
             different releases or voxel sizes.
-        OSError: the hub has no such weights, or cannot be reached.
+        OSError: the network or its CLIP is neither on this machine nor can it be downloaded.
     """
     if not sources:
         raise ValueError("no weights are given; name a checkpoint written by training")
@@ -124,7 +124,7 @@ def read_networks(
 
 
 def weight_mismatches(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Return how saved weights differ from a network's own, in few words; nothing if they fit."""
+    """Return how the names and shapes of saved weights differ from a network's own, if they do."""
     mismatches = {
         "missing": own.keys() - saved.keys(),
         "unknown": saved.keys() - own.keys(),
@@ -140,7 +140,7 @@ def weight_mismatches(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
 def _read_network(
     source: str | Path, clip: str | None, clips: dict[str, ClipEncoder]
 ) -> TrainedNetwork:
-    """Read one network; its CLIP comes from ``clips``, or is added there."""
+    """Read one network; its CLIP is taken from ``clips``, or loaded and added to them."""
     path = Path(source)
     is_checkpoint = path.is_file() or path.suffix == ".ckpt"
     stored = _read_checkpoint(path) if is_checkpoint else _read_folder(find_pretrained(source))
@@ -149,7 +149,7 @@ def _read_network(
             f"{stored.config_path}: does not say which scans the network is for; set "
             "network.settings and save it again with save_pretrained"
         )
-    _require_known_inputs(stored)
+    _check_names(stored)
     encoder = None
     if stored.config.semantics:
         name = clip or stored.config.clip
@@ -165,7 +165,7 @@ def _read_network(
 
 
 def _read_folder(folder: Path) -> _Stored:
-    """Read what :meth:`CLIPSeg3D.save_pretrained` wrote."""
+    """Read a folder that :meth:`CLIPSeg3D.save_pretrained` wrote."""
     path, content = folder / CONFIG, read_config(folder)
     version, settings = content["clipseg3d"], content["prediction"]
     if settings is not None:
@@ -173,7 +173,6 @@ def _read_folder(folder: Path) -> _Stored:
     return _Stored(
         config_path=path,
         weights_path=folder / WEIGHTS,
-        version=version,
         config=parse_values(NetworkConfig, content["network"], path, version),
         settings=settings,
         encoders=content["encoders"],
@@ -182,25 +181,24 @@ def _read_folder(folder: Path) -> _Stored:
 
 
 def _read_checkpoint(path: Path) -> _Stored:
-    """Read what the training wrote."""
+    """Read a checkpoint that training wrote."""
     content = read_checkpoint_file(path)
     if not {"hyper_parameters", "encoders"} <= content.keys():
         raise ValueError(f"{path}: not a checkpoint of clipseg3d; give one written by its training")
     values = content["hyper_parameters"]
-    version = content.get("manifest", {}).get("versions", {}).get("clipseg3d", "in another version")
+    version = content.get("manifest", {}).get("versions", {}).get("clipseg3d", "of another version")
     try:
         settings = PredictionSettings.from_hyperparameters(values)
         network = values["network"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: its hyperparameters are not those of clipseg3d ({error!r}); give a checkpoint "
-            "written by its training"
+            f"{path}: its hyperparameters are not those of clipseg3d ({error!r}); give a "
+            "checkpoint written by its training"
         ) from error
     prefix = "network."
     return _Stored(
         config_path=path,
         weights_path=path,
-        version=version,
         config=parse_values(NetworkConfig, network, path, version),
         settings=settings,
         encoders=content["encoders"],
@@ -215,7 +213,7 @@ def _read_checkpoint(path: Path) -> _Stored:
 def _build(
     stored: _Stored, clip: ClipEncoder | str | None, *, local_files_only: bool = False
 ) -> CLIPSeg3D:
-    """Build the network that is stored, and give it its weights."""
+    """Build the stored network and load its weights."""
     config = stored.config
     if clip is not None:
         config = replace(config, clip=clip if isinstance(clip, str) else clip.name)
@@ -238,9 +236,8 @@ def _build(
     network.require_encoders(stored.encoders)
     if mismatches := weight_mismatches(stored.weights, network.state_dict()):
         raise ValueError(
-            f"{stored.weights_path}: weights of another architecture than "
-            f"{stored.config_path.name} says ({'; '.join(mismatches)}); give the files that were "
-            "saved together"
+            f"{stored.weights_path}: weights of another architecture than the config says "
+            f"({'; '.join(mismatches)}); give a config and weights that were saved together"
         )
     network.load_state_dict(stored.weights)
     network.settings = stored.settings
@@ -248,7 +245,7 @@ def _build(
 
 
 def _load_clip(stored: _Stored, name: str) -> ClipEncoder:
-    """Load the CLIP that a stored network needs."""
+    """Load the CLIP of a stored network."""
     try:
         return load_encoder(name)
     except OSError as error:
@@ -256,21 +253,21 @@ def _load_clip(stored: _Stored, name: str) -> ClipEncoder:
 
 
 def _no_encoder(stored: _Stored, error: OSError) -> OSError:
-    """Return the error for an encoder that is not at hand."""
+    """Return the error for an encoder that is neither on this machine nor can be downloaded."""
     return OSError(
-        f"{stored.config_path}: an encoder it was trained with is not at hand ({error}); say where "
-        "CLIP is (clip, --clip)"
+        f"{stored.config_path}: an encoder it was trained with cannot be loaded ({error}); say "
+        "where CLIP is (clip, --clip)"
     )
 
 
-def _require_known_inputs(stored: _Stored) -> None:
+def _check_names(stored: _Stored) -> None:
     """Raise a ValueError for a network of other sequences or regions than this library's."""
-    for name, known, found in (
-        ("sequences", SEQUENCES, tuple(stored.config.sequences)),
-        ("regions", REGIONS, tuple(stored.config.regions)),
+    for name, expected, names in (
+        ("sequences", SEQUENCES, stored.config.sequences),
+        ("regions", REGIONS, stored.config.regions),
     ):
-        if known != found:
+        if names != expected:
             raise ValueError(
-                f"{stored.config_path}: trained with the {name} {', '.join(found)}, not "
-                f"{', '.join(known)}; give weights trained with those"
+                f"{stored.config_path}: trained with the {name} {', '.join(names)}, not "
+                f"{', '.join(expected)}; give weights trained with those"
             )

@@ -1,4 +1,4 @@
-"""The one writer of trained networks: to a folder, and from there to the hub."""
+"""Writing trained networks to a folder, and uploading them to the hub."""
 
 import tempfile
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ def save_pretrained(
     repo_id: str | None = None,
     **hub_options: Any,
 ) -> str | None:
-    """Write config.json, model.safetensors and, where there is none, a model card README.md.
+    """Write config.json and model.safetensors, and a model card README.md if there is none.
 
-    Frozen encoders are named, not written. Weights keep the type they have.
+    Frozen encoders are named, not written. Weights keep their type.
 
     Args:
-        network: trained.
+        network: the trained network.
         folder: it is made if missing.
         model_card_kwargs: texts of the card: ``name``, ``data``, ``metrics``, ``limits``.
-        push_to_hub: upload the folder, too.
-        repo_id: where to, such as ``user/model``; None takes the folder's name.
-        hub_options: of :func:`push_folder`.
+        push_to_hub: whether the folder is uploaded too.
+        repo_id: of the hub, such as ``user/model``; None takes the folder's name.
+        hub_options: other options of :func:`push_folder`.
 
     Returns:
         The address of the commit if it was uploaded, else None.
@@ -61,14 +61,14 @@ def push_to_hub(
 ) -> str:
     """Upload config.json, model.safetensors and README.md to the Hugging Face hub.
 
-    A README.md on the hub is replaced: give its texts as ``model_card_kwargs``, or upload the folder
-    of :func:`save_pretrained` with ``hf upload`` once its card is filled in.
+    A README.md on the hub is replaced: give its texts as ``model_card_kwargs``, or fill in the card
+    that :func:`save_pretrained` writes and upload the folder with ``hf upload``.
 
     Args:
-        network: trained.
-        repo_id: such as ``user/model``; made if missing.
+        network: the trained network.
+        repo_id: such as ``user/model``; it is made if missing.
         model_card_kwargs: as for :func:`save_pretrained`.
-        hub_options: of :func:`push_folder`.
+        hub_options: other options of :func:`push_folder`.
 
     Returns:
         The address of the commit.
@@ -96,7 +96,7 @@ def push_folder(
 
     Args:
         folder: what to upload.
-        repo_id: such as ``user/model``; made if missing.
+        repo_id: such as ``user/model``; it is made if missing.
         token: of the hub; None takes the one stored on this machine.
         private: whether a new repository is private; None takes the account's default.
         commit_message: of the commit.
@@ -118,9 +118,9 @@ def push_folder(
             revision=branch,
             create_pr=create_pr,
         )
-    except ValueError:  # no such id; its message says so
+    except ValueError:  # repo_id is no such id; the message says so
         raise
-    except Exception as error:  # every version of huggingface_hub raises its own
+    except Exception as error:  # versions of huggingface_hub differ in what they raise
         raise OSError(
             f"{repo_id!r} was not uploaded to the Hugging Face hub ({hub_error(error)}); check the "
             "network, the name and the login ('hf auth login')"
@@ -129,7 +129,7 @@ def push_folder(
 
 
 def describe(network: CLIPSeg3D) -> dict[str, Any]:
-    """Return what config.json says of a network.
+    """Return the values of a network's config.json, without version and format.
 
     Raises:
         ValueError: the network was made of parts, without a config.

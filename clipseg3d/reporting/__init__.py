@@ -1,4 +1,4 @@
-"""Pictures and the case page of a segmented case, for people to look at."""
+"""Figures and the case page of a segmented case."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The page of one segmented case: a single HTML file that needs no network."""
+"""The case page: one segmented case as a single HTML file that needs no internet access."""
 
 import base64
 import hashlib
@@ -30,18 +30,20 @@ from clipseg3d.vocabulary import PLANES, REGION_TITLES, REGIONS, SEQUENCE_TITLES
 
 _ATTENTION, _SIMILARITY = "Semantic attention", "Text-voxel similarity"
 _MAP_NOTES = {
-    _ATTENTION: "How far text and views speak for a region (above 0) or against it (below).",
-    _SIMILARITY: "Cosine of a voxel's features and the region's text.",
+    _ATTENTION: "Evidence of text and views for a region (above 0) or against it (below 0).",
+    _SIMILARITY: "Cosine of a voxel's features and the text of the region.",
 }
-_MAX_LESIONS = 8  # that are listed to jump to
-_ROUNDING = 1e-3  # by which a cosine may exceed 1
+_MAX_LESIONS = 8
+"""Number of lesions with a button; the others are only counted."""
+_ROUNDING = 1e-3
+"""How far a cosine may be above 1 or below -1."""
 
 Volume = NDArray[np.floating]
 Masks = NDArray[np.bool_]
 
 
 class _RegionNumbers(NamedTuple):
-    """A row of the table of numbers; the last three are known only with a reference."""
+    """A row of the table of numbers; the last three are None without a reference."""
 
     name: str
     volume_ml: float
@@ -52,7 +54,7 @@ class _RegionNumbers(NamedTuple):
 
 
 class _ShownMap(NamedTuple):
-    """A map to lay over the scan; ``region`` is empty where it belongs to none."""
+    """A map to draw over the scan; ``region`` is empty if the map belongs to no region."""
 
     number: int
     group: str
@@ -65,7 +67,7 @@ class _ShownMap(NamedTuple):
         return f"{self.group} {self.region}".strip()
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page must know to show it."""
+        """Return the map's title, range and colours, for the script of the page."""
         low, high = self.scale.get_clim()
         return {
             "id": f"map-{self.number}",
@@ -79,24 +81,24 @@ class _ShownMap(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CasePage:
-    """What was found in one case and why: everything that its page shows.
+    """Everything that the case page shows.
 
     Attributes:
         case_id: name of the case.
-        images: sequence -> (x, y, z), the brain box in LPS voxel order, 0 is background; sequences
-            that were not acquired are left out.
+        images: sequence -> (x, y, z), the brain box in LPS voxel order, 0 is background; acquired
+            sequences only.
         spacing_mm: voxel size along x, y and z.
-        prediction: WT, TC and ET as segmented, (3, x, y, z) bool.
-        reference: WT, TC and ET as an expert drew them, (3, x, y, z) bool; None if unknown.
+        prediction: predicted WT, TC and ET, (3, x, y, z) bool.
+        reference: WT, TC and ET of the expert mask, (3, x, y, z) bool; None if there is none.
         text: report that the network read; empty if none.
         attention: region -> (x, y, z), scores of semantic attention.
         similarity: region -> (x, y, z), cosine of voxel and text, -1 to 1.
-        views: what CLIP saw: a name that begins with axial, coronal or sagittal, and (h, w, s)
-            uint8 with rows and columns along array axes, as
-            :class:`clipseg3d.views.Views` holds them; s is 4 for t1, t1ce, t2 and flair, 3 for
-            red, green and blue, 1 for grey.
+        views: views that CLIP was given, each a name that begins with axial, coronal or sagittal,
+            and (h, w, s) uint8 with rows and columns along array axes, as in
+            :class:`clipseg3d.views.Views`; s is 4 for t1, t1ce, t2 and flair, 3 for red, green and
+            blue, 1 for grey.
         uncertainty: name, such as "entropy", -> (x, y, z).
-        provenance: name -> value: weights, hash, versions, settings.
+        provenance: name -> value: weights, hashes, versions, settings.
 
     Raises:
         ValueError: shapes, names or values do not fit together, or a value is not finite.
@@ -125,7 +127,7 @@ class CasePage:
         self._check_views()
 
     def save(self, path: Path) -> None:
-        """Write the page, all or nothing.
+        """Write the page; the file is complete or absent.
 
         Args:
             path: HTML file to write or replace; its folder is made if missing.
@@ -135,8 +137,8 @@ class CasePage:
             OSError: ``path`` cannot be written.
         """
         if path.suffix.lower() != ".html":
-            raise ValueError(f"path={path} does not end in .html; a case page is a web page")
-        # File names may hold bytes that are no text: they are shown as escapes.
+            raise ValueError(f"path={path} does not end in .html; rename it")
+        # File names may hold bytes that are not valid text; they are shown as escapes.
         page = self._render().encode("utf-8", errors="backslashreplace")
         with atomic_write(path) as tmp:
             tmp.write_bytes(page)
@@ -159,12 +161,12 @@ class CasePage:
         self._check_volumes("images", self.images)
 
     def _check_masks(self) -> None:
-        wanted = (len(REGIONS), *self._shape)
+        expected = (len(REGIONS), *self._shape)
         for name, masks in (("prediction", self.prediction), ("reference", self.reference)):
-            if masks is not None and (masks.shape != wanted or masks.dtype != np.bool_):
+            if masks is not None and (masks.shape != expected or masks.dtype != np.bool_):
                 raise ValueError(
                     f"{self.case_id}: {name} is {masks.dtype} of shape {masks.shape}; pass bool "
-                    f"masks of {', '.join(REGIONS)} as {wanted}"
+                    f"masks of {', '.join(REGIONS)} as {expected}"
                 )
 
     def _check_maps(self) -> None:
@@ -174,9 +176,9 @@ class CasePage:
             self._check_volumes(name, maps)
         self._check_volumes("uncertainty", self.uncertainty)
         for region, cosines in self.similarity.items():
-            if (reach := float(np.abs(cosines).max())) > 1 + _ROUNDING:
+            if (largest := float(np.abs(cosines).max())) > 1 + _ROUNDING:
                 raise ValueError(
-                    f"{self.case_id}: similarity[{region!r}] reaches {reach:.4g}; pass cosines, "
+                    f"{self.case_id}: similarity[{region!r}] reaches {largest:.4g}; pass cosines, "
                     "from -1 to 1"
                 )
 
@@ -189,8 +191,8 @@ class CasePage:
                 )
             if count := int((~np.isfinite(volume)).sum()):
                 raise ValueError(
-                    f"{self.case_id}: {name}[{key!r}] holds {count} NaN or infinite voxels; repeat "
-                    "what made it"
+                    f"{self.case_id}: {name}[{key!r}] holds {count} NaN or infinite voxels; "
+                    "compute it again"
                 )
 
     def _check_views(self) -> None:
@@ -206,20 +208,22 @@ class CasePage:
                 )
 
     def _render(self) -> str:
-        """Return the page; whatever comes from a case passes through escaping."""
-        # Ours, and all that the page's policy lets run.
+        """Return the page as HTML; all text from the case is escaped."""
+        # The security policy of the page allows this style and this script, and no others.
         style, script = (
             resources.files(__package__).joinpath(f"templates/{name}").read_text("utf-8")
             for name in ("case_page.css", "case_page.js")
         )
         lesions = [self._find_lesions(mask) for mask in self.prediction]
-        drawn = None if self.reference is None else [*map(self._find_lesions, self.reference)]
-        sequences = {name: shown for name, shown in SEQUENCE_TITLES.items() if name in self.images}
+        reference_lesions = (
+            None if self.reference is None else [*map(self._find_lesions, self.reference)]
+        )
+        sequences = {name: title for name, title in SEQUENCE_TITLES.items() if name in self.images}
         brain = np.any([image != 0 for image in self.images.values()], axis=0)
-        maps = self._shown_maps(brain)
+        maps = self._maps_in_order(brain)
         volumes = {f"image-{name}": grey_levels(self.images[name]) for name in sequences}
-        for shown in maps:
-            volumes[f"map-{shown.number}"] = map_levels(shown.values, shown.scale, brain=brain)
+        for entry in maps:
+            volumes[f"map-{entry.number}"] = map_levels(entry.values, entry.scale, brain=brain)
         volumes["regions"] = self._region_bits()
         template = Environment(
             loader=PackageLoader("clipseg3d.reporting"), autoescape=True, undefined=StrictUndefined
@@ -230,13 +234,13 @@ class CasePage:
             style_hash=_policy_hash(style),
             script=script,
             script_hash=_policy_hash(script),
-            numbers=self._numbers(lesions, drawn),
+            numbers=self._numbers(lesions, reference_lesions),
             lesions=lesions[0][:_MAX_LESIONS],
             more_lesions=len(lesions[0]) - _MAX_LESIONS,
             meanings=REGION_TITLES,
             colours=REGION_COLOURS,
             sequences=sequences,
-            under="t1ce" if "t1ce" in sequences else next(iter(sequences)),
+            map_background="t1ce" if "t1ce" in sequences else next(iter(sequences)),
             planes=PLANES,
             groups=[(title, [*group]) for title, group in groupby(maps, lambda m: m.group)],
             maps=maps,
@@ -247,10 +251,10 @@ class CasePage:
             data={
                 "shape": self._shape,
                 "spacing": self.spacing_mm,
-                "start": _start(lesions[0] or (drawn or lesions)[0], self._shape),
+                "start": _start(lesions[0] or (reference_lesions or lesions)[0], self._shape),
                 "sequences": [*sequences.items()],
                 "regions": [(name, REGION_COLOURS[name]) for name in REGIONS],
-                "maps": [shown.describe() for shown in maps],
+                "maps": [entry.describe() for entry in maps],
             },
         )
 
@@ -258,26 +262,24 @@ class CasePage:
         return find_lesions(mask, spacing_mm=self.spacing_mm)
 
     def _numbers(
-        self, lesions: Sequence[list[Lesion]], drawn: Sequence[list[Lesion]] | None
+        self, lesions: Sequence[list[Lesion]], reference_lesions: Sequence[list[Lesion]] | None
     ) -> list[_RegionNumbers]:
+        """Return the rows of the table of numbers; Dice is 1 where both masks are empty."""
         rows = [
-            _RegionNumbers(name, sum(lesion.volume_ml for lesion in found), len(found))
-            for name, found in zip(REGIONS, lesions, strict=True)
+            _RegionNumbers(name, _total_ml(predicted), len(predicted))
+            for name, predicted in zip(REGIONS, lesions, strict=True)
         ]
-        if self.reference is None or drawn is None:
+        if self.reference is None or reference_lesions is None:
             return rows
         masks = (torch.from_numpy(m.copy()) for m in (self.prediction, self.reference))
+        dices = dice_empty_is_one(*masks).tolist()
         return [
-            row._replace(
-                reference_ml=sum(lesion.volume_ml for lesion in due),
-                reference_lesions=len(due),
-                dice=dice,
-            )
-            for row, due, dice in zip(rows, drawn, dice_empty_is_one(*masks).tolist(), strict=True)
+            row._replace(reference_ml=_total_ml(drawn), reference_lesions=len(drawn), dice=dice)
+            for row, drawn, dice in zip(rows, reference_lesions, dices, strict=True)
         ]
 
-    def _shown_maps(self, brain: Masks) -> list[_ShownMap]:
-        """Return all maps in the order shown; the maps of one group are coloured by one scale."""
+    def _maps_in_order(self, brain: Masks) -> list[_ShownMap]:
+        """Return all maps in the order of the page; maps of one group share a colour scale."""
         groups = {
             _ATTENTION: {name: self.attention[name] for name in REGIONS if name in self.attention},
             _SIMILARITY: {
@@ -285,26 +287,30 @@ class CasePage:
             },
         }
         groups |= {f"Uncertainty: {name}": {"": m} for name, m in self.uncertainty.items()}
-        shown: list[_ShownMap] = []
+        entries: list[_ShownMap] = []
         for title, maps in groups.items():
             scale = shared_scale(values[brain] for values in maps.values())
             for region, values in maps.items():
-                shown.append(_ShownMap(len(shown), title, region, values, scale))
-        return shown
+                entries.append(_ShownMap(len(entries), title, region, values, scale))
+        return entries
 
     def _region_bits(self) -> NDArray[np.uint8]:
-        """Return (x, y, z) with a bit per region: 1, 2, 4 as segmented, 8, 16, 32 as drawn."""
+        """Return (x, y, z) with a bit per mask: 1, 2, 4 for the prediction, 8, 16, 32 the reference."""
         masks = [*self.prediction, *(() if self.reference is None else self.reference)]
         bits = [mask.astype(np.uint8) << i for i, mask in enumerate(masks)]
         return np.asarray(np.bitwise_or.reduce(bits), np.uint8)
 
 
+def _total_ml(lesions: Sequence[Lesion]) -> float:
+    return sum(lesion.volume_ml for lesion in lesions)
+
+
 def _start(lesions: Sequence[Lesion], shape: Sequence[int]) -> list[int]:
-    """Return the slices to begin with: through the largest lesion, or the middle."""
+    """Return the slices that the page shows first: through the largest lesion, or the middle."""
     return [*lesions[0].slices] if lesions else [size // 2 for size in shape]
 
 
 def _policy_hash(text: str) -> str:
-    """Return what a content security policy calls an inline script or style by."""
+    """Return the hash by which a content security policy allows an inline script or style."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"

@@ -1,6 +1,6 @@
-"""Still pictures of a segmented case, ready for a README or a paper.
+"""PNG figures of a segmented case, for a README or a paper.
 
-Figures are drawn without pyplot, so nothing here touches a caller's plots or needs a display.
+Figures are drawn without pyplot: they need no display and do not change plots of the caller.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,9 +22,9 @@ from clipseg3d.vocabulary import REGIONS, SEQUENCE_TITLES, SEQUENCES
 REGION_COLOURS = {"WT": "#56B4E9", "TC": "#F0E442", "ET": "#D55E00"}
 """One colour per region, from the palette of Okabe and Ito: safe for colour-blind readers."""
 
-_PAPER, _INK, _FAINT = "#0d1117", "#f0f3f6", "#9aa4af"
+_BACKGROUND, _TEXT, _FAINT_TEXT = "#0d1117", "#f0f3f6", "#9aa4af"
 _MARGIN = 3  # voxels around the brain
-_FINER = 4  # outlines are drawn on a grid this much finer
+_UPSAMPLING = 4  # outlines are drawn on a grid that is finer by this factor
 
 Slice = NDArray[np.floating]
 Box = tuple[float, float, float, float]
@@ -40,51 +40,51 @@ def save_overlay(
     regions: Sequence[str] = REGIONS,
     title: str = "",
 ) -> None:
-    """Save one axial slice of a case as a PNG: every sequence, then what was segmented on it.
+    """Save one axial slice of a case as a PNG: every sequence, then the segmentation over it.
 
-    The slice is the one with the largest tumour in the reference, or in the prediction where
-    there is no reference or it is empty; the middle slice where neither holds any. It is seen as
-    radiologists do: anterior up, the patient's right on the left. With a reference, reference and
-    prediction are laid over FLAIR side by side; without one, the prediction is laid over T1ce and
-    FLAIR. A sequence that is not there is replaced by the first.
+    The slice is the one with the largest tumour area in the reference; in the prediction, if there
+    is no reference or it is empty; the middle slice, if both are empty. It is shown in radiological
+    convention: anterior up, the patient's right on the left. With a reference, reference and
+    prediction are drawn over FLAIR, side by side; without one, the prediction is drawn over T1ce
+    and FLAIR. A sequence that is missing is replaced by the first one.
 
     Args:
         path: PNG file to write or replace; its folder is made if missing.
         image: sequences, (s, x, y, z), in LPS voxel order with equal in-plane spacing; 0 is
             background.
-        prediction: segmented regions, (r, x, y, z) bool.
-        reference: true regions, (r, x, y, z) bool.
+        prediction: predicted region masks, (r, x, y, z) bool.
+        reference: reference region masks, (r, x, y, z) bool.
         sequences: s names, in the order of ``image``.
-        regions: r names out of :data:`REGION_COLOURS`, in the order of ``prediction``, each
-            region drawn over the ones before it.
+        regions: r names from :data:`REGION_COLOURS`, in the order of ``prediction``; each region is
+            drawn over those before it.
         title: headline; none if empty.
 
     Raises:
-        ValueError: shapes, names or channels do not fit together, a region has no colour, or
-            ``path`` is no ``.png``.
+        ValueError: shapes or names do not fit together, a region has no colour, or ``path`` does
+            not end in ``.png``.
         OSError: ``path`` cannot be written.
     """
     _check_path(path)
-    _check(image, prediction, reference, sequences, regions)
-    k = _busiest_slice(prediction if reference is None else reference, prediction)
+    _check_volumes(image, prediction, reference, sequences, regions)
+    k = _largest_slice(prediction if reference is None else reference, prediction)
     x, y = _brain_box(image[..., k])
-    shown = dict(zip(sequences, image[:, x, y, k], strict=True))
-    under = shown.get("flair", shown[sequences[0]])
+    planes = dict(zip(sequences, image[:, x, y, k], strict=True))
+    flair = planes.get("flair", planes[sequences[0]])
 
-    panels = [(SEQUENCE_TITLES.get(name, name), plane, None) for name, plane in shown.items()]
-    found = prediction[:, x, y, k]
+    panels = [(SEQUENCE_TITLES.get(name, name), plane, None) for name, plane in planes.items()]
+    predicted = prediction[:, x, y, k]
     overlays: list[tuple[str, Slice, NDArray[np.bool_] | None]]
     if reference is None:
         overlays = [
-            (f"Prediction on {SEQUENCE_TITLES.get(name, name)}", shown[name], found)
-            for name in dict.fromkeys(n if n in shown else sequences[0] for n in ("t1ce", "flair"))
+            (f"Prediction on {SEQUENCE_TITLES.get(name, name)}", planes[name], predicted)
+            for name in dict.fromkeys(n if n in planes else sequences[0] for n in ("t1ce", "flair"))
         ]
     else:
-        truth = reference[:, x, y, k]
-        overlays = [("Reference", under, truth), ("Prediction", under, found)]
-    figure = _draw([*panels, *overlays], regions, title)
-
-    _save(figure, path)
+        overlays = [
+            ("Reference", flair, reference[:, x, y, k]),
+            ("Prediction", flair, predicted),
+        ]
+    _save(_draw([*panels, *overlays], regions, title), path)
 
 
 def save_maps(
@@ -98,42 +98,43 @@ def save_maps(
 ) -> None:
     """Save maps of one axial slice as a PNG: a row for each kind, a column for each region.
 
-    The slice is the one with the largest tumour in the prediction, or the middle one; it is seen
-    as :func:`save_overlay` shows it. Maps of one kind share a scale, drawn beside them; the less a
-    map says, the more of the scan shows through. Each region's outline is the prediction's.
+    The slice is the one with the largest tumour area in the prediction, or the middle one; it is
+    oriented as in :func:`save_overlay`. Maps of one kind share a scale, which is drawn beside them.
+    The nearer a value is to 0, the more transparent is the map. The outline of each region is that
+    of the prediction.
 
     Args:
         path: PNG file to write or replace; its folder is made if missing.
-        image: scan to lay maps over, (x, y, z), in LPS voxel order with equal in-plane spacing; 0
+        image: scan to draw maps over, (x, y, z), in LPS voxel order with equal in-plane spacing; 0
             is background.
         maps: kind, such as "Semantic attention", -> region -> (x, y, z).
-        prediction: segmented regions, (r, x, y, z) bool.
-        regions: r names out of :data:`REGION_COLOURS`, in the order of ``prediction``.
+        prediction: predicted region masks, (r, x, y, z) bool.
+        regions: r names from :data:`REGION_COLOURS`, in the order of ``prediction``.
         title: headline; none if empty.
 
     Raises:
         ValueError: there is no map, shapes or names do not fit together, a map is not finite, or
-            ``path`` is no ``.png``.
+            ``path`` does not end in ``.png``.
         OSError: ``path`` cannot be written.
     """
     _check_path(path)
-    _check(image[None], prediction, None, ("image",), regions)
+    _check_volumes(image[None], prediction, None, ("image",), regions)
     _check_maps(image, maps, regions)
-    k = _busiest_slice(prediction)
+    k = _largest_slice(prediction)
     x, y = _brain_box(image[None, ..., k])
     plane = image[x, y, k]
     columns = [name for name in regions if any(name in row for row in maps.values())]
 
-    # Inches: panels keep the shape of the slice, names above them, a scale at the end of a row.
+    # In inches. Panels keep the shape of the slice, with names above; each row ends with a scale.
     width, gap, name_height, bar, head = 2.2, 0.12, 0.3, 1.1, 0.5 if title else 0.1
     height = width * plane.shape[1] / plane.shape[0]
     pitch = name_height + height + gap
     total = (gap + len(columns) * (width + gap) + bar, head + len(maps) * pitch)
-    figure = Figure(figsize=total, dpi=160, facecolor=_PAPER)
+    figure = Figure(figsize=total, dpi=160, facecolor=_BACKGROUND)
     FigureCanvasAgg(figure)
 
     def box(left: float, top: float, wide: float, high: float) -> Box:
-        """Place axes by their upper left corner, in inches."""
+        """Return the position of axes from their upper left corner and size, in inches."""
         return (left / total[0], 1 - (top + high) / total[1], wide / total[0], high / total[1])
 
     for row, (kind, by_region) in enumerate(maps.items()):
@@ -145,7 +146,7 @@ def save_maps(
             axes = figure.add_axes(box(gap + column * (width + gap), top, width, height))
             mask = prediction[[*regions].index(region), x, y, k]
             _draw_map(axes, plane, by_region[region][x, y, k], scale, mask, region)
-            axes.set_title(f"{kind}, {region}", color=_INK, fontsize=10, pad=4)
+            axes.set_title(f"{kind}, {region}", color=_TEXT, fontsize=10, pad=4)
         axes = figure.add_axes(box(total[0] - bar + 0.1, top + 0.1 * height, 0.14, 0.8 * height))
         _draw_scale(axes, scale)
     if title:
@@ -154,28 +155,32 @@ def save_maps(
 
 
 def shared_scale(maps: Iterable[NDArray[np.floating]]) -> ScalarMappable:
-    """Return one colour scale for maps that are to be compared; value 0 is dark.
+    """Return one colour scale for maps that are to be compared; the value 0 is dark.
 
-    Maps without negative values run from 0 to their highest value, others as far below 0 as above.
-    Both colour maps can be read by colour-blind people.
+    If no value is negative, the scale runs from 0 to the highest value, in matplotlib's "inferno".
+    Otherwise it runs equally far below and above 0, in "berlin". Both are safe for colour-blind
+    readers. With no voxels at all, or only zeros, it runs from 0 to 0.
+
+    Args:
+        maps: arrays of any shape.
     """
     low = high = 0.0
     for values in maps:
         low, high = float(values.min(initial=low)), float(values.max(initial=high))
     if low == 0:
         return ScalarMappable(Normalize(0.0, high, clip=True), "inferno")
-    reach = max(-low, high)
-    return ScalarMappable(Normalize(-reach, reach, clip=True), "berlin")
+    limit = max(-low, high)
+    return ScalarMappable(Normalize(-limit, limit, clip=True), "berlin")
 
 
 def _save(figure: Figure, path: Path) -> None:
     with atomic_write(path) as tmp:
-        figure.savefig(tmp, format="png", facecolor=_PAPER)
+        figure.savefig(tmp, format="png", facecolor=_BACKGROUND)
 
 
 def _check_path(path: Path) -> None:
     if path.suffix.lower() != ".png":
-        raise ValueError(f"path={path} does not end in .png; only PNG is written")
+        raise ValueError(f"path={path} does not end in .png; rename it")
 
 
 def _check_maps(
@@ -196,11 +201,11 @@ def _check_maps(
                 )
             if not np.isfinite(values).all():
                 raise ValueError(
-                    f"maps[{kind!r}][{region!r}] holds NaN or infinite voxels; repeat what made it"
+                    f"maps[{kind!r}][{region!r}] holds NaN or infinite voxels; compute it again"
                 )
 
 
-def _check(
+def _check_volumes(
     image: NDArray[np.floating],
     prediction: NDArray[np.bool_],
     reference: NDArray[np.bool_] | None,
@@ -213,18 +218,21 @@ def _check(
             "with one name per channel"
         )
     for name, mask in (("prediction", prediction), ("reference", reference)):
-        wanted = (len(regions), *image.shape[1:])
-        if mask is not None and mask.shape != wanted:
+        expected = (len(regions), *image.shape[1:])
+        if mask is not None and mask.shape != expected:
             raise ValueError(
                 f"{name} has shape {mask.shape} but image has shape {image.shape} and "
-                f"regions={tuple(regions)}; pass {name} as {wanted}"
+                f"regions={tuple(regions)}; pass {name} as {expected}"
             )
     if unknown := [name for name in regions if name not in REGION_COLOURS]:
         raise ValueError(f"regions={unknown} have no colour; choose from {[*REGION_COLOURS]}")
 
 
-def _busiest_slice(*masks: NDArray[np.bool_]) -> int:
-    """Axial slice with the most tumour in the first mask that has any, else the middle one."""
+def _largest_slice(*masks: NDArray[np.bool_]) -> int:
+    """Return the axial slice with the largest area in the first mask that is not empty.
+
+    If all are empty, return the middle slice.
+    """
     for mask in masks:
         area = mask.any(axis=0).sum(axis=(0, 1))
         if area.any():
@@ -233,7 +241,10 @@ def _busiest_slice(*masks: NDArray[np.bool_]) -> int:
 
 
 def _brain_box(planes: Slice) -> tuple[slice, slice]:
-    """Return the brain's bounding box in one slice, (s, x, y), with a margin; all of it if empty."""
+    """Return the bounding box of the brain in a slice (s, x, y), with a margin.
+
+    If the slice is empty, return all of it.
+    """
     boxes = ndimage.find_objects((planes != 0).any(axis=0).astype(np.uint8))
     if not boxes:
         return slice(None), slice(None)
@@ -246,24 +257,24 @@ def _draw(
     regions: Sequence[str],
     title: str,
 ) -> Figure:
-    """Lay the panels out in rows of three and put the legend below them."""
+    """Draw panels, each a name, a slice and masks over it, in rows of three above a legend."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     across, down = panels[0][1].shape
-    # Inches: every panel keeps the shape of the slice, with room for its name above.
-    width, gap, name, foot, head = 2.6, 0.12, 0.3, 0.5, 0.5 if title else 0.1
+    # In inches. Every panel keeps the shape of the slice, with room for its name above.
+    width, gap, name_height, foot, head = 2.6, 0.12, 0.3, 0.5, 0.5 if title else 0.1
     height = width * down / across
-    total = (columns * (width + gap) + gap, head + rows * (name + height) + foot)
-    figure = Figure(figsize=total, dpi=160, facecolor=_PAPER)
+    total = (columns * (width + gap) + gap, head + rows * (name_height + height) + foot)
+    figure = Figure(figsize=total, dpi=160, facecolor=_BACKGROUND)
     FigureCanvasAgg(figure)
     for i, (label, plane, masks) in enumerate(panels):
         row, column = divmod(i, columns)
         left = gap + column * (width + gap)
-        top = head + row * (name + height) + name
+        top = head + row * (name_height + height) + name_height
         box = (left / total[0], 1 - (top + height) / total[1], width / total[0], height / total[1])
         axes = figure.add_axes(box)
         _draw_panel(axes, plane, masks, regions)
-        axes.set_title(label, color=_INK, fontsize=11, pad=4)
+        axes.set_title(label, color=_TEXT, fontsize=11, pad=4)
     if title:
         _draw_title(figure, title, total[1])
     figure.legend(
@@ -272,7 +283,7 @@ def _draw(
         bbox_to_anchor=(0.5, 0.5 * foot / total[1]),
         ncols=len(regions),
         frameon=False,
-        labelcolor=_INK,
+        labelcolor=_TEXT,
         fontsize=11,
     )
     return figure
@@ -284,16 +295,16 @@ def _draw_panel(
     masks: NDArray[np.bool_] | None,
     regions: Sequence[str],
 ) -> None:
-    """Draw one slice, (x, y), and on it the regions, (r, x, y)."""
-    # Colours show better on a darker brain.
+    """Draw one slice, (x, y), and the regions, (r, x, y), over it."""
+    # Colours are easier to see on a darker brain.
     extent = _draw_scan(axes, plane, darker=0.0 if masks is None else 0.3)
     if masks is not None:
-        fine = [_smooth(mask) for mask in masks]
-        fill = np.zeros((*fine[0].shape, 4), np.float32)
-        for mask, name in zip(fine, regions, strict=True):
+        fine_masks = [_smooth(mask) for mask in masks]
+        fill = np.zeros((*fine_masks[0].shape, 4), np.float32)
+        for mask, name in zip(fine_masks, regions, strict=True):
             fill[mask > 0.5] = (*to_rgb(REGION_COLOURS[name]), 0.45)
         axes.imshow(fill.transpose(1, 0, 2), interpolation="nearest", extent=extent, aspect="auto")
-        for mask, name in zip(fine, regions, strict=True):
+        for mask, name in zip(fine_masks, regions, strict=True):
             _draw_outline(axes, mask, name, extent)
 
 
@@ -305,7 +316,7 @@ def _draw_map(
     mask: NDArray[np.bool_],
     region: str,
 ) -> None:
-    """Draw one slice, (x, y), on it a map and the outline of its region, both (x, y) too."""
+    """Draw one slice, (x, y), with a map and the outline of its region over it, both (x, y)."""
     extent = _draw_scan(axes, plane, darker=0.6)
     colours = np.asarray(scale.to_rgba(values))
     strength = np.abs(values) / (scale.norm.vmax or 1.0)
@@ -315,14 +326,14 @@ def _draw_map(
 
 
 def _draw_scan(axes: Axes, plane: Slice, *, darker: float) -> Box:
-    """Draw one slice, (x, y), in grey, with sides marked; return where it lies in the axes."""
+    """Draw one slice, (x, y), in grey, with R and L at the sides; return its extent in the axes."""
     axes.set_axis_off()
     brain = plane[plane != 0]
     low, high = (float(p) for p in np.percentile(brain, (0.5, 99.7))) if brain.size else (0.0, 1.0)
     low = min(low, 0.0)
     across, down = plane.shape
     extent = (-0.5, across - 0.5, down - 0.5, -0.5)
-    # LPS order: x grows to the patient's left and to the right of the picture, y downwards.
+    # LPS order: x grows to the patient's left, which is on the right of the picture; y downwards.
     axes.imshow(
         np.where(plane == 0, low, plane).T,
         cmap="gray",
@@ -337,7 +348,7 @@ def _draw_scan(axes: Axes, plane: Slice, *, darker: float) -> Box:
             x,
             0.5,
             side,
-            color=_FAINT,
+            color=_FAINT_TEXT,
             fontsize=8,
             transform=axes.transAxes,
             va="center",
@@ -347,7 +358,7 @@ def _draw_scan(axes: Axes, plane: Slice, *, darker: float) -> Box:
 
 
 def _draw_outline(axes: Axes, mask: NDArray[np.float32], region: str, extent: Box) -> None:
-    """Draw the outline of a region from its mask as :func:`_smooth` makes it."""
+    """Draw the outline of a region from its smooth mask, as returned by :func:`_smooth`."""
     if (mask > 0.5).any():
         axes.contour(
             mask.T,
@@ -360,25 +371,25 @@ def _draw_outline(axes: Axes, mask: NDArray[np.float32], region: str, extent: Bo
 
 
 def _draw_scale(axes: Axes, scale: ScalarMappable) -> None:
-    """Draw the colours of a scale, the highest value on top."""
+    """Draw the colours of a scale, with the highest value on top."""
     shades = np.linspace(0, 1, 256)[:, None]
     axes.imshow(shades, cmap=scale.cmap, origin="lower", aspect="auto", extent=(0, 1, 0, 1))
     axes.set_xticks([])
     low, high = scale.get_clim()
     axes.set_yticks([0, 0.5, 1], [f"{v:.2g}" for v in (low, 0.5 * (low + high), high)])
     axes.yaxis.tick_right()
-    axes.tick_params(colors=_FAINT, labelsize=8, length=0)
+    axes.tick_params(colors=_FAINT_TEXT, labelsize=8, length=0)
     for side in axes.spines.values():
         side.set_visible(False)
 
 
 def _draw_title(figure: Figure, title: str, height: float) -> None:
-    """Draw the headline; ``height`` is that of the figure, in inches."""
+    """Draw the headline; ``height`` is the height of the figure, in inches."""
     figure.text(
         0.5,
         1 - 0.28 / height,
         title,
-        color=_INK,
+        color=_TEXT,
         fontsize=13,
         weight="bold",
         ha="center",
@@ -387,6 +398,6 @@ def _draw_title(figure: Figure, title: str, height: float) -> None:
 
 
 def _smooth(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """A finer mask with rounded steps, 0 to 1; parts one voxel wide survive a cut at 0.5."""
-    fine = np.kron(mask, np.ones((_FINER, _FINER), np.float32))
-    return np.asarray(ndimage.gaussian_filter(fine, 0.45 * _FINER), np.float32)
+    """Return a finer mask with rounded edges, 0 to 1; parts one voxel wide stay above 0.5."""
+    fine = np.kron(mask, np.ones((_UPSAMPLING, _UPSAMPLING), np.float32))
+    return np.asarray(ndimage.gaussian_filter(fine, 0.45 * _UPSAMPLING), np.float32)

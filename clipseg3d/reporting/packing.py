@@ -1,4 +1,4 @@
-"""Volumes and pictures as text that a web page can hold."""
+"""Encode volumes and pictures as text, to be stored in a web page."""
 
 import base64
 import io
@@ -10,25 +10,26 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 _LOW_PERCENTILE, _HIGH_PERCENTILE = 0.5, 99.7
-_RGB_OF_VIEW = {1: (0, 0, 0), 3: (0, 1, 2), 4: (1, 3, 2)}  # of t1, t1ce, t2, flair: t1ce, flair, t2
+_RGB_OF_VIEW = {1: (0, 0, 0), 3: (0, 1, 2), 4: (1, 3, 2)}
+"""Number of channels of a view -> channels shown as red, green and blue; see :func:`view_png`."""
 
 
 def pack_volume(volume: NDArray[np.uint8]) -> str:
-    """Return a volume, (x, y, z), deflated in base64.
+    """Return a volume, (x, y, z), compressed with deflate, in base64.
 
-    x runs fastest, and each voxel is stored as the difference to its neighbour before it along x,
-    modulo 256: noise apart, neighbours are alike, and a brain takes a sixth less room.
+    x runs fastest. Each voxel is stored as the difference from its predecessor along x, modulo 256:
+    neighbours are similar except for noise, and a brain takes a sixth less space.
     """
-    stored = volume.copy()
-    stored[1:] -= volume[:-1]
-    # Higher levels take ten times as long for 5 % less.
+    differences = volume.copy()
+    differences[1:] -= volume[:-1]
+    # Higher levels take ten times as long and save 5 %.
     packer = zlib.compressobj(level=6, strategy=zlib.Z_FILTERED)
-    packed = packer.compress(stored.tobytes(order="F")) + packer.flush()
+    packed = packer.compress(differences.tobytes(order="F")) + packer.flush()
     return base64.b64encode(packed).decode()
 
 
 def grey_levels(image: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Return a scan, (x, y, z), as grey: 0 where it is 0, background, and 1 to 255 in the brain."""
+    """Return a scan, (x, y, z), as grey levels: 1 to 255 in the brain, 0 in the background."""
     brain = image != 0
     if not brain.any():
         return np.zeros(image.shape, np.uint8)
@@ -40,21 +41,23 @@ def grey_levels(image: NDArray[np.floating]) -> NDArray[np.uint8]:
 def map_levels(
     values: NDArray[np.floating], scale: ScalarMappable, *, brain: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """Return a map, (x, y, z), as 1 to 255 from the low to the high end of a scale; 0 off brain."""
+    """Return a map, (x, y, z), as 1 to 255 along a scale in the brain, and 0 outside it."""
     return _levels(np.asarray(scale.norm(values.astype(np.float32)), np.float32), brain)
 
 
-def _levels(share: NDArray[np.float32], brain: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    return np.where(brain, 1 + np.rint(254 * share.clip(0, 1)), 0).astype(np.uint8)
+def _levels(shares: NDArray[np.float32], brain: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return shares from 0 to 1 as 1 to 255 in the brain, and 0 outside it."""
+    return np.where(brain, 1 + np.rint(254 * shares.clip(0, 1)), 0).astype(np.uint8)
 
 
 def view_png(plane: str, view: NDArray[np.uint8]) -> str:
-    """Return a view as CLIP saw it, as a PNG in a data URI, upright.
+    """Return a view of CLIP as a PNG in a data URI, turned upright.
 
     Args:
-        plane: begins with axial, coronal or sagittal.
-        view: (h, w, s) uint8, rows and columns along array axes; s is 1 for grey, 3 for red, green
-            and blue, 4 for t1, t1ce, t2 and flair, of which t1ce, flair and t2 are shown as those.
+        plane: name that begins with axial, coronal or sagittal.
+        view: (h, w, s) uint8, rows and columns along array axes. s is 1 for grey; 3 for red, green
+            and blue; 4 for t1, t1ce, t2 and flair: then t1ce, flair and t2 are shown as red, green
+            and blue.
     """
     upright = view[..., _RGB_OF_VIEW[view.shape[-1]]].swapaxes(0, 1)
     if not plane.startswith("axial"):

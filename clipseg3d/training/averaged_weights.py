@@ -1,4 +1,4 @@
-"""An average of the weights, instead of the last ones."""
+"""An average of the weights instead of the newest weights."""
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
@@ -7,11 +7,11 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 class AveragedWeights(EMAWeightAveraging):
     """Validate, and keep in checkpoints, an exponential moving average of the weights.
 
-    Lightning's own, but buffers are copied: an average of counts and of the strength of semantics
-    would be none that a fit ever had. A fit that goes on has both sets of weights.
+    This is Lightning's callback, except that buffers are copied: counts and the strength of
+    semantics must not be averaged. A resumed fit has both sets of weights.
 
     Args:
-        decay: share of the average that stays at every step, in [0, 1).
+        decay: share of the average that is kept at every step, in [0, 1).
 
     Raises:
         ValueError: ``decay`` is outside [0, 1).
@@ -24,5 +24,5 @@ class AveragedWeights(EMAWeightAveraging):
         self.decay = decay
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the average in the module, also where a finished fit had no step to go on with."""
+        """Leave the average in the module, even if a resumed fit was finished and ran no step."""
         self.on_train_end(trainer, pl_module)

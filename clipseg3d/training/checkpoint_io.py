@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not at all, and the last one that can be read."""
+"""Checkpoints on disk: atomic writing, and the newest one that can be read."""
 
 import json
 from io import BytesIO
@@ -14,26 +14,27 @@ from clipseg3d.atomic_write import atomic_write
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 
 MANIFEST = "manifest"
-"""Key of a checkpoint under which its manifest is, and the end of the name of the file beside."""
+"""Key of the manifest in a checkpoint, and part of the name of the file that is written beside it."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint, and its manifest beside it as JSON, each all or nothing.
+    """Write a checkpoint and, beside it, its manifest as JSON: each completely or not at all.
 
-    Lightning's own writes to the system's folder for temporary files, from which a file of another
-    disk is copied, not moved. Give it to ``Trainer(plugins=...)``; ``clipseg3d fit`` uses it.
+    Lightning's own class writes to the system's folder for temporary files. If that is on another
+    disk, the file is copied from there, and a copy can be cut short. Give this class to
+    ``Trainer(plugins=...)``; ``clipseg3d fit`` uses it.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; a full disk leaves the one that was there.
+        """Write a checkpoint; if that fails, an older file of that name stays.
 
         Raises:
             OSError: it cannot be written.
         """
         path = Path(path)
-        content = BytesIO()  # written in one go: torch hides why its own writing failed
+        content = BytesIO()  # torch, when it writes to a file, hides why that failed
         torch.save(checkpoint, content)
         _write(path, content.getbuffer())
         if manifest := checkpoint.get(MANIFEST):
@@ -43,11 +44,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint; code in it is never run, unless ``weights_only`` is False.
+        """Read a checkpoint; no code in it is run unless ``weights_only`` is False.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not whole, or no checkpoint.
+            ValueError: it is damaged, or no checkpoint.
         """
         return read_checkpoint_file(
             Path(path), map_location, weights_only=weights_only is not False
@@ -60,13 +61,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def find_last(trainer: Trainer) -> Path | None:
-    """Return the newest ``last-*.ckpt`` of a fit that can be read; damaged ones are told.
+    """Return the newest ``last-*.ckpt`` of a fit that can be read; None if there is none at all.
 
-    Looked for where the trainer's checkpoints go, or, if that is a folder for each run, in those
-    of all runs.
+    The search is in the folder for the trainer's checkpoints or, if every run has its own folder,
+    in those of all runs. It warns of every damaged file.
 
     Raises:
-        ValueError: there are some, and none can be read.
+        ValueError: there are some, and all are damaged.
     """
     folders = {
         Path(folder)
@@ -85,23 +86,23 @@ def find_last(trainer: Trainer) -> Path | None:
         try:
             read_checkpoint_file(path)
         except ValueError:
-            rank_zero_warn(f"{path}: not a whole checkpoint; going on from the one before")
+            rank_zero_warn(f"{path}: damaged; going on from the checkpoint before it")
         else:
             return path
     if files:
         raise ValueError(
-            f"{files[0]}: not a whole checkpoint, nor is any other last-*.ckpt; give another file, "
-            "or leave --ckpt_path out to start anew"
+            f"{files[0]}: damaged, and so is every other last-*.ckpt; give another file, or leave "
+            "--ckpt_path out to start anew"
         )
     return None
 
 
 def _write(path: Path, content: memoryview) -> None:
-    """Write a file all or nothing."""
+    """Write a file completely or not at all."""
     with atomic_write(path, tmp_name=f".writing{path.suffix}") as tmp:
         tmp.write_bytes(content)
 
 
 def _manifest_path(path: Path) -> Path:
-    """Return where the manifest of a checkpoint lies."""
+    """Return the path of a checkpoint's manifest."""
     return path.with_name(f"{path.stem}.{MANIFEST}.json")

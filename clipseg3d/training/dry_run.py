@@ -1,4 +1,4 @@
-"""What a fit will need, and what will go wrong, before it starts; nothing is written."""
+"""A check of what a fit needs, and whether it can run, before it starts; nothing is written."""
 
 import os
 import shutil
@@ -21,28 +21,28 @@ from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 STEPS = 2
 CHECKPOINTS = 2
-"""The best and the last."""
+"""The best one and the last one."""
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What was found.
+    """What a fit needs.
 
     Attributes:
-        faults: what the fit would fail of, each line with a cure.
+        faults: reasons why the fit would fail, each with a cure.
         notes: what is unusual, but no fault.
-        training: cases to train on.
-        validation: cases to validate on.
+        training: number of cases to train on.
+        validation: number of cases to validate on.
         trained: number of weights that are trained.
         frozen: number of weights that are not.
-        peak: predicted for each device; None for a precision that cannot be predicted.
-        device: what the steps run on.
+        peak: predicted memory of each device; None for a precision that cannot be predicted.
+        device: where the steps run.
         capacity: bytes of memory of one device.
-        step_seconds: of the faster of two steps; None where they were not tried.
-        steps_per_epoch: training steps of each device.
-        epochs: at most; None for no end.
-        disk: folder -> bytes that will be written below it, about, and bytes that are free.
+        step_seconds: time of the faster of two steps; None if they were not tried.
+        steps_per_epoch: training steps on each device.
+        epochs: highest number of epochs; None if it is not limited.
+        disk: folder -> approximate bytes that will be written below it, and free bytes.
     """
 
     faults: tuple[str, ...]
@@ -60,7 +60,7 @@ class DryRun:
     disk: Mapping[Path, tuple[int, int]]
 
     def __str__(self) -> str:
-        """Return it as lines to read."""
+        """Return the result as lines of text."""
         rows = [
             ("cases", f"{self.training} to train on, {self.validation} to validate on"),
             ("weights", f"{self.trained / 1e6:.2f} M trained, {self.frozen / 1e6:.2f} M frozen"),
@@ -78,14 +78,14 @@ class DryRun:
             )
         if self.step_seconds is not None:
             epoch = self.step_seconds * self.steps_per_epoch
-            whole = ""
+            total = ""
             if self.epochs is not None:
-                whole = f", {self.epochs} epochs {_duration(epoch * self.epochs)}"
+                total = f", {self.epochs} epochs {_duration(epoch * self.epochs)}"
             rows.append(
                 (
                     "time",
                     f"{self.step_seconds:.2f} s a step, {self.steps_per_epoch} steps and "
-                    f"{_duration(epoch)} an epoch{whole}, without validation",
+                    f"{_duration(epoch)} an epoch{total}, without validation",
                 )
             )
         rows += [
@@ -98,19 +98,19 @@ class DryRun:
 
 
 def dry_run(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> DryRun:
-    """Check the data, count weights, predict memory, try two steps and look at the disk.
+    """Check the data, count weights, predict memory, try two steps and check the disk.
 
-    The steps run on one device, on crops of noise: what loading costs is not in their time. They
-    change the module's weights.
+    The steps run on one device, on crops of noise, so that their time does not include loading.
+    They change the module's weights.
 
     Args:
         module: as it would be trained.
         data: data module, with its ``survey``.
-        trainer: as it would train; it is asked, and not run.
+        trainer: as it would train; only its settings are read.
 
     Raises:
         FileNotFoundError: the data's folder is missing.
-        ValueError: the release cannot be told, or the network refuses the patch.
+        ValueError: the release cannot be detected, or the network refuses the patch.
     """
     survey = data.survey()
     faults, notes = [*survey.faults], [*survey.notes]
@@ -128,7 +128,7 @@ def dry_run(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> DryRun:
             precision=str(trainer.precision),
         )
     else:
-        notes.append(f"no prediction of memory for precision {trainer.precision}")
+        notes.append(f"memory cannot be predicted for precision {trainer.precision}")
     fits = peak is None or peak.total < capacity
     if peak is not None and not fits:
         faults.append(
@@ -141,8 +141,8 @@ def dry_run(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> DryRun:
     trained_bytes = sum(w.nbytes for w in module.network.parameters() if w.requires_grad)
     disk = dict(survey.disk)
     disk[checkpoints] = disk.get(checkpoints, 0) + CHECKPOINTS * 3 * trained_bytes
-    room = {folder: (needed, _free(folder)) for folder, needed in disk.items()}
-    for folder, (needed, free) in room.items():
+    space = {folder: (needed, _free(folder)) for folder, needed in disk.items()}
+    for folder, (needed, free) in space.items():
         if needed > free:
             faults.append(
                 f"{folder}: {needed / GB:.2f} GB to be written, {free / GB:.2f} GB free; make "
@@ -165,14 +165,14 @@ def dry_run(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> DryRun:
         device=str(device),
         capacity=capacity,
         step_seconds=seconds,
-        steps_per_epoch=samples // data.batch_size,  # what fills no batch is dropped
+        steps_per_epoch=samples // data.batch_size,  # an incomplete last batch is dropped
         epochs=trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None,
-        disk=room,
+        disk=space,
     )
 
 
 class _Clock(Callback):
-    """Time every step."""
+    """Measures the time of every step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -189,8 +189,8 @@ class _Clock(Callback):
 def _measure(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> float:
     """Return the seconds of the faster of two steps."""
     clock = _Clock()
-    quick = Trainer(
-        # By name: given as it is, Lightning would set up autocast for a GPU.
+    short = Trainer(
+        # Its name, because an accelerator object makes Lightning set up autocast for a GPU.
         accelerator=trainer.strategy.root_device.type,
         devices=1,
         precision=trainer.precision,
@@ -203,12 +203,12 @@ def _measure(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> float:
         enable_model_summary=False,
     )
     batches = [_noise(module, data.patch_size, data.batch_size)] * STEPS
-    quick.fit(module, DataLoader(batches, batch_size=None, collate_fn=_as_it_is))  # type: ignore[arg-type]
+    short.fit(module, DataLoader(batches, batch_size=None, collate_fn=_identity))  # type: ignore[arg-type]
     return min(clock.seconds)
 
 
 def _noise(module: CLIPSeg3DModule, patch_size: tuple[int, int, int], count: int) -> Batch:
-    """Return a batch of the right shapes."""
+    """Return a batch of noise in the shapes of training batches."""
     image = torch.rand(count, len(SEQUENCES), *patch_size) + 0.1
     return {
         "image": image,
@@ -222,12 +222,12 @@ def _noise(module: CLIPSeg3DModule, patch_size: tuple[int, int, int], count: int
     }
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def _wait(device: torch.device) -> None:
-    """Wait for what was started on a device."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -240,15 +240,15 @@ def _capacity(device: torch.device) -> int:
 
 
 def _free(folder: Path) -> int:
-    """Return the bytes that are free where a folder is, or will be."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
 
 
 def _duration(seconds: float) -> str:
-    """Return a time span in the unit that suits it."""
+    """Return a time span in its largest fitting unit."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""What a fit was set to, as plain values, and what is another in the fit that goes on."""
+"""The settings of a fit as plain values, and which of them a resumed fit has changed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,26 +8,26 @@ from pytorch_lightning import Trainer
 from clipseg3d.data.sampling import global_seed
 from clipseg3d.training.averaged_weights import AveragedWeights
 
-PLACES = ("root", "cache_dir", "num_workers", "reports", "splits", "release")
-"""Arguments of a data module that change no sample, or whose content is compared instead."""
-OF_TRAINER = (
+IRRELEVANT = ("root", "cache_dir", "num_workers", "reports", "splits", "release")
+"""Arguments of a data module that change no sample, or whose contents are compared instead."""
+TRAINER_SETTINGS = (
     *("world_size", "accumulate_grad_batches", "precision", "gradient_clip_val"),
     *("gradient_clip_algorithm", "max_epochs", "max_steps", "limit_train_batches"),
 )
 
 
 def fit_settings(hparams: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
-    """Return all that the weights of a fit follow from, by dotted name.
+    """Return all settings that the weights of a fit depend on, by dotted name.
 
     Args:
         hparams: of the module.
-        trainer: set up, with its data module where there is one.
+        trainer: set up, with its data module if there is one.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     settings = {
         "seed": global_seed(),
         "model": dict(hparams),
-        "trainer": {name: getattr(trainer, name) for name in OF_TRAINER},
+        "trainer": {name: getattr(trainer, name) for name in TRAINER_SETTINGS},
         "averaged_weights": [
             callback.decay
             for callback in trainer.callbacks  # type: ignore[attr-defined]
@@ -35,17 +35,17 @@ def fit_settings(hparams: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]
         ],
     }
     if data is not None:
-        options = {name: value for name, value in data.hparams.items() if name not in PLACES}
+        options = {name: value for name, value in data.hparams.items() if name not in IRRELEVANT}
         settings["data"] = options
         if hasattr(data, "provenance"):
-            found = data.provenance()
-            options["split"] = found["split"]["sha256"]
-            options["content"] = found["sha256"]
+            provenance = data.provenance()
+            options["split"] = provenance["split"]["sha256"]
+            options["content"] = provenance["sha256"]
     return dict(_flat(settings, ""))
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs, one ``name: value then -> value now`` for each."""
+    """Return the differences, each as ``name: value before -> value now``."""
     names = [*before, *(name for name in now if name not in before)]
     return [
         f"{name}: {before.get(name)} -> {now.get(name)}"

@@ -1,4 +1,4 @@
-"""What a fit was: everything that its weights follow from, beside every checkpoint."""
+"""A record of everything that the weights of a fit depend on, in every checkpoint."""
 
 import os
 import platform
@@ -24,15 +24,15 @@ LIBRARIES = (
 
 
 class RunManifest(Callback):
-    """Put into every checkpoint what was run, as plain values.
+    """Record in every checkpoint, as plain values, how it was trained.
 
-    Configuration, git state, versions, cases of each part and check sums of their files, encoders
-    and their hashes, hardware, seed, wall time (that of an interrupted fit added up).
-    :class:`clipseg3d.training.checkpoint_io.AtomicCheckpointIO` also writes it beside the
-    checkpoint.
+    The record holds the configuration, the git state, versions, the cases of each part and check
+    sums of their files, encoders and their hashes, hardware, seed, and the time of training summed
+    over all runs of a resumed fit. :class:`clipseg3d.training.checkpoint_io.AtomicCheckpointIO`
+    also writes it beside the checkpoint.
 
     Attributes:
-        config: of the command line, as plain values; None where there was none.
+        config: of the command line, as plain values; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class RunManifest(Callback):
         self._fixed: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what does not change during a fit."""
+        """Collect what does not change during a fit."""
         self._started = time.monotonic()
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._fixed = {
@@ -61,11 +61,11 @@ class RunManifest(Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the time that the fit has taken."""
+        """Return the time that the fit has taken."""
         return {"seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from it."""
+        """Add the time of earlier runs."""
         self._seconds_before = state_dict["seconds"]
 
     def on_save_checkpoint(
@@ -82,24 +82,24 @@ class RunManifest(Callback):
         }
 
     def _seconds(self) -> float:
-        """Return how long the fit has taken, interrupted times left out."""
+        """Return how long the fit has run, summed over all its runs."""
         return self._seconds_before + time.monotonic() - self._started
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Return commit and uncommitted changes of the repository of a folder; None without."""
-    found = []
+    """Return commit and uncommitted changes of a folder's repository; None if there is none."""
+    outputs = []
     for command in (("rev-parse", "HEAD"), ("status", "--porcelain")):
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=30
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        if done.returncode:
+        if process.returncode:
             return None
-        found.append(done.stdout)
-    return {"commit": found[0].strip(), "changes": found[1].splitlines()}
+        outputs.append(process.stdout)
+    return {"commit": outputs[0].strip(), "changes": outputs[1].splitlines()}
 
 
 def _versions() -> dict[str, str | None]:
@@ -114,7 +114,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _hardware(trainer: Trainer) -> dict[str, Any]:
-    """Return what the fit runs on."""
+    """Describe the devices and the machine of a fit."""
     device = trainer.strategy.root_device
     return {
         "devices": trainer.world_size,
@@ -128,7 +128,7 @@ def _hardware(trainer: Trainer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it, so that what is in the checkpoint and beside it are equal."""
+    """Return a value in the types of JSON, so that checkpoint and JSON file hold the same."""
     if isinstance(value, dict):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Peak memory of a training step, told without computing it."""
+"""Prediction of the peak memory of a training step, without running one."""
 
 import copy
 import weakref
@@ -25,14 +25,14 @@ AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.flo
 class PeakMemory:
     """Bytes of the tensors that a training step needs on its device.
 
-    What operations take for themselves is not in it: the workspace of a convolution, which on CPUs
-    is 27 times its input where that is small (one crop, channels * x * y < 20,480).
+    Memory that an operation allocates for its own use is not counted. For convolutions on CPUs,
+    this workspace is 27 times the input if that is small (one crop, channels * x * y < 20,480).
 
     Attributes:
         weights: parameters and buffers, frozen ones included.
-        training: gradients, and the two moments that Adam keeps of each.
-        activations: the rest at the worst moment of a step: the batch, and what the backward pass
-            waits for.
+        training: gradients, and the two moments that Adam keeps for each.
+        activations: everything else at the peak of a step: the batch, and tensors kept for the
+            backward pass.
     """
 
     weights: int
@@ -41,7 +41,7 @@ class PeakMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all three."""
         return self.weights + self.training + self.activations
 
 
@@ -52,14 +52,14 @@ def predict_peak_memory(
     batch_size: int = 1,
     precision: str = "32-true",
 ) -> PeakMemory:
-    """Return what a training step needs, without its memory and in a few seconds.
+    """Predict the memory of a training step, in a few seconds and without allocating it.
 
-    Two steps run on tensors that have a shape but no content, and what they would hold is counted.
-    Semantics are those of a small volume; what is kept of their own backward pass, a few MB
-    without ``mix_rgb``, is not counted.
+    Two steps run on fake tensors, which have a shape but no content, and their bytes are counted.
+    Semantics are those of a small volume. Tensors kept for their own backward pass are not
+    counted; without ``mix_rgb`` these are a few MB.
 
     Args:
-        network: on any device; it is left as it is.
+        network: on any device; it is not changed.
         patch_size: (x, y, z) in voxels.
         batch_size: crops per device and step.
         precision: a key of :data:`AUTOCAST`.
@@ -71,34 +71,34 @@ def predict_peak_memory(
         raise ValueError(f"precision={precision!r}: choose from {', '.join(AUTOCAST)}")
     dtype = AUTOCAST[precision]
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    semantics = _semantics(network, batch_size)
+    semantics = _example_semantics(network, batch_size)
     if semantics is not None:
         semantics = tree_map_only(Tensor, fakes.from_tensor, semantics)
-    fake = _without_content(network, fakes).train()
+    fake = _fake_copy(network, fakes).train()
     loss = RegionLoss()
     live = _LiveBytes()
     with fakes, live:
         image = torch.empty(batch_size, len(SEQUENCES), *patch_size)
         label = torch.empty(batch_size, len(REGIONS), *patch_size)
         statistics = torch.empty(batch_size, len(SEQUENCES), 4)
-    for _ in range(2):  # gradients of the step before are there until a forward pass is done
+    for _ in range(2):  # the second forward pass runs while gradients of the first step exist
         autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
         with fakes, live, autocast:
             prediction = fake.segment(image, semantics, statistics=statistics, deep=True)
-        with live:  # MONAI's loss makes a tensor and asks what is in it
+        with live:  # without fakes: MONAI's loss makes a tensor and reads its values
             error = loss([prediction.logits, *prediction.auxiliary], label)
             fake.zero_grad()
             error.backward()
         del prediction, error
     counted = sum(weight.grad.nbytes for weight in fake.parameters() if weight.grad is not None)
-    # Semantics' own weights have no gradient here.
+    # From weights, not from gradients: those of semantics have no gradient here.
     training = 3 * sum(weight.nbytes for weight in fake.parameters() if weight.requires_grad)
     weights = sum(tensor.nbytes for tensor in (*fake.parameters(), *fake.buffers()))
     return PeakMemory(weights, training, live.peak - counted)
 
 
-def _semantics(network: CLIPSeg3D, batch_size: int) -> Any:
-    """Return semantics of some volume, of the shape that they have for any."""
+def _example_semantics(network: CLIPSeg3D, batch_size: int) -> Any:
+    """Return the semantics of a small volume; their shape is the same for every volume."""
     mode = network.training
     network.eval()
     device = network.semantic_strength.device
@@ -114,8 +114,8 @@ def _semantics(network: CLIPSeg3D, batch_size: int) -> Any:
         network.train(mode)
 
 
-def _without_content(network: CLIPSeg3D, fakes: FakeTensorMode) -> CLIPSeg3D:
-    """Return a copy whose weights have a shape but no content; frozen encoders stay."""
+def _fake_copy(network: CLIPSeg3D, fakes: FakeTensorMode) -> CLIPSeg3D:
+    """Return a copy with fake weights; frozen encoders are shared with the original."""
     memo: dict[int, Any] = {
         id(module): module
         for module in network.modules()
@@ -131,13 +131,13 @@ def _without_content(network: CLIPSeg3D, fakes: FakeTensorMode) -> CLIPSeg3D:
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count the bytes of all tensors that operations make, while they are alive."""
+    """Count the bytes of all tensors that operations return, as long as they are alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
-        self.known: set[int] = set()
+        self.counted: set[int] = set()
 
     def __torch_dispatch__(
         self,
@@ -146,23 +146,23 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operation and note what it returns."""
+        """Run an operation, and count the tensors that it returns."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._note(tensor.untyped_storage())
+                self._count(tensor.untyped_storage())
         self.peak = max(self.peak, self.live)
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        """Count memory once, until nothing holds it any more."""
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage, once, until it is freed."""
         key = storage._cdata
-        if key not in self.known:
-            self.known.add(key)
+        if key not in self.counted:
+            self.counted.add(key)
             self.live += storage.nbytes()
-            weakref.finalize(storage, self._forget, key, storage.nbytes())
+            weakref.finalize(storage, self._uncount, key, storage.nbytes())
 
-    def _forget(self, key: int, size: int) -> None:
-        """Take back what was counted."""
-        self.known.discard(key)
+    def _uncount(self, key: int, size: int) -> None:
+        """Subtract a freed storage."""
+        self.counted.discard(key)
         self.live -= size

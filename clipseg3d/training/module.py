@@ -1,4 +1,4 @@
-"""CLIPSeg3D as a LightningModule: loss, optimiser, full-volume validation, checkpoints."""
+"""CLIPSeg3D as a LightningModule: losses, optimiser, full-volume validation, checkpoints."""
 
 import warnings
 from dataclasses import asdict, replace
@@ -23,7 +23,7 @@ from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig, network_config
 from clipseg3d.networks.prediction_settings import PredictionSettings
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
-from clipseg3d.pretrained.formats import FORMAT
+from clipseg3d.pretrained.formats import FORMAT, check_format, upgrade_checkpoint
 from clipseg3d.pretrained.reader import weight_mismatches
 from clipseg3d.training.fit_settings import changed_settings, fit_settings
 from clipseg3d.training.non_finite import NonFinite, first_non_finite
@@ -31,25 +31,26 @@ from clipseg3d.training.plan import TrainingPlan, resolve_plan
 
 
 class CLIPSeg3DModule(LightningModule):
-    """Train CLIPSeg3D, or with ``ablation`` a part of it, on any data module of this library.
+    """Train CLIPSeg3D, or with ``ablation`` parts of it, on any data module of this library.
 
-    Logs ``train/loss`` and, over full volumes at native resolution with every case counted once
-    whatever the number of ranks, ``val/dice_wt``, ``val/dice_tc``, ``val/dice_et`` and
-    ``val/dice_mean`` (``test/...`` likewise). Checkpoints hold plain values and tensors only, no
-    weight of the frozen CLIP but its name and hash, and load with ``weights_only=True``.
+    Logs ``train/loss``, and over full volumes at native resolution ``val/dice_wt``,
+    ``val/dice_tc``, ``val/dice_et`` and ``val/dice_mean`` (``test/...`` likewise). Every case
+    counts once, however many ranks there are. Checkpoints hold plain values and tensors only, so
+    that they load with ``weights_only=True``. They hold no weights of the frozen CLIP, but its name
+    and hash.
 
-    What is random in a step (dropout, reports and sequences withheld) follows from
-    ``seed_everything``, the epoch and the place of the batch in it, so that an interrupted fit goes
-    on as if nothing had happened. Reports and sequences are drawn for the batches of all ranks
-    together: two ranks withhold what one with twice the batch would.
+    Random numbers of a step (for dropout, and for withholding reports and sequences) depend on
+    ``seed_everything``, the epoch and the index of the batch only, so that a resumed fit gives the
+    same weights as one that was never interrupted. For reports and sequences they are drawn for
+    the batches of all ranks together: two ranks withhold the same as one with twice the batch.
 
     Args:
-        network: a preset's name, or a NetworkConfig (as a dict in checkpoints).
-        ablation: parts to switch off, by name; see :data:`clipseg3d.networks.config.ABLATIONS`.
+        network: a preset's name or a NetworkConfig; also its values, as in checkpoints.
+        ablation: name of the parts to switch off; see :data:`clipseg3d.networks.config.ABLATIONS`.
         release: label convention of the training data; predictions are written in it.
         spacing_mm: voxel size of the training data; the predictor refuses other scans.
         plan: optimiser, schedule and losses: a name of :data:`clipseg3d.training.plan.PLANS`, or
-            a TrainingPlan (as a dict in checkpoints); None takes the plan named as the network, or
+            a TrainingPlan, or its values; None takes the plan with the name of the network, or
             ``recommended``.
         lr: peak learning rate; None takes the plan's.
         report_dropout: share of training samples whose report is withheld, so that the network
@@ -57,15 +58,15 @@ class CLIPSeg3DModule(LightningModule):
         sequence_dropout: share of training samples from which one to three of the four sequences
             are withheld, so that the network also works without them.
         text_cache: file of text embeddings written by ``clipseg3d embed-text``; None embeds texts
-            when they are met.
+            when they are needed.
         roi_size: size of the sliding window (x, y, z) of validation, in voxels.
-        overlap: of neighbouring windows, in [0, 1).
-        resume_changed: whether a fit may go on from a checkpoint that other settings were saved
-            with; learning rate and schedule are then those of the new settings, at the step that
-            was reached.
+        overlap: share of overlap of neighbouring windows, in [0, 1).
+        resume_changed: whether a fit may be resumed with other settings than those saved in the
+            checkpoint; learning rate and schedule are then those of the new settings at the
+            checkpoint's step.
 
     Attributes:
-        scores: Dice of every case, of the last validation or test; None before.
+        scores: Dice of every case in the last validation or test; None before the first.
 
     Raises:
         ValueError: unknown preset, ablation, plan or release; a CLIP folder without weights.
@@ -79,7 +80,8 @@ class CLIPSeg3DModule(LightningModule):
 
     def __init__(
         self,
-        network: NetworkConfig | dict[str, Any] | str = "recommended",
+        # A dict works too. It is not part of the type, because LightningCLI would accept any dict.
+        network: NetworkConfig | str = "recommended",
         *,
         ablation: str | None = None,
         release: str = "brats2020",
@@ -116,17 +118,17 @@ class CLIPSeg3DModule(LightningModule):
         self.scores: ScoreTable | None = None
         self._restart_schedule = False
         self.network = build_clipseg3d(config, text_cache=text_cache)
-        # Saved with the network, for those who predict with it.
+        # save_pretrained writes them beside the weights, for the predictor.
         self.network.settings = PredictionSettings.from_hyperparameters(self.hparams)
         self.loss = RegionLoss()
         self.val_dice = CaseDice(config.regions)
         self.test_dice = CaseDice(config.regions)
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # a file only, read in one place
+    def load_from_checkpoint(  # type: ignore[override]  # only a file
         cls, checkpoint_path: str | Path, **options: Any
     ) -> "CLIPSeg3DModule":
-        """Load a module from a checkpoint, also one of an older format.
+        """Load a module from a checkpoint, which may be of an older format.
 
         Args:
             checkpoint_path: file written by a fit.
@@ -134,7 +136,7 @@ class CLIPSeg3DModule(LightningModule):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or of another architecture.
+            ValueError: it is damaged, or its weights do not fit.
         """
         content = BytesIO()
         torch.save(read_checkpoint_file(Path(checkpoint_path)), content)
@@ -142,18 +144,17 @@ class CLIPSeg3DModule(LightningModule):
         return super().load_from_checkpoint(content, **options)
 
     def setup(self, stage: str) -> None:
-        """Check that the data give what the network is built for.
+        """Check that the data module has the settings that the network needs.
 
         Raises:
-            ValueError: the data module cuts other views, or does not shuffle reports where it is
-                to, or does where it is not.
+            ValueError: its ``view_selection`` or ``shuffle_reports`` is another one.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        needed = {
+        required = {
             "view_selection": self.config.view_selection,
             "shuffle_reports": self.config.text == "shuffled",
         }
-        for name, value in needed.items():
+        for name, value in required.items():
             if self.config.semantics and getattr(data, name, value) != value:
                 raise ValueError(
                     f"the data module has {name}={getattr(data, name)!r}, but the network needs "
@@ -163,8 +164,8 @@ class CLIPSeg3DModule(LightningModule):
     def on_fit_start(self) -> None:
         """Embed all texts and views before the first step.
 
-        Texts in one go: their last digits depend on those they are encoded with. Views case by
-        case, each on one rank.
+        All texts are embedded together, because the last digits of an embedding depend on the other
+        texts in its batch. Views are embedded case by case, each on one rank.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "texts"):
@@ -178,7 +179,7 @@ class CLIPSeg3DModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Put the schedule of changed settings where the fit is."""
+        """Move the schedule of changed settings to the current step."""
         if not self._restart_schedule:
             return
         self._restart_schedule = False
@@ -197,7 +198,7 @@ class CLIPSeg3DModule(LightningModule):
                 config.scheduler.step()
 
     def on_train_epoch_start(self) -> None:
-        """Switch semantics in as the plan says."""
+        """Set the strength of semantics to the plan's for this epoch."""
         self.network.semantic_strength.fill_(self.plan.semantic_strength(self.current_epoch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -205,15 +206,15 @@ class CLIPSeg3DModule(LightningModule):
 
         Raises:
             ValueError: the loss is NaN or infinite; the message names the case, its crop and the
-                layer whose output went first.
+                first layer whose output is not finite.
         """
         batch = unpack(batch)
         loss = self._loss(batch, batch_idx)
         finite = bool(loss.isfinite())
-        if self._trainer is not None:  # a rank alone would leave the others waiting for it
+        if self._trainer is not None:  # all ranks stop together; the others would wait for ever
             finite = self.trainer.strategy.reduce_boolean_decision(finite)
         if not finite:
-            self._stop(batch, batch_idx, float(loss.detach()))
+            self._raise_non_finite(batch, batch_idx, float(loss.detach()))
         self.log(
             "train/loss",
             loss,
@@ -224,18 +225,19 @@ class CLIPSeg3DModule(LightningModule):
         return loss
 
     def _loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch; the same in every call with the same weights."""
+        """Return the loss of a batch; calls with equal weights return equal losses."""
         count = len(batch["report"])
-        place = (global_seed(), self.current_epoch, batch_idx)
-        torch.manual_seed(derived_seed(*place, self.global_rank))  # of dropout
-        generator = torch.Generator().manual_seed(derived_seed(*place))
+        seeds = (global_seed(), self.current_epoch, batch_idx)
+        torch.manual_seed(derived_seed(*seeds, self.global_rank))  # for dropout
+        generator = torch.Generator().manual_seed(derived_seed(*seeds))
         dropped = self._draw(count, generator=generator) < self.hparams["report_dropout"]
         reports = [
             "" if drop else report for drop, report in zip(dropped, batch["report"], strict=True)
         ]
         acquired = batch["statistics"].any(dim=2)
         kept = self._draw_sequences(*acquired.shape, generator=generator).to(self.device)
-        kept |= ~(kept & acquired).any(dim=1, keepdim=True)  # a case may have few: never none left
+        # A case may lack sequences itself; if none would be left, all are kept.
+        kept |= ~(kept & acquired).any(dim=1, keepdim=True)
         image, statistics, views = withhold_sequences(
             batch["image"], batch["statistics"], batch["views"], kept
         )
@@ -260,9 +262,9 @@ class CLIPSeg3DModule(LightningModule):
             loss = loss + self.plan.grade_weight * grade_loss(prediction.grade, batch["grade"])
         return loss
 
-    def _stop(self, batch: Batch, batch_idx: int, loss: float) -> None:
-        """Raise a ValueError that says where the loss went wrong."""
-        place = f"epoch {self.current_epoch}, batch {batch_idx}"
+    def _raise_non_finite(self, batch: Batch, batch_idx: int, loss: float) -> None:
+        """Raise a ValueError that names where the first number is not finite."""
+        step = f"epoch {self.current_epoch}, batch {batch_idx}"
         advice = (
             "The last checkpoint stands. Look at the case with 'clipseg3d check-data'; if it is in "
             "order, take precision bf16-mixed or 32-true, a lower learning rate or "
@@ -273,23 +275,24 @@ class CLIPSeg3DModule(LightningModule):
         if not inputs.all():
             fault = NonFinite("the image itself", tuple((~inputs).nonzero().flatten().tolist()))
         else:
-            found = first_non_finite(self.network, lambda: self._loss(batch, batch_idx), count)
-            fault = found or NonFinite("the loss, of finite outputs", ())
+            layer = first_non_finite(self.network, lambda: self._loss(batch, batch_idx), count)
+            fault = layer or NonFinite("the loss, of finite outputs", ())
         if not np.isfinite(loss):
             crops = "; ".join(
                 f"case {batch['case_id'][index]}, crop from {_numbers(batch['crop_box'][index, 0])} "
                 f"of size {_numbers(batch['crop_box'][index, 1])} in shares of its brain box"
                 for index in fault.samples or range(count)
             )
-            message = f"the loss is {loss} in {place}: {crops}; first in {fault.layer}. {advice}"
+            message = f"the loss is {loss} in {step}: {crops}; first in {fault.layer}. {advice}"
         else:
-            message = f"the loss of another rank is not finite in {place}, whose message says why"
+            message = f"the loss of another rank is not finite in {step}, whose message says why"
         raise ValueError(message)
 
     def _draw(self, count: int, *shape: int, generator: torch.Generator) -> Tensor:
         """Return uniform numbers for the samples of this rank, (count, ...).
 
-        Drawn for those of all ranks, who take turns as :class:`EpochSampler` has them do.
+        Numbers are drawn for all ranks, and dealt out in turn as :class:`EpochSampler` deals out
+        samples.
         """
         ranks = 1 if self._trainer is None else self.trainer.world_size
         return torch.rand(count * ranks, *shape, generator=generator)[self.global_rank :: ranks]
@@ -299,7 +302,8 @@ class CLIPSeg3DModule(LightningModule):
     ) -> Tensor:
         """Return which sequences each of ``count`` samples keeps, (count, s) bool.
 
-        Samples chosen for it keep one to s - 1 sequences, every choice being equally likely.
+        Samples drawn for ``sequence_dropout`` keep 1 to s - 1 sequences; all such subsets are
+        equally likely.
         """
         kept = torch.ones(count, num_sequences, dtype=torch.bool)
         if self.hparams["sequence_dropout"]:
@@ -311,7 +315,7 @@ class CLIPSeg3DModule(LightningModule):
         return kept
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Score one full volume; return its regions (b, r, x, y, z) as ``prediction``."""
+        """Score one full volume; return its predicted regions (b, r, x, y, z) as ``prediction``."""
         return {"prediction": self._score(batch, self.val_dice)}
 
     def on_validation_epoch_end(self) -> None:
@@ -336,10 +340,10 @@ class CLIPSeg3DModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the settings, and which frozen encoders the weights were trained with.
+        """Add the format, the frozen encoders' hashes and the settings of the fit.
 
         Raises:
-            ValueError: a weight is NaN or infinite; the checkpoint before stands.
+            ValueError: a weight is NaN or infinite; the checkpoint before it stays as it is.
         """
         for name, weight in checkpoint["state_dict"].items():
             if not weight.isfinite().all():
@@ -354,14 +358,15 @@ class CLIPSeg3DModule(LightningModule):
             checkpoint["settings"] = fit_settings(self.hparams, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that do not fit, and a fit that would go on with other settings.
+        """Refuse weights that do not fit, and to resume a fit with other settings.
 
         Raises:
-            ValueError: an encoder that was loaded has another hash than the one trained with; the
-                weights are of another architecture; a fit has other settings than the one it goes
-                on with, and ``resume_changed`` is not set; the cases to be scored have other labels
-                than those trained on.
+            ValueError: a frozen encoder has another hash than in training; the weights are of
+                another architecture; a fit is resumed with other settings and ``resume_changed`` is
+                not set; the labels of the cases to score mean other regions than in training.
         """
+        if check_format(checkpoint.get("format")) != FORMAT:  # AtomicCheckpointIO upgrades it too
+            checkpoint.update(upgrade_checkpoint(checkpoint))
         fitting = self._fitting()
         if self._trainer is not None and not fitting:
             self._require_labels(checkpoint["hyper_parameters"]["release"])
@@ -383,21 +388,21 @@ class CLIPSeg3DModule(LightningModule):
         self.network.require_encoders(checkpoint["encoders"])
 
     def _require_labels(self, trained: str) -> None:
-        """Raise a ValueError if the data's labels mean other regions than those trained on."""
+        """Raise a ValueError if the data's labels mean other regions than in training."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        here = getattr(data, "release", None)
-        if here is not None and here.regions != get_release(trained).regions:
+        release = getattr(data, "release", None)
+        if release is not None and release.regions != get_release(trained).regions:
             raise ValueError(
                 f"the checkpoint was trained on {trained}, whose labels mean other regions than "
-                f"those of {here.name}; give cases of the release that it was trained on"
+                f"those of {release.name}; give cases of the release that it was trained on"
             )
 
     def _fitting(self) -> bool:
-        """Say whether a trainer fits this module, which may also be saved or read without one."""
+        """Return whether a trainer is fitting this module; it can be saved or read without any."""
         return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def _score(self, batch: Batch, metric: CaseDice) -> Tensor:
-        """Segment a full volume with its report, add its Dice and return the regions."""
+        """Segment a full volume, add its Dice to the metric, and return the predicted regions."""
         text, mask = self.network.embed_text(batch["report"])
         semantics = self.network.encode_semantics(batch["views"], text, mask)
         logits = segment_volume(
@@ -409,16 +414,16 @@ class CLIPSeg3DModule(LightningModule):
             overlap=self.hparams["overlap"],
         )
         release = get_release(self.hparams["release"])
-        # Scored as they would be written: a label map holds nested regions only.
-        written = [
+        # Scored as label maps, which are what is written: these hold nested regions only.
+        regions = [
             release.to_regions(release.to_labels(mask)) for mask in (logits > 0).cpu().numpy()
         ]
-        prediction = torch.from_numpy(np.stack(written)).to(self.device)
+        prediction = torch.from_numpy(np.stack(regions)).to(self.device)
         metric.update(prediction, batch["label"] > 0, batch["case_id"])
         return prediction
 
     def _log_scores(self, stage: str, metric: CaseDice) -> None:
-        """Log, keep and reset what all ranks have scored."""
+        """Log the scores of all ranks, keep them in ``scores``, and reset the metric."""
         scores = metric.compute()
         with metric.sync_context():
             self.scores = metric.table()

@@ -1,4 +1,4 @@
-"""Where the numbers of a network stopped being numbers."""
+"""Which layer of a network is the first to return NaN or infinity."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,37 +11,39 @@ class NonFinite(NamedTuple):
     """The first output that is NaN or infinite."""
 
     layer: str
-    """Name of the module; empty for the network as a whole."""
+    """Name of the module; empty for the whole network."""
     samples: tuple[int, ...]
-    """Places in the batch of the samples that are; empty where it cannot be told."""
+    """Indices in the batch of the samples concerned; empty if they are not known."""
 
 
 def first_non_finite(
     network: nn.Module, forward: Callable[[], object], count: int
 ) -> NonFinite | None:
-    """Run a network once more, and return which module's output went first.
+    """Run a network once more, and return the first module whose output is not finite.
 
-    Hooks are registered for this one run only.
+    Hooks are registered for this run only.
 
     Args:
-        network: whose modules are looked at.
+        network: its modules are checked.
         forward: runs it.
         count: samples in the batch.
 
     Returns:
         None if every output is finite.
     """
-    found: list[NonFinite] = []
+    detected: list[NonFinite] = []
 
-    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and (faulty := [t for t in _floats(output) if not t.isfinite().all()]):
-                found.append(NonFinite(name, _samples(faulty[0], count)))
+    def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def check(module: nn.Module, inputs: Any, output: Any) -> None:
+            if detected:
+                return
+            if faulty := [tensor for tensor in _floats(output) if not tensor.isfinite().all()]:
+                detected.append(NonFinite(name, _samples(faulty[0], count)))
 
-        return look
+        return check
 
     hooks = [
-        module.register_forward_hook(hook_of(name)) for name, module in network.named_modules()
+        module.register_forward_hook(make_hook(name)) for name, module in network.named_modules()
     ]
     try:
         with torch.no_grad():
@@ -49,7 +51,7 @@ def first_non_finite(
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else None
+    return detected[0] if detected else None
 
 
 def _samples(output: Tensor, count: int) -> tuple[int, ...]:
@@ -61,7 +63,7 @@ def _samples(output: Tensor, count: int) -> tuple[int, ...]:
 
 
 def _floats(output: Any) -> list[Tensor]:
-    """Return the floating-point tensors in what a module returned."""
+    """Return the floating-point tensors in the output of a module."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     if isinstance(output, Mapping):

@@ -1,4 +1,4 @@
-"""How a network is trained, as plain values: plans by name, optimiser groups, semantic ramp."""
+"""Optimiser, schedule and loss weights of a fit as plain values, and named plans."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -25,15 +25,16 @@ class TrainingPlan:
         schedule: ``cosine`` falls from the peak to 0; ``onecycle`` rises to it first.
         warmup: share of all steps over which ``onecycle`` rises.
         start_div: ``onecycle`` starts at the peak divided by this.
-        final_div: and ends at the start divided by this.
-        backbone_lr: factor of pixel fusion, U-Net and classifier.
-        bridge_lr: factor of what is learned around CLIP's image tower.
-        semantic_lr: factor of guidance, gate and attention.
-        semantic_ramp: first and last epoch (from 0) of switching semantics in: their strength is
-            0 before the first and 1 from the last on.
-        cosine_weight: weight of the loss that makes text-voxel cosines maps of their regions.
-        cosine_temperature: cosines are divided by this to be logits.
-        grade_weight: weight of the grade classifier's loss, where there is one.
+        final_div: ``onecycle`` ends at its start divided by this.
+        backbone_lr: factor for pixel fusion, U-Net and grade classifier.
+        bridge_lr: factor for the trainable parts around CLIP's image tower.
+        semantic_lr: factor for guidance, bottleneck and attention.
+        semantic_ramp: first and last epoch, counted from 0, in which the strength of semantics
+            rises: it is 0 before the first, and 1 from the last on.
+        cosine_weight: weight of the loss that trains text-voxel cosines to be maps of their
+            regions.
+        cosine_temperature: cosines are divided by this to become logits.
+        grade_weight: weight of the grade classifier's loss, if there is a classifier.
 
     Raises:
         ValueError: unknown ``optimizer`` or ``schedule``; the ramp ends before it begins.
@@ -55,10 +56,12 @@ class TrainingPlan:
     grade_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse what no fit can follow; a checkpoint or a YAML file may hold anything."""
-        for name, known in (("optimizer", _OPTIMIZERS), ("schedule", _SCHEDULES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(known)}")
+        """Refuse impossible values: a checkpoint or a YAML file may hold anything."""
+        for name, choices in (("optimizer", _OPTIMIZERS), ("schedule", _SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: choose from {', '.join(choices)}"
+                )
         first, last = self.semantic_ramp
         if last < first:
             raise ValueError(
@@ -67,7 +70,7 @@ class TrainingPlan:
             )
 
     def semantic_strength(self, epoch: int) -> float:
-        """Return how far semantics count in an epoch, counted from 0."""
+        """Return the strength of semantics in an epoch, counted from 0."""
         first, last = self.semantic_ramp
         return min(max((epoch - first + 1) / (last - first + 1), 0.0), 1.0)
 
@@ -91,14 +94,14 @@ class TrainingPlan:
         return optimizer
 
     def schedule_for(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-        """Return the schedule of a fit; it is to be stepped after every optimiser step."""
+        """Return the schedule of a fit; step it after every step of the optimiser."""
         if self.schedule == "cosine":
             return CosineAnnealingLR(optimizer, T_max=total_steps)
         return OneCycleLR(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=total_steps,
-            # A rise of exactly one step has no length, by which torch divides.
+            # torch divides by the length of the rise, and counts a rise of exactly one step as 0.
             pct_start=min(self.warmup * (1 + 1e-9), 1.0),
             div_factor=self.start_div,
             final_div_factor=self.final_div,
@@ -107,12 +110,13 @@ class TrainingPlan:
 
 
 PLANS: dict[str, TrainingPlan] = {
-    # The paper's training, once as its body and once as its appendix has it. Both curves show a
-    # bend at epochs 8 to 10, which it ascribes to semantics coming in. It states neither loss.
+    # The paper's training, once as in its body and once as in its appendix. Both learning curves
+    # bend at epochs 8 to 10; the paper explains this by semantics being switched in. It states
+    # neither loss.
     "paper_body": TrainingPlan(
         optimizer="adam", lr=1e-4, weight_decay=1e-5, schedule="cosine", semantic_ramp=(8, 10)
     ),
-    # "From 5e-5" is read as the start: 20 times that is the peak, 1/100 of it the end.
+    # "From 5e-5" is taken as the start: the peak is 20 times that, the end 1/100 of it.
     "paper_appendix": TrainingPlan(
         lr=1e-3,
         warmup=0.2,
@@ -124,7 +128,7 @@ PLANS: dict[str, TrainingPlan] = {
         semantic_ramp=(8, 10),
     ),
     "recommended": TrainingPlan(lr=3e-4, semantic_ramp=(8, 10)),
-    # Short runs: semantics from the start.
+    # For short runs: semantics from the start.
     "tiny": TrainingPlan(),
 }
 
@@ -133,7 +137,7 @@ def training_plan(name: str) -> TrainingPlan:
     """Return the plan of that name.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: there is no such plan; the message lists all names.
 
     Example:
         >>> training_plan("paper_body").optimizer
@@ -145,7 +149,7 @@ def training_plan(name: str) -> TrainingPlan:
 
 
 def resolve_plan(plan: TrainingPlan | dict[str, Any] | str | None, network: object) -> TrainingPlan:
-    """Return a plan from its name, its values, or the name of the network it goes with."""
+    """Return a plan from its name, its values, or the name of the network that it is for."""
     if isinstance(plan, TrainingPlan):
         return plan
     if isinstance(plan, dict):

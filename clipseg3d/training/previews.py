@@ -1,4 +1,4 @@
-"""Figures of validation cases, for those who watch a training."""
+"""Figures of validation cases, to watch how training goes."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from clipseg3d.reporting.figures import save_overlay
 
 
 class Previews(Callback):
-    """Save what is segmented beside what is true, after every validation.
+    """After every validation, save figures of prediction and expert mask side by side.
 
-    ``previews/{case}_{step}.png`` in the folder of the first logger, or the trainer's where there
-    is none; TensorBoard and W&B, where they are the loggers, show them too.
+    Files are ``previews/{case}_{step}.png`` in the folder of the first logger, or in the trainer's
+    if there is none. TensorBoard and W&B show them too, if they are among the loggers.
 
     Args:
-        num_cases: validation cases to show, the first ones; the same at every validation.
+        num_cases: how many validation cases to show; always the first ones.
 
     Raises:
         ValueError: ``num_cases`` is not positive.
@@ -32,7 +32,7 @@ class Previews(Callback):
         self._folder = Path()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the folder, which takes all ranks."""
+        """Find the folder; all ranks must ask, since the trainer broadcasts its name."""
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "previews"
 
     def on_validation_batch_end(  # type: ignore[override]  # this library's batch and outputs

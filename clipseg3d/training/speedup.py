@@ -9,14 +9,14 @@ from clipseg3d.networks.unet import UNet3D
 
 
 class Speedup(Callback):
-    """Lay out and compile the U-Net, where nearly all time goes, when a fit begins.
+    """Change the memory layout of the U-Net, which takes nearly all the time, or compile it.
 
-    Neither changes what is computed, but for rounding. Precision and accumulated batches are
-    arguments of Lightning's Trainer, checkpointing one of the network.
+    Results stay the same apart from rounding. Precision and accumulated batches are arguments of
+    Lightning's Trainer; checkpointing is one of the network.
 
     Args:
-        channels_last: keep the channels of a voxel side by side in memory.
-        compile: compile the U-Net; the first step, and the first one of another size, takes
+        channels_last: store the channels of a voxel side by side.
+        compile: compile the U-Net; the first step, and the first with crops of another size, takes
             minutes.
     """
 
@@ -28,15 +28,16 @@ class Speedup(Callback):
         """Prepare the U-Net of a module."""
         unet = _unet(pl_module)
         if self.channels_last:
-            # Convolutions follow their weights.
+            # Convolutions take the layout of their weights.
             unet.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if self.compile:
-            # Not the whole network: semantics have a look at values. Names of weights stay.
+            # Only methods of the U-Net: semantics branch on values of tensors, and a compiled
+            # module would rename its weights.
             for name in _METHODS:
                 setattr(unet, name, torch.compile(getattr(unet, name)))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the U-Net as it was, so that it can be copied and saved."""
+        """Restore the U-Net's own methods, so that it can be copied and saved."""
         for name in _METHODS:
             vars(_unet(pl_module)).pop(name, None)
 

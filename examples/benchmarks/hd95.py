@@ -1,14 +1,14 @@
 """HD95 of the three regions of a case: ours against MONAI's ``compute_hausdorff_distance``.
 
-Both get the same bool masks of whole volumes, on one thread, in turn, and must give the same
-numbers to the last bit: MONAI's definition, ``method="monai"``. Predictions are those in
-``--predictions``, or made by the network in ``--weights``; without either, they are references
-that were smoothly moved by some 2 mm, which is what a good network does, and faster to score than
-what a bad one does. Shapes that are hard on one way of computing or another are timed apart, on
-the whole tumour of the first case.
+Both get the same bool masks of whole volumes, on one thread, alternating. Both must give the same
+numbers to the last bit, by MONAI's definition (``method="monai"``). Predictions come from
+``--predictions``, or from the network in ``--weights``. Without either, they are references with
+smoothly moved surfaces, by about 2 mm. This is what a good network makes, and faster to score than
+the errors of a bad one. Difficult shapes are timed separately, on the whole tumour of the first
+case.
 
-``ratio`` is MONAI's time / ours, both being sums over cases of the median over rounds. MONAI
-converts bool masks to numbers first; ``ratio_float`` is against MONAI given numbers.
+``ratio`` is MONAI's time / ours; both are sums over cases of the median over rounds. MONAI converts
+bool masks to numbers first; ``ratio_float`` is against MONAI with numbers.
 """
 
 import argparse
@@ -30,16 +30,16 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.label_pairs import find_predictions
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.data.releases import BRATS_2018, PHANTOM, BraTSRelease
-from clipseg3d.vocabulary import REGIONS
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.metrics.hausdorff import hd95
+from clipseg3d.phantom.write import write_phantoms
+from clipseg3d.vocabulary import REGIONS
 
 Masks = npt.NDArray[np.bool_]
 
 
-def moved(mask: Masks, rng: np.random.Generator, sd: float = 2.0) -> Masks:
+def move_surface(mask: Masks, rng: np.random.Generator, sd: float = 2.0) -> Masks:
     """Move the surface of a mask (x, y, z) in and out, smoothly, by ``sd`` voxels."""
     inside = np.argwhere(mask)
     if not len(inside):
@@ -57,7 +57,7 @@ def moved(mask: Masks, rng: np.random.Generator, sd: float = 2.0) -> Masks:
 
 
 def hard_shapes(prediction: Masks, brain: Masks, rng: np.random.Generator) -> dict[str, Masks]:
-    """Return predictions (x, y, z) that are far off."""
+    """Return predictions (x, y, z) with large errors."""
     stray = prediction.copy()
     stray[2, 2, 2] = stray[-3, -3, -3] = True
     return {
@@ -69,26 +69,26 @@ def hard_shapes(prediction: Masks, brain: Masks, rng: np.random.Generator) -> di
 
 
 def milliseconds(action: Callable[[], Any]) -> tuple[float, Any]:
-    """Return how long something takes, and what it gives."""
+    """Return the time of a call, in ms, and its result."""
     start = time.perf_counter()
     result = action()
     return (time.perf_counter() - start) * 1e3, result
 
 
-def race(prediction: Masks, reference: Masks, rounds: int) -> dict[str, float]:
-    """Return the median time of each way for masks (r, x, y, z), in ms.
+def compare(prediction: Masks, reference: Masks, rounds: int) -> dict[str, float]:
+    """Return the median time of each method for masks (r, x, y, z), in ms.
 
     Raises:
-        RuntimeError: the ways differ.
+        RuntimeError: the results differ.
     """
     pair = [torch.from_numpy(masks)[None] for masks in (prediction, reference)]
     numbers = [masks.float() for masks in pair]
     options = {"include_background": True, "percentile": 95}
     times: dict[str, list[float]] = {"ours": [], "peer": [], "peer_float": []}
     for _ in range(rounds):
-        spent, due = milliseconds(lambda: compute_hausdorff_distance(*pair, **options))
+        spent, expected = milliseconds(lambda: compute_hausdorff_distance(*pair, **options))
         times["peer"].append(spent)
-        spent, found = milliseconds(
+        spent, actual = milliseconds(
             lambda: [
                 hd95(*masks, method="monai") for masks in zip(prediction, reference, strict=True)
             ]
@@ -96,10 +96,10 @@ def race(prediction: Masks, reference: Masks, rounds: int) -> dict[str, float]:
         times["ours"].append(spent)
         spent, _ = milliseconds(lambda: compute_hausdorff_distance(*numbers, **options))
         times["peer_float"].append(spent)
-        finite = np.isfinite(found)  # MONAI has NaN where a mask is empty
-        if not np.array_equal(np.array(found)[finite], due[0].numpy()[finite]):
-            raise RuntimeError(f"ours is {found}, MONAI's {due[0].tolist()}")
-    return {way: statistics.median(spent) for way, spent in times.items()}
+        finite = np.isfinite(actual)  # MONAI has NaN where a mask is empty
+        if not np.array_equal(np.array(actual)[finite], expected[0].numpy()[finite]):
+            raise RuntimeError(f"ours is {actual}, MONAI's {expected[0].tolist()}")
+    return {method: statistics.median(spent) for method, spent in times.items()}
 
 
 def load_cases(data: Path | None, count: int, folder: Path) -> tuple[list[Case], BraTSRelease]:
@@ -113,7 +113,10 @@ def load_cases(data: Path | None, count: int, folder: Path) -> tuple[list[Case],
 def predictor(
     arguments: argparse.Namespace, cases: list[Case], release: BraTSRelease
 ) -> tuple[str, Callable[[Case, Masks], Masks]]:
-    """Return where predictions are from, and a function of a case and its reference."""
+    """Return where predictions come from, and a function that makes them.
+
+    The function takes a case and its reference masks.
+    """
     if arguments.predictions is not None:
         references = {case.case_id: case.label for case in cases}
         files = find_predictions(arguments.predictions, references)
@@ -124,7 +127,9 @@ def predictor(
         network = Predictor.from_checkpoint(arguments.weights)
         return str(arguments.weights), lambda case, _: release.to_regions(network(case).label)
     rng = np.random.default_rng(0)
-    return "moved references", lambda _, reference: np.stack([moved(m, rng) for m in reference])
+    return "moved references", lambda _, reference: np.stack(
+        [move_surface(m, rng) for m in reference]
+    )
 
 
 def main() -> None:
@@ -148,10 +153,10 @@ def main() -> None:
         for case in cases:
             reference = release.to_regions(read_voxels(case.label).astype(np.uint8))
             prediction = predict(case, reference)
-            if not rows:  # neither way pays for what happens once
-                race(prediction, reference, 1)
+            if not rows:  # warm up: what happens once is not timed
+                compare(prediction, reference, 1)
                 first = prediction, reference, read_voxels(case.sequences["flair"]) > 0
-            rows.append(race(prediction, reference, arguments.rounds))
+            rows.append(compare(prediction, reference, arguments.rounds))
             row = rows[-1]
             print(
                 f"{case.case_id:24s} ours {row['ours']:6.1f}  MONAI {row['peer']:7.1f}  "
@@ -161,14 +166,14 @@ def main() -> None:
         prediction, reference, brain = first
         hard = {}
         for shape, masks in hard_shapes(prediction[0], brain, rng).items():
-            row = race(masks[None], reference[:1], arguments.rounds)
+            row = compare(masks[None], reference[:1], arguments.rounds)
             hard[shape] = round(row["peer"] / row["ours"], 2)
             print(
                 f"WT, {shape:26s} ours {row['ours']:6.1f}  MONAI {row['peer']:7.1f}  "
                 f"x {hard[shape]:5.1f}"
             )
 
-    total = {way: sum(row[way] for row in rows) for way in rows[0]}
+    total = {method: sum(row[method] for row in rows) for method in rows[0]}
     print(
         json.dumps(
             {

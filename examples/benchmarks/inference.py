@@ -1,25 +1,25 @@
-"""A whole volume by this library, and by MONAI's sliding windows over the uncropped volume.
+"""Segment a whole volume: this library against MONAI's sliding window over the uncropped volume.
 
-Same network, same window size, same overlap, Gaussian weights, both on the CPU, in turn, in one
-run. The peer is MONAI's ``sliding_window_inference`` with one window at a time. It gets all that
-the network needs for nothing: the z-scored image, the semantics computed once, the place of each
-window in the brain. What is timed, of either: windows, stitching, labels in the source's grid.
+Both use the same network, ROI size and overlap, Gaussian weights and the CPU, and alternate in one
+run. The peer is MONAI's ``sliding_window_inference`` with one window at a time. Preparation is free
+for the peer: the z-scored image, the semantics, which are computed once, and the crop box of each
+window. The timed part of both is windows, stitching, and labels in the grid of the source.
 
-Windows of the two lie at different places, and the network normalises each window by itself and
-sees no further than it, so the two cannot agree everywhere, the less the worse the network knows
-what it sees. Normalising by statistics kept from training was tried, and did not change that.
-``equal_voxels`` is the share of all voxels of the volume with the same label, the lowest over
-cases. Most of them are background: ``equal_in_brain`` counts within the brain only, and Dice
-between the two label maps says it for the tumour.
+The windows of the two have different positions, and the network normalises each window on its own,
+so the two cannot agree everywhere; they agree less where the network is less certain. Normalising
+by statistics from training was tried, and did not change this. ``equal_voxels`` is the share of all
+voxels of the volume with the same label, the lowest over cases. Most of them are background, so
+``equal_in_brain`` counts within the brain only. ``dice_between`` compares the tumour in the two
+label maps.
 
-``ratio`` is (MONAI's time) / (ours), summed over cases. ``memory_ratio`` is (our peak) / (MONAI's):
-each in a process of its own, resident memory above what it is with network and libraries loaded;
-the image, which either holds, counts.
+``ratio`` is (MONAI's time) / (ours), summed over cases. ``memory_ratio`` is (our peak) / (MONAI's).
+Each peak is measured in its own process: resident memory above the level with network and libraries
+loaded. The image, which both hold, counts.
 
-Without ``--weights`` the demo's network is trained first, on phantoms of 2 mm. It is used on
-phantoms of that size, in its own windows of 64 voxels: with 120 x 120 x 78 voxels there are as many
-windows as at 1 mm, each an eighth as large. On real cases of 1 mm (``--data``) give weights that
-were trained on such; the demo's are used in windows of 128 there, and know little.
+Without ``--weights`` the demo's network is trained first, on phantoms of 2 mm, and used on phantoms
+of that size with its own ROI size of 64 voxels. A volume of 120 x 120 x 78 voxels then has as many
+windows as one at 1 mm, each an eighth as large. For real cases of 1 mm (``--data``) give weights
+that were trained at 1 mm; the demo's weights would run with a ROI size of 128, and segment poorly.
 """
 
 import argparse
@@ -41,111 +41,113 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from clipseg3d.blocks.semantic_fusion import Semantics
-from clipseg3d.data.cases import Case, find_cases
-from clipseg3d.phantom.write import write_phantoms
-from clipseg3d.data.preprocessing import Grid, preprocess
-from clipseg3d.data.releases import BRATS_2018, PHANTOM, BraTSRelease
 from clipseg3d.cli.demo import run_demo
+from clipseg3d.data.cases import Case, find_cases
+from clipseg3d.data.preprocessing import preprocess
+from clipseg3d.data.releases import BRATS_2018, PHANTOM, BraTSRelease
+from clipseg3d.data.scan_grid import ScanGrid
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.metrics.dice import dice_empty_is_one
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.views import Views
 
 OVERLAP = 0.5
 Labels = np.ndarray
 
 
-class Given(NamedTuple):
-    """What either way starts from."""
+class Prepared(NamedTuple):
+    """Input of either method."""
 
     image: Tensor
     """(1, 4, x, y, z) z-scored: the brain box, or the whole volume."""
     statistics: Tensor
     semantics: Semantics | None
-    grid: Grid
+    grid: ScanGrid
     release: BraTSRelease
-    window: tuple[int, int, int]
+    roi_size: tuple[int, int, int]
 
 
-def ours(network: CLIPSeg3D, given: Given) -> Labels:
+def ours(network: CLIPSeg3D, prepared: Prepared) -> Labels:
     """Segment the brain box, as :class:`Predictor` does."""
     logits = segment_volume(
         network,
-        given.image,
-        given.semantics,
-        given.statistics,
-        window=given.window,
+        prepared.image,
+        prepared.semantics,
+        prepared.statistics,
+        roi_size=prepared.roi_size,
         overlap=OVERLAP,
     )
     regions = (logits[0].sigmoid_() > 0.5).numpy()
-    return given.grid.restore(given.release.to_labels(regions))
+    return prepared.grid.restore(prepared.release.to_labels(regions))
 
 
 @torch.no_grad()
-def monai(network: CLIPSeg3D, given: Given) -> Labels:
-    """Segment the volume as it is in the file (LPS, as BraTS has it)."""
-    starts = torch.tensor([start for start, _ in given.grid.box], dtype=torch.float32)
-    extent = torch.tensor([stop - start for start, stop in given.grid.box], dtype=torch.float32)
-    size = torch.tensor(given.window, dtype=torch.float32)
+def monai(network: CLIPSeg3D, prepared: Prepared) -> Labels:
+    """Segment the uncropped volume in the voxel order of the file (LPS in BraTS)."""
+    box = prepared.grid.box
+    starts = torch.tensor([start for start, _ in box], dtype=torch.float32)
+    extent = torch.tensor([stop - start for start, stop in box], dtype=torch.float32)
+    size = torch.tensor(prepared.roi_size, dtype=torch.float32)
 
     def predict(crop: Tensor, slices: list[list[slice]]) -> Tensor:
         corner = torch.tensor([axis.start for axis in slices[0][2:]], dtype=torch.float32)
-        place = torch.stack([(corner - starts) / extent, size / extent])
+        crop_box = torch.stack([(corner - starts) / extent, size / extent])
         return network.segment(
-            crop, given.semantics, window=place[None], statistics=given.statistics
+            crop, prepared.semantics, crop_box=crop_box[None], statistics=prepared.statistics
         ).logits
 
     logits = sliding_window_inference(
-        given.image,
-        given.window,
+        prepared.image,
+        prepared.roi_size,
         1,
         predict,
         overlap=OVERLAP,
         mode="gaussian",
         with_coord=True,
     )
-    return given.release.to_labels((logits[0].sigmoid_() > 0.5).numpy())
+    return prepared.release.to_labels((logits[0].sigmoid_() > 0.5).numpy())
 
 
-WAYS: dict[str, Callable[[CLIPSeg3D, Given], Labels]] = {"monai": monai, "ours": ours}
+METHODS: dict[str, Callable[[CLIPSeg3D, Prepared], Labels]] = {"monai": monai, "ours": ours}
 
 
-def prepare(case: Case, predictor: Predictor) -> dict[str, Given]:
-    """Return what each way is given."""
+def prepare(case: Case, predictor: Predictor) -> dict[str, Prepared]:
+    """Return the input of each method."""
     network = predictor.network
     ready = preprocess(case, predictor.release, view_selection=network.view_selection)
     views = Views(*(part[None] for part in ready.views))
     with torch.no_grad():
         semantics = network.encode_semantics(views, *network.embed_text([case.report]))
-    common = (ready.statistics[None], semantics, ready.grid, predictor.release, predictor.window)
+    common = (ready.statistics[None], semantics, ready.grid, predictor.release, predictor.roi_size)
     volume = torch.from_numpy(ready.grid.restore(ready.image.numpy()))
-    return {"monai": Given(volume[None], *common), "ours": Given(ready.image[None], *common)}
+    return {"monai": Prepared(volume[None], *common), "ours": Prepared(ready.image[None], *common)}
 
 
 def load(weights: Path, *, real: bool) -> Predictor:
-    """Load a network, for the cases it was trained on or for real ones of 1 mm."""
+    """Load a network, for cases like those of its training or for real cases of 1 mm."""
     warnings.filterwarnings("ignore", message="the weights of the tiny CLIP are random")
     loaded = Predictor.from_checkpoint(weights, device="cpu")
     spacing_mm = 1.0 if real else loaded.spacing_mm
-    edges = [round(edge * loaded.spacing_mm / spacing_mm) for edge in loaded.window]
+    edges = [round(edge * loaded.spacing_mm / spacing_mm) for edge in loaded.roi_size]
     return Predictor(
         loaded.network,
         release=BRATS_2018 if real else PHANTOM,
         spacing_mm=spacing_mm,
-        window=(edges[0], edges[1], edges[2]),
+        roi_size=(edges[0], edges[1], edges[2]),
         overlap=OVERLAP,
         device="cpu",
     )
 
 
-def send_peak(way: str, weights: Path, given: Path, threads: int, pipe: Connection) -> None:
-    """Send the peak of resident memory above that with the network loaded, in MB."""
+def send_peak(method: str, weights: Path, prepared: Path, threads: int, pipe: Connection) -> None:
+    """Send the peak of resident memory above the level with the network loaded, in MB."""
     torch.set_num_threads(threads)
     network = load(weights, real=False).network
     before = memory_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark so far
-    WAYS[way](network, torch.load(given, weights_only=False))
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak so far
+    METHODS[method](network, torch.load(prepared, weights_only=False))
     pipe.send(memory_mb("VmHWM") - before)
 
 
@@ -155,11 +157,11 @@ def memory_mb(kind: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
 
 
-def measure_peak(way: str, weights: Path, given: Path, threads: int) -> float:
-    """Return the peak memory of one way, measured in a new process."""
+def measure_peak(method: str, weights: Path, prepared: Path, threads: int) -> float:
+    """Return the peak memory of one method, measured in a new process."""
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_peak, args=(way, weights, given, threads, sender))
+    process = context.Process(target=send_peak, args=(method, weights, prepared, threads, sender))
     process.start()
     sender.close()
     peak: float = receiver.recv()
@@ -202,24 +204,24 @@ def main() -> None:
         cases = find(arguments, predictor, work)
         rows = []
         for number, case in enumerate(cases):
-            given = prepare(case, predictor)
+            prepared = prepare(case, predictor)
             seconds, labels = {}, {}
-            for way in list(WAYS) if number % 2 else list(WAYS)[::-1]:
+            for method in list(METHODS) if number % 2 else list(METHODS)[::-1]:
                 start = time.perf_counter()
-                labels[way] = WAYS[way](predictor.network, given[way])
-                seconds[way] = time.perf_counter() - start
-            brain = (given["monai"].image[0] != 0).any(dim=0).numpy()
+                labels[method] = METHODS[method](predictor.network, prepared[method])
+                seconds[method] = time.perf_counter() - start
+            brain = (prepared["monai"].image[0] != 0).any(dim=0).numpy()
             row = {**seconds, **compare(labels["ours"], labels["monai"], brain, predictor.release)}
             rows.append(row)
             print(f"{case.case_id:24s}", *(f"{name} {value:.5g}" for name, value in row.items()))
-        whole = predictor(cases[-1]).label  # what was timed is what the library does
-        if not np.array_equal(whole, labels["ours"]):
-            raise RuntimeError(f"{int((whole != labels['ours']).sum())} voxels differ; see ours()")
+        check = predictor(cases[-1]).label  # the timed function must do what the library does
+        if not np.array_equal(check, labels["ours"]):
+            raise RuntimeError(f"{int((check != labels['ours']).sum())} voxels differ; see ours()")
         peaks = {}
-        for way in WAYS:
-            torch.save(given[way], work / way)
-            peaks[way] = measure_peak(way, weights, work / way, arguments.threads)
-    total = {way: sum(row[way] for row in rows) for way in WAYS}
+        for method in METHODS:
+            torch.save(prepared[method], work / method)
+            peaks[method] = measure_peak(method, weights, work / method, arguments.threads)
+    total = {method: sum(row[method] for row in rows) for method in METHODS}
     print(f"peak memory: MONAI {peaks['monai']:.0f} MB, ours {peaks['ours']:.0f} MB")
     print(
         json.dumps(
@@ -236,7 +238,7 @@ def main() -> None:
                 "peak_mb_ours": peaks["ours"],
                 "peak_mb_peer": peaks["monai"],
                 "cases": len(rows),
-                "window": predictor.window,
+                "window": predictor.roi_size,
                 "threads": arguments.threads,
                 "cpus": os.cpu_count(),
             }

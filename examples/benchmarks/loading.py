@@ -1,14 +1,14 @@
-"""Samples per second of random crops: this library's cache against three ways of MONAI's.
+"""Samples per second of random crops: this library's cache against three datasets of MONAI.
 
-Every way gives crops of four z-scored sequences with their labels, two thirds of them with tumour,
-in batches of one from worker processes; ours also cuts the labels into regions and gives the place
-of the crop and the views that CLIP sees. What arrives is copied into float32 buffers that stay, as
-a transfer to a device would read it; our batches are packed and unpacked there, which is timed
-apart. The ways take turns; before the clock runs, caches are filled and workers have started.
+Every loader gives crops of four z-scored sequences with their labels, two thirds of them with
+tumour, in batches of one from worker processes. Ours also turns labels into regions, and gives the
+crop box and the views that CLIP sees. Each batch is copied into float32 buffers that are reused, as
+a transfer to a device would read it. Our batches are packed; unpacking happens on the device and is
+timed separately. The loaders alternate. Caches are filled and workers started before timing begins.
 
 ``ratio`` is the median over rounds of our samples per second / those of MONAI's transforms on the
-.nii.gz files. Memory is what a further worker adds to the peak of all processes together, pages
-that are shared counting once. Augmentation and unpacking are timed in this process, on one thread.
+.nii.gz files. Memory is what one more worker adds to the peak of all processes together; shared
+pages count once. Augmentation and unpacking are timed in this process, on one thread.
 """
 
 import argparse
@@ -44,18 +44,18 @@ from clipseg3d.data.cache import CachedCase, build_cache
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.nifti import open_nifti
-from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.data.releases import BRATS_2018, PHANTOM, BraTSRelease
 from clipseg3d.data.transforms import Augmentation
+from clipseg3d.phantom.write import write_phantoms
 
 KEYS = ("image", "label")
 OURS, FILES = "clipseg3d cache", "MONAI from files"
 STEP_SECONDS = 0.25
-"""Of a training step on a GPU that loaders have to keep up with."""
+"""Time of a training step on a GPU with which loaders must keep up."""
 
 
 def monai_transforms(size: int) -> Compose:
-    """Return MONAI's way from files to a list of one crop."""
+    """Return MONAI's transforms from files to a list of one crop."""
     shape = (size,) * 3
     return Compose(
         [
@@ -70,7 +70,7 @@ def monai_transforms(size: int) -> Compose:
 
 
 def monai_items(cases: list[Case]) -> list[dict[str, Any]]:
-    """Return cases as MONAI takes them."""
+    """Return cases in the form that MONAI's transforms read."""
     return [
         {"image": [str(path) for path in case.sequences.values()], "label": str(case.label)}
         for case in cases
@@ -78,19 +78,19 @@ def monai_items(cases: list[Case]) -> list[dict[str, Any]]:
 
 
 class Source:
-    """Batches without end from one way of loading, and buffers that they are copied into."""
+    """Endless batches of one dataset, and the buffers that they are copied into."""
 
     def __init__(self, dataset: Dataset[Any], num_workers: int) -> None:
         self.loader = DataLoader(dataset, batch_size=1, shuffle=True, num_workers=num_workers)
         self.buffers: dict[str, Tensor] = {}
 
     def batches(self) -> Iterator[Any]:
-        """Give batches, epoch after epoch."""
+        """Yield batches, epoch after epoch."""
         while True:
             yield from self.loader
 
     def take(self, batch: Any) -> None:
-        """Copy what has arrived."""
+        """Copy a batch into the buffers."""
         crop = batch[0] if isinstance(batch, list) else batch
         for key in KEYS:
             if key not in self.buffers:
@@ -98,9 +98,9 @@ class Source:
             self.buffers[key].copy_(crop[key])
 
     def speed(self, num_samples: int) -> float:
-        """Return samples per second, the workers' start not counted."""
+        """Return samples per second, without the start of the workers."""
         batches = self.batches()
-        for _ in range(2 * self.loader.num_workers + 2):  # what workers have made ahead
+        for _ in range(2 * self.loader.num_workers + 2):  # prefetched by the workers
             self.take(next(batches))
         start = time.perf_counter()
         for _ in range(num_samples):
@@ -109,18 +109,18 @@ class Source:
 
 
 class Sampled(Dataset[Any]):
-    """A data set that is repeated: an epoch of few cases would end before workers are busy."""
+    """A dataset that is repeated: an epoch of few cases would end before all workers run."""
 
     def __init__(self, dataset: Any, length: int) -> None:
         self.dataset = dataset
         self.length = length
 
     def __len__(self) -> int:
-        """Return the length that is asked for."""
+        """Return the length."""
         return self.length
 
     def __getitem__(self, index: int) -> Any:
-        """Return a sample of the data set."""
+        """Return a sample of the dataset."""
         return self.dataset[index % len(self.dataset)]
 
 
@@ -132,13 +132,13 @@ def memory_of(process: int) -> float:
             if line.startswith("Pss:"):
                 total += int(line.split()[1]) / 1024
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    except OSError:  # it has ended meanwhile
+    except OSError:  # the process has ended
         return total
     return total + sum(memory_of(int(child)) for child in children)
 
 
 def memory_added(dataset: Dataset[Any], num_workers: int, num_samples: int) -> float:
-    """Return how much loading adds to the memory of this process and its workers, in MB."""
+    """Return the memory that loading adds to this process and its workers, in MB."""
     before = peak = memory_of(os.getpid())
     done = threading.Event()
 
@@ -158,7 +158,7 @@ def memory_added(dataset: Dataset[Any], num_workers: int, num_samples: int) -> f
 
 
 def milliseconds(action: Callable[[int], Any], count: int) -> float:
-    """Return the mean time of what is done in this process."""
+    """Return the mean time of an action in this process."""
     start = time.perf_counter()
     for index in range(count):
         action(index)
@@ -168,8 +168,8 @@ def milliseconds(action: Callable[[int], Any], count: int) -> float:
 def disk_share(cases: list[Case], entries: list[CachedCase]) -> float:
     """Return the size of the cache as a share of the uncompressed float32 volumes."""
     volumes = [open_nifti(path) for case in cases for path in case.sequences.values()]
-    whole = sum(4 * math.prod(volume.shape) for volume in volumes)
-    return sum(entry.path.stat().st_size for entry in entries) / whole
+    uncompressed = sum(4 * math.prod(volume.shape) for volume in volumes)
+    return sum(entry.path.stat().st_size for entry in entries) / uncompressed
 
 
 def load_cases(data: Path | None, count: int, folder: Path) -> tuple[list[Case], BraTSRelease]:
@@ -193,8 +193,8 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="This DataLoader will create")
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
         cases, release = load_cases(arguments.data, arguments.cases, folder / "phantoms")
         start = time.perf_counter()
         entries = build_cache(cases, release, folder / "cache", view_selection="energy")
@@ -208,12 +208,12 @@ def main() -> None:
         ours = BraTSDataset(entries, release, crop=crop, packed=True)
         augmented = BraTSDataset(entries, release, crop=crop, augment=Augmentation(), packed=True)
         memory = {}
-        for way, dataset in {"plain": ours, "augmented": augmented}.items():
+        for name, dataset in {"plain": ours, "augmented": augmented}.items():
             one, three = (
                 memory_added(Sampled(dataset, 100_000), workers, 20 * workers) for workers in (1, 3)
             )
-            memory[way] = (three - one) / 2
-            print(f"{way}: one worker takes {one:.0f} MB, a further one {memory[way]:.0f} MB")
+            memory[name] = (three - one) / 2
+            print(f"{name}: one worker takes {one:.0f} MB, each further one {memory[name]:.0f} MB")
         transforms, items = monai_transforms(arguments.size), monai_items(cases)
         peers = {
             FILES: FileDataset(items, transforms),
@@ -222,20 +222,22 @@ def main() -> None:
         }
         for index in range(len(cases)):
             peers["MONAI PersistentDataset"][index]  # written on first use
-        ways = {OURS: ours, **peers, "clipseg3d cache, augmented": augmented}
-        counts = {way: arguments.samples * (1 if way == FILES else 6) for way in ways}
+        loaders = {OURS: ours, **peers, "clipseg3d cache, augmented": augmented}
+        counts = {name: arguments.samples * (1 if name == FILES else 6) for name in loaders}
         sources = {
-            way: Source(Sampled(dataset, 100_000), arguments.workers)
-            for way, dataset in ways.items()
+            name: Source(Sampled(dataset, 100_000), arguments.workers)
+            for name, dataset in loaders.items()
         }
         rounds = [
-            {way: source.speed(counts[way]) for way, source in sources.items()}
+            {name: source.speed(counts[name]) for name, source in sources.items()}
             for _ in range(arguments.rounds)
         ]
-        speeds = {way: statistics.median(row[way] for row in rounds) for way in ways}
-        ratios = {way: statistics.median(row[OURS] / row[way] for row in rounds) for way in ways}
-        for way in ways:
-            print(f"{way:28s} {speeds[way]:7.1f} samples/s   ours x {ratios[way]:.1f}")
+        speeds = {name: statistics.median(row[name] for row in rounds) for name in loaders}
+        ratios = {
+            name: statistics.median(row[OURS] / row[name] for row in rounds) for name in loaders
+        }
+        for name in loaders:
+            print(f"{name:28s} {speeds[name]:7.1f} samples/s   ours x {ratios[name]:.1f}")
 
         plain = milliseconds(lambda index: ours[index % len(ours)], 20)
         changed = milliseconds(lambda index: augmented[index % len(ours)], 60)

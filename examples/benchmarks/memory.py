@@ -1,11 +1,11 @@
-"""Predicted peak memory of a training step beside what the CPU allocator gives out.
+"""Predicted peak memory of a training step beside the allocations of PyTorch on the CPU.
 
-Each case has a process of its own, which takes two real steps of a whole network with its semantic
-path while PyTorch's profiler notes every allocation. The most that the process itself held, above
-what it held before there was a network, is shown as well: it also holds the workspace of
-convolutions, which PyTorch's allocator does not see.
+Each case runs in its own process: two real steps of a whole network with its semantic path, while
+PyTorch's profiler records every allocation. The peak memory of the process, above its memory before
+the network was built, is shown as well. It includes the workspace of convolutions, which PyTorch's
+allocator does not see.
 
-``ratio`` is the allocator's peak / the predicted one, of the case where they differ most.
+``ratio`` is the allocator's peak / the predicted peak, of the case where they differ most.
 """
 
 import argparse
@@ -20,13 +20,13 @@ import torch
 from semantic_cost import REPORT
 from torch.profiler import ProfilerActivity, profile
 
+from clipseg3d.intensity import intensity_statistics
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import network_config
 from clipseg3d.training.memory import AUTOCAST, predict_peak_memory
 from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.views import cut_views
-from clipseg3d.intensity import intensity_statistics
 
 CASES = (
     ("recommended", "32-true", False, 64),
@@ -74,8 +74,8 @@ def work(preset: str, precision: str, checkpointing: bool, size: int) -> dict[st
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--largest", type=int, default=128, help="leave out larger edges")
-    parser.add_argument("--threads", type=int, default=1, help="each has workspace of its own")
+    parser.add_argument("--largest", type=int, default=128, help="skip larger edges")
+    parser.add_argument("--threads", type=int, default=1, help="each has its own workspace")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -1,7 +1,7 @@
-"""How long one simulated patient takes on one core, at 2 mm and at the voxel sizes around it.
+"""How long one simulated patient takes on one core, at 2 mm and at other voxel sizes.
 
-Voxel sizes take turns, each with the same patients; reading the tissue maps, once per process, is
-timed apart. Times are those of the processor, so that other work on the machine counts less.
+Voxel sizes alternate, each with the same patients. Reading the tissue maps, once per process, is
+timed separately. Times are CPU times, so that other work on the machine has less influence.
 
 ``ratio`` is the target, 2 s, divided by the median time of a 2 mm phantom.
 """
@@ -19,7 +19,7 @@ TARGET_S = 2.0
 
 
 def seconds(seed: int, spacing_mm: float) -> float:
-    """Return how long the processor works on a phantom."""
+    """Return the CPU time of a phantom."""
     start = time.process_time()
     simulate_phantom(seed, spacing_mm=spacing_mm)
     return time.process_time() - start

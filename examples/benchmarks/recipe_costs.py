@@ -1,12 +1,13 @@
-"""What the recipes in ``examples/configs`` should cost on GPUs: memory, and hours on an A100.
+"""Predicted costs of the recipes in ``examples/configs``: GPU memory, and hours on an A100.
 
     python examples/benchmarks/recipe_costs.py
 
-Nothing is trained. Memory is what ``clipseg3d fit --dry-run`` predicts. Hours are a prediction in
-three factors, for want of a GPU: the time that nnU-Net's authors report for a step of their network
-on an A100; how many more operations a network of their layout with our channels computes, counted;
-and how much longer than that ours takes on a CPU, measured (``step_time.py``). Recomputed blocks
-cost another forward pass. Our own validation, and what GPUs lose to each other, are left out.
+Nothing is trained. Memory is what ``clipseg3d fit --dry-run`` predicts. Hours are predicted without
+a GPU, as a product of three factors: the time per step that nnU-Net's authors report for an A100;
+the ratio of operations of a network with their layout and our channels, which is counted; and the
+ratio of our time per step to that of this network on a CPU, which is measured (``step_time.py``).
+Recomputed blocks cost another forward pass. Our own validation and communication between GPUs are
+left out.
 """
 
 import argparse
@@ -25,13 +26,14 @@ from clipseg3d.training.memory import predict_peak_memory
 CONFIGS = Path(__file__).parents[1] / "configs"
 NNUNET_CHANNELS = (32, 64, 128, 256, 320, 320)
 NNUNET_SECONDS = 9 * 3600 / (1000 * 250 * 2)
-"""Of a crop of 128 voxels a side on an A100 (PCIe, 40 GB): 1000 epochs of 250 steps of two crops in
-9 hours, validation and loading included (Isensee et al., arXiv 2404.09556, "nnU-Net (org.)")."""
+"""Seconds per crop of 128 voxels a side on an A100 (PCIe, 40 GB): 1000 epochs of 250 steps of two
+crops in 9 hours, with validation and loading (Isensee et al., arXiv 2404.09556, "nnU-Net (org.)").
+"""
 STEP_RATIO = 1.11
-"""`recommended` with semantics / DynUNet of equal channels at 128 voxels a side, as the README has
-it."""
+"""Time of `recommended` with semantics / DynUNet of equal channels at 128 voxels a side; see the
+README."""
 RECOMPUTED = 4 / 3
-"""A backward pass costs two forward passes, and checkpointing a forward pass more."""
+"""A backward pass costs two forward passes; checkpointing adds one forward pass."""
 CASES = {
     "BraTS2020DataModule": 369,
     "BraTS2021DataModule": 1251,
@@ -43,14 +45,14 @@ TEXTBRATS_TRAINING = 220
 
 
 def operations(channels: tuple[int, ...]) -> int:
-    """Return operations of a forward pass of nnU-Net's layout on a crop of 128 voxels a side."""
+    """Return the operations of a forward pass of nnU-Net's layout on 128 x 128 x 128 voxels."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         dynunet(channels)(torch.empty(1, 4, 128, 128, 128))
     return int(counter.get_total_flops())
 
 
 def training_cases(data: dict) -> int:
-    """Return how many cases a fold of a recipe trains on."""
+    """Return the number of training cases in a fold of a recipe."""
     options = data["init_args"]
     if "splits" in options:
         return TEXTBRATS_TRAINING
@@ -69,7 +71,7 @@ def main() -> None:
         network, trainer = recipe["model"]["network"], recipe["trainer"]
         options = recipe["data"]["init_args"]
         if "clip" not in network:
-            continue  # a preset for trying things out
+            continue  # a small preset, to try things out
         config = NetworkConfig(**network)
         second = NNUNET_SECONDS * operations(config.channels) / operations(NNUNET_CHANNELS)
         second *= STEP_RATIO * (RECOMPUTED if config.checkpointing else 1)

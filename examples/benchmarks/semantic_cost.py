@@ -1,12 +1,12 @@
-"""What the semantic path adds to a training step and to the inference of a whole volume.
+"""Cost of the semantic path in a training step and in the inference of a whole volume.
 
-The ``recommended`` network with and without its semantic path, in turn, in one run. CLIP has the
-size of the one it is named after, with random weights: time does not depend on them. Views are
-cut and text is embedded beforehand, as the cache and the text bank do. The image tower runs once
-per volume: in the step that warms up, and in inference; with RGB mixing in every training step.
+The ``recommended`` network runs with and without its semantic path, alternating, in one run. CLIP
+has the size of the named one, and random weights, on which time does not depend. Views are cut and
+text is embedded beforehand, as the cache and the text bank do it. The image tower runs once per
+volume: in the warm-up step, and in inference. With RGB mixing it runs in every training step.
 
-Memory that is freed stays with the process, as GPUs' allocators keep it. Given back to the system
-and faulted in anew, page by page, it takes up to a third of a step, and more of the noise.
+Freed memory stays with the process, as allocators of GPUs keep it. Returned to the system and
+mapped again page by page, it would take up to a third of a step, and cause most of the noise.
 
 ``ratio`` is the median over pairs of (training step with semantics) / (without).
 """
@@ -25,22 +25,20 @@ from transformers import CLIPConfig, CLIPModel
 
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.inference.sliding_window import segment_volume
+from clipseg3d.intensity import intensity_statistics
 from clipseg3d.losses import RegionLoss
-from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.build import build_clipseg3d
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import network_config
 from clipseg3d.views import cut_views
-from clipseg3d.intensity import intensity_statistics
 
 BRAIN = (140, 175, 140)
 REPORT = "A mass in the left temporal lobe. Marked oedema. A thick enhancing rim."
-
-
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed instead of giving it back to the system."""
+    """Make glibc keep freed memory instead of returning it to the system."""
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -79,7 +77,7 @@ def training_step(network: CLIPSeg3D, size: int) -> Callable[[], None]:
 
 
 def inference(network: CLIPSeg3D, size: int) -> Callable[[], None]:
-    """Return the segmentation of a brain box by sliding windows."""
+    """Return the segmentation of a brain box with a sliding window."""
     brain = torch.rand(1, 4, *BRAIN) + 0.1
     views = cut_views(brain, selection="energy")
     statistics = intensity_statistics(brain)
@@ -89,13 +87,13 @@ def inference(network: CLIPSeg3D, size: int) -> Callable[[], None]:
     def segment() -> None:
         network.eval()
         semantics = network.encode_semantics(views, text, mask)
-        segment_volume(network, brain, semantics, statistics, window=(size,) * 3)
+        segment_volume(network, brain, semantics, statistics, roi_size=(size,) * 3)
 
     return segment
 
 
 def seconds(action: Callable[[], None]) -> float:
-    """Return how long an action takes."""
+    """Return the time of an action."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start

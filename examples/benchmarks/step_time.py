@@ -1,17 +1,16 @@
-"""Time and memory of a training step beside those of the usual networks for BraTS.
+"""Time and memory of a training step beside those of common networks for BraTS.
 
-Forward, backward and optimiser on one crop of four sequences, fp32. Every network lives in a
-process of its own, which tells the most memory that it ever held, above what it held before there
-was a network; they step in turn. The networks that a target is set for step ``--rounds`` times, the
-others once. Losses are the same for all; ours also have the heads of deep supervision, the peers
-have none.
+A step is forward, backward and optimiser on one crop of four sequences, in fp32. Every network has
+its own process, which reports its peak memory above its memory before the network was built. The
+networks step alternately: those that have a target ``--rounds`` times, the others once. The loss is
+the same for all. Ours also have heads for deep supervision; the peers have none.
 
 ``ratio`` is the median over pairs of (the backbone of ``recommended``, with all its attention) /
-(MONAI's ``DynUNet`` of equal channels, nnU-Net's layout), the highest of all sizes. Semantics: CLIP
-has the size of ViT-B/32, with random weights, as in ``semantic_cost.py``.
+(MONAI's ``DynUNet`` of equal channels, nnU-Net's layout), the highest of all sizes. For semantics,
+CLIP has the size of ViT-B/32 and random weights, as in ``semantic_cost.py``.
 
-Much of the time of networks with attention goes where memory is new to the process. To time them
-with an allocator that keeps what is freed within a step, preload jemalloc::
+Networks with attention spend much time on memory that is new to the process. To time them with an
+allocator that keeps freed memory within a step, preload jemalloc::
 
     LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1
 """
@@ -35,8 +34,8 @@ from semantic_cost import full_size_clip, training_step
 from torch import nn
 
 from clipseg3d.losses import RegionLoss
-from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.build import build_clipseg3d
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import NetworkConfig, network_config
 
 RECOMMENDED = network_config("recommended")
@@ -97,22 +96,22 @@ def peer_step(network: nn.Module, size: int) -> Callable[[], None]:
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process ever held."""
+    """Return the peak memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def give_back() -> None:
-    """Return freed memory to the system, as far as the allocator can: others need it."""
+def release_memory() -> None:
+    """Return freed memory to the system as far as possible: the other processes need it."""
     process = ctypes.CDLL(None)
-    if hasattr(process, "mallctl"):  # of jemalloc; 4096 stands for all arenas
+    if hasattr(process, "mallctl"):  # jemalloc; 4096 means all arenas
         process.mallctl(b"arena.4096.purge", None, None, None, ctypes.c_size_t(0))
     elif hasattr(process, "malloc_trim"):
         process.malloc_trim(0)
 
 
 def work(name: str, threads: int) -> None:
-    """Answer every size on standard input with the facts of one step of that size."""
+    """Take a step for every size on standard input, and print its time and memory."""
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
     before = peak_bytes()
@@ -125,11 +124,11 @@ def work(name: str, threads: int) -> None:
     for line in sys.stdin:
         size = int(line)
         if size not in steps:
-            steps = {size: make(network, size)}  # what the size before needed is let go
+            steps = {size: make(network, size)}  # frees what the last size needed
         start = time.perf_counter()
         steps[size]()
         seconds = time.perf_counter() - start
-        give_back()
+        release_memory()
         print(json.dumps({"seconds": seconds, "bytes": peak_bytes() - before}), flush=True)
 
 
@@ -152,7 +151,7 @@ class Worker:
         self.parameters = self._answer()["parameters"] / 1e6
 
     def step(self, size: int) -> None:
-        """Let it take one step."""
+        """Take one step."""
         self.process.stdin.write(f"{size}\n")
         self.process.stdin.flush()
         facts = self._answer()
@@ -160,14 +159,14 @@ class Worker:
         self.gigabytes[size] = facts["bytes"] / 1e9
 
     def stop(self) -> None:
-        """Let it go."""
+        """End the process."""
         self.process.stdin.close()
         self.process.wait()
 
     def _answer(self) -> dict[str, float]:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("a network's process ended early; is there enough memory?")
+            raise RuntimeError("the process of a network ended early; is there enough memory?")
         facts: dict[str, float] = json.loads(line)
         return facts
 
@@ -192,7 +191,8 @@ def main() -> None:
     sizes: list[int] = arguments.sizes
     if len(arguments.rounds) != len(sizes) or any(a >= b for a, b in pairwise(sizes)):
         parser.error(
-            "give sizes from small to large, and as many rounds; memory is the most so far"
+            "give sizes from small to large, because memory is the peak so far, and one number of "
+            "rounds for each"
         )
 
     workers = {name: Worker(name, arguments.threads) for name in NETWORKS}

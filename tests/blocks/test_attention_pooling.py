@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/blocks/pooling.py. Sizes differ pairwise, so a swapped axis fails."""
+"""Mirrors clipseg3d/blocks/attention_pooling.py. Sizes differ pairwise, so a swapped axis fails."""
 
 import math
 

@@ -1,16 +1,31 @@
 """Mirrors clipseg3d/blocks/guidance.py. Sizes differ pairwise, so a swapped axis fails."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from clipseg3d.blocks.guidance import CrossModalGuidance
+from clipseg3d.blocks.guidance import (
+    GUIDANCE,
+    CrossModalGuidance,
+    FilmGuidance,
+    Guidance,
+    GuidanceKind,
+    NoGuidance,
+    SequentialGuidance,
+    build_guidance,
+)
+from clipseg3d.blocks.semantic_bridge import SemanticBridge
+from clipseg3d.blocks.semantic_fusion import SemanticFusion
+from clipseg3d.blocks.semantic_gate import SemanticGate
+from clipseg3d.blocks.sequential_attention import SequentialCrossAttention
+from clipseg3d.views import Views
 
 B, V, N, E, E_TEXT, D, HEADS = 2, 3, 5, 10, 6, 12, 4
-NARROW = slice(0, 2 * D)  # of MHSA's input projection: queries and keys
-KINDS = ["gate", "sequential", "film", "none"]
+QUERIES_AND_KEYS = slice(0, 2 * D)  # of MHSA's input projection
+KINDS = list(GUIDANCE)
 
 
 @pytest.fixture
@@ -32,7 +47,7 @@ def make(randomise):
     def build(kind="gate", **options):
         options = {"text_dim": E_TEXT, **options}
         torch.manual_seed(0)
-        guidance = CrossModalGuidance(E, D, kind=kind, num_heads=HEADS, **options)
+        guidance = build_guidance(kind, E, D, num_heads=HEADS, **options)
         return randomise(guidance).double().eval()
 
     return build
@@ -65,25 +80,127 @@ def reference(mapped, normalised, multihead):
         for b in range(len(views)):
             t = [mapped(w, "map_text", text[b, n]) for n in range(N) if mask[b, n]]
             t = sum(t) / len(t)
-            seen = list(views[b])
+            shown = list(views[b])
             if guidance.tokens == "mean":
-                seen = [sum(seen) / len(seen)]
-            v = [mapped(w, "map_views", view) for view in seen]
-            if guidance.kind == "gate":
+                shown = [sum(shown) / len(shown)]
+            v = [mapped(w, "map_views", view) for view in shown]
+            if isinstance(guidance, CrossModalGuidance):
                 gate = 1 / (1 + np.exp(-t))
                 content = [one * gate + t * (1 - gate) for one in v]
                 read = multihead(w, "attention", content, content, HEADS)
                 content = [c + r for c, r in zip(content, read, strict=True)]
-            elif guidance.kind == "film":
+            elif isinstance(guidance, FilmGuidance):
                 gamma = w["film.weight"][:D] @ t + w["film.bias"][:D]
                 beta = w["film.weight"][D:] @ t + w["film.bias"][D:]
                 content = [one * (1 + gamma) + beta for one in v]
             else:
+                assert isinstance(guidance, NoGuidance)
                 content = v
             out.append([normalised(c, w["norm.weight"], w["norm.bias"]) for c in content])
         return torch.from_numpy(np.array(out))
 
     return loop
+
+
+# kinds
+
+
+def test_every_kind_has_a_name_and_a_class():
+    assert dict(GUIDANCE) == {
+        "gate": CrossModalGuidance,
+        "sequential": SequentialGuidance,
+        "film": FilmGuidance,
+        "none": NoGuidance,
+    }
+    assert set(get_args(GuidanceKind)) == set(GUIDANCE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_build_guidance_passes_every_argument_on(kind):
+    options = {"tokens": "mean", "text_dim": E_TEXT, "num_heads": HEADS, "dropout": 0.7}
+    guidance = build_guidance(kind, E, D, **options)
+    assert type(guidance) is GUIDANCE[kind]
+    assert (guidance.embed_dim, guidance.dim) == (E, D)
+    assert {name: getattr(guidance, name) for name in options} == options
+    assert build_guidance(kind, E).dim == 256
+
+
+def test_a_kind_must_say_how_views_and_text_combine():
+    with pytest.raises(TypeError, match="combine"):
+        Guidance(E, D)
+
+
+class MeanGuidance(Guidance):
+    """The mean of views and text."""
+
+    def combine(self, views, text):
+        return (views + text) / 2
+
+
+def test_a_new_kind_needs_only_a_class_and_an_entry(monkeypatch, tiny_clip, randomise):
+    monkeypatch.setitem(GUIDANCE, "average", MeanGuidance)
+    guidance = build_guidance("average", tiny_clip.embed_dim, D, text_dim=E_TEXT, num_heads=HEADS)
+    assert type(guidance) is MeanGuidance
+    fusion = SemanticFusion(
+        SemanticBridge(tiny_clip), guidance, bottleneck_channels=9, decoder_channels=8
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (B, V, 32, 32, 4), generator=generator, dtype=torch.uint8)
+    views = Views(images, torch.rand(B, V, 3, generator=generator))
+    text = torch.randn(B, N, E_TEXT, generator=generator)
+    bottleneck = torch.randn(B, 9, 2, 3, 4, generator=generator)
+    features = torch.randn(B, 8, 4, 6, 8, generator=generator)
+
+    def head(features):
+        return features[:, :3]
+
+    semantics = fusion.encode(views, text)
+    assert semantics.tokens.shape == (B, V, D)
+    assert torch.equal(fusion.guide(bottleneck, semantics), bottleneck)
+    assert torch.equal(fusion.attend(features, semantics, head), head(features))
+    semantics = randomise(fusion).encode(views, text)
+    embedded = fusion.bridge.embed(views).tokens
+    everything = torch.ones(B, V, dtype=torch.bool)
+    mapped = guidance.map_views(fusion.centre_views(embedded, everything))
+    reports = fusion.whiten_reports(text[:, 3:], everything[:, :2])  # they guide, prompts do not
+    mean_text = guidance.map_text(reports).mean(dim=1, keepdim=True)
+    torch.testing.assert_close(semantics.tokens, guidance.norm((mapped + mean_text) / 2))
+    assert (fusion.guide(bottleneck, semantics) != bottleneck).any()
+    assert (fusion.attend(features, semantics, head) != head(features)).any()
+
+
+# the bottleneck
+
+
+@pytest.mark.parametrize("kind", ["gate", "film", "none"])
+def test_a_gate_changes_the_bottleneck_by_the_summary(make, randomise, kind):
+    guidance = make(kind)
+    block = guidance.build_bottleneck(9)
+    assert type(block) is SemanticGate
+    randomise(block)
+    features, summary = torch.randn(B, 9, 2, 4, 5), torch.randn(B, D)
+    changed = guidance.change_bottleneck(
+        block, features, summary=summary, tokens=None, mask=None, crop_box=None
+    )
+    assert torch.equal(changed, block(features, summary))
+    assert not guidance.reads_prompts
+
+
+def test_sequential_changes_the_bottleneck_by_all_tokens(make, randomise):
+    guidance = make("sequential", dropout=0.4)
+    block = guidance.build_bottleneck(9)
+    assert type(block) is SequentialCrossAttention
+    assert block.read.num_heads == HEADS
+    assert block.read.dropout == 0.4
+    randomise(block).eval()
+    features, tokens = torch.randn(B, 9, 2, 4, 5), torch.randn(B, N, D)
+    mask = torch.tensor([[True] * N, [True, False, True, False, True]])
+    crop_box = torch.tensor([[0.2, 0.1, 0.3], [0.5, 0.8, 0.4]]).repeat(B, 1, 1)
+    changed = guidance.change_bottleneck(
+        block, features, summary=None, tokens=tokens, mask=mask, crop_box=crop_box
+    )
+    assert torch.equal(changed, block(features, tokens, mask, crop_box))
+    assert guidance.reads_prompts
 
 
 # equations
@@ -95,11 +212,11 @@ def test_equations(make, reference, views, text, kind, tokens):
     """Equations 3-5 for ``gate``; the literal reading of the paper for ``mean``."""
     guidance = make(kind, tokens=tokens)
     mask = torch.ones(B, N, dtype=torch.bool)
-    result, known = guidance(views, text)
+    result, token_mask = guidance(views, text)
     assert result.shape == (B, V if tokens == "views" else 1, D)
     torch.testing.assert_close(result, reference(guidance, views, text, mask), rtol=0, atol=1e-10)
-    assert known.shape == result.shape[:2]
-    assert known.all()
+    assert token_mask.shape == result.shape[:2]
+    assert token_mask.all()
     mask[0, 2:] = False
     result, _ = guidance(views, text, text_mask=mask)
     torch.testing.assert_close(result, reference(guidance, views, text, mask), rtol=0, atol=1e-10)
@@ -111,7 +228,7 @@ def test_sequential_returns_all_tokens(make, mapped, normalised, views, text, to
     w = weights_of(guidance)
     valid = torch.tensor([True, False])
     mask = torch.tensor([[True, True, False, True, False], [False, True, True, True, True]])
-    result, known = guidance(views, text, views_valid=valid, text_mask=mask)
+    result, token_mask = guidance(views, text, views_valid=valid, text_mask=mask)
     count = V if tokens == "views" else 1
     assert result.shape == (B, count + N, D)
     shown = views if tokens == "views" else views.mean(dim=1, keepdim=True)
@@ -121,21 +238,23 @@ def test_sequential_returns_all_tokens(make, mapped, normalised, views, text, to
         for token, plain in zip(result[b], expected, strict=True):
             plain = torch.from_numpy(normalised(plain, w["norm.weight"], w["norm.bias"]))
             torch.testing.assert_close(token, plain, rtol=0, atol=1e-10)
-        assert known[b].tolist() == [bool(valid[b])] * count + mask[b].tolist()
-    only_views, known_views = guidance(views, None, views_valid=valid)
+        assert token_mask[b].tolist() == [bool(valid[b])] * count + mask[b].tolist()
+    only_views, mask_views = guidance(views, None, views_valid=valid)
     assert torch.equal(only_views, result[:, :count])
-    assert known_views.tolist() == [[True] * count, [False] * count]
-    only_text, known_text = guidance(None, text, text_mask=mask)
+    assert mask_views.tolist() == [[True] * count, [False] * count]
+    only_text, mask_text = guidance(None, text, text_mask=mask)
     torch.testing.assert_close(only_text, result[:, count:])
-    assert torch.equal(known_text, mask)
+    assert torch.equal(mask_text, mask)
     assert guidance(views, text)[1].all()
 
 
 def test_queries_and_keys_are_idle_over_one_averaged_token(make, views, text):
     def redraw(guidance):
         with torch.no_grad():
-            guidance.attention.in_proj_weight[NARROW] = 3.0 * torch.randn(2 * D, D).double()
-            guidance.attention.in_proj_bias[NARROW] = 1.0
+            guidance.attention.in_proj_weight[QUERIES_AND_KEYS] = (
+                3.0 * torch.randn(2 * D, D).double()
+            )
+            guidance.attention.in_proj_bias[QUERIES_AND_KEYS] = 1.0
 
     literal, ours = make(tokens="mean"), make(tokens="views")
     one, three = literal(views, text)[0], ours(views, text)[0]
@@ -149,22 +268,22 @@ def test_queries_and_keys_are_idle_over_one_averaged_token(make, views, text):
 
 def test_film_starts_as_layer_norm_of_the_views(views, text):
     torch.manual_seed(0)
-    guidance = CrossModalGuidance(E, D, kind="film", num_heads=HEADS, text_dim=E_TEXT).double()
+    guidance = FilmGuidance(E, D, num_heads=HEADS, text_dim=E_TEXT).double()
     tokens, _ = guidance(views, text)
     assert torch.equal(tokens, guidance.norm(guidance.map_views(views)))
 
 
 def test_text_guides_nothing_in_none(make, views, text):
     guidance = make("none")
-    tokens, known = guidance(views, text)
+    tokens, token_mask = guidance(views, text)
     assert torch.equal(tokens, guidance(views, -text)[0])
     assert torch.equal(tokens, guidance(views, None)[0])
-    assert known.all()
+    assert token_mask.all()
     valid = torch.tensor([True, False])
     assert guidance(views, text, views_valid=valid)[1].tolist() == [[True] * V, [False] * V]
-    tokens, known = guidance(None, text)
+    tokens, token_mask = guidance(None, text)
     assert tokens.shape == (B, 1, D)
-    assert not known.any()
+    assert not token_mask.any()
     assert torch.equal(tokens, guidance(None, -text)[0])
 
 
@@ -183,39 +302,39 @@ def test_text_and_views_both_count(make, views, text, kind):
 def test_masked_text_changes_nothing(make, views, text, kind):
     guidance = make(kind)
     mask = torch.tensor([True, True, False, True, False]).expand(B, N)
-    result, known = guidance(views, text, text_mask=mask)
+    result, token_mask = guidance(views, text, text_mask=mask)
     compact, _ = guidance(views, text[:, [0, 1, 3]])
     torch.testing.assert_close(
-        result[known].view(B, -1, D) if kind == "sequential" else result, compact
+        result[token_mask].view(B, -1, D) if kind == "sequential" else result, compact
     )
     text[:, 2], text[:, 4] = 100, -100
     after, _ = guidance(views, text, text_mask=mask)
-    assert torch.equal(after[known], result[known])
+    assert torch.equal(after[token_mask], result[token_mask])
 
 
 @pytest.mark.parametrize("kind", ["gate", "film"])
 def test_shapes_with_one_side_only(make, views, text, kind):
     guidance = make(kind)
     for given, count in (((views, text), V), ((views, None), V), ((None, text), 1)):
-        tokens, known = guidance(*given)
+        tokens, token_mask = guidance(*given)
         assert tokens.shape == (B, count, D)
-        assert known.shape == (B, count)
-        assert known.all()
+        assert token_mask.shape == (B, count)
+        assert token_mask.all()
 
 
 @pytest.mark.parametrize("kind", ["gate", "sequential", "film"])
 def test_one_side_only_is_that_one(make, views, text, kind):
     guidance = make(kind)
-    seen = guidance.map_views(views)
-    said = guidance.map_text(text).mean(dim=1, keepdim=True)
-    torch.testing.assert_close(guidance.blend(views, None), seen)
-    torch.testing.assert_close(guidance.blend(None, text), said)
+    mapped = guidance.map_views(views)
+    mean_text = guidance.map_text(text).mean(dim=1, keepdim=True)
+    torch.testing.assert_close(guidance.blend(views, None), mapped)
+    torch.testing.assert_close(guidance.blend(None, text), mean_text)
     if kind == "film":
-        torch.testing.assert_close(guidance(views, None)[0], guidance.norm(seen))
-        torch.testing.assert_close(guidance(None, text)[0], guidance.norm(said))
+        torch.testing.assert_close(guidance(views, None)[0], guidance.norm(mapped))
+        torch.testing.assert_close(guidance(None, text)[0], guidance.norm(mean_text))
     if kind == "gate":
-        attended = guidance.attention(seen, seen, seen)[0]
-        torch.testing.assert_close(guidance(views, None)[0], guidance.norm(seen + attended))
+        attended = guidance.attention(mapped, mapped, mapped)[0]
+        torch.testing.assert_close(guidance(views, None)[0], guidance.norm(mapped + attended))
 
 
 @pytest.mark.parametrize("kind", ["gate", "film"])
@@ -227,37 +346,37 @@ def test_each_case_of_a_mixed_batch_gets_what_it_has(make, kind):
     has_views = torch.tensor([True, True, False, False])
     has_text = torch.tensor([True, False, True, False])
     mask = has_text[:, None] & torch.tensor([True, True, True, False, False])
-    tokens, known = guidance(views, text, views_valid=has_views, text_mask=mask)
+    tokens, token_mask = guidance(views, text, views_valid=has_views, text_mask=mask)
     both, _ = guidance(views[:1], text[:1, :3])
     only_views, _ = guidance(views[1:2], None)
     only_text = guidance(None, text[2:3, :3])[0].expand(1, V, D)
     torch.testing.assert_close(tokens[:3], torch.cat([both, only_views, only_text]))
     assert tokens.isfinite().all()
-    assert known.tolist() == [[True] * V] * 3 + [[False] * V]
+    assert token_mask.tolist() == [[True] * V] * 3 + [[False] * V]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ignored_views_have_no_influence(make, views, text, kind):
     guidance = make(kind)
     valid = torch.tensor([True, False])
-    tokens, known = guidance(views, text, views_valid=valid)
+    tokens, token_mask = guidance(views, text, views_valid=valid)
     views[1] = 7
     after, _ = guidance(views, text, views_valid=valid)
-    assert torch.equal(after[known], tokens[known])
+    assert torch.equal(after[token_mask], tokens[token_mask])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_of_what_is_not_given_do_not_count(make, views, text, kind):
     guidance = make(kind)
     nothing = torch.zeros(B, dtype=torch.bool)
-    _, known = guidance(
+    _, token_mask = guidance(
         views, None, views_valid=nothing, text_mask=torch.ones(B, N, dtype=torch.bool)
     )
-    assert not known.any()
-    _, known = guidance(
+    assert not token_mask.any()
+    _, token_mask = guidance(
         None, text, views_valid=~nothing, text_mask=torch.zeros(B, N, dtype=torch.bool)
     )
-    assert not known.any()
+    assert not token_mask.any()
 
 
 def test_patches_are_blended_one_by_one(make, views, text):
@@ -277,7 +396,7 @@ def test_patches_are_blended_one_by_one(make, views, text):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_is_as_wide_as_the_views_unless_told(views, kind):
-    guidance = CrossModalGuidance(E, D, kind=kind, num_heads=HEADS).double()
+    guidance = build_guidance(kind, E, D, num_heads=HEADS).double()
     tokens, _ = guidance(views, views[:, :2])
     assert tokens.shape == (B, V + 2 * (kind == "sequential"), D)
 
@@ -286,9 +405,9 @@ def test_text_is_as_wide_as_the_views_unless_told(views, kind):
 def test_guidance_without_text(make, views, text, kind, dead_weights):
     guidance = make(kind, text_dim=0)
     assert guidance.map_text is None
-    tokens, known = guidance(views, None)
+    tokens, token_mask = guidance(views, None)
     assert tokens.shape == (B, V, D)
-    assert known.all()
+    assert token_mask.all()
     tokens.pow(3).sum().backward()
     assert dead_weights(guidance) == []
     with pytest.raises(ValueError, match="text is given to guidance built with text_dim=0"):
@@ -308,7 +427,7 @@ def test_gradient_reaches_every_weight(make, views, text, kind, dead_weights):
 
 
 def test_gradient_reaches_new_film(views, text, dead_weights):
-    guidance = CrossModalGuidance(E, D, kind="film", num_heads=HEADS, text_dim=E_TEXT).double()
+    guidance = FilmGuidance(E, D, num_heads=HEADS, text_dim=E_TEXT).double()
     guidance(views, text)[0].pow(3).sum().backward()
     assert not {"film.weight", "film.bias"} & set(dead_weights(guidance))
 
@@ -346,10 +465,15 @@ def test_rejects_tokens_without_three_axes(make, views, text):
     ("options", "message"),
     [
         ({"num_heads": 5}, r"dim=12 .* num_heads=5"),
-        ({"kind": "cross"}, "kind='cross': choose from gate, sequential, film, none"),
         ({"tokens": "max"}, "tokens='max': choose from views, mean"),
     ],
 )
-def test_rejects_options_it_does_not_know(options, message):
+@pytest.mark.parametrize("kind", KINDS)
+def test_rejects_options_it_does_not_know(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        CrossModalGuidance(E, D, **options)
+        build_guidance(kind, E, D, **options)
+
+
+def test_rejects_an_unknown_kind():
+    with pytest.raises(ValueError, match="kind='cross': choose from gate, sequential, film, none"):
+        build_guidance("cross", E, D)

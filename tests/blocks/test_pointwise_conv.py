@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/blocks/pointwise.py. Sizes differ pairwise, so a swapped axis fails."""
+"""Mirrors clipseg3d/blocks/pointwise_conv.py. Sizes differ pairwise, so a swapped axis fails."""
 
 import pytest
 import torch

@@ -22,7 +22,7 @@ def test_positions_run_between_the_corners_of_the_box(features):
         assert positions[b, :, x, y, z].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_window_is_read_per_case(features):
+def test_crop_box_is_read_per_case(features):
     crop_box = torch.tensor([[[0.0] * 3, [1.0] * 3], [[0.1, 0.5, 0.9], [0.4, 0.25, -0.6]]])
     positions = voxel_positions(features, crop_box)
     torch.testing.assert_close(positions[0], voxel_positions(features)[0])
@@ -32,7 +32,7 @@ def test_window_is_read_per_case(features):
     torch.testing.assert_close(last, 2 * (corner + size * (grid - 0.5) / grid) - 1)
 
 
-def test_positions_of_a_padded_window_leave_the_box():
+def test_positions_of_a_padded_crop_leave_the_box():
     crop_box = torch.tensor([[[-0.5, 0.0, 0.0], [2.0, 1.0, 1.0]]])
     along_x = voxel_positions(torch.zeros(1, 1, 4, 1, 1), crop_box)[0, 0].flatten()
     torch.testing.assert_close(along_x, torch.tensor([-1.5, -0.5, 0.5, 1.5]))
@@ -47,7 +47,7 @@ def test_positions_have_the_type_of_the_features(features, dtype):
 
 
 def test_low_precision_is_only_the_last_step():
-    # In bf16 arithmetic, the places of a small crop_box far from 0 would be a step off.
+    # In bf16 arithmetic, the positions in a small crop_box far from 0 would be a step off.
     crop_box = torch.tensor([[[0.9, 0.9, 0.9], [0.1, 0.05, 0.02]]])
     grid = torch.zeros(1, 1, 40, 30, 20)
     exact = voxel_positions(grid.double(), crop_box)

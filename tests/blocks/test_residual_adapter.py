@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/blocks/adapter.py. Sizes differ pairwise, so a swapped axis fails."""
+"""Mirrors clipseg3d/blocks/residual_adapter.py. Sizes differ pairwise, so a swapped axis fails."""
 
 import math
 

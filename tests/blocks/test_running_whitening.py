@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/blocks/whitening.py."""
+"""Mirrors clipseg3d/blocks/embedding_norm.py: RunningWhitening."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_moments_are_those_of_every_token_that_counted():
     assert whitening.count == mask.sum()
 
 
-def test_seen_directions_get_like_variance_and_unseen_ones_none():
+def test_varying_directions_get_equal_variance_and_others_none():
     tokens, axes = draw(4000)
     whitening = RunningWhitening(E, floor=1e-3)
     whitening(tokens, all_of(tokens))
@@ -129,8 +129,8 @@ def test_autocast_gives_the_float32_result():
     plain, cast = RunningWhitening(E), RunningWhitening(E)
     expected = plain(tokens, all_of(tokens))
     with torch.autocast("cpu", torch.bfloat16):
-        found = cast(tokens, all_of(tokens))
-    torch.testing.assert_close(found, expected)
+        result = cast(tokens, all_of(tokens))
+    torch.testing.assert_close(result, expected)
 
 
 def test_half_precision_module():
@@ -140,7 +140,7 @@ def test_half_precision_module():
     assert white.isfinite().all()
 
 
-def test_state_holds_what_was_seen():
+def test_state_holds_the_statistics():
     tokens, _ = draw(20)
     whitening = RunningWhitening(E)
     whitening(tokens, all_of(tokens))

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/blocks/attention.py. Sizes differ pairwise, so a swapped axis fails."""
+"""Mirrors clipseg3d/blocks/semantic_attention.py. Sizes differ pairwise."""
 
 import math
 
@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from clipseg3d.blocks.semantic_attention import SemanticAttention, apply_scores
-from clipseg3d.blocks.semantic_gate import SemanticGate
 
 B, C, X, Y, Z, D, HIDDEN, R = 2, 6, 5, 3, 4, 7, 8, 3
 MODES = ["residual", "gain", "paper"]
@@ -36,44 +35,10 @@ def opened(randomise):
     return randomise(SemanticAttention(C, D, hidden=HIDDEN))
 
 
-# gate of feature channels
-
-
-def test_new_gate_changes_nothing(features, summary):
-    assert torch.equal(SemanticGate(C, D)(features, summary), features)
-
-
-def test_gate_scales_and_shifts_channels(features, summary, randomise):
-    gate = randomise(SemanticGate(C, D))
-    result = gate(features, summary)
-    w = {name: weight.detach().numpy() for name, weight in gate.named_parameters()}
-    for b in range(B):
-        logit = w["scale.weight"] @ summary[b].numpy() + w["scale.bias"]
-        shift = w["shift.weight"] @ summary[b].numpy() + w["shift.bias"]
-        for c in range(C):
-            expected = features[b, c] * (2 / (1 + math.exp(-logit[c]))) + float(shift[c])
-            torch.testing.assert_close(result[b, c], expected)
-
-
-def test_gradient_reaches_the_new_gate(features, summary, dead_weights):
-    gate = SemanticGate(C, D)
-    gate(features, summary).square().sum().backward()
-    assert dead_weights(gate) == []
-
-
-def test_semantics_get_gradient_once_the_gate_is_open(features, summary, randomise):
-    summary.requires_grad_()
-    gate = SemanticGate(C, D)
-    gate(features, summary).square().sum().backward()
-    assert not summary.grad.any()
-    randomise(gate)(features, summary).square().sum().backward()
-    assert summary.grad.all()
-
-
 # semantic attention
 
 
-def test_new_attention_says_nothing(features, summary, region):
+def test_scores_of_new_attention_are_zero(features, summary, region):
     scores, cosines = SemanticAttention(C, D)(features, summary, region)
     assert scores.shape == cosines.shape == (B, 1, X, Y, Z)
     assert not scores.any()
@@ -86,20 +51,21 @@ def test_attention_equations(features, summary, region, opened):
     w = {n: p.reshape(p.shape[0], -1) if p.ndim == 5 else p for n, p in w.items()}
     scores, cosines = opened(features.double(), summary.double(), region.double())
     for b, x, y, z in np.ndindex(B, X, Y, Z):
-        place = [(2 * x + 1) / X - 1, (2 * y + 1) / Y - 1, (2 * z + 1) / Z - 1]
-        given, said = features[b, :, x, y, z].double().numpy(), region[b].double().numpy()
-        query = w["query.weight"] @ given + w["query.bias"]
-        key = w["key.weight"] @ said + w["key.bias"]
+        position = [(2 * x + 1) / X - 1, (2 * y + 1) / Y - 1, (2 * z + 1) / Z - 1]
+        voxel, prompt = features[b, :, x, y, z].double().numpy(), region[b].double().numpy()
+        query = w["query.weight"] @ voxel + w["query.bias"]
+        key = w["key.weight"] @ prompt + w["key.bias"]
         cosine = query @ key / math.sqrt((query @ query + 1e-6) * (key @ key + 1e-6))
-        there = w["place.0.weight"] @ place + w["place.0.bias"]
-        there = w["place.2.weight"] @ np.where(there > 0, there, 0.01 * there) + w["place.2.bias"]
-        meant = w["place_key.weight"] @ said + w["place_key.bias"]
-        hints = [cosine / 0.07, *(there * meant)]
+        hidden = w["position.0.weight"] @ position + w["position.0.bias"]
+        hidden = np.where(hidden > 0, hidden, 0.01 * hidden)
+        embedded = w["position.2.weight"] @ hidden + w["position.2.bias"]
+        position_key = w["position_key.weight"] @ prompt + w["position_key.bias"]
+        cues = [cosine / 0.07, *(embedded * position_key)]
         text = torch.cat([summary[b], region[b]]).double().numpy()
         context = w["context.weight"] @ text + w["context.bias"]
-        mixed = w["mix.weight"] @ np.append(query, hints) + w["mix.bias"] + context
+        mixed = w["mix.weight"] @ np.append(query, cues) + w["mix.bias"] + context
         mixed = np.where(mixed > 0, mixed, 0.01 * mixed)
-        expected = w["score.weight"] @ np.append(mixed, hints) + w["score.bias"]
+        expected = w["score.weight"] @ np.append(mixed, cues) + w["score.bias"]
         assert scores[b, 0, x, y, z].item() == pytest.approx(expected.item(), abs=1e-10)
         assert cosines[b, 0, x, y, z].item() == pytest.approx(cosine, abs=1e-10)
 
@@ -135,7 +101,7 @@ def test_text_constant_over_space_changes_the_scores(features, summary, region, 
     assert torch.allclose(moved, cosines, atol=1e-2) == (changed == "summary")
 
 
-def test_crop_with_its_window_is_a_crop_of_the_whole(features, summary, region, opened):
+def test_crop_with_its_crop_box_is_a_crop_of_the_whole(features, summary, region, opened):
     start, stop, grid = torch.tensor([1, 0, 1]), torch.tensor([4, 2, 4]), torch.tensor([X, Y, Z])
     crop_box = torch.stack([start / grid, (stop - start) / grid]).expand(B, 2, 3)
     crop = (..., slice(1, 4), slice(0, 2), slice(1, 4))
@@ -147,7 +113,7 @@ def test_crop_with_its_window_is_a_crop_of_the_whole(features, summary, region, 
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_mirrored_window_mirrors_the_output(features, summary, region, opened, axis):
+def test_mirrored_crop_box_mirrors_the_output(features, summary, region, opened, axis):
     crop_box = torch.tensor([[0.2, 0.1, 0.3], [0.5, 0.8, 0.4]]).repeat(B, 1, 1)
     mirrored = crop_box.clone()
     mirrored[:, 0, axis] += crop_box[:, 1, axis]
@@ -177,7 +143,7 @@ def test_zero_key_and_query_stay_finite(summary, region, opened):
     assert all(weight.grad.isfinite().all() for weight in opened.parameters())
 
 
-# steering logits
+# logits changed by scores
 
 
 @pytest.fixture
@@ -196,15 +162,15 @@ def scores():
 FULL, GUIDED = torch.ones(B), (2, 0)  # channel 1 is not guided
 
 
-def steer(head, features, scores, weight=FULL, **options):
+def change(head, features, scores, weight=FULL, **options):
     return apply_scores(head, features, scores, weight, **{"guided": GUIDED, **options})
 
 
 def test_residual_adds(head, features, scores):
     logits = head(features)
     weight = torch.tensor([0.25, 1.0])
-    result = steer(head, features, scores, weight)
-    assert torch.equal(result, steer(head, features, scores, weight, mode="residual"))
+    result = change(head, features, scores, weight)
+    assert torch.equal(result, change(head, features, scores, weight, mode="residual"))
     assert result.shape == (B, R, X, Y, Z)
     for b in range(B):
         for channel, region in enumerate(GUIDED):
@@ -220,7 +186,7 @@ def test_paper_multiplies_probabilities(head, features, scores, weight, dtype):
     head, features, scores = head.to(dtype), features.to(dtype), scores.to(dtype)
     probabilities = torch.sigmoid(head(features).double())
     weights = torch.full((B,), weight)
-    result = steer(head, features, scores, weights, mode="paper")
+    result = change(head, features, scores, weights, mode="paper")
     assert result.dtype == dtype
     for channel, region in enumerate(GUIDED):
         factor = torch.sigmoid(scores[:, channel].double() + 4)
@@ -231,26 +197,27 @@ def test_paper_multiplies_probabilities(head, features, scores, weight, dtype):
 
 def test_paper_weights_are_per_case(head, features, scores):
     weight = torch.tensor([0.5, 1.0])
-    result = steer(head, features, scores, weight, mode="paper")
+    result = change(head, features, scores, weight, mode="paper")
     for b in range(B):
-        alone = steer(head, features[b : b + 1], scores[b : b + 1], weight[b : b + 1], mode="paper")
-        torch.testing.assert_close(result[b : b + 1], alone)
+        case = slice(b, b + 1)
+        alone = change(head, features[case], scores[case], weight[case], mode="paper")
+        torch.testing.assert_close(result[case], alone)
 
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_paper_only_lowers(head, features, scores, weight):
     logits = head(features)
-    result = steer(head, features, scores, torch.full((B,), weight), mode="paper")
+    result = change(head, features, scores, torch.full((B,), weight), mode="paper")
     for region in GUIDED:
         assert (result[:, region] < logits[:, region]).all()
     assert not ((result > 0) & (logits <= 0)).any()
-    lower = steer(head, features, scores - 6, torch.full((B,), weight), mode="paper")
+    lower = change(head, features, scores - 6, torch.full((B,), weight), mode="paper")
     assert ((lower > 0) != (logits > 0)).any()
 
 
 def test_new_paper_gate_hardly_lowers(head, features):
     zeros = torch.zeros(B, 2, X, Y, Z)
-    probabilities = torch.sigmoid(steer(head, features, zeros, mode="paper"))
+    probabilities = torch.sigmoid(change(head, features, zeros, mode="paper"))
     expected = torch.sigmoid(head(features))
     expected[:, GUIDED] *= 0.9820138
     torch.testing.assert_close(probabilities, expected)
@@ -258,7 +225,7 @@ def test_new_paper_gate_hardly_lowers(head, features):
 
 def test_gain_shows_the_head_gained_features(head, features, scores):
     weight = torch.tensor([0.25, 1.0])
-    result = steer(head, features, scores, weight, mode="gain")
+    result = change(head, features, scores, weight, mode="gain")
     for b in range(B):
         for channel, region in enumerate(GUIDED):
             gain = 2 / (1 + torch.exp(-weight[b] * scores[b, channel]))
@@ -270,7 +237,7 @@ def test_a_positive_factor_on_logits_moves_no_decision_but_the_modes_do(head, fe
     logits = head(features)
     assert torch.equal(logits[:, :2] * 2 * torch.sigmoid(scores) > 0, logits[:, :2] > 0)
     for mode in ("residual", "gain"):
-        result = steer(head, features, scores, mode=mode)
+        result = change(head, features, scores, mode=mode)
         assert ((result > 0) & (logits <= 0)).any(), mode
         assert ((result <= 0) & (logits > 0)).any(), mode
         assert ((result > 0) == (logits > 0)).any(), mode
@@ -279,28 +246,28 @@ def test_a_positive_factor_on_logits_moves_no_decision_but_the_modes_do(head, fe
 @pytest.mark.parametrize("mode", MODES)
 def test_weight_zero_changes_no_bit(head, features, scores, mode):
     logits = head(features)
-    mixed = steer(head, features, scores, torch.tensor([0.0, 1.0]), mode=mode)
+    mixed = change(head, features, scores, torch.tensor([0.0, 1.0]), mode=mode)
     assert torch.equal(mixed[0], logits[0])
     assert not torch.equal(mixed[1], logits[1])
-    none = steer(head, features, 2500 * scores, torch.zeros(B), mode=mode)
+    none = change(head, features, 2500 * scores, torch.zeros(B), mode=mode)
     assert torch.equal(none, logits)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_unguided_channels_change_no_bit(head, features, scores, mode):
     logits = head(features)
-    result = steer(head, features, scores, mode=mode)
+    result = change(head, features, scores, mode=mode)
     changed = (result != logits).flatten(2).any(dim=2)
     assert changed.tolist() == [[True, False, True]] * B
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_each_score_steers_its_own_channel(head, features, scores, mode):
-    before = steer(head, features, scores, mode=mode)
+def test_each_score_changes_its_own_channel(head, features, scores, mode):
+    before = change(head, features, scores, mode=mode)
     for channel, region in enumerate(GUIDED):
         moved = scores.clone()
         moved[:, channel] += 1
-        changed = (steer(head, features, moved, mode=mode) != before).flatten(2).any(dim=2)
+        changed = (change(head, features, moved, mode=mode) != before).flatten(2).any(dim=2)
         assert changed.tolist() == [[r == region for r in range(R)]] * B
 
 
@@ -312,7 +279,7 @@ def test_extreme_scores_stay_finite(head, features, mode, score, level, weight):
     nn.init.constant_(head.bias, level)
     features.requires_grad_()
     scores = torch.full((B, 2, X, Y, Z), score, requires_grad=True)
-    result = steer(head, features, scores, torch.full((B,), weight), mode=mode)
+    result = change(head, features, scores, torch.full((B,), weight), mode=mode)
     assert result.isfinite().all()
     result.sum().backward()
     assert features.grad.isfinite().all()
@@ -323,7 +290,7 @@ def test_extreme_scores_stay_finite(head, features, mode, score, level, weight):
 @pytest.mark.parametrize("mode", MODES)
 def test_scores_get_gradient(head, features, scores, mode):
     scores.requires_grad_()
-    steer(head, features, scores, mode=mode).square().sum().backward()
+    change(head, features, scores, mode=mode).square().sum().backward()
     assert scores.grad.ne(0).float().mean() > 0.99
 
 
@@ -355,12 +322,12 @@ def test_coarser_scores_are_interpolated():
 @pytest.mark.parametrize("mode", MODES)
 def test_scores_and_regions_must_be_equally_many(head, features, scores, mode):
     with pytest.raises(ValueError, match="argument"):
-        steer(head, features, scores, guided=(0,), mode=mode)
+        change(head, features, scores, guided=(0,), mode=mode)
 
 
 def test_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="mode='product': choose from residual, gain, paper"):
-        steer(
+        change(
             torch.nn.Identity(),
             torch.zeros(1, 1, 2, 2, 2),
             torch.zeros(1, 1, 2, 2, 2),

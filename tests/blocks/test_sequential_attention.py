@@ -7,7 +7,7 @@ import torch
 from clipseg3d.blocks.sequential_attention import SequentialCrossAttention
 
 B, C, X, Y, Z, N, D, HEADS = 2, 9, 2, 4, 3, 5, 12, 6
-WINDOW = torch.tensor([[[0.1, 0.3, -0.2], [0.5, 0.9, 0.7]], [[0.8, 0.2, 1.1], [-0.5, 0.4, -1.3]]])
+CROP_BOX = torch.tensor([[[0.1, 0.3, -0.2], [0.5, 0.9, 0.7]], [[0.8, 0.2, 1.1], [-0.5, 0.4, -1.3]]])
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_new_block_changes_nothing(features, tokens, mask):
     assert torch.equal(make()(features, tokens, mask), features)
 
 
-@pytest.mark.parametrize("crop_box", [None, WINDOW], ids=["whole", "crop_box"])
+@pytest.mark.parametrize("crop_box", [None, CROP_BOX], ids=["whole", "crop_box"])
 def test_against_a_loop(trained, features, tokens, mask, crop_box, normalised, multihead):
     w = {name: weight.detach().numpy() for name, weight in trained.named_parameters()}
     result = trained(features, tokens, mask, crop_box)
@@ -50,22 +50,22 @@ def test_against_a_loop(trained, features, tokens, mask, crop_box, normalised, m
     for b in range(B):
         z = []
         for voxel in voxels:
-            place = [(index + 0.5) / n for index, n in zip(voxel, (X, Y, Z), strict=True)]
+            position = [(index + 0.5) / n for index, n in zip(voxel, (X, Y, Z), strict=True)]
             if crop_box is not None:
                 corner, size = crop_box[b].double().numpy()
-                place = corner + size * place
+                position = corner + size * position
             normed = normalised(
                 features[(b, slice(None), *voxel)].numpy(), w["norm.weight"], w["norm.bias"]
             )
-            there = w["place.weight"] @ (2 * np.array(place) - 1) + w["place.bias"]
+            there = w["position.weight"] @ (2 * np.array(position) - 1) + w["position.bias"]
             z.append(w["project.weight"] @ normed + w["project.bias"] + there)
         kept = [token.numpy() for n, token in enumerate(tokens[b]) if mask[b, n]]
         read = multihead(w, "read", kept, z, HEADS)
-        found = [
-            normalised(t + r, w["found.weight"], w["found.bias"])
+        normed_read = [
+            normalised(t + r, w["read_norm.weight"], w["read_norm.bias"])
             for t, r in zip(kept, read, strict=True)
         ]
-        for voxel, update in zip(voxels, multihead(w, "write", z, found, HEADS), strict=True):
+        for voxel, update in zip(voxels, multihead(w, "write", z, normed_read, HEADS), strict=True):
             expected = features[(b, slice(None), *voxel)].numpy()
             expected = torch.from_numpy(expected + w["out.weight"] @ update + w["out.bias"])
             got = result[(b, slice(None), *voxel)]
@@ -94,18 +94,18 @@ def test_row_without_tokens_is_finite(trained, features, tokens, mask):
     assert all(weight.grad.isfinite().all() for weight in trained.parameters())
 
 
-def test_window_matters(trained, features, tokens, mask):
+def test_crop_box_matters(trained, features, tokens, mask):
     whole = trained(features, tokens, mask)
-    difference = (trained(features, tokens, mask, WINDOW) - whole).flatten(1).abs().amax(dim=1)
+    difference = (trained(features, tokens, mask, CROP_BOX) - whole).flatten(1).abs().amax(dim=1)
     assert (difference > 1e-2).all()
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_mirrored_window_mirrors_the_output(trained, features, tokens, mask, axis):
-    mirrored = WINDOW.clone()
-    mirrored[:, 0, axis] += WINDOW[:, 1, axis]
+def test_mirrored_crop_box_mirrors_the_output(trained, features, tokens, mask, axis):
+    mirrored = CROP_BOX.clone()
+    mirrored[:, 0, axis] += CROP_BOX[:, 1, axis]
     mirrored[:, 1, axis] *= -1
-    expected = trained(features, tokens, mask, WINDOW).flip(2 + axis)
+    expected = trained(features, tokens, mask, CROP_BOX).flip(2 + axis)
     result = trained(features.flip(2 + axis), tokens, mask, mirrored)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)  # the crop_box is float32
 

@@ -1,12 +1,9 @@
 """Mirrors clipseg3d/blocks/voxel_refinement.py. Sizes differ pairwise, so a swapped axis fails."""
 
-import itertools
-
 import pytest
 import torch
 
 from clipseg3d.blocks.voxel_refinement import VoxelRefinement
-from clipseg3d.blocks.space_to_depth import space_to_depth, depth_to_space
 
 B, IN, OUT, HIDDEN = 2, 4, 3, 5
 X, Y, Z = 8, 12, 16
@@ -24,25 +21,14 @@ def raw():
 
 @pytest.fixture
 def trained():
-    refine = VoxelRefinement(IN, OUT, hidden=HIDDEN, fold=2)
+    refine = VoxelRefinement(IN, OUT, hidden=HIDDEN, cube=2)
     torch.manual_seed(2)
     torch.nn.init.normal_(refine.layers[-1].weight)
     return refine
 
 
-@pytest.mark.parametrize("fold", [1, 2, 4])
-def test_cubes_become_channels_and_voxels_again(image, fold):
-    cubes = space_to_depth(image, fold)
-    assert cubes.shape == (B, IN * fold**3, X // fold, Y // fold, Z // fold)
-    for channel, (c, i, j, k) in enumerate(
-        itertools.product(range(IN), range(fold), range(fold), range(fold))
-    ):
-        assert torch.equal(cubes[:, channel], image[:, c, i::fold, j::fold, k::fold])
-    assert torch.equal(depth_to_space(cubes, fold), image)
-
-
 def test_changes_nothing_until_trained_and_then_learns(image, raw):
-    refine = VoxelRefinement(IN, OUT, hidden=HIDDEN, fold=2)
+    refine = VoxelRefinement(IN, OUT, hidden=HIDDEN, cube=2)
     refined = refine(raw, image)
     assert torch.equal(refined, raw)
     refined.square().sum().backward()

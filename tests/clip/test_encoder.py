@@ -185,7 +185,7 @@ def test_tokens_count_start_and_end(tiny_clip):
     assert tiny_clip.count_tokens("abc") == 5  # its vocabulary is bytes
 
 
-def test_text_beyond_the_window_is_cut_off(tiny_clip):
+def test_text_beyond_max_tokens_is_cut_off(tiny_clip):
     text = "ab " * tiny_clip.max_tokens
     assert tiny_clip.count_tokens(text) > tiny_clip.max_tokens
     torch.testing.assert_close(tiny_clip.encode_text([text]), tiny_clip.encode_text([text + "cd"]))
@@ -265,6 +265,7 @@ def test_no_graph_is_kept_without_need(tiny_clip, images):
         assert not any(output.requires_grad for output in tiny_clip.encode_patches(images))
 
 
+@pytest.mark.slow
 def test_image_tower_can_be_exported(tiny_clip, images):
     class Tower(torch.nn.Module):
         def forward(self, images):

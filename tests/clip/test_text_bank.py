@@ -11,7 +11,7 @@ from clipseg3d.clip.text_bank import TextBank
 from clipseg3d.clip.text_cache import TextCache
 
 REGIONS = ("WT", "TC", "ET")
-E, WINDOW = 5, 6
+E, LIMIT = 5, 6
 
 
 def embedding(text):
@@ -22,7 +22,7 @@ def embedding(text):
 class WordEncoder:
     """Reads up to four words, start and end included six tokens; notes what it was asked for."""
 
-    name, embed_dim, max_tokens = "words", E, WINDOW
+    name, embed_dim, max_tokens = "words", E, LIMIT
 
     def __init__(self):
         self.asked = []
@@ -34,7 +34,7 @@ class WordEncoder:
     def encode_text(self, texts):
         self.asked += texts
         self.batches.append(len(texts))
-        assert all(self.count_tokens(text) <= WINDOW for text in texts if "lesion" in text)
+        assert all(self.count_tokens(text) <= LIMIT for text in texts if "lesion" in text)
         return torch.stack([embedding(text) for text in texts])
 
     def fingerprint(self):
@@ -69,10 +69,10 @@ def prompt(region):
     return torch.stack([embedding(text) for text in region_prompts(region)]).mean(dim=0)
 
 
-def test_prompts_come_first_then_one_token_per_window(bank):
+def test_prompts_come_first_then_one_token_per_chunk(bank):
     text, mask = bank(["A large lesion. Two lesions!"])
-    windows = [embedding("A large lesion."), embedding("Two lesions!")]
-    torch.testing.assert_close(text, torch.stack([*map(prompt, REGIONS), *windows])[None])
+    chunks = [embedding("A large lesion."), embedding("Two lesions!")]
+    torch.testing.assert_close(text, torch.stack([*map(prompt, REGIONS), *chunks])[None])
     assert mask.tolist() == [[True] * 5]
 
 
@@ -131,7 +131,7 @@ def test_many_texts_are_encoded_in_batches_of_like_length(bank, encoder):
 
 
 @pytest.mark.parametrize(
-    ("report", "windows"),
+    ("report", "chunks"),
     [
         ("A. B. C. D. E.", ["A. B. C. D.", "E."]),
         ("A. B. C.", ["A. B. C."]),
@@ -141,12 +141,12 @@ def test_many_texts_are_encoded_in_batches_of_like_length(bank, encoder):
         ("A a a a. B b b b.", ["A a a a.", "B b b b."]),
     ],
 )
-def test_whole_sentences_share_a_window_while_they_fit(bank, report, windows):
-    assert bank.windows(report) == windows
+def test_whole_sentences_share_a_chunk_while_they_fit(bank, report, chunks):
+    assert bank.chunks(report) == chunks
 
 
 @pytest.mark.parametrize(
-    ("report", "windows"),
+    ("report", "chunks"),
     [
         ("abcdefghij", ["abcd", "efgh", "ij"]),
         ("ab abcdefghij k l", ["ab", "abcd", "efgh", "ij k", "l"]),
@@ -155,18 +155,18 @@ def test_whole_sentences_share_a_window_while_they_fit(bank, report, windows):
         ("左额叶肿瘤。水肿", ["左额叶肿", "瘤。水肿"]),
     ],
 )
-def test_long_words_are_cut_between_characters(report, windows):
-    found = TextBank(LetterEncoder(), REGIONS).windows(report)
-    if "。" in report:  # a space parts sentences that share a window, and counts here
-        windows = ["左额叶肿", "瘤。", "水肿"]
-    assert found == windows
+def test_long_words_are_cut_between_characters(report, chunks):
+    found = TextBank(LetterEncoder(), REGIONS).chunks(report)
+    if "。" in report:  # a space parts sentences that share a chunk, and counts here
+        chunks = ["左额叶肿", "瘤。", "水肿"]
+    assert found == chunks
 
 
 @pytest.mark.parametrize("count", [4, 5, 8, 11])
 def test_long_sentence_is_cut_and_no_word_is_lost(bank, encoder, count):
     sentence = " ".join(["lesion", *(f"word{i}" for i in range(count - 1))])
     text, mask = bank([sentence])
-    pieces = [sentence.split()[i : i + WINDOW - 2] for i in range(0, count, WINDOW - 2)]
+    pieces = [sentence.split()[i : i + LIMIT - 2] for i in range(0, count, LIMIT - 2)]
     expected = torch.stack([embedding(" ".join(piece)) for piece in pieces])
     torch.testing.assert_close(text[0, len(REGIONS) :], expected)
     assert mask.all()
@@ -177,11 +177,11 @@ def test_unknown_region_is_refused(encoder):
         TextBank(encoder, ("WT", "NCR"))
 
 
-def test_a_window_without_room_for_a_character_is_refused():
+def test_a_chunk_without_room_for_a_character_is_refused():
     encoder = LetterEncoder()
     encoder.max_tokens = 2
     with pytest.raises(ValueError, match="'a' alone exceeds max_tokens=2 of encoder 'words'"):
-        TextBank(encoder, ("WT",)).windows("abc")
+        TextBank(encoder, ("WT",)).chunks("abc")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def letters(texts):
     return "".join("".join(texts).split())
 
 
-def long_report(*, words=10_000):
+def long_report(*, words=3000):
     """Return a report of words that all differ, with a full stop after every tenth or so."""
     draw = random.Random(0)
     stops = [". " if draw.random() < 0.1 else " " for _ in range(words)]
@@ -226,17 +226,17 @@ def long_report(*, words=10_000):
 
 
 @pytest.mark.parametrize("stops", [True, False])
-def test_every_word_of_a_long_report_is_in_one_window(tiny_clip, monkeypatch, stops):
+def test_every_word_of_a_long_report_is_in_one_chunk(tiny_clip, monkeypatch, stops):
     report = long_report() if stops else long_report().replace(".", "")
     bank = TextBank(tiny_clip, REGIONS)
     count, read = tiny_clip.count_tokens, []
     with monkeypatch.context() as patch:
         patch.setattr(tiny_clip, "count_tokens", lambda text: read.append(len(text)) or count(text))
-        windows = bank.windows(report)
+        chunks = bank.chunks(report)
     assert 0 < sum(read) < 20 * len(report)  # not its square
-    assert " ".join(windows).split() == report.split()
-    assert all(tiny_clip.count_tokens(window) <= tiny_clip.max_tokens for window in windows)
-    mean = sum(map(tiny_clip.count_tokens, windows)) / len(windows)
+    assert " ".join(chunks).split() == report.split()
+    assert all(tiny_clip.count_tokens(chunk) <= tiny_clip.max_tokens for chunk in chunks)
+    mean = sum(map(tiny_clip.count_tokens, chunks)) / len(chunks)
     assert mean > (0.7 if stops else 0.9) * tiny_clip.max_tokens
 
 
@@ -255,22 +255,22 @@ def test_every_word_of_a_long_report_is_in_one_window(tiny_clip, monkeypatch, st
 )
 def test_nothing_is_lost_in_any_script(tiny_clip, report):
     bank = TextBank(tiny_clip, REGIONS)
-    windows = bank.windows(report)
-    assert letters(windows) == letters([report])
-    assert all(tiny_clip.count_tokens(window) <= tiny_clip.max_tokens for window in windows)
+    chunks = bank.chunks(report)
+    assert letters(chunks) == letters([report])
+    assert all(tiny_clip.count_tokens(chunk) <= tiny_clip.max_tokens for chunk in chunks)
     text, mask = bank([report])
     assert torch.isfinite(text).all()
-    assert mask.shape == (1, len(REGIONS) + len(windows))
+    assert mask.shape == (1, len(REGIONS) + len(chunks))
 
 
-def test_tokens_are_the_embeddings_of_the_windows(tiny_clip):
+def test_tokens_are_the_embeddings_of_the_chunks(tiny_clip):
     bank = TextBank(tiny_clip, REGIONS)
     report = "Short one. " + " ".join(f"enhancement{i}" for i in range(60))
     text, mask = bank([report, "Short one."])
-    windows = bank.windows(report)
-    assert len(windows) > 2
-    assert mask.sum(dim=1).tolist() == [3 + len(windows), 3 + 1]
-    torch.testing.assert_close(text[0, 3:], tiny_clip.encode_text(windows), rtol=1e-4, atol=1e-5)
+    chunks = bank.chunks(report)
+    assert len(chunks) > 2
+    assert mask.sum(dim=1).tolist() == [3 + len(chunks), 3 + 1]
+    torch.testing.assert_close(text[0, 3:], tiny_clip.encode_text(chunks), rtol=1e-4, atol=1e-5)
 
 
 # cache

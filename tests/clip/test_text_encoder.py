@@ -100,7 +100,7 @@ def test_sizes_are_the_models(encoder, saved):
     assert [encoder.count_tokens(text) for text in TEXTS] == [5, 4, 12, 2]
 
 
-def test_text_beyond_the_window_is_cut_off(encoder):
+def test_text_beyond_max_tokens_is_cut_off(encoder):
     text = "left " * POSITIONS
     assert encoder.count_tokens(text) > encoder.max_tokens
     torch.testing.assert_close(encoder.encode_text([text]), encoder.encode_text([text + "right"]))
@@ -115,7 +115,7 @@ def test_autocast_and_gradients_do_not_reach_it(encoder):
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(7, 7), (POSITIONS + 5, POSITIONS)])
-def test_the_tokenizer_may_have_the_shorter_window(folder, tokens, expected):
+def test_the_tokenizer_may_have_the_lower_limit(folder, tokens, expected):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["model_max_length"] = tokens
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

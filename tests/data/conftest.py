@@ -1,5 +1,6 @@
 """Makers of tiny cases, shared by the tests of clipseg3d/data. Axes x y z differ pairwise."""
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -84,6 +85,73 @@ def write_case(
     return files
 
 
+def write_release(root, release, case_id, labels=None, *, drop=()):
+    """Write one case as a release names its files; the mask holds 0 and the labels given."""
+    rng = np.random.default_rng(len(case_id))
+    start = root / case_id / f"{case_id}{release.separator}"
+    files = {
+        sequence: write_nifti(f"{start}{suffix}.nii.gz", rng.integers(1, 9, SHAPE, np.int16))
+        for sequence, suffix in release.suffixes.items()
+        if sequence not in drop
+    }
+    if labels is not None:
+        mask = np.zeros(SHAPE, np.uint8)
+        mask.flat[: len(labels)] = labels
+        files["label"] = write_nifti(f"{start}{release.label_suffix}.nii.gz", mask)
+    return files
+
+
+def write_msd(root, training, test=(), *, modality=None):
+    """Write a folder as the Medical Segmentation Decathlon lays it out; return it."""
+    modality = modality or {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+    shape = (*SHAPE, len(modality))
+    image = (np.arange(np.prod(shape), dtype=np.float32) % 251 + 1).reshape(shape)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask.flat[:3] = 1, 2, 3
+    for name in training:
+        write_nifti(root / "imagesTr" / f"{name}.nii.gz", image)
+        write_nifti(root / "labelsTr" / f"{name}.nii.gz", mask)
+    for name in test:
+        write_nifti(root / "imagesTs" / f"{name}.nii.gz", image)
+    manifest = {
+        "name": "BRATS",
+        "modality": modality,
+        "training": [
+            {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+            for name in training
+        ],
+        "test": [f"./imagesTs/{name}.nii.gz" for name in test],
+    }
+    (root / "dataset.json").write_text(json.dumps(manifest))
+    return root
+
+
+SHIFTED_LPS = np.array([[-1, 0, 0, 20], [0, -1, 0, 239], [0, 0, 1, -7], [0, 0, 0, 1]], dtype=float)
+
+
+def reorder(volume, order):
+    """Store an LPS volume in another voxel order; return it with its affine.
+
+    Works by naming where each voxel is, not with nibabel's transforms, which the code under test
+    uses.
+    """
+    opposite = dict(zip("LRPASI", "RLAPIS", strict=True))
+    affine = np.eye(4)
+    axes, steps = [], []
+    for letter in order:
+        axis = next(i for i, lps in enumerate("LPS") if letter in (lps, opposite[lps]))
+        axes.append(axis)
+        steps.append(1 if letter == "LPS"[axis] else -1)
+    for new, (axis, step) in enumerate(zip(axes, steps, strict=True)):
+        affine[:3, new] = SHIFTED_LPS[:3, axis] * step
+    corner = np.zeros(3)
+    for axis, step in zip(axes, steps, strict=True):
+        corner[axis] = volume.shape[axis] - 1 if step < 0 else 0
+    affine[:3, 3] = SHIFTED_LPS[:3, :3] @ corner + SHIFTED_LPS[:3, 3]
+    stored = volume.transpose(axes)[tuple(slice(None, None, step) for step in steps)]
+    return np.ascontiguousarray(stored), affine
+
+
 def content(folder):
     """Return every file below a folder with its bytes."""
     return {p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
@@ -112,6 +180,21 @@ def nifti_writer():
 @pytest.fixture(name="write_case", scope="session")
 def case_writer():
     return write_case
+
+
+@pytest.fixture(name="write_release", scope="session")
+def release_writer():
+    return write_release
+
+
+@pytest.fixture(name="write_msd", scope="session")
+def msd_writer():
+    return write_msd
+
+
+@pytest.fixture(name="reorder", scope="session")
+def voxel_reorderer():
+    return reorder
 
 
 @pytest.fixture(name="content", scope="session")

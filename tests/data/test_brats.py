@@ -3,6 +3,9 @@
 import json
 import multiprocessing
 import pickle
+import shutil
+from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,15 +13,10 @@ import torch
 import yaml
 
 from clipseg3d.batch import Batch
-from clipseg3d.data import brats
+from clipseg3d.data import brats, cache, cases
 from clipseg3d.data.brats import BraTS2018DataModule, BraTS2020DataModule, BraTSDataModule
 from clipseg3d.data.cases import DataError, find_cases
-from clipseg3d.data.releases import (
-    BRATS_2018,
-    BRATS_2023_GLI,
-    PHANTOM,
-    RELEASES,
-)
+from clipseg3d.data.releases import BRATS_2018, BRATS_2023_GLI, PHANTOM, RELEASES
 from clipseg3d.data.splits import Splits
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.views import Views
@@ -28,22 +26,35 @@ PATCH = (5, 6, 4)
 BOX = (11, 14, 7)
 
 
-@pytest.fixture
-def root(tmp_path, write_case):
-    """Six scans of five patients."""
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, write_case):
+    """Six scans of five patients, and a cache for them; only to be read."""
+    folder = tmp_path_factory.mktemp("shared")
     for seed, name in enumerate(NAMES):
-        folder = tmp_path / "cases" / ("HGG" if seed % 2 else "LGG") / name
-        write_case(folder, name, seed=seed, report=f"report {seed}")
-    return tmp_path / "cases"
+        grade = "HGG" if seed % 2 else "LGG"
+        write_case(folder / "cases" / grade / name, name, seed=seed, report=f"report {seed}")
+    return folder
 
 
 @pytest.fixture
-def make(root, tmp_path):
-    def make_module(kind=BraTS2018DataModule, **options):
-        defaults = {"patch_size": PATCH, "num_workers": 0, "cache_dir": str(tmp_path / "cache")}
-        return kind(str(root), **{**defaults, **options})
+def make(shared):
+    def make_module(kind=BraTS2018DataModule, *, folder=shared, **options):
+        defaults = {"patch_size": PATCH, "num_workers": 0, "cache_dir": str(folder / "cache")}
+        return kind(str(folder / "cases"), **{**defaults, **options})
 
     return make_module
+
+
+@pytest.fixture
+def root(shared, tmp_path):
+    """A copy of the scans, which a test may change."""
+    return shutil.copytree(shared / "cases", tmp_path / "cases")
+
+
+@pytest.fixture
+def make_own(make, root, tmp_path):
+    """Make modules of the copy, with a cache of its own."""
+    return partial(make, folder=tmp_path)
 
 
 def ready(module):
@@ -64,7 +75,7 @@ def test_there_is_one_module_for_each_release():
     assert {kind("anywhere").release.name for kind in modules} == RELEASES.keys() - {PHANTOM.name}
 
 
-def test_the_release_may_be_named_told_or_that_of_the_class(make, root):
+def test_the_release_may_be_named_detected_or_that_of_the_class(make):
     named = make(BraTSDataModule, release="brats2023_gli")
     assert named.release is BRATS_2023_GLI
     assert make(BraTSDataModule).release is BRATS_2018
@@ -73,14 +84,14 @@ def test_the_release_may_be_named_told_or_that_of_the_class(make, root):
     assert sorted(ids(module.train_set) + ids(module.val_set)) == sorted(NAMES)
 
 
-def test_a_release_that_cannot_be(make, root, write_case):
+def test_a_release_that_cannot_be(make_own, root, write_case):
     with pytest.raises(ValueError, match="unknown release 'brats1999'"):
-        make(BraTSDataModule, release="brats1999")
+        make_own(BraTSDataModule, release="brats1999")
     with pytest.raises(ValueError, match="reads brats2018, not release='brats2020'; use BraTSData"):
-        make(BraTS2018DataModule, release="brats2020")
+        make_own(BraTS2018DataModule, release="brats2020")
     write_case(root, "BraTS20_Training_001")
     with pytest.raises(ValueError, match=r"cases of brats2018 .* and brats2020 "):
-        make(BraTSDataModule).release  # noqa: B018 - telling it is what fails
+        make_own(BraTSDataModule).release  # noqa: B018 - detecting it fails
 
 
 def test_every_scan_is_validated_once_and_patients_stay_together(make):
@@ -102,9 +113,8 @@ def test_folds_and_seed_reach_the_split(make):
     assert len(held_out) > 1
 
 
-def test_folds_of_a_file(make, root, tmp_path):
-    cases = find_cases(root, BRATS_2018)
-    splits = Splits.draw(cases, num_folds=3, seed=9)
+def test_folds_of_a_file(make, shared, tmp_path):
+    splits = Splits.draw(find_cases(shared / "cases", BRATS_2018), num_folds=3, seed=9)
     splits.write(tmp_path / "splits.json")
     drawn = ready(make(num_folds=3, seed=9, fold=1))
     read = ready(make(splits=str(tmp_path / "splits.json"), fold=1))
@@ -123,10 +133,10 @@ def test_test_cases_of_a_file_are_neither_trained_nor_validated_on(make, tmp_pat
     assert [batch["case_id"] for batch in module.test_dataloader()] == [[two], [three]]
 
 
-def test_a_file_of_folds_is_checked_before_the_cache_is_filled(make, tmp_path):
+def test_a_file_of_folds_is_checked_before_the_cache_is_filled(make_own, tmp_path):
     (tmp_path / "splits.json").write_text(json.dumps({"folds": [["x"], NAMES]}))
     with pytest.raises(DataError, match="names x, not among the cases found"):
-        make(splits=str(tmp_path / "splits.json")).prepare_data()
+        make_own(splits=str(tmp_path / "splits.json")).prepare_data()
     assert not (tmp_path / "cache").exists()
 
 
@@ -137,11 +147,11 @@ def test_grades_are_spread_over_folds(make):
         assert 1 <= sum(grades) <= 2
 
 
-def test_missing_sequences_are_refused_unless_allowed(make, root):
+def test_missing_sequences_are_refused_unless_allowed(make_own, root):
     (root / "LGG" / NAMES[0] / f"{NAMES[0]}_t2.nii.gz").unlink()
     with pytest.raises(DataError, match=f"{NAMES[0]}_t2.nii.gz: missing"):
-        make().prepare_data()
-    module = ready(make(allow_missing_sequences=True))
+        make_own().prepare_data()
+    module = ready(make_own(allow_missing_sequences=True))
     assert NAMES[0] in ids(module.train_set) + ids(module.val_set)
 
 
@@ -154,15 +164,15 @@ def test_training_batches(make):
         assert batch.keys() == Batch.__annotations__.keys()
         assert batch["image"].shape == (2, 4, *PATCH)
         assert batch["label"].shape == (2, 3, *PATCH)
-        assert batch["window"].shape == (2, 2, 3)
+        assert batch["crop_box"].shape == (2, 2, 3)
         assert batch["statistics"].shape == (2, 4, 4)
         assert isinstance(batch["views"], Views)
         assert batch["views"].images.shape == (2, 3, 224, 224, 4)
         assert batch["views"].planes.shape == (2, 3, 3)
         assert batch["grade"].shape == (2,)
         assert all(report.startswith("report ") for report in batch["report"])
-    seen = {name for batch in batches for name in batch["case_id"]}
-    assert seen <= set(ids(module.train_set))
+    names = {name for batch in batches for name in batch["case_id"]}
+    assert names <= set(ids(module.train_set))
 
 
 def test_workers_send_packed_crops(make):
@@ -199,7 +209,7 @@ def test_validation_batches_are_whole_brains_in_order(make, loader):
     assert [batch["case_id"][0] for batch in batches] == ids(module.val_set)
     for batch in batches:
         assert batch["image"].shape == (1, 4, *BOX)
-        assert batch["window"].tolist() == [[[0, 0, 0], [1, 1, 1]]]
+        assert batch["crop_box"].tolist() == [[[0, 0, 0], [1, 1, 1]]]
 
 
 def test_validation_is_never_augmented(make):
@@ -211,7 +221,7 @@ def test_validation_is_never_augmented(make):
 @pytest.mark.parametrize("augment", [True, False])
 def test_augmentation_can_be_switched_off(make, augment):
     module = ready(make(augment=augment, crops_per_case=10))
-    mirrored = any((batch["window"][:, 1] < 0).any() for batch in module.train_dataloader())
+    mirrored = any((batch["crop_box"][:, 1] < 0).any() for batch in module.train_dataloader())
     assert mirrored == augment
 
 
@@ -223,8 +233,7 @@ def test_a_batch_larger_than_the_training_set_is_refused(make):
 
 def test_folds_are_counted(make, tmp_path):
     assert make(num_folds=3).count_folds() == 3
-    cases = find_cases(make().root, BRATS_2018)
-    Splits.draw(cases, num_folds=2).write(tmp_path / "folds.json")
+    Splits.draw(find_cases(make().root, BRATS_2018), num_folds=2).write(tmp_path / "folds.json")
     assert make(splits=str(tmp_path / "folds.json")).count_folds() == 2
 
 
@@ -253,25 +262,25 @@ def test_views_are_those_selected(make, selection, count, equal_views):
         assert batch["views"].planes.shape == (1, count, 3)
 
 
-def test_selections_do_not_share_entries(make, tmp_path):
+def test_selections_do_not_share_entries(make_own, tmp_path):
     for count, selection in enumerate(("center", "energy", "attention"), start=1):
-        make(view_selection=selection).prepare_data()
+        make_own(view_selection=selection).prepare_data()
         assert len(list((tmp_path / "cache" / "brats2018").iterdir())) == count * len(NAMES)
 
 
 def test_grades_come_from_the_folders(make):
     module = ready(make())
-    due = {name: int(seed % 2) for seed, name in enumerate(NAMES)}  # odd ones lie in HGG
+    grades = {name: int(seed % 2) for seed, name in enumerate(NAMES)}  # odd ones lie in HGG
     for loader in (module.train_dataloader(), module.val_dataloader()):
         for batch in loader:
-            assert batch["grade"].tolist() == [due[name] for name in batch["case_id"]]
+            assert batch["grade"].tolist() == [grades[name] for name in batch["case_id"]]
 
 
 def reports_of(module):
     return {case.case_id: case.report for case in [*module.train_set.cases, *module.val_set.cases]}
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_shuffled_reports_are_those_of_other_cases(make, seed):
     own = reports_of(ready(make(seed=seed)))
     module = ready(make(seed=seed, shuffle_reports=True))
@@ -285,8 +294,8 @@ def test_shuffled_reports_are_those_of_other_cases(make, seed):
 
 
 def test_seeds_shuffle_reports_differently(make):
-    found = [reports_of(ready(make(seed=seed, shuffle_reports=True))) for seed in range(4)]
-    assert len({tuple(reports.values()) for reports in found}) > 1
+    shuffled = [reports_of(ready(make(seed=seed, shuffle_reports=True))) for seed in range(4)]
+    assert len({tuple(reports.values()) for reports in shuffled}) > 1
 
 
 def test_shuffling_leaves_everything_but_reports(make):
@@ -295,21 +304,21 @@ def test_shuffling_leaves_everything_but_reports(make):
         assert (a.case_id, a.path, a.grade) == (b.case_id, b.path, b.grade)
 
 
-def test_cache_lies_where_it_is_asked_for(make, tmp_path, monkeypatch, root, content):
+def test_cache_lies_where_it_is_asked_for(make_own, tmp_path, monkeypatch, root, content):
     before = content(root)
     monkeypatch.setenv("CLIPSEG3D_CACHE", str(tmp_path / "elsewhere"))
-    ready(make())
+    ready(make_own())
     assert not (tmp_path / "elsewhere").exists()
     assert len(list((tmp_path / "cache" / "brats2018").iterdir())) == len(NAMES)
-    ready(make(cache_dir=None))
+    ready(make_own(cache_dir=None))
     assert len(list((tmp_path / "elsewhere" / "brats2018").iterdir())) == len(NAMES)
     assert content(root) == before
 
 
-def test_folds_share_the_cache(make, tmp_path):
-    make(fold=0).prepare_data()
+def test_folds_share_the_cache(make_own, tmp_path):
+    make_own(fold=0).prepare_data()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
-    ready(make(fold=1, num_folds=3, seed=4, patch_size=(7, 5, 6)))
+    ready(make_own(fold=1, num_folds=3, seed=4, patch_size=(7, 5, 6)))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == before
 
 
@@ -321,11 +330,106 @@ def test_setup_may_run_more_than_once_and_on_its_own(make):
     assert (ids(module.train_set), ids(module.val_set)) == first
 
 
-def test_prepare_data_sets_no_state(make):
+def test_prepare_data_adds_no_attribute(make):
+    """Only one rank runs it, so nothing may depend on what it leaves behind."""
     module = make()
     before = set(vars(module))
     module.prepare_data()
     assert set(vars(module)) == before
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Count, file by file, how often headers are opened and fingerprints are taken."""
+
+    def counted(module, name):
+        function, counts = getattr(module, name), Counter()
+
+        def count(path, **options):
+            counts[path] += 1
+            return function(path, **options)
+
+        monkeypatch.setattr(module, name, count)
+        return counts
+
+    return counted(cases, "open_nifti"), counted(cache, "fingerprint")
+
+
+def volumes(folder, times=1):
+    return dict.fromkeys(folder.rglob("*.nii.gz"), times)
+
+
+@pytest.mark.parametrize("kind", [BraTS2018DataModule, BraTSDataModule])
+def test_every_file_is_opened_once_in_a_run(make_own, root, calls, write_case, kind):
+    module = ready(make_own(kind))
+    module.setup("validate")
+    assert module.count_folds() == 5
+    first = volumes(root)
+    assert len(first) == 5 * len(NAMES)
+    assert [dict(counts) for counts in calls] == [first, first]
+    module.teardown("fit")
+    new = "Brats18_2013_9_1"
+    write_case(root / "new", new, seed=9)
+    module.setup("fit")
+    assert sorted(ids(module.train_set) + ids(module.val_set)) == sorted([*NAMES, new])
+    second = {**volumes(root, 2), **volumes(root / "new")}
+    assert [dict(counts) for counts in calls] == [second, second]
+
+
+def test_ranks_that_prepare_nothing_open_every_file_once(make, shared, calls):
+    make().setup("fit")
+    assert [dict(counts) for counts in calls] == [volumes(shared / "cases")] * 2
+
+
+def test_a_file_that_was_removed_from_the_cache_is_built_again(make_own, root, calls):
+    module = make_own()
+    module.prepare_data()
+    removed, *_ = sorted((root.parent / "cache" / "brats2018").iterdir())
+    removed.unlink()
+    module.setup("fit")
+    assert removed.is_file()
+    _, fingerprints = calls
+    (name,) = [name for name in NAMES if removed.name.startswith(name)]
+    assert {path.parent.name for path, count in fingerprints.items() if count > 1} == {name}
+
+
+def test_a_run_after_an_interrupted_one_reads_the_folder_again(make_own, root, write_nifti):
+    """Lightning calls no teardown after an error."""
+    module = ready(make_own())
+    before = module.provenance()["cache_files"]
+    mask = root / "LGG" / NAMES[0] / f"{NAMES[0]}_seg.nii.gz"
+    write_nifti(mask, np.full((13, 17, 11), 3, np.uint8))
+    shutil.rmtree(root / "HGG" / NAMES[5])
+    with pytest.raises(DataError, match="holds label 3"):
+        module.prepare_data()
+    label = np.zeros((13, 17, 11), np.uint8)
+    label[6, 8, 5] = 2
+    write_nifti(mask, label)
+    after = ready(module).provenance()["cache_files"]
+    assert sorted(after) == sorted(NAMES[:5])
+    assert {name for name, file in after.items() if before[name] != file} == {NAMES[0]}
+
+
+def test_provenance_is_computed_once_for_each_setup(make, monkeypatch):
+    described, describe = [], BraTSDataModule._describe_data
+
+    def count(module):
+        described.append(module)
+        return describe(module)
+
+    monkeypatch.setattr(BraTSDataModule, "_describe_data", count)
+    module = ready(make())
+    first = module.provenance()
+    assert first["split"]["validation"] == ids(module.val_set)
+    assert module.provenance() is first
+    assert len(described) == 1
+    module.fold = 1
+    module.setup("fit")
+    second = module.provenance()
+    assert second["split"]["validation"] == ids(module.val_set) != first["split"]["validation"]
+    assert second["split"]["sha256"] != first["split"]["sha256"]
+    assert module.provenance() is second
+    assert len(described) == 2
 
 
 @pytest.mark.parametrize(
@@ -355,38 +459,38 @@ def test_refuses_a_split_that_cannot_be_made(make, options):
         make(**options).setup("fit")
 
 
-def test_wrong_folder(make, root):
+def test_wrong_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        BraTS2018DataModule(str(root / "absent")).prepare_data()
+        BraTS2018DataModule(str(tmp_path / "absent")).prepare_data()
 
 
-def test_another_spacing_is_refused_unless_asked_for(make, root, write_case):
+def test_another_spacing_is_refused_unless_asked_for(make_own, root, write_case):
     write_case(root / "x", "Brats18_2013_9_1", affine=np.diag([-2.0, -2, 2, 1]))
     with pytest.raises(DataError, match="voxels of 2x2x2 mm, expected 1 mm"):
-        make().prepare_data()
+        make_own().prepare_data()
     write_case(root / "x", "Brats18_2013_8_1", affine=np.diag([-2.0, -2, 2, 1]))
     module = BraTS2018DataModule(
-        str(root / "x"), spacing_mm=2.0, num_folds=2, cache_dir=make().hparams["cache_dir"]
+        str(root / "x"), spacing_mm=2.0, num_folds=2, cache_dir=make_own().hparams["cache_dir"]
     )
     module.prepare_data()
 
 
-def test_all_faults_of_headers_at_once(make, root):
+def test_all_faults_of_headers_at_once(make_own, root):
     (root / "LGG" / NAMES[0] / f"{NAMES[0]}_t2.nii.gz").unlink()
     (root / "HGG" / NAMES[3] / f"{NAMES[3]}_seg.nii.gz").write_bytes(b"")
     with pytest.raises(DataError) as error:
-        make().prepare_data()
+        make_own().prepare_data()
     first, second = sorted(error.value.faults, key=lambda fault: "missing" not in fault)
     assert f"{NAMES[0]}_t2.nii.gz: missing" in first
     assert f"{NAMES[3]}_seg.nii.gz: the file is empty" in second
 
 
-def test_all_faults_of_voxels_at_once(make, root, write_nifti, tmp_path):
+def test_all_faults_of_voxels_at_once(make_own, root, write_nifti, tmp_path):
     bad = np.full((13, 17, 11), 3, np.uint8)
     for number, group in ((1, "HGG"), (4, "LGG")):
         write_nifti(root / group / NAMES[number] / f"{NAMES[number]}_seg.nii.gz", bad)
     with pytest.raises(DataError) as error:
-        make().prepare_data()
+        make_own().prepare_data()
     assert len(error.value.faults) == 2
     for number, fault in zip((1, 4), error.value.faults, strict=True):
         assert f"{NAMES[number]}_seg.nii.gz: holds label 3, but brats2018" in fault
@@ -421,13 +525,14 @@ def test_augmented_samples_from_a_pickle(make):
     data = pickle.loads(pickle.dumps(module.train_set))
     assert isinstance(data.augment, Augmentation)
     torch.manual_seed(3)
-    due = module.train_set[0]
+    expected = module.train_set[0]
     torch.manual_seed(3)
-    got = data[0]
-    for key in ("image", "label", "window"):
-        assert torch.equal(got[key], due[key])
+    sample = data[0]
+    for key in ("image", "label", "crop_box"):
+        assert torch.equal(sample[key], expected[key])
 
 
+@pytest.mark.slow  # a new process imports the whole library
 def test_loader_under_spawn(make):
     module = ready(make(crops_per_case=1))
     loader = torch.utils.data.DataLoader(

@@ -19,12 +19,7 @@ from filelock import FileLock
 
 from clipseg3d.batch import pack_image, unpack_image
 from clipseg3d.data import cache
-from clipseg3d.data.cache import (
-    build_cache,
-    cached_case,
-    default_cache_dir,
-    fingerprint,
-)
+from clipseg3d.data.cache import build_cache, cached_case, default_cache_dir, fingerprint
 from clipseg3d.data.cases import Case, DataError, find_cases
 from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.releases import BRATS_2020, BRATS_2021
@@ -61,8 +56,9 @@ def change_a_voxel(path):
     nib.save(nib.Nifti1Image(voxels, None, image.header), path)
 
 
-def parts(root):
-    return list(root.rglob(".*.part"))
+def leftovers(root):
+    """What a killed process was writing: hidden, so never taken for an entry."""
+    return list(root.rglob(".*.safetensors"))
 
 
 def files(root):
@@ -71,11 +67,11 @@ def files(root):
 
 def check(entry, case):
     """Fail if an entry does not hold what preprocessing makes of its case."""
-    due = preprocess(case, BRATS_2020)
-    assert torch.equal(entry.image(), pack_image(due.image, due.statistics))
-    np.testing.assert_array_equal(entry.label(), due.label)
-    np.testing.assert_array_equal(entry.foreground(), np.argwhere(due.label > 0))
-    assert all(map(torch.equal, entry.views(), due.views))
+    expected = preprocess(case, BRATS_2020)
+    assert torch.equal(entry.image(), pack_image(expected.image, expected.statistics))
+    np.testing.assert_array_equal(entry.label(), expected.label)
+    np.testing.assert_array_equal(entry.foreground(), np.argwhere(expected.label > 0))
+    assert all(map(torch.equal, entry.views(), expected.views))
 
 
 @pytest.mark.parametrize("selection", ["center", "energy", "attention"])
@@ -84,17 +80,17 @@ def test_entries_hold_what_preprocessing_made(cases, root, selection, equal_view
     assert [e.case_id for e in entries] == NAMES
     assert [e.report for e in entries] == ["report 0", "report 1", "report 2"]
     for case, entry in zip(cases, entries, strict=True):
-        due = preprocess(case, BRATS_2020, view_selection=selection)
+        expected = preprocess(case, BRATS_2020, view_selection=selection)
         image, label, tumour = entry.image(), entry.label(), entry.foreground()
         assert (image.dtype, label.dtype, tumour.dtype) == (torch.uint8, torch.uint8, torch.int16)
-        step = (due.statistics[:, 1] - due.statistics[:, 0]) / 254
-        error = (unpack_image(image, entry.statistics()) - due.image).abs().flatten(1)
+        step = (expected.statistics[:, 1] - expected.statistics[:, 0]) / 254
+        error = (unpack_image(image, entry.statistics()) - expected.image).abs().flatten(1)
         assert (error.max(dim=1).values <= 0.501 * step).all()
-        np.testing.assert_array_equal(image == 0, due.image == 0)
-        np.testing.assert_array_equal(label, due.label)
-        np.testing.assert_array_equal(tumour, np.argwhere(due.label > 0))
-        assert torch.equal(entry.statistics(), due.statistics)
-        assert equal_views(entry.views(), due.views)
+        np.testing.assert_array_equal(image == 0, expected.image == 0)
+        np.testing.assert_array_equal(label, expected.label)
+        np.testing.assert_array_equal(tumour, np.argwhere(expected.label > 0))
+        assert torch.equal(entry.statistics(), expected.statistics)
+        assert equal_views(entry.views(), expected.views)
         assert len(entry.views().planes) == (24 if selection == "attention" else 3)
     assert files(root) == sorted(entry.path.name for entry in entries)
 
@@ -114,7 +110,7 @@ def test_tensors_are_memory_mapped(cases, root):
     image = entry.image()
     maps = Path("/proc/self/maps").read_text().splitlines()
     (line,) = [line for line in maps if str(entry.path) in line]
-    start, stop = (int(place, 16) for place in line.split()[0].split("-"))
+    start, stop = (int(address, 16) for address in line.split()[0].split("-"))
     assert start <= image.data_ptr() < stop
 
 
@@ -141,7 +137,7 @@ def test_a_build_adds_only_what_is_missing(cases, root):
     entries = build_cache(cases, BRATS_2020, root)
     assert entries[:2] == first
     assert [entry.path.stat().st_mtime_ns for entry in first] == before
-    assert entries[2].is_whole()
+    assert entries[2].is_complete()
 
 
 def source_of(case, kind):
@@ -280,8 +276,8 @@ def test_entries_of_another_selection_of_views_do_not_collide(cases, root, equal
     for kind, entries in built.items():
         for case, entry in zip(cases, entries, strict=True):
             assert entry == cached_case(case, BRATS_2020, root, view_selection=kind)
-            due = preprocess(case, BRATS_2020, view_selection=kind)
-            assert equal_views(entry.views(), due.views)
+            expected = preprocess(case, BRATS_2020, view_selection=kind)
+            assert equal_views(entry.views(), expected.views)
     assert not equal_views(built["center"][0].views(), built["energy"][0].views())
 
 
@@ -393,8 +389,8 @@ def test_a_truncated_entry_is_made_anew(cases, root, keep):
     broken = entries[1].path
     content = broken.read_bytes()
     broken.write_bytes(content[:keep])
-    assert [entry.is_whole() for entry in entries] == [True, False, True]
-    with pytest.raises(DataError, match=f"{broken.name}: not readable .*; delete it, the next run"):
+    assert [entry.is_complete() for entry in entries] == [True, False, True]
+    with pytest.raises(DataError, match=f"{broken.name}: not readable .*; delete it; the next run"):
         entries[1].image()
     before = entries[0].path.stat().st_mtime_ns
     build_cache(cases, BRATS_2020, root)
@@ -427,11 +423,28 @@ def test_entries_are_as_open_to_others_as_any_file(cases, root):
 
 def test_what_a_killed_build_left_is_removed(cases, root):
     entry = cached_case(cases[0], BRATS_2020, root)
-    part = entry.path.with_name(".0123.part")
-    part.parent.mkdir(parents=True)
-    part.write_bytes(b"half")
+    leftover = entry.path.with_name(".0123.safetensors")
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half")
     assert build_cache(cases[:1], BRATS_2020, root) == [entry]
     assert files(root) == [entry.path.name]
+
+
+def test_entries_are_written_under_a_hidden_name_first(cases, root, monkeypatch):
+    """Of a name that the next build removes, should this one be killed."""
+    renamed, rename = [], os.replace
+
+    def record(source, target):
+        renamed.append((leftovers(root), Path(source), Path(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", record)
+    (entry,) = build_cache(cases[:1], BRATS_2020, root)
+    ((hidden, source, target),) = renamed
+    assert hidden == [source]
+    assert source.parent == entry.path.parent
+    assert target == entry.path
+    assert leftovers(root) == []
 
 
 needs_fork = pytest.mark.skipif(
@@ -457,11 +470,12 @@ def build_slowly(cases, root, started):
     build_cache(cases, BRATS_2020, root)
 
 
+@pytest.mark.slow  # twelve processes are killed
 @needs_fork
 def test_a_build_killed_at_any_moment(cases, root):
     context = multiprocessing.get_context("fork")
     rng = np.random.default_rng(0)
-    left, kept = 0, set()
+    num_left, num_complete = 0, set()
     for _ in range(12):
         started = context.Event()
         process = context.Process(target=build_slowly, args=(cases, root, started))
@@ -470,20 +484,20 @@ def test_a_build_killed_at_any_moment(cases, root):
         time.sleep(rng.uniform(0, 0.04))
         process.kill()
         process.join(timeout=60)
-        left += len(parts(root))
+        num_left += len(leftovers(root))
         entries = [cached_case(case, BRATS_2020, root) for case in cases]
-        kept.add(sum(entry.path.exists() for entry in entries))
+        num_complete.add(sum(entry.path.exists() for entry in entries))
         for entry, case in zip(entries, cases, strict=True):
             if entry.path.exists():
                 check(entry, case)
-        if kept >= {3}:
+        if num_complete >= {3}:
             shutil.rmtree(root)
-            kept.add(0)
-    assert left > 0
-    assert len(kept) > 1
+            num_complete.add(0)
+    assert num_left > 0
+    assert len(num_complete) > 1
     for entry, case in zip(build_cache(cases, BRATS_2020, root), cases, strict=True):
         check(entry, case)
-    assert parts(root) == []
+    assert leftovers(root) == []
 
 
 def test_a_process_that_comes_second_waits(cases, root, monkeypatch, capsys):
@@ -504,16 +518,18 @@ def test_a_process_that_comes_second_waits(cases, root, monkeypatch, capsys):
     monkeypatch.setattr(cache, "preprocess", count)
     monkeypatch.setattr(os, "fsync", hold)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(build_cache, cases, BRATS_2020, root)
-        assert writing.wait(timeout=60)
-        second = pool.submit(build_cache, cases, BRATS_2020, root)
-        time.sleep(0.2)
-        assert len(parts(root)) >= 1
-        assert not second.done()
-        go.set()
+        try:
+            first = pool.submit(build_cache, cases, BRATS_2020, root)
+            assert writing.wait(timeout=60)
+            second = pool.submit(build_cache, cases, BRATS_2020, root)
+            time.sleep(0.2)
+            assert len(leftovers(root)) >= 1
+            assert not second.done()
+        finally:
+            go.set()
         assert first.result() == second.result()
     assert sorted(calls) == NAMES
-    assert f"{root}: waiting for another process that fills this cache" in capsys.readouterr().err
+    assert f"{root}: waiting for another process to fill this cache" in capsys.readouterr().err
     for entry, case in zip(first.result(), cases, strict=True):
         check(entry, case)
 
@@ -522,9 +538,10 @@ def test_a_lock_file_that_nobody_holds_stops_nobody(cases, root):
     root.mkdir()
     with FileLock(root / f".{BRATS_2020.name}.lock"):
         pass
-    assert all(entry.is_whole() for entry in build_cache(cases, BRATS_2020, root))
+    assert all(entry.is_complete() for entry in build_cache(cases, BRATS_2020, root))
 
 
+@pytest.mark.slow  # new processes import the whole library
 def test_processes_that_build_the_same_cases(cases, root):
     context = multiprocessing.get_context("spawn")
     processes = [
@@ -559,7 +576,7 @@ def test_saying_where_a_case_lies_writes_nothing(cases, root):
 
 
 @pytest.mark.parametrize(
-    ("variables", "due"),
+    ("variables", "expected"),
     [
         ({"CLIPSEG3D_CACHE": "/big/disk", "XDG_CACHE_HOME": "/xdg"}, Path("/big/disk")),
         ({"XDG_CACHE_HOME": "/xdg"}, Path("/xdg/clipseg3d")),
@@ -567,10 +584,10 @@ def test_saying_where_a_case_lies_writes_nothing(cases, root):
         ({"CLIPSEG3D_CACHE": "", "XDG_CACHE_HOME": ""}, Path("/home/ann/.cache/clipseg3d")),
     ],
 )
-def test_default_cache_dir(monkeypatch, variables, due):
+def test_default_cache_dir(monkeypatch, variables, expected):
     for name in ("CLIPSEG3D_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", classmethod(lambda cls: Path("/home/ann")))
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert default_cache_dir() == due
+    assert default_cache_dir() == expected

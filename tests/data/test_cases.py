@@ -119,60 +119,15 @@ def test_grade_is_that_of_the_nearest_folder_and_known_from_below(
 def test_one_flat_folder_in_mixed_formats(tmp_path, write_case):
     for name, ext in ((TWO, ".nii"), ("BraTS20_Training_010", ".nii.gz"), (ONE, ".nii.gz")):
         write_case(tmp_path, name, ext=ext)
-    found = find_cases(tmp_path, BRATS_2020)
-    assert names(found) == [ONE, TWO, "BraTS20_Training_010"]
-    assert all(path.name.startswith(c.case_id) for c in found for path in c.sequences.values())
+    cases = find_cases(tmp_path, BRATS_2020)
+    assert names(cases) == [ONE, TWO, "BraTS20_Training_010"]
+    assert all(path.name.startswith(c.case_id) for c in cases for path in c.sequences.values())
 
 
 def test_result_is_sorted_by_name_whatever_the_folders(tmp_path, write_case):
     for folder, name in (("z", "a_1"), ("a", "c_1"), ("m", "b_1")):
         write_case(tmp_path / folder, name)
     assert names(find_cases(tmp_path, BRATS_2020)) == ["a_1", "b_1", "c_1"]
-
-
-@pytest.mark.parametrize("name", ["site.A_pat.01_t1_scan", "x", "a_t1", "a_seg", "W39_1998.09.19"])
-@pytest.mark.parametrize("ext", [".nii.gz", ".nii"])
-def test_names_with_dots_and_underscores(tmp_path, write_case, name, ext):
-    write_case(tmp_path, name, ext=ext)
-    (case,) = find_cases(tmp_path, BRATS_2020)
-    assert (case.case_id, case.patient) == (name, name)
-
-
-def test_names_that_start_alike_stay_apart(tmp_path, write_case):
-    for seed, name in enumerate(("a", "a_t1", "a_t1_2")):
-        write_case(tmp_path, name, seed=seed)
-    found = find_cases(tmp_path, BRATS_2020)
-    assert {c.case_id: c.sequences["t1"].name for c in found} == {
-        "a": "a_t1.nii.gz",
-        "a_t1": "a_t1_t1.nii.gz",
-        "a_t1_2": "a_t1_2_t1.nii.gz",
-    }
-
-
-def test_hidden_files_and_folders_are_passed_over(tmp_path, write_case):
-    files = write_case(tmp_path / ONE)
-    (tmp_path / ONE / f"._{files['t1'].name}").write_bytes(b"resource fork")
-    (tmp_path / ".DS_Store").write_bytes(b"")
-    shutil.copytree(tmp_path / ONE, tmp_path / ".trash" / ONE)
-    assert names(find_cases(tmp_path, BRATS_2020)) == [ONE]
-
-
-def test_the_misnamed_mask_of_case_355(tmp_path, write_case):
-    name, stem = "BraTS20_Training_355", "W39_1998.09.19_Segm"
-    write_case(tmp_path / name, name, ext=".nii", label_stem=stem)
-    (case,) = find_cases(tmp_path, BRATS_2020)
-    assert case.case_id == name
-    assert case.label == tmp_path / name / f"{stem}.nii"
-
-
-def test_the_misnamed_mask_and_its_repaired_copy(tmp_path, write_case):
-    name, stem = "BraTS20_Training_355", "W39_1998.09.19_Segm"
-    files = write_case(tmp_path, name, ext=".nii", label_stem=stem)
-    shutil.copy(files[LABEL], tmp_path / f"{name}_seg.nii")
-    fault = one_fault(tmp_path)
-    assert f"{name}_seg.nii" in fault
-    assert f"{stem}.nii" in fault
-    assert "keep one" in fault
 
 
 def test_report_beside_the_case(tmp_path, write_case):
@@ -191,16 +146,16 @@ def test_reports_of_one_file(tmp_path, write_case, form):
     reports.write_text(
         json.dumps({TWO: entry, "another_case": "unused"}, ensure_ascii=False), encoding="utf-8"
     )
-    found = find_cases(root, BRATS_2020, reports=reports)
-    assert [c.report for c in found] == ["", text]
-    assert found == find_cases(root, BRATS_2020, reports=str(reports))
+    cases = find_cases(root, BRATS_2020, reports=reports)
+    assert [c.report for c in cases] == ["", text]
+    assert cases == find_cases(root, BRATS_2020, reports=str(reports))
 
 
 def test_label_is_optional_where_it_is_not_required(tmp_path, write_case):
     write_case(tmp_path, ONE, label=False)
     files = write_case(tmp_path, TWO)
-    found = find_cases(tmp_path, BRATS_2020, require_label=False)
-    assert [c.label for c in found] == [None, files[LABEL]]
+    cases = find_cases(tmp_path, BRATS_2020, require_label=False)
+    assert [c.label for c in cases] == [None, files[LABEL]]
 
 
 def test_folder_is_only_read(tmp_path, write_case, content):
@@ -243,14 +198,7 @@ def test_a_folder_of_2023_shows_what_is_there(tmp_path, write_nifti):
     assert "no case of brats2021" in message
     assert "_t1ce.nii.gz" in message
     assert f"{name}-" in message  # a file that is there
-    assert "the data module fits the release" in message
-
-
-@pytest.mark.parametrize("sequence", SEQUENCES)
-def test_missing_sequence(tmp_path, write_case, sequence):
-    write_case(tmp_path / ONE, ONE, drop=[sequence])
-    fault = one_fault(tmp_path)
-    assert fault.startswith(f"{tmp_path / ONE / f'{ONE}_{sequence}.nii.gz'}: missing; add it")
+    assert "the data module is for this release" in message
 
 
 def test_missing_label(tmp_path, write_case):
@@ -259,20 +207,11 @@ def test_missing_label(tmp_path, write_case):
     assert fault.startswith(f"{tmp_path / ONE / f'{ONE}_seg.nii.gz'}: missing; add it")
 
 
-def test_doubled_file(tmp_path, write_case):
-    files = write_case(tmp_path, ONE)
-    write_case(tmp_path, ONE, ext=".nii", drop=["t1", "t1ce", "flair"], label=False)
-    fault = one_fault(tmp_path)
-    assert f"{ONE}_t2.nii" in fault
-    assert files["t2"].name in fault
-    assert fault.endswith("keep one of the two")
-
-
 def test_one_case_in_two_folders(tmp_path, write_case):
     write_case(tmp_path / "a", ONE)
     write_case(tmp_path / "b", ONE)
     fault = one_fault(tmp_path)
-    assert f"{tmp_path / 'a'} and {tmp_path / 'b'}: both hold case {ONE}; keep one" == fault
+    assert f"{tmp_path / 'a'} and {tmp_path / 'b'}: each holds case {ONE}; keep one" == fault
 
 
 def test_a_volume_that_is_no_part_of_a_case(tmp_path, write_case, write_nifti):
@@ -382,7 +321,7 @@ def test_all_faults_of_all_cases_at_once(tmp_path, write_case, write_nifti):
     with pytest.raises(DataError) as error:
         find_cases(tmp_path, BRATS_2020)
     faults = error.value.faults
-    due = [
+    expected = [
         *(tmp_path / "b" / f"b_{suffix}.nii.gz" for suffix in ("t2", "flair", "seg")),
         broken["t1"],
         broken[LABEL],
@@ -391,7 +330,7 @@ def test_all_faults_of_all_cases_at_once(tmp_path, write_case, write_nifti):
         stray,
         f"{tmp_path / 'f' / 'one'} and {tmp_path / 'f' / 'two'}",
     ]
-    assert sorted(fault.split(": ")[0] for fault in faults) == sorted(map(str, due))
+    assert sorted(fault.split(": ")[0] for fault in faults) == sorted(map(str, expected))
     lines = str(error.value).splitlines()
     assert lines == ["9 faults in the data:", *faults]
 
@@ -421,7 +360,7 @@ def test_reports_of_other_cases(tmp_path, write_case):
     path = tmp_path / "reports.json"
     path.write_text(json.dumps({"Brats18_2013_2_1": "text"}))
     fault = one_fault(tmp_path / "cases", reports=path)
-    assert fault.startswith(f"{path}: names none of the cases in {tmp_path / 'cases'}; check")
+    assert fault.startswith(f"{path}: has no report of the cases in {tmp_path / 'cases'}; check")
 
 
 def test_a_report_that_is_not_utf8_is_one_of_the_faults(tmp_path, write_case):
@@ -460,14 +399,6 @@ def test_an_incomplete_case_has_its_other_files_checked(tmp_path, write_case):
     ]
 
 
-def test_linked_folders_are_searched_and_circles_end(tmp_path, write_case):
-    write_case(tmp_path / "elsewhere" / ONE, ONE)
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere" / ONE)
-    (tmp_path / "elsewhere" / ONE / "circle").symlink_to(tmp_path / "root")
-    assert names(find_cases(tmp_path / "root", BRATS_2020)) == [ONE]
-
-
 @pytest.mark.parametrize("value", [np.nan, 0])
 def test_a_header_without_a_place_in_space(tmp_path, write_case, value):
     files = write_case(tmp_path)
@@ -476,12 +407,14 @@ def test_a_header_without_a_place_in_space(tmp_path, write_case, value):
     header["srow_z"] = value
     header["qform_code"] = 0
     nib.save(nib.Nifti1Image(np.asarray(stored.dataobj), None, header), files["t2"])
-    assert one_fault(tmp_path).startswith(f"{files['t2']}: its affine is no place in space")
+    assert one_fault(tmp_path).startswith(
+        f"{files['t2']}: its affine has no inverse, or is not finite"
+    )
 
 
 def test_a_colon_in_the_path_is_kept(tmp_path, write_nifti):
     stray = write_nifti(tmp_path / "a:b" / "x.nii.gz", np.ones((3, 4, 5), np.int16))
-    with pytest.raises(FileNotFoundError, match=f"files there are {stray} and the like"):
+    with pytest.raises(FileNotFoundError, match=f"it holds files such as {stray}; check"):
         find_cases(tmp_path / "a:b", BRATS_2020)
 
 
@@ -589,49 +522,6 @@ def test_check_geometry_of_a_good_case_finds_nothing(tmp_path, write_case):
 # Releases of other names
 
 
-def write_release(write_nifti, root, release, case_id, labels=None, *, drop=()):
-    """Write one case as a release names its files; the mask holds 0 and the labels given."""
-    rng = np.random.default_rng(len(case_id))
-    files = {}
-    for sequence, suffix in release.suffixes.items():
-        if sequence not in drop:
-            path = root / case_id / f"{case_id}{release.separator}{suffix}.nii.gz"
-            files[sequence] = write_nifti(path, rng.integers(1, 9, SHAPE).astype(np.int16))
-    if labels is not None:
-        mask = np.zeros(SHAPE, np.uint8)
-        mask.flat[: len(labels)] = labels
-        path = root / case_id / f"{case_id}{release.separator}{release.label_suffix}.nii.gz"
-        files[LABEL] = write_nifti(path, mask)
-    return files
-
-
-def write_msd(
-    write_nifti, root, training, test=(), *, modality=None, shape=SHAPE, labels=(1, 2, 3)
-):
-    """Write a folder as the Medical Segmentation Decathlon lays it out."""
-    modality = modality or {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
-    volumes = np.arange(np.prod(shape) * len(modality), dtype=np.float32) % 251 + 1
-    mask = np.zeros(shape, np.uint8)
-    mask.flat[: len(labels)] = labels
-    for name in training:
-        write_nifti(root / "labelsTr" / f"{name}.nii.gz", mask)
-    for folder, names_there in (("imagesTr", training), ("imagesTs", test)):
-        for name in names_there:
-            path = root / folder / f"{name}.nii.gz"
-            write_nifti(path, volumes.reshape(*shape, len(modality)))
-    content = {
-        "name": "BRATS",
-        "modality": modality,
-        "training": [
-            {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
-            for name in training
-        ],
-        "test": [f"./imagesTs/{name}.nii.gz" for name in test],
-    }
-    (root / "dataset.json").write_text(json.dumps(content))
-    return root
-
-
 @pytest.mark.parametrize(
     ("release", "one", "patient"),
     [
@@ -641,8 +531,8 @@ def write_msd(
         (BRATS_2023_MET, "BraTS-MET-00001-000", "BraTS-MET-00001"),
     ],
 )
-def test_layout_since_2023(tmp_path, write_nifti, release, one, patient):
-    files = write_release(write_nifti, tmp_path, release, one, [1, 2, 3])
+def test_layout_since_2023(tmp_path, write_release, release, one, patient):
+    files = write_release(tmp_path, release, one, [1, 2, 3])
     assert find_cases(tmp_path, release) == [
         Case(one, patient, {s: files[s] for s in SEQUENCES}, label=files[LABEL])
     ]
@@ -651,17 +541,8 @@ def test_layout_since_2023(tmp_path, write_nifti, release, one, patient):
     ]
 
 
-def test_a_missing_file_is_named_as_the_release_names_it(tmp_path, write_nifti):
-    name = "BraTS-GLI-00008-001"
-    write_release(write_nifti, tmp_path, BRATS_2023_GLI, name, drop=["t1ce"])
-    _, faults = index_cases(tmp_path, BRATS_2023_GLI)
-    assert [fault.split(": ")[0] for fault in faults] == [
-        str(tmp_path / name / f"{name}-{suffix}.nii.gz") for suffix in ("seg", "t1c")
-    ]
-
-
-def test_decathlon(tmp_path, write_nifti):
-    root = write_msd(write_nifti, tmp_path / "Task01_BrainTumour", ["BRATS_002", "BRATS_001"])
+def test_decathlon(tmp_path, write_msd):
+    root = write_msd(tmp_path / "Task01_BrainTumour", ["BRATS_002", "BRATS_001"])
     (root / "imagesTr" / "._BRATS_001.nii.gz").write_bytes(b"resource fork")
     one, two = find_cases(tmp_path, MSD_TASK01)
     image = root / "imagesTr" / "BRATS_001.nii.gz"
@@ -676,25 +557,8 @@ def test_decathlon(tmp_path, write_nifti):
     assert (one.axes, two.case_id) == (4, "BRATS_002")
 
 
-def test_decathlon_channels_go_by_their_names(tmp_path, write_nifti):
-    modality = {"0": "T2w", "1": "T1gd", "2": "FLAIR", "3": "T1w"}
-    write_msd(write_nifti, tmp_path, ["BRATS_001"], modality=modality)
-    (case,) = find_cases(tmp_path, MSD_TASK01)
-    assert case.channels == {"t1": 3, "t1ce": 1, "t2": 0, "flair": 2}
-
-
-def test_decathlon_test_images_are_cases_without_label(tmp_path, write_nifti):
-    write_msd(write_nifti, tmp_path, ["BRATS_001"], ["BRATS_485"])
-    assert names(find_cases(tmp_path, MSD_TASK01)) == ["BRATS_001"]
-    both = find_cases(tmp_path, MSD_TASK01, require_label=False)
-    assert [(case.case_id, case.label is None) for case in both] == [
-        ("BRATS_001", False),
-        ("BRATS_485", True),
-    ]
-
-
-def test_faults_of_decathlon(tmp_path, write_nifti):
-    write_msd(write_nifti, tmp_path, ["BRATS_001", "BRATS_002", "BRATS_003", "BRATS_004"])
+def test_faults_of_decathlon(tmp_path, write_nifti, write_msd):
+    write_msd(tmp_path, ["BRATS_001", "BRATS_002", "BRATS_003", "BRATS_004"])
     images = tmp_path / "imagesTr"
     (images / "BRATS_001.nii.gz").unlink()
     write_nifti(images / "BRATS_002.nii.gz", np.ones(SHAPE, np.int16))
@@ -716,56 +580,10 @@ def test_faults_of_decathlon(tmp_path, write_nifti):
 
 
 @pytest.mark.parametrize("spacing", [1.0, 2.0])
-def test_the_grid_of_decathlon_is_checked(tmp_path, write_nifti, spacing):
-    write_msd(write_nifti, tmp_path, ["BRATS_001"])
+def test_the_grid_of_decathlon_is_checked(tmp_path, write_msd, spacing):
+    write_msd(tmp_path, ["BRATS_001"])
     _, faults = index_cases(tmp_path, MSD_TASK01, spacing_mm=spacing)
     assert len(faults) == (spacing != 1.0)
-
-
-def test_a_modality_that_decathlon_lacks(tmp_path, write_nifti):
-    write_msd(write_nifti, tmp_path, ["BRATS_001"], modality={"0": "T1w", "1": "T2w", "2": "CT"})
-    cases, faults = index_cases(tmp_path, MSD_TASK01)
-    assert cases == []
-    assert faults[1:] == [
-        f"{tmp_path / 'dataset.json'}: its modalities lack t1gd, FLAIR; restore the file as "
-        "published"
-    ]
-    (case,) = find_cases(tmp_path, MSD_TASK01, allow_missing=True)
-    assert case.channels == {"t1": 0, "t2": 1}
-    assert tuple(case.sequences) == ("t1", "t2")
-
-
-def test_a_decathlon_of_no_sequence(tmp_path, write_nifti):
-    write_msd(write_nifti, tmp_path, ["BRATS_001"], modality={"0": "CT"})
-    cases, faults = index_cases(tmp_path, MSD_TASK01, allow_missing=True)
-    assert cases == []
-    assert "its modalities lack T1w, t1gd, T2w, FLAIR" in faults[1]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "{",
-        "[]",
-        "{}",
-        '{"modality": {"0": "T1w"}}',
-        '{"modality": ["T1w"], "training": []}',
-        '{"modality": {"first": "T1w"}, "training": []}',
-        '{"modality": {"0": 1}, "training": []}',
-        '{"modality": {"0": "T1w"}, "training": ["a.nii.gz"]}',
-        '{"modality": {"0": "T1w"}, "training": [{"image": "a.nii.gz"}]}',
-        '{"modality": {"0": "T1w"}, "training": [], "test": [3]}',
-    ],
-)
-def test_a_manifest_that_cannot_be_used(tmp_path, content):
-    (tmp_path / "dataset.json").write_text(content)
-    cases, (none, fault) = index_cases(tmp_path, MSD_TASK01)
-    assert cases == []
-    assert none.startswith(
-        f"{tmp_path}: no case of msd_task01 in it (files listed in dataset.json)"
-    )
-    assert fault.startswith(f"{tmp_path / 'dataset.json'}: not ")
-    assert "\n" not in fault
 
 
 def test_a_manifest_of_something_else_does_not_disturb(tmp_path, write_case):
@@ -791,16 +609,6 @@ def test_a_label_may_not_be_missing_with_them(tmp_path, write_case):
     assert "_seg.nii.gz: missing" in one_fault(tmp_path, allow_missing=True)
 
 
-@pytest.mark.parametrize("allow_missing", [True, False])
-def test_a_case_of_a_label_only_is_no_case(tmp_path, write_case, allow_missing):
-    write_case(tmp_path, ONE)
-    write_case(tmp_path, TWO, drop=SEQUENCES)
-    faults = find_faults(tmp_path, allow_missing=allow_missing)
-    assert [fault.split(": ")[0] for fault in faults] == [
-        str(tmp_path / f"{TWO}_{sequence}.nii.gz") for sequence in sorted(SEQUENCES)
-    ]
-
-
 # Cases and their faults
 
 
@@ -823,7 +631,26 @@ def test_an_index_of_nothing(tmp_path, write_nifti):
     cases, (fault,) = index_cases(tmp_path, BRATS_2020)
     assert cases == []
     assert "no case of brats2020" in fault
-    assert "x.nii.gz and the like" in fault
+    assert f"it holds files such as {tmp_path / 'x.nii.gz'}; check the path" in fault
+
+
+def test_faults_of_the_layout_are_in_the_index(tmp_path, write_case):
+    write_case(tmp_path, drop=["t1"])
+    (tmp_path / "HGG").symlink_to("/mnt/unmounted")
+    assert [fault.split(": ")[0] for fault in index_cases(tmp_path, BRATS_2020)[1]] == [
+        str(tmp_path / f"{ONE}_t1.nii.gz"),
+        str(tmp_path / "HGG"),
+    ]
+
+
+def test_an_index_of_a_broken_manifest(tmp_path):
+    (tmp_path / "dataset.json").write_text("{")
+    cases, (none, fault) = index_cases(tmp_path, MSD_TASK01)
+    assert cases == []
+    assert none.startswith(
+        f"{tmp_path}: no case of msd_task01 in it (files listed in dataset.json)"
+    )
+    assert fault.startswith(f"{tmp_path / 'dataset.json'}: not valid JSON")
 
 
 def test_an_index_wants_its_folder_and_its_reports(tmp_path, write_case):
@@ -864,13 +691,13 @@ MAPPING = (
 )
 
 
-@pytest.mark.parametrize("place", ["", "a", "a/b", "a/b/c"])
-def test_grades_of_2020_come_from_the_table_wherever_it_lies(tmp_path, write_case, place):
+@pytest.mark.parametrize("folder", ["", "a", "a/b", "a/b/c"])
+def test_grades_of_2020_come_from_the_table_wherever_it_lies(tmp_path, write_case, folder):
     root = tmp_path / "a" / "b"
     for number in (1, 2, 3, 4):
         name = f"BraTS20_Training_{number:03d}"
         write_case(root / "c" / name, name)
-    (tmp_path / place / "name_mapping.csv").write_text(MAPPING)
+    (tmp_path / folder / "name_mapping.csv").write_text(MAPPING)
     assert [case.grade for case in find_cases(root, BRATS_2020)] == [1, 0, -1, -1]
 
 
@@ -902,7 +729,7 @@ def test_a_folder_of_a_grade_counts_before_the_table(tmp_path, write_case):
     ("content", "reason"),
     [
         ("Subject,BraTS_2020_subject_ID\na,b\n", "has no column Grade"),
-        ("Grade,BraTS_2020_subject_ID\nHGG\n", "row 1 has not as many cells"),
+        ("Grade,BraTS_2020_subject_ID\nHGG\n", "row 1 has more or fewer cells"),
         ("Grade,Größe\n", "not UTF-8 text"),
     ],
 )
@@ -931,22 +758,22 @@ CASES_OF = {
 
 
 @pytest.mark.parametrize("name", CASES_OF)
-def test_a_release_is_told_by_names_and_labels(tmp_path, write_nifti, name):
+def test_a_release_is_told_by_names_and_labels(tmp_path, write_release, name):
     release, case_id, labels = CASES_OF[name]
-    write_release(write_nifti, tmp_path, release, case_id, labels)
-    write_release(write_nifti, tmp_path, release, f"{case_id[:-1]}7", [])
+    write_release(tmp_path, release, case_id, labels)
+    write_release(tmp_path, release, f"{case_id[:-1]}7", [])
     assert detect_release(str(tmp_path)) is release
 
 
-def test_decathlon_is_told(tmp_path, write_nifti):
-    write_msd(write_nifti, tmp_path / "Task01_BrainTumour", ["BRATS_001"])
+def test_decathlon_is_told(tmp_path, write_msd):
+    write_msd(tmp_path / "Task01_BrainTumour", ["BRATS_001"])
     assert detect_release(tmp_path) is MSD_TASK01
 
 
 @pytest.mark.parametrize("name", [name for name in CASES_OF if "ped" not in name])
-def test_names_suffice_where_there_are_no_masks(tmp_path, write_nifti, name):
+def test_names_suffice_where_there_are_no_masks(tmp_path, write_release, name):
     release, case_id, _ = CASES_OF[name]
-    write_release(write_nifti, tmp_path, release, case_id)
+    write_release(tmp_path, release, case_id)
     assert detect_release(tmp_path) is release
 
 
@@ -966,7 +793,7 @@ def undecided(root):
 
 
 @pytest.mark.parametrize(
-    ("release", "case_id", "labels", "seen"),
+    ("release", "case_id", "labels", "shown"),
     [
         (BRATS_2020, ONE, [1, 2, 3], "0, 1, 2, 3, which do not fit brats2020 (0, 1, 2, 4)"),
         (BRATS_2020, ONE, [1, 2, 3, 4], "0, 1, 2, 3, 4, which do not fit brats2020"),
@@ -974,23 +801,23 @@ def undecided(root):
         (BRATS_2018, "Brats18_2013_2_1", [5], "0, 5, which do not fit brats2018"),
     ],
 )
-def test_labels_that_contradict_names(tmp_path, write_nifti, release, case_id, labels, seen):
-    write_release(write_nifti, tmp_path, release, case_id, labels)
+def test_labels_that_contradict_names(tmp_path, write_release, release, case_id, labels, shown):
+    write_release(tmp_path, release, case_id, labels)
     message = undecided(tmp_path)
     assert f"{release.name} (1, such as {case_id})" in message
-    assert f"masks with the labels {seen}" in message
+    assert f"expert masks with the labels {shown}" in message
 
 
-def test_children_of_2023_and_2024_differ_by_label_4_alone(tmp_path, write_nifti):
+def test_children_of_2023_and_2024_differ_by_label_4_alone(tmp_path, write_release):
     name = "BraTS-PED-{:05d}-000"
     for number in range(30):
-        write_release(write_nifti, tmp_path, BRATS_2024_PED, name.format(number), [1, 2, 3])
+        write_release(tmp_path, BRATS_2024_PED, name.format(number), [1, 2, 3])
     message = undecided(tmp_path)
     assert (
         "which fit each of brats2023_ped (0, 1, 2, 3) and brats2024_ped (0, 1, 2, 3, 4)" in message
     )
     assert "brats2024_ped (30, such as BraTS-PED-00000-000)" in message
-    write_release(write_nifti, tmp_path, BRATS_2024_PED, name.format(17), [4])
+    write_release(tmp_path, BRATS_2024_PED, name.format(17), [4])
     assert detect_release(tmp_path) is BRATS_2024_PED
 
 
@@ -1006,14 +833,14 @@ def test_names_of_no_release(tmp_path, write_case):
     assert "files such as patient7_flair.nii.gz, " in undecided(tmp_path)
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
-    assert "holds no NIfTI file, " in undecided(tmp_path)
+    assert "holds no NIfTI file, and so is of no known release; check" in undecided(tmp_path)
     with pytest.raises(FileNotFoundError, match="absent: no such folder"):
         detect_release(tmp_path / "absent")
 
 
-def test_broken_masks_are_left_to_the_index(tmp_path, write_nifti):
-    one = write_release(write_nifti, tmp_path, BRATS_2024_PED, "BraTS-PED-00001-000", [1])
-    write_release(write_nifti, tmp_path, BRATS_2024_PED, "BraTS-PED-00002-000", [4])
+def test_broken_masks_are_left_to_the_index(tmp_path, write_release):
+    one = write_release(tmp_path, BRATS_2024_PED, "BraTS-PED-00001-000", [1])
+    write_release(tmp_path, BRATS_2024_PED, "BraTS-PED-00002-000", [4])
     cut(one[LABEL])
     assert detect_release(tmp_path) is BRATS_2024_PED
 
@@ -1033,24 +860,6 @@ def test_few_masks_are_read_where_names_leave_no_choice(tmp_path, write_case, mo
 
 
 # Odd file systems
-
-
-def test_a_folder_that_may_not_be_searched(tmp_path, write_case, monkeypatch):
-    write_case(tmp_path / "open" / ONE, ONE)
-    write_case(tmp_path / "shut" / TWO, TWO)
-    original = os.scandir
-
-    def refuse(path):
-        if Path(path).name == "shut":
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return original(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    fault = one_fault(tmp_path)
-    assert fault == (
-        f"{tmp_path / 'shut'}: cannot be searched (Permission denied); check its permissions and "
-        "its path"
-    )
 
 
 @pytest.mark.parametrize("kind", ["t2", LABEL])
@@ -1074,15 +883,8 @@ def test_a_link_to_a_file_that_is_gone(tmp_path, write_case):
     files["t2"].symlink_to(tmp_path / "gone.nii.gz")
     fault = one_fault(tmp_path)
     assert fault.startswith(
-        f"{files['t2']}: a link to {tmp_path / 'gone.nii.gz'}, which is no file"
+        f"{files['t2']}: a link to {tmp_path / 'gone.nii.gz'}, which is not a file"
     )
-
-
-def test_a_link_to_a_folder_that_is_gone(tmp_path, write_case):
-    write_case(tmp_path)
-    (tmp_path / "HGG").symlink_to("/mnt/unmounted")
-    fault = one_fault(tmp_path)
-    assert fault.startswith(f"{tmp_path / 'HGG'}: a link to /mnt/unmounted, which is not there")
 
 
 def test_a_file_that_is_a_link_to_itself(tmp_path, write_case):
@@ -1093,46 +895,11 @@ def test_a_file_that_is_a_link_to_itself(tmp_path, write_case):
     assert fault.startswith(f"{files['t1']}: cannot be opened (Too many levels of symbolic links)")
 
 
-def test_a_folder_that_is_a_link_to_itself(tmp_path, write_case):
-    write_case(tmp_path)
-    (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    assert "circle: a link to " in one_fault(tmp_path)
-
-
 def test_names_in_other_scripts(tmp_path, write_case):
     folder = tmp_path / "Üniversite hastanesi" / "患者 7 术前"
     write_case(folder, "患者_7é", report="左")
     (case,) = find_cases(tmp_path, BRATS_2020)
     assert (case.case_id, case.report) == ("患者_7é", "左")
-
-
-def test_a_name_that_is_no_text(tmp_path, write_case):
-    files = write_case(tmp_path)
-    bad = os.fsencode(tmp_path) + b"/\xe4_t1.nii.gz"
-    shutil.copy(files["t1"], bad)
-    fault = one_fault(tmp_path)
-    assert fault == f"{tmp_path}/\\udce4_t1.nii.gz: its name is not UTF-8; rename it"
-    fault.encode()
-
-
-def test_a_very_long_path(tmp_path, write_case):
-    folder = tmp_path.joinpath(*["x" * 200] * 15)
-    write_case(folder, ONE)
-    assert len(str(folder)) > 3000
-    assert names(find_cases(tmp_path, BRATS_2020)) == [ONE]
-
-
-def test_a_path_that_is_too_long(tmp_path, write_case, monkeypatch):
-    write_case(tmp_path, ONE)
-    place = tmp_path
-    monkeypatch.chdir(tmp_path)
-    for _ in range(21):  # made step by step: the whole path is longer than the system takes
-        os.mkdir("y" * 200)
-        os.chdir("y" * 200)
-        place = place / ("y" * 200)
-    fault = one_fault(tmp_path)
-    assert ": cannot be searched (File name too long); check its permissions and its path" in fault
-    os.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(

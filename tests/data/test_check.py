@@ -103,7 +103,7 @@ def rgb(voxels):
     return np.zeros(voxels.shape, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
 
 
-def far_from_brain(voxels):
+def outside_the_brain(voxels):
     moved = np.zeros_like(voxels)
     moved[0] = 2
     return moved
@@ -134,14 +134,14 @@ IN_MASKS = {
     "label 3": (rewrite(lambda v: np.where(v == 4, 3, v)), "holds label 3, but brats2020 has"),
     "fraction": (rewrite(lambda v: v * 0.5), "holds 0.5, no whole number; threshold"),
     "negative": (rewrite(lambda v: -v.astype(np.int16)), "holds label -4, -2, -1, but"),
-    "beside the brain": (rewrite(far_from_brain), "187 of its 187 labelled voxels lie beside"),
+    "outside the brain": (rewrite(outside_the_brain), "187 of its 187 labelled voxels lie outside"),
 }
 FAULTS = [
     *(("flair", name, *fault, True) for name, fault in IN_HEADERS.items()),
     *(("label", name, *fault, True) for name, fault in IN_HEADERS.items()),
     *(("flair", name, *fault, False) for name, fault in (IN_VOXELS | IN_SEQUENCES).items()),
     *(("label", name, *fault, True) for name, fault in IN_VOXELS.items()),
-    *(("label", name, *fault, name != "beside the brain") for name, fault in IN_MASKS.items()),
+    *(("label", name, *fault, name != "outside the brain") for name, fault in IN_MASKS.items()),
 ]
 
 
@@ -168,14 +168,14 @@ def test_every_fault_is_found_and_stops_training(
     files = write_case(tmp_path / "cases" / ONE, ONE)
     write_case(tmp_path / "cases" / TWO, TWO, seed=1)
     spoil(files[kind])
-    report = check(tmp_path / "cases", read_all=True)
-    (fault,) = report.faults
+    result = check(tmp_path / "cases", read_all=True)
+    (fault,) = result.faults
     assert fault.startswith(f"{files[kind]}: {reason}")
     assert "; " in fault  # what to do
     assert "\n" not in fault
-    spoiled, good = report.cases
+    spoiled, good = result.cases
     assert spoiled.faults == (fault,)
-    assert good.faults == report.other_faults == ()
+    assert good.faults == result.other_faults == ()
     assert refused(tmp_path / "cases", tmp_path / "cache") == [fault]
     assert check(tmp_path / "cases").faults == ([fault] if cheap else [])
 
@@ -202,9 +202,9 @@ def test_a_missing_file_of_2023_is_a_fault_of_its_case(tmp_path, write_nifti, fa
     name = "BraTS-GLI-00002-000"
     write_case_of_2023(write_nifti, *fake_patient(), tmp_path, name)
     (tmp_path / f"{name}-t1c.nii.gz").unlink()
-    report = check(tmp_path, BRATS_2023_GLI)
-    assert (report.cases[0].missing, report.other_faults) == (("t1ce",), ())
-    assert report.cases[0].faults[0].startswith(f"{tmp_path / name}-t1c.nii.gz: missing")
+    result = check(tmp_path, BRATS_2023_GLI)
+    assert (result.cases[0].missing, result.other_faults) == (("t1ce",), ())
+    assert result.cases[0].faults[0].startswith(f"{tmp_path / name}-t1c.nii.gz: missing")
 
 
 def test_every_fault_of_one_case_at_once(tmp_path, write_case):
@@ -214,8 +214,8 @@ def test_every_fault_of_one_case_at_once(tmp_path, write_case):
     put(np.nan)(files["t2"])
     rewrite(lambda v: 7 * (v > 0).astype(np.int16))(files["flair"])
     rewrite(lambda v: v * 0.5)(files["label"])
-    found = check(tmp_path, read_all=True).faults
-    assert [(f.split(": ")[0], f.split(": ")[1].split()[0]) for f in sorted(found)] == [
+    faults = check(tmp_path, read_all=True).faults
+    assert [(f.split(": ")[0], f.split(": ")[1].split()[0]) for f in sorted(faults)] == [
         (str(files["flair"]), "voxels"),
         (str(files["label"]), "holds"),
         (str(files["t1"]), "not"),
@@ -230,74 +230,78 @@ def test_unequal_grids_do_not_hide_what_is_in_the_voxels(tmp_path, write_case):
     rewrite(np.zeros_like)(files["t2"])
     rewrite(lambda v: 7 * (v > 0).astype(np.int16))(files["flair"])
     rewrite(lambda v: np.where(v == 4, 3, v))(files["label"])
-    found = check(tmp_path, read_all=True).faults
-    assert sorted(f.split(": ")[0] for f in found) == sorted(
+    faults = check(tmp_path, read_all=True).faults
+    assert sorted(f.split(": ")[0] for f in faults) == sorted(
         str(files[kind]) for kind in ("t1ce", "t2", "flair", "label")
     )
 
 
-def test_a_mask_beside_the_brain_is_found_despite_an_empty_sequence(tmp_path, write_case):
+def test_a_mask_outside_the_brain_is_found_despite_an_empty_sequence(tmp_path, write_case):
     files = write_case(tmp_path / ONE, ONE)
     rewrite(np.zeros_like)(files["t2"])
-    rewrite(far_from_brain)(files["label"])
-    found = check(tmp_path, read_all=True).faults
-    assert sorted(f.split(": ")[0] for f in found) == [str(files["label"]), str(files["t2"])]
+    rewrite(outside_the_brain)(files["label"])
+    faults = check(tmp_path, read_all=True).faults
+    assert sorted(f.split(": ")[0] for f in faults) == [str(files["label"]), str(files["t2"])]
 
 
 def test_every_fault_of_every_case_at_once(tmp_path, write_case, write_nifti):
-    due = []
+    expected = []
     for seed, (kind, _, spoil, _, _) in enumerate(FAULTS):
         name = f"BraTS20_Training_{seed:03d}"
         files = write_case(tmp_path / name, name, seed=seed)
         spoil(files[kind])
-        due.append(str(files[kind]))
-    due.append(str(write_nifti(tmp_path / "stray.nii", np.ones((2, 3, 4), np.int16))))
-    report = check(tmp_path, read_all=True)
-    assert sorted(fault.split(": ")[0] for fault in report.faults) == sorted(due)
-    assert [len(case.faults) for case in report.cases] == [1] * len(FAULTS)
+        expected.append(str(files[kind]))
+    expected.append(str(write_nifti(tmp_path / "stray.nii", np.ones((2, 3, 4), np.int16))))
+    result = check(tmp_path, read_all=True)
+    assert sorted(fault.split(": ")[0] for fault in result.faults) == sorted(expected)
+    assert [len(case.faults) for case in result.cases] == [1] * len(FAULTS)
     assert check(tmp_path, num_threads=4) == check(tmp_path, num_threads=1)
 
 
 def test_missing_files_of_names_that_start_alike_stay_apart(tmp_path, write_case):
     for seed, name in enumerate(("a", "a_t1", "b")):
         write_case(tmp_path, name, seed=seed, drop=["t2"], label=name != "a")
-    report = check(tmp_path)
-    assert [(c.case_id, c.missing, len(c.faults)) for c in report.cases] == [
+    result = check(tmp_path)
+    assert [(c.case_id, c.missing, len(c.faults)) for c in result.cases] == [
         ("a", ("t2", "label"), 2),
         ("a_t1", ("t2",), 1),
         ("b", ("t2",), 1),
     ]
-    assert report.cases[1].faults[0].startswith(f"{tmp_path / 'a_t1_t2.nii.gz'}: missing")
-    assert report.other_faults == ()
+    assert result.cases[1].faults[0].startswith(f"{tmp_path / 'a_t1_t2.nii.gz'}: missing")
+    assert result.other_faults == ()
 
 
 def test_missing_files_can_be_allowed(tmp_path, write_case):
     write_case(tmp_path, ONE, drop=["t1ce", "flair"], label=False)
-    report = check(tmp_path, allow_missing=True, require_label=False, read_all=True)
-    assert report.faults == []
-    assert report.cases[0].missing == ("t1ce", "flair", "label")
-    assert [set(case.files) for case in report.cases] == [{"t1", "t2"}]
+    result = check(tmp_path, allow_missing=True, require_label=False, read_all=True)
+    assert result.faults == []
+    assert result.cases[0].missing == ("t1ce", "flair", "label")
+    assert [set(case.files) for case in result.cases] == [{"t1", "t2"}]
     assert len(check(tmp_path, require_label=False).faults) == 2
 
 
 def test_whole_numbers_stored_as_fractions_are_labels(tmp_path, write_case):
     files = write_case(tmp_path, ONE)
-    rewrite(lambda v: v.astype(np.float64))(files["label"])
-    report = check(tmp_path, read_all=True)
-    assert report.faults == []
-    assert set(report.cases[0].labels) == {"0", "1", "2", "4"}
+    (stored,) = check(tmp_path).cases
+    for rounding in (0, 1e-4):
+        rewrite(lambda v, error=rounding: v * (1.0 - error))(files["label"])
+        result = check(tmp_path, read_all=True)
+        assert result.faults == []
+        assert set(result.cases[0].labels) == {"0", "1", "2", "4"}
+        assert result.cases[0].labels == stored.labels
+        assert result.cases[0].volumes_ml == stored.volumes_ml
 
 
 def test_a_mask_without_tumour_is_no_fault(tmp_path, write_case):
     files = write_case(tmp_path, ONE)
     for number in (1, 2):  # nor are two of them copies of one another
         write_case(tmp_path, f"{ONE}{number}", label=np.zeros((13, 17, 11), np.uint8), seed=number)
-    report = check(tmp_path, read_all=True)
-    assert report.faults == []
-    assert [len(case.notes) for case in report.cases] == [0, 1, 1]
-    assert report.cases[1].notes == (f"{tmp_path / f'{ONE}1_seg.nii.gz'}: marks no tumour",)
-    assert report.cases[1].volumes_ml == {"WT": 0, "TC": 0, "ET": 0}
-    assert files["label"].name not in str(report.cases[1])
+    result = check(tmp_path, read_all=True)
+    assert result.faults == []
+    assert [len(case.notes) for case in result.cases] == [0, 1, 1]
+    assert result.cases[1].notes == (f"{tmp_path / f'{ONE}1_seg.nii.gz'}: marks no tumour",)
+    assert result.cases[1].volumes_ml == {"WT": 0, "TC": 0, "ET": 0}
+    assert files["label"].name not in str(result.cases[1])
 
 
 @contextlib.contextmanager
@@ -320,22 +324,22 @@ def test_files_and_folders_that_may_not_be_read(write_case):
         if user == 0:
             os.seteuid(65534)
         try:
-            report = check(root, read_all=True)
+            result = check(root, read_all=True)
         finally:
             os.seteuid(user)
             (root / TWO).chmod(0o755)
-        assert sorted(fault.split(": ")[0] for fault in report.faults) == sorted(
+        assert sorted(fault.split(": ")[0] for fault in result.faults) == sorted(
             map(str, (root / TWO, files["t2"], files["label"]))
         )
-        assert all("permissions" in fault for fault in report.faults)
-        assert report.cases[0].files["t1"].high is not None
+        assert all("permissions" in fault for fault in result.faults)
+        assert result.cases[0].files["t1"].high is not None
 
 
 def test_folders_linked_in_a_circle(tmp_path, write_case):
     write_case(tmp_path / ONE, ONE)
     (tmp_path / ONE / "circle").symlink_to(tmp_path)
-    report = check(tmp_path, read_all=True)
-    assert (len(report.cases), report.faults) == (1, [])
+    result = check(tmp_path, read_all=True)
+    assert (len(result.cases), result.faults) == (1, [])
 
 
 def test_long_and_foreign_paths(tmp_path, write_case):
@@ -344,10 +348,10 @@ def test_long_and_foreign_paths(tmp_path, write_case):
         folder = folder / ("ö" * 120)
     name = "病例_" + "x" * 200
     write_case(folder, name, report="Ödem links.")
-    report = check(tmp_path, read_all=True)
-    assert report.faults == []
-    assert report.cases[0].case_id == name
-    report.save(tmp_path / "报告.json")
+    result = check(tmp_path, read_all=True)
+    assert result.faults == []
+    assert result.cases[0].case_id == name
+    result.save(tmp_path / "报告.json")
     assert json.loads((tmp_path / "报告.json").read_text())["cases"][0]["case_id"] == name
 
 
@@ -433,14 +437,14 @@ def test_one_patient_under_two_names(tmp_path, write_case, read_all):
     write_case(tmp_path / "c", f"{TWO}0", label=False)
     for path in copy.values():
         rewrite(lambda v: v.astype(np.float32))(path)  # other bytes, the same voxels
-    report = check(tmp_path, read_all=read_all, require_label=False)
-    (fault,) = report.faults
+    result = check(tmp_path, read_all=read_all, require_label=False)
+    (fault,) = result.faults
     kind, more = ("t1", ", as in 4 more files of each case") if read_all else ("seg", "")
     assert fault == (
         f"{tmp_path / 'a' / f'{ONE}_{kind}.nii.gz'} and {tmp_path / 'b' / f'{TWO}_{kind}.nii'}: "
         f"the same voxels{more}; keep one of the cases"
     )
-    assert report.other_faults == (fault,)
+    assert result.other_faults == (fault,)
 
 
 def test_a_copy_in_three_cases(tmp_path, write_case):
@@ -464,9 +468,9 @@ def test_gzip_files_of_several_members_are_whole(tmp_path, write_case):
     for path in files.values():
         data = gzip.decompress(path.read_bytes())
         path.write_bytes(gzip.compress(data[:999]) + gzip.compress(data[999:]))
-    report = check(tmp_path)
-    assert report.faults == []
-    assert report.cases[0].files["t1"].high is not None  # it looked wrong, and was read
+    result = check(tmp_path)
+    assert result.faults == []
+    assert result.cases[0].files["t1"].high is not None  # it looked wrong, and was read
 
 
 @pytest.mark.parametrize("ext", [".nii", ".nii.gz"])
@@ -474,8 +478,8 @@ def test_a_case_that_is_cut_off_has_its_other_files_read_too(tmp_path, write_cas
     files = write_case(tmp_path, ONE, ext=ext)
     cut_off(files["t1"])
     put(np.nan)(files["flair"])
-    found = check(tmp_path).faults
-    assert sorted(f.split(": ")[0] for f in found) == [str(files["flair"]), str(files["t1"])]
+    faults = check(tmp_path).faults
+    assert sorted(f.split(": ")[0] for f in faults) == [str(files["flair"]), str(files["t1"])]
 
 
 # One file that holds all sequences
@@ -500,9 +504,9 @@ def decathlon(tmp_path, write_nifti, fake_patient):
 
 
 def test_sequences_of_one_file_are_told_apart(decathlon, fake_patient):
-    report = check(decathlon, MSD_TASK01, read_all=True)
-    assert report.faults == []
-    for seed, case in enumerate(report.cases):
+    result = check(decathlon, MSD_TASK01, read_all=True)
+    assert result.faults == []
+    for seed, case in enumerate(result.cases):
         for index, sequence in enumerate(SEQUENCES):
             voxels = fake_patient(seed=seed)[0][index]
             facts = case.files[sequence]
@@ -515,11 +519,11 @@ def test_faults_in_one_file_of_all_sequences(decathlon, tmp_path):
     first, second = sorted((decathlon / "imagesTr").iterdir())
     rewrite(lambda v: v * np.array([1, 1, 0, 1], np.int16))(first)
     rewrite(lambda v: v[..., :2])(second)
-    report = check(decathlon, MSD_TASK01, read_all=True)
-    empty_t1ce, too_few = report.faults
+    result = check(decathlon, MSD_TASK01, read_all=True)
+    empty_t1ce, too_few = result.faults
     assert empty_t1ce.startswith(f"{first}: every voxel of t1ce is 0")
     assert too_few.startswith(f"{second}: holds 2 volumes, too few for channels")
-    assert [len(case.faults) for case in report.cases] == [1, 1]
+    assert [len(case.faults) for case in result.cases] == [1, 1]
     cut_off(first)
     assert [f for f in check(decathlon, MSD_TASK01).faults if f.startswith(f"{first}: not a ")]
 
@@ -563,11 +567,11 @@ def test_a_report_that_cannot_be_read_is_a_fault_of_its_case(tmp_path, write_cas
 
 def test_a_folder_without_cases(tmp_path, write_nifti):
     stray = write_nifti(tmp_path / "x.nii.gz", np.ones((2, 3, 4), np.int16))
-    report = check(tmp_path)
-    (fault,) = report.faults
+    result = check(tmp_path)
+    (fault,) = result.faults
     assert str(stray) in fault
-    assert report.cases == ()
-    assert report.table().endswith("0 cases of brats2020: 1 faults")
+    assert result.cases == ()
+    assert result.table().endswith("0 cases of brats2020: 1 faults")
     with pytest.raises(FileNotFoundError, match="gone: no such folder"):
         check(tmp_path / "gone")
 
@@ -586,23 +590,23 @@ def test_the_file_holds_all_that_was_seen(tmp_path, write_case):
     files = write_case(tmp_path / "cases" / ONE, ONE, report="Three words here.")
     write_case(tmp_path / "cases" / TWO, TWO, seed=1, drop=["t2"])
     empty(files["flair"])
-    report = check(tmp_path / "cases", read_all=True)
-    path = tmp_path / "new" / "report.json"
-    report.save(path)
+    result = check(tmp_path / "cases", read_all=True)
+    path = tmp_path / "new" / "check.json"
+    result.save(path)
     stored = json.loads(path.read_text())
-    assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+    assert [p.name for p in path.parent.iterdir()] == ["check.json"]
     assert (stored["root"], stored["release"]) == (str(tmp_path / "cases"), "brats2020")
     assert stored["other_faults"] == []
     assert stored["notes"] == ["1 of 2 cases have no report"]
     one, two = stored["cases"]
-    assert one["faults"] == list(report.cases[0].faults)
+    assert one["faults"] == list(result.cases[0].faults)
     assert one["files"]["flair"] == {
         "path": str(files["flair"]),
         **dict.fromkeys(("shape", "spacing_mm", "orientation", "affine", "dtype"), None),
         **dict.fromkeys(("low", "high", "sha256"), None),
     }
     assert one["files"]["t1"]["shape"] == [13, 17, 11]
-    assert one["volumes_ml"] == report.cases[0].volumes_ml
+    assert one["volumes_ml"] == result.cases[0].volumes_ml
     assert two["missing"] == ["t2"]
 
 
@@ -613,44 +617,44 @@ def test_an_affine_without_numbers_is_still_json(tmp_path, write_case):
         image.header["srow_x"] = np.nan
         image.header["qform_code"] = 0
         nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), None, image.header), files[kind])
-    report = check(tmp_path, read_all=True)
-    for fault, kind in zip(report.faults, ("label", "t2"), strict=True):
-        assert fault.startswith(f"{files[kind]}: its affine is no place in space")
-    report.save(tmp_path / "report.json")
-    (case,) = json.loads((tmp_path / "report.json").read_text())["cases"]
+    result = check(tmp_path, read_all=True)
+    for fault, kind in zip(result.faults, ("label", "t2"), strict=True):
+        assert fault.startswith(f"{files[kind]}: its affine has no inverse, or is not finite")
+    result.save(tmp_path / "check.json")
+    (case,) = json.loads((tmp_path / "check.json").read_text())["cases"]
     assert case["files"]["t2"]["affine"][0] == [None] * 4
     assert case["files"]["t2"]["orientation"] is None
-    assert case["labels"] == report.cases[0].labels
+    assert case["labels"] == result.cases[0].labels
     assert case["volumes_ml"] is None
-    assert report.table()
+    assert result.table()
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, write_case, monkeypatch):
     write_case(tmp_path / "cases", ONE)
-    report = check(tmp_path / "cases")
-    path = tmp_path / "report.json"
+    result = check(tmp_path / "cases")
+    path = tmp_path / "check.json"
     path.write_text("before")
-    with pytest.raises(OSError, match=r"before/report\.json: cannot be written"):
-        report.save(tmp_path / "report.json" / "before" / "report.json")
+    with pytest.raises(OSError, match=r"before/check\.json: cannot be written"):
+        result.save(tmp_path / "check.json" / "before" / "check.json")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match=r"report\.json: cannot be written \(No space left"):
-        report.save(path)
+    with pytest.raises(OSError, match=r"check\.json: cannot be written \(No space left"):
+        result.save(path)
     assert path.read_text() == "before"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cases", "report.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cases", "check.json"]
 
 
 def test_the_table_lines_up(tmp_path, write_case):
     for folder, name in (("HGG", "Brats18_2013_2_1"), ("LGG", "Brats18_TCIA10_109_1")):
         write_case(tmp_path / folder / name, name, seed=len(name), report="Left lesion")
     write_case(tmp_path, "other", drop=["t1", "t2"], seed=3, label=np.full((13, 17, 11), 2, "u1"))
-    report = check(tmp_path, BRATS_2018, read_all=True)
-    head, *rows = report.table().split("\n\n")[0].splitlines()
+    result = check(tmp_path, BRATS_2018, read_all=True)
+    head, *rows = result.table().split("\n\n")[0].splitlines()
     assert len({len(line) for line in (head, *rows)}) == 1
-    assert [row.split()[0] for row in rows] == [case.case_id for case in report.cases]
+    assert [row.split()[0] for row in rows] == [case.case_id for case in result.cases]
     images = [voxels_of(tmp_path / f"other_{s}.nii.gz") for s in ("t1ce", "flair")]
     whole = f"{13 * 17 * 11 / 1000:.1f}"
     assert rows[-1].split() == [
@@ -670,10 +674,10 @@ def test_the_table_ends_with_every_fault_and_note(tmp_path, write_case):
     files = write_case(tmp_path, ONE, label=np.zeros((13, 17, 11), np.uint8), report="Nothing.")
     write_case(tmp_path, TWO, drop=["t1", "t2"], seed=1)
     empty(files["t1"])
-    report = check(tmp_path)
-    lines = report.table().splitlines()
+    result = check(tmp_path)
+    lines = result.table().splitlines()
     assert lines[4] == "Faults:"
-    assert lines[5:8] == report.faults
+    assert lines[5:8] == result.faults
     assert lines[9:12] == [
         "Notes:",
         f"{files['label']}: marks no tumour",
@@ -686,9 +690,9 @@ def test_a_case_of_which_nothing_can_be_read_has_its_line(tmp_path, write_case):
     files = write_case(tmp_path, ONE)
     for path in files.values():
         empty(path)
-    report = check(tmp_path)
-    assert len(report.faults) == 5
-    assert report.table().splitlines()[1].split() == [ONE, *"----------", "5"]
+    result = check(tmp_path)
+    assert len(result.faults) == 5
+    assert result.table().splitlines()[1].split() == [ONE, *"----------", "5"]
 
 
 @pytest.mark.skipif(
@@ -696,9 +700,9 @@ def test_a_case_of_which_nothing_can_be_read_has_its_line(tmp_path, write_case):
     reason="set CLIPSEG3D_BRATS_DIR to a folder with the brats2018 cases to test on real ones",
 )
 def test_real_cases_have_no_fault():
-    report = check(os.environ["CLIPSEG3D_BRATS_DIR"], BRATS_2018)
-    assert report.faults == []
-    for case in report.cases:
+    result = check(os.environ["CLIPSEG3D_BRATS_DIR"], BRATS_2018)
+    assert result.faults == []
+    for case in result.cases:
         assert set(case.labels) == {"0", "1", "2", "4"}
         assert case.volumes_ml["WT"] >= case.volumes_ml["TC"] >= case.volumes_ml["ET"] > 0
         assert {f.orientation for f in case.files.values()} == {"LPS"}

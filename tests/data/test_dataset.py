@@ -9,12 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from clipseg3d.batch import (
-    Batch,
-    Sample,
-    unpack,
-    unpack_image,
-)
+from clipseg3d.batch import Batch, Sample, unpack, unpack_image
 from clipseg3d.data.cache import build_cache
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.dataset import BraTSDataset
@@ -51,7 +46,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-def place(sample, box=BOX):
+def crop_corner(sample, box=BOX):
     """Return the first corner and the size of a crop in voxels, as its crop_box says."""
     corner, size = (sample["crop_box"].numpy() * box).round(4)
     assert (corner == corner.astype(int)).all()
@@ -59,7 +54,7 @@ def place(sample, box=BOX):
     return corner.astype(int), size.astype(int)
 
 
-def whole(entries):
+def whole_brains(entries):
     dataset = BraTSDataset(entries, BRATS_2020)
     return [dataset[i] for i in range(len(dataset))]
 
@@ -83,7 +78,7 @@ def test_a_sample_holds_what_the_contract_says(entries):
 
 
 def test_a_whole_brain(entries, equal_views):
-    for entry, sample in zip(entries, whole(entries), strict=True):
+    for entry, sample in zip(entries, whole_brains(entries), strict=True):
         assert sample["crop_box"].tolist() == [[0, 0, 0], [1, 1, 1]]
         assert torch.equal(sample["image"], unpack_image(entry.image(), entry.statistics()))
         regions = BRATS_2020.to_regions(entry.label().numpy())
@@ -95,7 +90,7 @@ def test_a_whole_brain(entries, equal_views):
 
 
 def test_regions_are_nested_and_hold_their_labels(entries):
-    sample = whole(entries)[0]
+    sample = whole_brains(entries)[0]
     wt, tc, et = sample["label"]
     assert set(sample["label"].unique().tolist()) == {0, 1}
     assert (wt >= tc).all()
@@ -103,14 +98,14 @@ def test_regions_are_nested_and_hold_their_labels(entries):
     assert wt.sum() > tc.sum() > et.sum() > 0
 
 
-def test_a_crop_is_the_whole_at_the_place_of_its_window(entries):
-    brains = whole(entries)
+def test_a_crop_is_the_part_of_the_brain_that_its_crop_box_says(entries):
+    brains = whole_brains(entries)
     dataset = BraTSDataset(entries, BRATS_2020, crop=CROP, crops_per_case=20)
     corners = set()
     for index in range(len(dataset)):
         sample = dataset[index]
         brain = next(b for b in brains if b["case_id"] == sample["case_id"])
-        corner, size = place(sample)
+        corner, size = crop_corner(sample)
         assert tuple(size) == CROP
         assert (corner >= 0).all()
         assert (corner + size <= BOX).all()
@@ -121,25 +116,25 @@ def test_a_crop_is_the_whole_at_the_place_of_its_window(entries):
     assert len(corners) > 20
 
 
-def test_every_place_that_fits_is_drawn(big):
-    """Without tumour, corners are uniform over all places, the last one included."""
+def test_every_corner_that_fits_is_drawn(big):
+    """Without tumour, corners are uniform over all positions, the last one included."""
     dataset = BraTSDataset(big[1:], BRATS_2020, crop=(20, 27, 16))
     box = big[1].label().shape
     room = np.array(tuple(box)) - (20, 27, 16)
-    drawn = np.array([place(dataset[0], box)[0] for _ in range(150)])
+    drawn = np.array([crop_corner(dataset[0], box)[0] for _ in range(150)])
     assert drawn.min(axis=0).tolist() == [0, 0, 0]
     assert drawn.max(axis=0).tolist() == room.tolist()
 
 
 @pytest.mark.parametrize("crop", [(13, 6, 4), (11, 17, 9), (30, 29, 26), (12, 15, 8)])
 def test_a_crop_larger_than_the_brain_is_padded_with_background(entries, crop):
-    brain = whole(entries)[0]
+    brain = whole_brains(entries)[0]
     dataset = BraTSDataset(entries[:1], BRATS_2020, crop=crop)
     for _ in range(8):
         sample = dataset[0]
         assert sample["image"].shape == (4, *crop)
         assert sample["label"].shape == (3, *crop)
-        corner, size = place(sample)
+        corner, size = crop_corner(sample)
         assert tuple(size) == crop
         for key in ("image", "label"):
             canvas = F.pad(brain[key], [20] * 6)
@@ -152,7 +147,7 @@ def test_a_crop_larger_than_the_brain_is_padded_with_background(entries, crop):
 
 
 def test_a_crop_of_the_size_of_the_brain_is_the_brain(entries):
-    brain = whole(entries)[2]
+    brain = whole_brains(entries)[2]
     sample = BraTSDataset(entries, BRATS_2020, crop=BOX)[2]
     assert sample["crop_box"].tolist() == [[0, 0, 0], [1, 1, 1]]
     assert torch.equal(sample["image"], brain["image"])
@@ -160,9 +155,9 @@ def test_a_crop_of_the_size_of_the_brain_is_the_brain(entries):
 
 def test_two_thirds_of_crops_hold_tumour(big):
     dataset = BraTSDataset(big[:1], BRATS_2020, crop=(8, 9, 7))
-    hits = np.mean([bool(dataset[0]["label"].any()) for _ in range(300)])
+    share = np.mean([bool(dataset[0]["label"].any()) for _ in range(300)])
     # 2 / 3 by intent, and a crop placed at random meets the tumour now and then
-    assert 0.6 < hits < 0.85
+    assert 0.6 < share < 0.85
 
 
 def test_a_tumour_voxel_lies_near_the_centre_but_not_at_it(big, monkeypatch):
@@ -173,7 +168,7 @@ def test_a_tumour_voxel_lies_near_the_centre_but_not_at_it(big, monkeypatch):
     corners = set()
     for _ in range(80):
         sample = dataset[0]
-        corner, _ = place(sample, big[0].label().shape)
+        corner, _ = crop_corner(sample, big[0].label().shape)
         away = np.abs(corner + crop / 2 - tumour)
         assert (away <= crop / 4 + 0.5).all(axis=1).any()
         assert sample["label"].any()
@@ -193,19 +188,19 @@ def test_packed_samples_are_the_same_but_small(entries, crop, equal_views):
     packed = BraTSDataset(entries, BRATS_2020, crop=crop, packed=True)
     for index in range(3):
         torch.manual_seed(index)
-        due = plain[index]
+        expected = plain[index]
         torch.manual_seed(index)
         small = packed[index]
         assert (small["image"].dtype, small["label"].dtype) == (torch.uint8, torch.uint8)
-        assert small["image"].shape == due["image"].shape
-        assert small["label"].shape == due["label"].shape[1:]
-        got = unpack(small)
+        assert small["image"].shape == expected["image"].shape
+        assert small["label"].shape == expected["label"].shape[1:]
+        unpacked = unpack(small)
         for key in ("image", "label", "crop_box", "statistics"):
-            assert torch.equal(got[key], due[key])
-        assert equal_views(got["views"], due["views"])
+            assert torch.equal(unpacked[key], expected[key])
+        assert equal_views(unpacked["views"], expected["views"])
     batch = unpack(next(iter(DataLoader(BraTSDataset(entries, BRATS_2020, packed=True)))))
-    assert torch.equal(batch["image"], whole(entries)[0]["image"][None])
-    assert torch.equal(batch["label"], whole(entries)[0]["label"][None])
+    assert torch.equal(batch["image"], whole_brains(entries)[0]["image"][None])
+    assert torch.equal(batch["label"], whole_brains(entries)[0]["label"][None])
 
 
 def test_regions_are_those_of_the_release(tmp_path, write_case, fake_patient):
@@ -218,21 +213,21 @@ def test_regions_are_those_of_the_release(tmp_path, write_case, fake_patient):
     (entry,) = build_cache([case], BRATS_2024_GLI, tmp_path / "cache")
     (sample,) = BraTSDataset([entry], BRATS_2024_GLI)
     inside = label[1:12, 2:16, 3:10]
-    for region, due in zip(
+    for region, expected in zip(
         sample["label"],
         (np.isin(inside, (1, 2, 3)), np.isin(inside, (1, 3)), inside == 3),
         strict=True,
     ):
-        np.testing.assert_array_equal(region, due)
+        np.testing.assert_array_equal(region, expected)
 
 
 def test_length_and_order(entries):
     assert len(BraTSDataset(entries, BRATS_2020)) == 3
     dataset = BraTSDataset(entries, BRATS_2020, crop=CROP, crops_per_case=4)
     assert len(dataset) == 12
-    seen = [dataset[i]["case_id"] for i in range(12)]
-    assert {name: seen.count(name) for name in NAMES} == dict.fromkeys(NAMES, 4)
-    assert [s["case_id"] for s in whole(entries)] == NAMES
+    names = [dataset[i]["case_id"] for i in range(12)]
+    assert {name: names.count(name) for name in NAMES} == dict.fromkeys(NAMES, 4)
+    assert [s["case_id"] for s in whole_brains(entries)] == NAMES
 
 
 def test_a_loop_over_samples_ends(entries):
@@ -303,10 +298,10 @@ def test_batches_through_a_loader(entries, num_workers, equal_views):
 
 def test_loader_workers_draw_different_crops(entries):
     dataset = BraTSDataset(entries[:1], BRATS_2020, crop=CROP, crops_per_case=8)
-    windows = [batch["crop_box"][0, 0] for batch in DataLoader(dataset, num_workers=2)]
-    assert len({tuple(crop_box.tolist()) for crop_box in windows}) > 4
+    corners = [batch["crop_box"][0, 0] for batch in DataLoader(dataset, num_workers=2)]
+    assert len({tuple(corner.tolist()) for corner in corners}) > 4
 
 
 def test_pickles(entries):
     dataset = pickle.loads(pickle.dumps(BraTSDataset(entries, BRATS_2020)))
-    assert torch.equal(dataset[1]["image"], whole(entries)[1]["image"])
+    assert torch.equal(dataset[1]["image"], whole_brains(entries)[1]["image"])

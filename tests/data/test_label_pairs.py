@@ -39,10 +39,10 @@ def faults_of(action, *arguments):
 
 
 def test_cases_of_a_release(root):
-    found, release = find_references(root, None)
-    assert found == {name: root / name / f"{name}_seg.nii.gz" for name in NAMES}
+    references, release = find_references(root, None)
+    assert references == {name: root / name / f"{name}_seg.nii.gz" for name in NAMES}
     assert release is BRATS_2020
-    assert find_references(root, "brats2020")[0] == found
+    assert find_references(root, "brats2020")[0] == references
     assert find_references(root, "brats2019")[1].name == "brats2019"
 
 
@@ -55,10 +55,13 @@ def test_label_maps_named_by_case(tmp_path, write_nifti):
     paths = {name: write_nifti(tmp_path / f"{name}.nii.gz", labels(1, 2, 4)) for name in NAMES}
     assert find_references(tmp_path, None) == (paths, BRATS_2020)
     write_nifti(tmp_path / "patient.7.nii", labels())
-    with pytest.raises(ValueError, match=r"names of no known release; name the release, one of br"):
+    with pytest.raises(
+        ValueError,
+        match=r"case names of no known release, such as Bra.*; name the release, one of br",
+    ):
         find_references(tmp_path, None)
-    found, release = find_references(tmp_path, "brats2023_gli")
-    assert list(found) == [*NAMES, "patient.7"]
+    references, release = find_references(tmp_path, "brats2023_gli")
+    assert list(references) == [*NAMES, "patient.7"]
     assert release is BRATS_2023_GLI
 
 
@@ -69,7 +72,10 @@ def test_cases_of_another_release_than_named(root):
 
 def test_names_of_two_releases(tmp_path, write_nifti):
     write_nifti(tmp_path / "BraTS-PED-00007-000.nii.gz", labels())
-    with pytest.raises(ValueError, match=r"several releases; .* brats2023_ped, brats2024_ped"):
+    with pytest.raises(
+        ValueError,
+        match=r"several releases, such as BraTS-PED-00007-000; .* brats2023_ped, brats2024_ped",
+    ):
         find_references(tmp_path, None)
 
 
@@ -77,14 +83,16 @@ def test_a_case_without_mask_and_one_with_two(root, write_case):
     write_case(root / "again", NAMES[0])
     (root / NAMES[1] / f"{NAMES[1]}_seg.nii.gz").unlink()
     doubled, lacking = sorted(faults_of(find_references, root, "brats2020"), key=len, reverse=True)
-    assert doubled.endswith(f"both are masks of {NAMES[0]}; keep one")
+    assert doubled.endswith(f"expert masks of the same case {NAMES[0]}; keep one")
     assert lacking == f"{root / NAMES[1]}: {NAMES[1]} has no expert mask; add it, or move it away"
 
 
 def test_folders_that_are_missing_or_empty(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone: no such folder"):
         find_references(tmp_path / "gone", None)
-    with pytest.raises(FileNotFoundError, match="holds no masks: neither cases of a known rel"):
+    with pytest.raises(
+        FileNotFoundError, match="holds no expert masks: neither cases of a known rel"
+    ):
         find_references(tmp_path, None)
     with pytest.raises(ValueError, match="unknown release 'brats1999'"):
         find_references(tmp_path, "brats1999")
@@ -136,7 +144,7 @@ def test_labels_become_regions(tmp_path, write_nifti):
     affine = np.diag([-1.0, -2, 3, 1])
     paths = (
         write_nifti(tmp_path / "p.nii.gz", labels(4, 1, 2, 0, 2), affine),
-        write_nifti(tmp_path / "r.nii", labels(0, 1, 4, dtype=np.float32), affine),
+        write_nifti(tmp_path / "r.nii", labels(0, 0.9999, 3.9999, dtype=np.float32), affine),
     )
     pair = read_pair(*paths, BRATS_2020)
     assert pair.prediction[:, 1, 2, :6].astype(int).tolist() == [

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/data/preprocess.py."""
+"""Mirrors clipseg3d/data/preprocessing.py."""
 
 import os
 from dataclasses import replace
@@ -11,15 +11,14 @@ import torch
 
 from clipseg3d.data.cases import Case, DataError, find_cases
 from clipseg3d.data.nifti import read_voxels, write_label
-from clipseg3d.data.preprocessing import Grid, preprocess
-from clipseg3d.data.releases import BRATS_2018, BRATS_2020, BRATS_2023_GLI
-from clipseg3d.vocabulary import SEQUENCES
-from clipseg3d.views import Views, cut_views
+from clipseg3d.data.preprocessing import preprocess
+from clipseg3d.data.releases import BRATS_2018, BRATS_2020
 from clipseg3d.intensity import intensity_statistics
+from clipseg3d.views import Views, cut_views
+from clipseg3d.vocabulary import SEQUENCES
 
 ONE = "BraTS20_Training_001"
 ORDERS = ["LPS", "RAS", "PIR", "ASL", "SRA", "IPL", "LAI"]
-LPS = np.array([[-1, 0, 0, 20], [0, -1, 0, 239], [0, 0, 1, -7], [0, 0, 0, 1]], dtype=float)
 
 
 def tilted(affine):
@@ -34,41 +33,25 @@ def tilted(affine):
     return tilt @ affine
 
 
-def turn(volume, order):
-    """Store an LPS volume in another voxel order; return it with its affine.
-
-    Works by naming where each voxel is, not with nibabel's transforms, which the code under test
-    uses.
-    """
-    opposite = dict(zip("LRPASI", "RLAPIS", strict=True))
-    affine = np.eye(4)
-    axes, steps = [], []
-    for letter in order:
-        axis = next(i for i, ours in enumerate("LPS") if letter in (ours, opposite[ours]))
-        axes.append(axis)
-        steps.append(1 if letter == "LPS"[axis] else -1)
-    for new, (axis, step) in enumerate(zip(axes, steps, strict=True)):
-        affine[:3, new] = LPS[:3, axis] * step
-    corner = np.zeros(3)
-    for axis, step in zip(axes, steps, strict=True):
-        corner[axis] = volume.shape[axis] - 1 if step < 0 else 0
-    affine[:3, 3] = LPS[:3, :3] @ corner + LPS[:3, 3]
-    stored = volume.transpose(axes)[tuple(slice(None, None, step) for step in steps)]
-    return np.ascontiguousarray(stored), affine
-
-
 @pytest.fixture
 def patient(fake_patient):
     images, label = fake_patient()
     return images, label
 
 
-def write_as(write_case, folder, images, label, order, *, tilt=False):
-    stored = [turn(volume, order)[0] for volume in images]
-    mask, affine = turn(label, order)
-    write_case(folder, ONE, images=stored, label=mask, affine=tilted(affine) if tilt else affine)
-    (case,) = find_cases(folder, BRATS_2020)
-    return case
+@pytest.fixture
+def write_as(write_case, reorder):
+    """Write a case in another voxel order."""
+
+    def write(folder, images, label, order, *, tilt=False):
+        stored = [reorder(volume, order)[0] for volume in images]
+        mask, affine = reorder(label, order)
+        affine = tilted(affine) if tilt else affine
+        write_case(folder, ONE, images=stored, label=mask, affine=affine)
+        (case,) = find_cases(folder, BRATS_2020)
+        return case
+
+    return write
 
 
 def case_of(write_case, folder, **options):
@@ -81,15 +64,6 @@ def faults_of(case, release=BRATS_2020):
     with pytest.raises(DataError) as error:
         preprocess(case, release)
     return error.value.faults
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_the_test_turns_volumes_as_nibabel_does(order):
-    volume = np.arange(2 * 3 * 4).reshape(2, 3, 4)
-    stored, affine = turn(volume, order)
-    assert "".join(nib.aff2axcodes(affine)) == order
-    image = nib.as_closest_canonical(nib.Nifti1Image(stored.astype(np.int16), affine))
-    np.testing.assert_array_equal(np.asarray(image.dataobj)[::-1, ::-1], volume)
 
 
 # The box in LPS order
@@ -113,26 +87,27 @@ def test_shapes_and_types(tmp_path, write_case):
 @pytest.mark.parametrize("tilt", [False, True])
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_voxel_order_of_files_does_not_matter(
-    tmp_path, write_case, patient, order, tilt, equal_views
+    tmp_path, write_as, patient, order, tilt, equal_views
 ):
-    due = preprocess(write_as(write_case, tmp_path / "lps", *patient, "LPS"), BRATS_2020)
-    case = write_as(write_case, tmp_path / "turned", *patient, order, tilt=tilt)
-    got = preprocess(case, BRATS_2020)
-    torch.testing.assert_close(got.image, due.image, rtol=0, atol=1e-6)
-    torch.testing.assert_close(got.statistics, due.statistics, rtol=0, atol=1e-6)
-    assert equal_views(got.views, due.views)
-    np.testing.assert_array_equal(got.label, due.label)
-    assert got.grid.box == due.grid.box
+    expected = preprocess(write_as(tmp_path / "lps", *patient, "LPS"), BRATS_2020)
+    case = write_as(tmp_path / "turned", *patient, order, tilt=tilt)
+    result = preprocess(case, BRATS_2020)
+    torch.testing.assert_close(result.image, expected.image, rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.statistics, expected.statistics, rtol=0, atol=1e-6)
+    assert equal_views(result.views, expected.views)
+    np.testing.assert_array_equal(result.label, expected.label)
+    assert result.label.flags["C_CONTIGUOUS"]
+    assert result.grid.box == expected.grid.box
 
 
-def test_the_box_is_cut_from_the_files_in_lps_order(tmp_path, write_case, patient):
+def test_the_box_is_cut_from_the_files_in_lps_order(tmp_path, write_as, patient):
     images, label = patient
-    ready = preprocess(write_as(write_case, tmp_path, images, label, "RAS"), BRATS_2020)
+    ready = preprocess(write_as(tmp_path, images, label, "RAS"), BRATS_2020)
     np.testing.assert_array_equal(ready.label, label[1:12, 2:16, 3:10])
     raw = images[:, 1:12, 2:16, 3:10]
-    for got, stored in zip(ready.image, raw, strict=True):  # ranks survive clipping and scaling
+    for result, stored in zip(ready.image, raw, strict=True):  # ranks survive clipping and scaling
         order = np.argsort(stored, axis=None, kind="stable")
-        assert (np.diff(got.numpy().ravel()[order]) >= 0).all()
+        assert (np.diff(result.numpy().ravel()[order]) >= 0).all()
 
 
 def test_sequences_come_in_channel_order(tmp_path, write_case, patient):
@@ -152,8 +127,8 @@ def test_the_order_in_which_a_case_names_its_sequences_does_not_matter(tmp_path,
     assert torch.equal(preprocess(shuffled, BRATS_2020).image, preprocess(case, BRATS_2020).image)
 
 
-def test_the_label_has_no_say_in_the_box(tmp_path, write_case, patient):
-    """Or else crops of labelled and of unlabelled cases would lie elsewhere in their boxes."""
+def test_the_box_does_not_depend_on_the_label(tmp_path, write_case, patient):
+    """Otherwise a crop of a case would lie elsewhere in its box with and without a label."""
     images, label = patient
     label[12, 0, 10] = label[0, 16, 3] = 2
     case = case_of(write_case, tmp_path, images=images, label=label)
@@ -174,18 +149,18 @@ def test_labels_in_the_box_are_kept_where_there_is_no_signal(tmp_path, write_cas
     np.testing.assert_array_equal(ready.grid.restore(ready.label), label)
 
 
-@pytest.mark.parametrize(("beside", "refused"), [(13, False), (14, True), (40, True)])
-def test_a_mask_beside_the_brain(tmp_path, write_case, patient, beside, refused):
+@pytest.mark.parametrize(("outside", "refused"), [(13, False), (14, True), (40, True)])
+def test_a_mask_outside_the_brain(tmp_path, write_case, patient, outside, refused):
     images, label = patient
-    label[0].flat[:beside] = 2  # 120 voxels lie inside
+    label[0].flat[:outside] = 2  # 120 voxels lie inside
     case = case_of(write_case, tmp_path, images=images, label=label)
     if not refused:
         assert np.count_nonzero(preprocess(case, BRATS_2020).label) == 120
         return
     (fault,) = faults_of(case)
     assert fault == (
-        f"{case.label}: {beside} of its {120 + beside} labelled voxels lie beside the brain; "
-        "register mask and sequences to one grid"
+        f"{case.label}: {outside} of its {120 + outside} labelled voxels lie outside the brain; "
+        "register expert mask and sequences to one grid"
     )
 
 
@@ -209,20 +184,22 @@ def test_a_case_without_label(tmp_path, write_case):
 @pytest.mark.parametrize("missing", [("t1",), ("flair",), ("t1", "t2", "flair")])
 def test_missing_sequences_are_zero(tmp_path, write_case, patient, missing):
     images, label = patient
-    whole = case_of(write_case, tmp_path, images=images, label=label)
-    kept = {name: path for name, path in whole.sequences.items() if name not in missing}
-    ready = preprocess(replace(whole, sequences=kept), BRATS_2020)
-    due = preprocess(whole, BRATS_2020)
-    assert ready.image.shape == due.image.shape
+    complete = case_of(write_case, tmp_path, images=images, label=label)
+    kept = {name: path for name, path in complete.sequences.items() if name not in missing}
+    ready = preprocess(replace(complete, sequences=kept), BRATS_2020)
+    expected = preprocess(complete, BRATS_2020)
+    assert ready.image.shape == expected.image.shape
     for channel, name in enumerate(SEQUENCES):
         if name in missing:
             assert not ready.image[channel].any()
             assert not ready.statistics[channel].any()
             assert not ready.views.images[..., channel].any()
         else:
-            assert torch.equal(ready.image[channel], due.image[channel])
-            assert torch.equal(ready.statistics[channel], due.statistics[channel])
-            assert torch.equal(ready.views.images[..., channel], due.views.images[..., channel])
+            assert torch.equal(ready.image[channel], expected.image[channel])
+            assert torch.equal(ready.statistics[channel], expected.statistics[channel])
+            assert torch.equal(
+                ready.views.images[..., channel], expected.views.images[..., channel]
+            )
 
 
 def test_the_box_is_that_of_the_sequences_there_are(tmp_path, write_case, patient):
@@ -239,39 +216,44 @@ def test_at_least_one_sequence_is_needed(tmp_path, write_case):
     assert faults_of(case) == (f"{ONE}: has no sequence; give one of t1, t1ce, t2, flair",)
 
 
-def in_one_file(write_nifti, folder, images, label, order, *, spacing=(1, 1, 1)):
+@pytest.fixture
+def in_one_file(write_nifti, reorder):
     """Write the sequences into one 4D file, flair first, as the Medical Decathlon does."""
-    stored = np.stack([turn(volume, order)[0] for volume in images[[3, 0, 1, 2]]], axis=-1)
-    mask, affine = turn(label, order)
-    affine[:3, :3] *= spacing
-    path = write_nifti(folder / "BRATS_001.nii.gz", stored, affine)
-    return Case(
-        ONE,
-        ONE,
-        dict.fromkeys(SEQUENCES, path),
-        label=write_nifti(folder / "labels" / "BRATS_001.nii.gz", mask, affine),
-        channels={"flair": 0, "t1": 1, "t1ce": 2, "t2": 3},
-    )
+
+    def write(folder, images, label, order, *, spacing=(1, 1, 1)):
+        stored = np.stack([reorder(volume, order)[0] for volume in images[[3, 0, 1, 2]]], axis=-1)
+        mask, affine = reorder(label, order)
+        affine[:3, :3] *= spacing
+        path = write_nifti(folder / "BRATS_001.nii.gz", stored, affine)
+        return Case(
+            ONE,
+            ONE,
+            dict.fromkeys(SEQUENCES, path),
+            label=write_nifti(folder / "labels" / "BRATS_001.nii.gz", mask, affine),
+            channels={"flair": 0, "t1": 1, "t1ce": 2, "t2": 3},
+        )
+
+    return write
 
 
 @pytest.mark.parametrize("order", ["LPS", "RAS", "PIR"])
-def test_sequences_in_one_file(tmp_path, write_case, write_nifti, patient, order, equal_views):
-    due = preprocess(write_as(write_case, tmp_path / "a", *patient, "LPS"), BRATS_2020)
-    case = in_one_file(write_nifti, tmp_path / "b", *patient, order)
-    got = preprocess(case, BRATS_2020)
-    torch.testing.assert_close(got.image, due.image, rtol=0, atol=1e-6)
-    torch.testing.assert_close(got.statistics, due.statistics, rtol=0, atol=1e-6)
-    assert equal_views(got.views, due.views)
-    np.testing.assert_array_equal(got.label, due.label)
-    np.testing.assert_array_equal(got.grid.restore(got.label), read_voxels(case.label))
+def test_sequences_in_one_file(tmp_path, write_as, in_one_file, patient, order, equal_views):
+    expected = preprocess(write_as(tmp_path / "a", *patient, "LPS"), BRATS_2020)
+    case = in_one_file(tmp_path / "b", *patient, order)
+    result = preprocess(case, BRATS_2020)
+    torch.testing.assert_close(result.image, expected.image, rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.statistics, expected.statistics, rtol=0, atol=1e-6)
+    assert equal_views(result.views, expected.views)
+    np.testing.assert_array_equal(result.label, expected.label)
+    np.testing.assert_array_equal(result.grid.restore(result.label), read_voxels(case.label))
     fewer = {name: path for name, path in case.sequences.items() if name != "t1"}
     assert not preprocess(replace(case, sequences=fewer), BRATS_2020).image[0].any()
 
 
-def test_a_fault_in_one_of_the_volumes_of_a_file(tmp_path, write_nifti, patient):
+def test_a_fault_in_one_of_the_volumes_of_a_file(tmp_path, in_one_file, patient):
     images, label = patient
     images[1] = 0
-    case = in_one_file(write_nifti, tmp_path, images, label, "LPS")
+    case = in_one_file(tmp_path, images, label, "LPS")
     assert faults_of(case) == (
         f"{case.sequences['t1ce']}: every voxel of t1ce is 0; export the sequence again",
     )
@@ -282,8 +264,8 @@ def test_a_fault_in_one_of_the_volumes_of_a_file(tmp_path, write_nifti, patient)
 
 @pytest.mark.parametrize("spacing", [(1, 1, 3), (0.5, 2, 0.9)])
 @pytest.mark.parametrize("order", ["LPS", "RAS", "ASL"])
-def test_the_way_back_from_voxels_that_are_no_cubes(tmp_path, write_nifti, patient, order, spacing):
-    case = in_one_file(write_nifti, tmp_path, *patient, order, spacing=spacing)
+def test_the_way_back_from_voxels_that_are_no_cubes(tmp_path, in_one_file, patient, order, spacing):
+    case = in_one_file(tmp_path, *patient, order, spacing=spacing)
     ready = preprocess(case, BRATS_2020)
     assert ready.grid.box == ((1, 12), (2, 16), (3, 10))
     np.testing.assert_array_equal(ready.grid.restore(ready.label), read_voxels(case.label))
@@ -298,8 +280,8 @@ def test_the_way_back_from_voxels_that_are_no_cubes(tmp_path, write_nifti, patie
 
 @pytest.mark.parametrize("tilt", [False, True])
 @pytest.mark.parametrize("order", ORDERS)
-def test_restore_is_the_way_back(tmp_path, write_case, patient, order, tilt):
-    case = write_as(write_case, tmp_path, *patient, order, tilt=tilt)
+def test_restore_is_the_way_back(tmp_path, write_as, patient, order, tilt):
+    case = write_as(tmp_path, *patient, order, tilt=tilt)
     ready = preprocess(case, BRATS_2020)
     restored = ready.grid.restore(ready.label)
     np.testing.assert_array_equal(restored, read_voxels(case.label))
@@ -309,56 +291,6 @@ def test_restore_is_the_way_back(tmp_path, write_case, patient, order, tilt):
     written, source = nib.load(tmp_path / "out.nii.gz"), nib.load(case.label)
     np.testing.assert_array_equal(written.affine, source.affine)
     np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(source.dataobj))
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_restore_takes_leading_channels(order):
-    box = ((1, 4), (0, 5), (2, 8))
-    shape_lps = (5, 7, 9)
-    _, affine = turn(np.zeros(shape_lps), order)
-    whole = np.zeros((2, *shape_lps), np.float32)
-    part = np.random.default_rng(0).random((2, 3, 5, 6), np.float32)
-    whole[:, 1:4, 0:5, 2:8] = part
-    due = np.stack([turn(volume, order)[0] for volume in whole])
-    got = Grid(due.shape[1:], affine, box).restore(part)
-    assert got.dtype == np.float32
-    np.testing.assert_array_equal(got, due)
-
-
-def test_restore_takes_any_number_of_leading_axes():
-    _, affine = turn(np.zeros((5, 7, 9)), "PIR")
-    grid = Grid((7, 9, 5), affine, ((1, 4), (0, 5), (2, 8)))
-    part = np.random.default_rng(0).random((2, 3, 3, 5, 6))
-    got = grid.restore(part)
-    assert got.shape == (2, 3, 7, 9, 5)
-    for index in np.ndindex(2, 3):
-        np.testing.assert_array_equal(got[index], grid.restore(part[index]))
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_crop_undoes_restore(order):
-    part = np.random.default_rng(0).random((3, 5, 6), np.float32)
-    _, affine = turn(np.zeros((5, 7, 9)), order)
-    shape = turn(np.zeros((5, 7, 9)), order)[0].shape
-    grid = Grid(shape, affine, ((1, 4), (0, 5), (2, 8)))
-    np.testing.assert_array_equal(grid.crop(grid.restore(part)), part)
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_voxel_sizes_are_those_of_the_box(order):
-    sizes = np.array([2.0, 3.0, 1.5])
-    volume, affine = turn(np.zeros((5, 7, 9)), order)
-    affine[:3, :3] = np.diag(sizes) @ affine[:3, :3]
-    grid = Grid(volume.shape, affine, ((0, 1),) * 3)
-    assert grid.spacing_mm == pytest.approx(tuple(sizes))
-
-
-def test_restored_masks_are_zero_around_the_box():
-    grid = Grid((3, 4, 5), LPS, ((1, 2), (1, 3), (0, 5)))
-    restored = grid.restore(np.ones((1, 2, 5), bool))
-    assert restored.dtype == bool
-    assert restored.sum() == 10
-    assert restored[1, 1:3].all()
 
 
 # Intensities
@@ -440,9 +372,9 @@ def test_views_are_those_of_the_whole_volume(tmp_path, write_case, patient, sele
     case = case_of(write_case, tmp_path, images=images, label=label)
     chosen = {} if selection is None else {"view_selection": selection}
     ready = preprocess(case, BRATS_2020, **chosen)
-    whole = torch.from_numpy(images.astype(np.float32))[None]
-    due = cut_views(whole, selection=selection or "center")
-    assert equal_views(ready.views, Views(due.images[0], due.planes[0]))
+    complete = torch.from_numpy(images.astype(np.float32))[None]
+    expected = cut_views(complete, selection=selection or "center")
+    assert equal_views(ready.views, Views(expected.images[0], expected.planes[0]))
     assert ready.views.images.max() > 200
 
 
@@ -495,51 +427,28 @@ def test_a_voxel_that_is_no_number(tmp_path, write_case, patient, value):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(3, "3"), (-1, "-1"), (255, "255"), (300, "300"), (np.nan, None)]
+    ("value", "reason"),
+    [
+        (3, "holds label 3, but brats2020 has 0, 1, 2, 4; name the release that the case is from"),
+        (1.5, "holds 1.5, no whole number; threshold probabilities"),
+        (np.nan, "1 voxels are NaN or infinite"),
+    ],
 )
-def test_a_label_that_the_release_does_not_know(tmp_path, write_case, patient, value, shown):
+def test_a_value_that_is_no_label_of_the_release(tmp_path, write_case, patient, value, reason):
     images, label = patient
     label = label.astype(np.float32)
     label[6, 8, 5] = value
     case = case_of(write_case, tmp_path, images=images, label=label)
     (fault,) = faults_of(case)
-    if shown is None:
-        assert fault.startswith(f"{case.label}: 1 voxels are NaN")
-    else:
-        assert fault.startswith(f"{case.label}: holds label {shown}, but brats2020 has 0, 1, 2, 4;")
-        assert "name the release the case is from" in fault
-
-
-@pytest.mark.parametrize("value", [1.5, 0.25, 3.99])
-def test_labels_between_whole_numbers(tmp_path, write_case, patient, value):
-    images, label = patient
-    label = label.astype(np.float32)
-    label[6, 8, 5] = value
-    case = case_of(write_case, tmp_path, images=images, label=label)
-    assert faults_of(case) == (
-        f"{case.label}: holds {value:g}, no whole number; threshold probabilities, and resample "
-        "label maps by nearest neighbour",
-    )
+    assert fault.startswith(f"{case.label}: {reason}")
 
 
 def test_labels_that_are_whole_but_for_rounding(tmp_path, write_case, patient):
     images, label = patient
     rounded = label.astype(np.float32) - np.float32(1e-4) * (label > 0)
+    rounded[0] = 1e-4  # outside the brain, where a label would be one too many
     case = case_of(write_case, tmp_path, images=images, label=rounded)
     np.testing.assert_array_equal(preprocess(case, BRATS_2020).label, label[1:12, 2:16, 3:10])
-
-
-def test_the_releases_that_have_such_labels_are_named(tmp_path, write_case, patient):
-    images, label = patient
-    late = np.where(label == 4, 3, label)
-    one = case_of(write_case, tmp_path / "a", images=images, label=late)
-    (fault,) = faults_of(one, BRATS_2020)
-    assert "holds label 3, but brats2020 has 0, 1, 2, 4; name the release" in fault
-    assert "brats2023_gli or" in fault.partition("; such labels has ")[2]
-    other = case_of(write_case, tmp_path / "b", images=images, label=label)
-    (fault,) = faults_of(other, BRATS_2023_GLI)
-    assert "holds label 4, but brats2023_gli has 0, 1, 2, 3; name the release" in fault
-    assert "brats2018 or" in fault.partition("; such labels has ")[2]
 
 
 def test_a_mask_without_tumour(tmp_path, write_case, patient):
@@ -547,15 +456,6 @@ def test_a_mask_without_tumour(tmp_path, write_case, patient):
     ready = preprocess(case_of(write_case, tmp_path, images=images, label=0 * label), BRATS_2020)
     assert ready.label.shape == (11, 14, 7)
     assert not ready.label.any()
-
-
-def test_another_release_may_know_it(tmp_path, write_case, patient):
-    later = replace(BRATS_2020, name="later", regions={"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)})
-    images, label = patient
-    label[label == 4] = 3
-    case = case_of(write_case, tmp_path, images=images, label=label)
-    np.testing.assert_array_equal(preprocess(case, later).label, label[1:12, 2:16, 3:10])
-    assert "holds label 3" in faults_of(case)[0]
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64, np.int64])

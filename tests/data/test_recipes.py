@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipseg3d.data.releases import (
-    BRATS_2018,
-    BRATS_2020,
-    BRATS_2021,
-    BRATS_2023_GLI,
-)
-from clipseg3d.cli.lightning_cli import run
+from clipseg3d.cli.lightning_cli import run_lightning
+from clipseg3d.data.releases import BRATS_2018, BRATS_2020, BRATS_2021, BRATS_2023_GLI
 
 FOLDER = Path(__file__).parents[2] / "examples" / "configs"
 RELEASES = {
@@ -25,7 +20,16 @@ RELEASES = {
     "brats2021": (BRATS_2021, "BraTS2021_{:05d}"),
     "brats2023_gli": (BRATS_2023_GLI, "BraTS-GLI-{:05d}-000"),
 }
-RECIPES = [*sorted(path.stem for path in FOLDER.glob("brats*.yaml")), "msd_task01", "textbrats"]
+LAYOUTS = ("brats2023_gli", "msd_task01", "textbrats")
+"""One recipe for each layout of folders; the others differ from them in settings only."""
+RECIPES = [
+    *LAYOUTS,
+    *(
+        pytest.param(path.stem, marks=pytest.mark.slow)
+        for path in sorted(FOLDER.glob("brats*.yaml"))
+        if path.stem not in LAYOUTS
+    ),
+]
 NUM_CASES = 6
 SMALL = {
     "clip": "tiny-random",
@@ -113,7 +117,7 @@ def test_a_recipe_trains_a_step(tmp_path, write_recipe, recipe):
     }
     for name, value in trainer.items():
         options += [f"--trainer.{name}", value]
-    run(["fit", "--config", str(FOLDER / f"{recipe}.yaml"), *map(str, options)])
+    run_lightning(["fit", "--config", str(FOLDER / f"{recipe}.yaml"), *map(str, options)])
     (last,) = (tmp_path / "run").rglob("last*.ckpt")
     assert torch.load(last, weights_only=True)["global_step"] == 1
 

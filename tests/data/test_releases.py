@@ -79,10 +79,10 @@ def test_labels_of_regions_is_the_way_back(release, dtype):
     assert set(np.unique(label)) == set(release.labels)
     back = release.to_labels(release.to_regions(label))
     assert back.dtype == np.uint8
-    due = label.copy()
+    expected = label.copy()
     for value, written in LOST.get(release.name, {}).items():
-        due[label == value] = written
-    np.testing.assert_array_equal(back, due)
+        expected[label == value] = written
+    np.testing.assert_array_equal(back, expected)
 
 
 @every_release
@@ -164,8 +164,8 @@ OWN_NAMES = {
 @every_release
 def test_only_one_release_owns_a_name_save_for_both_of_children(release):
     for name, cases in OWN_NAMES.items():
-        due = name == release.name or ("ped" in name and "ped" in release.name)
-        assert [release.owns(case) for case in cases] == [due] * len(cases)
+        expected = name == release.name or ("ped" in name and "ped" in release.name)
+        assert [release.owns(case) for case in cases] == [expected] * len(cases)
 
 
 @pytest.mark.parametrize(

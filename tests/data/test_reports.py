@@ -41,8 +41,11 @@ def test_tables(tmp_path, header):
         (b'{"a": 3}', "the report of a is a int, expected text"),
         (b'{"a": null}', "the report of a is a NoneType, expected text"),
         (b'{"a": {"text": "b"}}', "the report of a is a NoneType, expected text"),
-        (b'{"fine": "", "a": "x\\ud83d y"}', "the report of a holds half a character ('\\ud83d')"),
-        (b'{"a\\udc00": ""}', "the report of a\\udc00 holds half a character ('\\udc00')"),
+        (
+            b'{"fine": "", "a": "x\\ud83d y"}',
+            "the report of a holds half a surrogate pair ('\\ud83d')",
+        ),
+        (b'{"a\\udc00": ""}', "the report of a\\udc00 holds half a surrogate pair ('\\udc00')"),
         ('{"a": "Ödem"}'.encode("latin-1"), "not UTF-8 text"),
     ],
 )
@@ -60,11 +63,11 @@ def test_a_whole_character_of_two_halves_is_fine(tmp_path):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        ("case;report\na;x\n", "has the columns case;report; call one case or case_id or id"),
-        ("case,finding\na,x\n", "has the columns case, finding; call one"),
-        ("name,report\na,x\n", "has the columns name, report; call one"),
+        ("case;report\na;x\n", "has the columns case;report; name one case or case_id or id"),
+        ("case,finding\na,x\n", "has the columns case, finding; name one"),
+        ("name,report\na,x\n", "has the columns name, report; name one"),
         ("case,report\na,x\na,y\n", "holds two reports of a; keep one"),
-        ("case,report\na,x, y\n", "row 1 has not as many cells"),
+        ("case,report\na,x, y\n", "row 1 has more or fewer cells"),
     ],
 )
 def test_tables_that_cannot_be_used(tmp_path, data, reason):

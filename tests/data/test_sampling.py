@@ -4,12 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from clipseg3d.data.sampling import (
-    CountingLoader,
-    Draw,
-    EpochSampler,
-    derived_seed,
-)
+from clipseg3d.data.sampling import CountingLoader, Draw, EpochSampler, derived_seed
 
 
 class Echo(Dataset):
@@ -57,15 +52,15 @@ def test_a_loader_counts_what_it_has_given(workers):
     loader = CountingLoader(Echo(), batch_size=2, sampler=sampler, num_workers=workers)
     counts = []
     for _ in loader:
-        counts.append(loader.given)
+        counts.append(loader.progress)
     assert counts == [(2, 3), (2, 4), (2, 5)]
     assert len(loader) == 5
     sampler.set_epoch(3)
     next(iter(loader))
-    assert loader.given == (3, 1)
+    assert loader.progress == (3, 1)
 
 
-def test_the_epoch_may_be_told_when_it_begins():
+def test_a_trainer_may_set_the_epoch_when_it_begins():
     sampler = EpochSampler(10, seed=1)
     loader = CountingLoader(Echo(), batch_size=10, sampler=sampler, current_epoch=lambda: 7)
     (batch,) = loader
@@ -77,7 +72,7 @@ def test_another_sampler_is_counted_too():
     loader = CountingLoader(Echo(), batch_size=5, current_epoch=lambda: 7)
     assert isinstance(loader, DataLoader)
     assert len(list(loader)) == 2
-    assert loader.given == (0, 2)
+    assert loader.progress == (0, 2)
 
 
 def test_derived_seeds_depend_on_every_part():

@@ -187,7 +187,7 @@ def test_every_fault_of_a_file_at_once(tmp_path):
     folds = [["p00_0", "p01_0", "x"], ["p00_1", "p01_0", "y"]]
     assert faults_of(written(tmp_path, {"folds": folds, "test": ["p02_0"]})) == [
         "names p01_0 more than once; keep one",
-        "names x, y, not among the cases found; add the files, or take the names out",
+        "names x, y, not among the cases found; add the files, or remove the names",
         "does not name p03_0; add each to a fold, or move its files away",
         "separates p00_0, p00_1, scans of one patient; put them into one fold",
     ]

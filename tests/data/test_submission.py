@@ -20,8 +20,8 @@ def folders(tmp_path, write_case, fake_patient, write_nifti):
     """A good submission, and the cases it is of."""
     for seed, name in enumerate(NAMES):
         write_case(tmp_path / "root" / name, name, seed=seed, label=False)
-        write_nifti(tmp_path / "found" / f"{name}.nii.gz", fake_patient(seed=seed)[1])
-    return tmp_path / "found", tmp_path / "root"
+        write_nifti(tmp_path / "segmentations" / f"{name}.nii.gz", fake_patient(seed=seed)[1])
+    return tmp_path / "segmentations", tmp_path / "root"
 
 
 def faults_of(folders, release=BRATS_2020):
@@ -60,32 +60,34 @@ def test_any_whole_numbers_will_do(folders, kind):
 
 
 def test_names(folders):
-    found, root = folders
-    (found / f"{NAMES[0]}.nii.gz").rename(found / f"{NAMES[0]}_seg.nii.gz")
-    (found / f"{NAMES[1]}.nii.gz").unlink()
-    shutil.copy(root / NAMES[1] / f"{NAMES[1]}_t1.nii.gz", found / "BraTS20_Training_0021.nii.gz")
+    folder, root = folders
+    (folder / f"{NAMES[0]}.nii.gz").rename(folder / f"{NAMES[0]}_seg.nii.gz")
+    (folder / f"{NAMES[1]}.nii.gz").unlink()
+    shutil.copy(root / NAMES[1] / f"{NAMES[1]}_t1.nii.gz", folder / "BraTS20_Training_0021.nii.gz")
     assert faults_of(folders) == [
-        f"{NAMES[0]}_seg.nii.gz: portals take {NAMES[0]}.nii.gz; rename it",
+        f"{NAMES[0]}_seg.nii.gz: portals accept only {NAMES[0]}.nii.gz; rename it",
         f"{NAMES[1]}.nii.gz: missing; segment the case",
-        f"BraTS20_Training_0021.nii.gz: of no case in {root}; take it out",
+        f"BraTS20_Training_0021.nii.gz: belongs to no case in {root}; move it away",
     ]
 
 
 def test_a_second_file_of_a_case_is_one_too_many(folders):
-    found, root = folders
-    shutil.copy(found / f"{NAMES[0]}.nii.gz", found / f"{NAMES[0]}_seg.nii.gz")
-    (found / f"{NAMES[1]}.nii").write_bytes(
-        gzip.decompress((found / f"{NAMES[1]}.nii.gz").read_bytes())
+    folder, root = folders
+    shutil.copy(folder / f"{NAMES[0]}.nii.gz", folder / f"{NAMES[0]}_seg.nii.gz")
+    (folder / f"{NAMES[1]}.nii").write_bytes(
+        gzip.decompress((folder / f"{NAMES[1]}.nii.gz").read_bytes())
     )
     assert faults_of(folders) == [
-        f"{NAMES[0]}_seg.nii.gz: of no case in {root}; take it out",
-        f"{NAMES[1]}.nii: of no case in {root}; take it out",
+        f"{NAMES[0]}_seg.nii.gz: belongs to no case in {root}; move it away",
+        f"{NAMES[1]}.nii: belongs to no case in {root}; move it away",
     ]
 
 
 def test_files_are_compressed(folders):
     change(folders, np.array, name=f"{NAMES[0]}.nii")
-    assert faults_of(folders) == [f"{NAMES[0]}.nii: portals take {NAMES[0]}.nii.gz; compress it"]
+    assert faults_of(folders) == [
+        f"{NAMES[0]}.nii: portals accept only {NAMES[0]}.nii.gz; compress it"
+    ]
 
 
 def test_labels_are_those_of_the_release(folders):
@@ -100,8 +102,15 @@ def test_labels_are_those_of_the_release(folders):
 def test_probabilities_are_no_labels(folders):
     change(folders, lambda label: label.astype(np.float32) / 8)
     assert faults_of(folders) == [
-        f"{NAMES[0]}.nii.gz: holds 0.125, no whole number; hand in labels, not probabilities"
+        f"{NAMES[0]}.nii.gz: holds 0.125, which is not a whole number; submit labels, not "
+        "probabilities"
     ]
+
+
+def test_rounding_errors_are_not_allowed_in_labels(folders):
+    change(folders, lambda label: label + np.float32(1e-4) * (label == 4))
+    (fault,) = faults_of(folders)
+    assert fault.startswith(f"{NAMES[0]}.nii.gz: holds 4.0001, which is not a whole number")
 
 
 def test_labels_are_not_stored_as_real_numbers(folders):
@@ -119,10 +128,10 @@ def test_shape(folders):
     ]
 
 
-def moved(**places):
+def moved(**entries):
     affine = AFFINE.copy()
-    for place, value in places.items():
-        affine[int(place[1]), int(place[2])] = value
+    for entry, value in entries.items():  # a13: row 1, column 3
+        affine[int(entry[1]), int(entry[2])] = value
     return affine
 
 
@@ -134,10 +143,13 @@ def moved(**places):
         (moved(a22=1.01), "spacing (1, 1, 1.01) mm differs from (1, 1, 1) mm; copy header"),
         (moved(a00=1), "orientation RPS differs from LPS by up to 2 in direction; copy header"),
         (moved(a01=0.01), "orientation LPS differs from LPS by up to 0.01 in direction; copy"),
-        (moved(a00=np.nan), "its affine is no place in space; copy header and affine of"),
+        (
+            moved(a00=np.nan),
+            "its affine has no inverse, or is not finite; copy header and affine of",
+        ),
     ],
 )
-def test_place(folders, affine, message):
+def test_grid(folders, affine, message):
     change(folders, np.array, affine=affine)
     (fault,) = faults_of(folders)
     assert fault.startswith(f"{NAMES[0]}.nii.gz: {message}")
@@ -163,13 +175,13 @@ def test_a_broken_file_is_named(folders):
 
 
 def test_folders_that_hold_nothing(folders, tmp_path):
-    found, root = folders
+    folder, root = folders
     (tmp_path / "empty").mkdir()
     for pair, message in (
         ((tmp_path / "gone", root), "gone: no such folder; give the folder of segmentations"),
         ((tmp_path / "empty", root), r"empty: holds no segmentation \(files \{case\}\.nii\.gz\)"),
-        ((found, tmp_path / "empty"), "empty: no case of brats2020 in it"),
-        ((found, tmp_path / "gone"), "gone: no such folder"),
+        ((folder, tmp_path / "empty"), "empty: no case of brats2020 in it"),
+        ((folder, tmp_path / "gone"), "gone: no such folder"),
     ):
         with pytest.raises(FileNotFoundError, match=message):
             check_submission(*pair, BRATS_2020)
@@ -188,11 +200,15 @@ def test_later_releases_have_label_3(tmp_path, write_nifti, fake_patient):
     for suffix, volume in zip(("t1n", "t1c", "t2w", "t2f"), images, strict=True):
         write_nifti(tmp_path / "root" / name / f"{name}-{suffix}.nii.gz", volume)
     write_nifti(
-        tmp_path / "found" / f"{name}.nii.gz", np.where(label == 4, 3, label).astype(np.uint8)
+        tmp_path / "segmentations" / f"{name}.nii.gz",
+        np.where(label == 4, 3, label).astype(np.uint8),
     )
-    assert check_submission(tmp_path / "found", tmp_path / "root", BRATS_2023_GLI) == (1, [])
-    write_nifti(tmp_path / "found" / f"{name}.nii.gz", label)
-    (fault,) = check_submission(tmp_path / "found", tmp_path / "root", BRATS_2023_GLI)[1]
+    assert check_submission(tmp_path / "segmentations", tmp_path / "root", BRATS_2023_GLI) == (
+        1,
+        [],
+    )
+    write_nifti(tmp_path / "segmentations" / f"{name}.nii.gz", label)
+    (fault,) = check_submission(tmp_path / "segmentations", tmp_path / "root", BRATS_2023_GLI)[1]
     assert "holds label 4, but brats2023_gli has 0, 1, 2, 3" in fault
 
 
@@ -209,6 +225,7 @@ def test_a_4d_scan_is_the_reference_of_3d_labels(tmp_path, write_nifti, fake_pat
         )
     )
     write_nifti(
-        tmp_path / "found" / "BRATS_001.nii.gz", np.where(label == 4, 3, label).astype(np.uint8)
+        tmp_path / "segmentations" / "BRATS_001.nii.gz",
+        np.where(label == 4, 3, label).astype(np.uint8),
     )
-    assert check_submission(tmp_path / "found", tmp_path / "root", MSD_TASK01) == (1, [])
+    assert check_submission(tmp_path / "segmentations", tmp_path / "root", MSD_TASK01) == (1, [])

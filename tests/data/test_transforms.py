@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipseg3d.batch import (
-    pack_image,
-    pack_regions,
-    unpack,
-    unpack_image,
-)
+from clipseg3d.batch import pack_image, pack_regions, unpack, unpack_image
 from clipseg3d.data import transforms
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.views import Views
@@ -141,19 +136,19 @@ def test_each_step_changes_its_share_of_samples(sample, monkeypatch, step):
 
 
 def test_a_mirrored_axis_runs_from_its_far_corner(sample, only):
-    seen = set()
+    combinations = set()
     whole = unpack(sample)
     for result in runs(only(), sample, 60):
         axes = mirrored(result)
-        seen.add(tuple(axes))
-        due = [1 + axis for axis in axes]
-        assert torch.equal(result["image"], whole["image"].flip(due).half())
-        assert torch.equal(unpack(result)["label"], whole["label"].flip(due))
+        combinations.add(tuple(axes))
+        flips = [1 + axis for axis in axes]
+        assert torch.equal(result["image"], whole["image"].flip(flips).half())
+        assert torch.equal(unpack(result)["label"], whole["label"].flip(flips))
         start = [START[a] + SIZE[a] if a in axes else START[a] for a in range(3)]
         size = [-SIZE[a] if a in axes else SIZE[a] for a in range(3)]
         assert result["crop_box"].tolist() == [start, size]
     every = {tuple(a for a in range(3) if flags[a]) for flags in product((0, 1), repeat=3)}
-    assert seen == every
+    assert combinations == every
 
 
 def test_each_axis_is_mirrored_half_of_the_time(sample, only):
@@ -163,20 +158,20 @@ def test_each_axis_is_mirrored_half_of_the_time(sample, only):
     assert ((counts > 70) & (counts < 130)).all()
 
 
-def test_the_window_says_where_each_voxel_was(sample, only):
-    """A voxel's place, read through the crop_box, is the same before and after mirroring."""
+def test_the_crop_box_says_where_each_voxel_was(sample, only):
+    """The position of a voxel, computed from the crop box, is the same after mirroring."""
     axes = zip(SHAPE, START, SIZE, strict=True)
-    places = [start + (torch.arange(n) + 0.5) / n * size for n, start, size in axes]
-    grid = torch.stack(torch.meshgrid(*places, indexing="ij"))
+    positions = [start + (torch.arange(n) + 0.5) / n * size for n, start, size in axes]
+    grid = torch.stack(torch.meshgrid(*positions, indexing="ij"))
     sample["statistics"] = torch.tensor([[0.0, 1.0, 0.0, 1.0]] * 4)
     sample["image"] = packed(torch.cat([grid, grid[:1]]), sample["statistics"])
     for result in runs(only(), sample, 12):
         start, size = result["crop_box"]
         for axis, n in enumerate(SHAPE):
-            places = start[axis] + (torch.arange(n) + 0.5) / n * size[axis]
-            seen = result["image"][axis].float().movedim(axis, 0).flatten(1)
-            due = places[:, None].expand_as(seen)
-            torch.testing.assert_close(seen, due, rtol=0, atol=0.003)  # a code is 1 / 254
+            positions = start[axis] + (torch.arange(n) + 0.5) / n * size[axis]
+            values = result["image"][axis].float().movedim(axis, 0).flatten(1)
+            expected = positions[:, None].expand_as(values)
+            torch.testing.assert_close(values, expected, rtol=0, atol=0.003)  # a code is 1 / 254
 
 
 # Intensities
@@ -325,11 +320,11 @@ def test_turns_are_rigid_about_the_centre(only, axis, monkeypatch):
     }
     angles, lengths = [], []
     for result in runs(only("affine"), one, 40):
-        places = result["label"].nonzero().double() - torch.tensor(middle)
-        assert places.mean(dim=0).abs().max() < 0.6
-        _, _, (direction, *_) = torch.linalg.svd(places, full_matrices=False)
+        voxels = result["label"].nonzero().double() - torch.tensor(middle)
+        assert voxels.mean(dim=0).abs().max() < 0.6
+        _, _, (direction, *_) = torch.linalg.svd(voxels, full_matrices=False)
         angles.append(math.degrees(math.acos(min(1.0, float(direction[axis].abs())))))
-        lengths.append(float((places @ direction).max() - (places @ direction).min()) / 24)
+        lengths.append(float((voxels @ direction).max() - (voxels @ direction).min()) / 24)
     assert 10 < max(angles) < 15 * math.sqrt(2) + 2  # about both other axes at once
     assert 0.85 < min(lengths) < 0.97
     assert 1.03 < max(lengths) < 1.16
@@ -337,7 +332,7 @@ def test_turns_are_rigid_about_the_centre(only, axis, monkeypatch):
 
 def test_pickles(sample):
     torch.manual_seed(0)
-    due = Augmentation()(sample)
+    expected = Augmentation()(sample)
     torch.manual_seed(0)
-    got = pickle.loads(pickle.dumps(Augmentation()))(sample)
-    assert torch.equal(got["image"], due["image"])
+    augmented = pickle.loads(pickle.dumps(Augmentation()))(sample)
+    assert torch.equal(augmented["image"], expected["image"])

@@ -5,16 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
+from clipseg3d.intensity import intensity_statistics
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.prediction_settings import PredictionSettings
 from clipseg3d.views import cut_views
-from clipseg3d.intensity import intensity_statistics
 
 REPORT = "Large oedema. Ring of enhancement on the left."
 SIZE = (16, 24, 12)
 SMALL = NetworkConfig(
-    channels=(4, 6), space_to_depth=2, num_auxiliary=0, semantic_dim=12, num_heads=3, clip="tiny-random"
+    channels=(4, 6),
+    space_to_depth=2,
+    num_auxiliary=0,
+    semantic_dim=12,
+    num_heads=3,
+    clip="tiny-random",
 )
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from clipseg3d.data.cases import find_cases
-from clipseg3d.phantom.simulate import simulate_phantom
-from clipseg3d.phantom.write import write_phantom
 from clipseg3d.data.releases import PHANTOM
 from clipseg3d.export.bundle import write_bundle
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.unet import UNet3D
+from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.phantom.write import write_phantom
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -101,7 +101,7 @@ def test_bundle_holds_settings_weights_and_words(bundle, settings):
     }
     words = (bundle / "docs" / "README.md").read_text()
     assert "voxels of 8 mm" in words
-    assert "convention (phantom)" in words
+    assert "label convention of phantom" in words
 
 
 def test_a_folder_that_holds_something_is_left_alone(trained, settings, tmp_path):

@@ -123,14 +123,14 @@ def test_rules_survive_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("[1]", "no rules of post-processing"),
+        ("[1]", "not rules of post-processing"),
         ('{"spacing_mm": 1.0, "small_parts": {}}', "'small_parts'"),
         ('{"small_components": {}}', "spacing_mm"),
-        ('{"spacing_mm": "1 mm"}', "spacing_mm='1 mm' is no voxel size"),
-        ('{"spacing_mm": 0}', "spacing_mm=0 is no voxel size"),
+        ('{"spacing_mm": "1 mm"}', "spacing_mm='1 mm' is not a voxel size"),
+        ('{"spacing_mm": 0}', "spacing_mm=0 is not a voxel size"),
         ('{"spacing_mm": 1, "holes": {"ET": 3}}', "no region 'ET'; choose from WT, TC"),
-        ('{"spacing_mm": 1, "small_components": {"WT": 2.5}}', "2.5 is no number of voxels"),
-        ('{"spacing_mm": 1, "enhancing_to_core": -1}', "-1 is no number of voxels"),
+        ('{"spacing_mm": 1, "small_components": {"WT": 2.5}}', "2.5 is not a number of voxels"),
+        ('{"spacing_mm": 1, "enhancing_to_core": -1}', "-1 is not a number of voxels"),
         ("{", "not valid JSON"),
     ],
 )

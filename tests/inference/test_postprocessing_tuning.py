@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/inference/postprocessing_tuning.py: thresholds that are known to be best are found."""
+"""Mirrors clipseg3d/inference/postprocessing_tuning.py: the best thresholds are learned."""
 
 import nibabel as nib
 import numpy as np
@@ -8,7 +8,11 @@ from clipseg3d.data.cases import DataError
 from clipseg3d.data.label_pairs import LabelPair
 from clipseg3d.data.releases import BRATS_2020
 from clipseg3d.inference.postprocessing import PostProcessing
-from clipseg3d.inference.postprocessing_tuning import THRESHOLDS_ML, read_validation, tune_postprocessing
+from clipseg3d.inference.postprocessing_tuning import (
+    THRESHOLDS_ML,
+    read_validation,
+    tune_postprocessing,
+)
 
 SHAPE = (60, 50, 40)
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -168,7 +172,7 @@ def test_faulty_predictions_are_all_named(folders):
     with pytest.raises(DataError) as error:
         tune_postprocessing(read_validation(found, root, "brats2020"))
     extra, first, second, third = error.value.faults
-    assert "004.nii.gz: of no reference in" in extra
+    assert "004.nii.gz: has no reference in" in extra
     assert "001.nii.gz: shape 59x50x40 differs from 60x50x40" in first
     assert "002.nii.gz: holds 0.5, no whole number" in second
     assert "003.nii.gz: holds label 3, but brats2020 has 0, 1, 2, 4" in third

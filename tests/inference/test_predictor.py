@@ -14,14 +14,14 @@ from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.data.cases import DataError, find_cases
 from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.releases import BRATS_2020, PHANTOM
-from clipseg3d.vocabulary import SEQUENCES
 from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.sliding_window import segment_volume
-from clipseg3d.networks.clipseg3d import Prediction
 from clipseg3d.networks.build import build_clipseg3d
+from clipseg3d.networks.clipseg3d import Prediction
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.views import Views
+from clipseg3d.vocabulary import SEQUENCES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPACING_MM = 8.0
@@ -469,7 +469,9 @@ def test_attention_maps_are_those_of_the_network(folder, randomise):
     case = case_in(folder)
     ready = preprocess(case, PHANTOM, view_selection=network.view_selection)
     roi_size = tuple(side + -side % 2 for side in ready.image.shape[1:])
-    run = Predictor(network, release=PHANTOM, spacing_mm=SPACING_MM, roi_size=roi_size, device="cpu")
+    run = Predictor(
+        network, release=PHANTOM, spacing_mm=SPACING_MM, roi_size=roi_size, device="cpu"
+    )
     found = run(case, explain=True).evidence
     semantics = network.encode_semantics(
         Views(*(part[None] for part in ready.views)), *network.embed_text([case.report])

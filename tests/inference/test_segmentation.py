@@ -11,9 +11,9 @@ from torch import nn
 import clipseg3d.reporting.case_page
 from clipseg3d.data.cases import DataError, find_cases
 from clipseg3d.data.releases import MSD_TASK01, PHANTOM
-from clipseg3d.vocabulary import SEQUENCES
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.networks.clipseg3d import Prediction
+from clipseg3d.vocabulary import SEQUENCES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPACING_MM = 8.0
@@ -219,7 +219,9 @@ def test_a_report_shows_the_case_and_the_reference(case_on, tmp_path, monkeypatc
 
 def test_a_report_is_one_html_file(folder, tmp_path):
     (case,) = find_cases(folder, PHANTOM, spacing_mm=SPACING_MM)
-    predictor(tta=True)(case, explain=True).save_case_page(tmp_path / "r.html", reference=case.label)
+    predictor(tta=True)(case, explain=True).save_case_page(
+        tmp_path / "r.html", reference=case.label
+    )
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "Phantom_00003" in page
     assert "ensemble variance" in page.lower()
@@ -231,9 +233,9 @@ def test_a_reference_that_does_not_fit_is_named(folder, tmp_path):
     scan = nib.load(case.label)
     path = tmp_path / "mask.nii.gz"
     for voxels, reason in (
-        (np.zeros((5, 6, 7), np.uint8), r"shape \(5, 6, 7\) differs from the scan's"),
-        (np.full(scan.shape, 3, np.uint8), r"holds 3, but phantom has the labels 0, 1, 2, 4"),
-        (np.full(scan.shape, 0.25, np.float32), r"holds 0\.25, but phantom has"),
+        (np.zeros((5, 6, 7), np.uint8), r"shape \(5, 6, 7\) differs from that of the scan"),
+        (np.full(scan.shape, 3, np.uint8), r"holds label 3, but phantom has 0, 1, 2, 4"),
+        (np.full(scan.shape, 0.25, np.float32), r"holds 0\.25, no whole number"),
     ):
         nib.save(nib.Nifti1Image(voxels, scan.affine), path)
         with pytest.raises(DataError, match=rf"mask\.nii\.gz: {reason}"):

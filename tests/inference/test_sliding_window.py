@@ -1,6 +1,5 @@
 """Mirrors clipseg3d/inference/sliding_window.py. Sizes differ pairwise, so a swapped axis fails."""
 
-from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
@@ -11,16 +10,16 @@ import clipseg3d.inference.sliding_window
 from clipseg3d.blocks.semantic_attention import voxel_positions
 from clipseg3d.blocks.semantic_fusion import RegionMaps
 from clipseg3d.inference.sliding_window import segment_volume
+from clipseg3d.inference.tta import MIRRORINGS
 from clipseg3d.networks.clipseg3d import Prediction
 
 S, X, Y, Z = 4, 21, 13, 30
 ROI_SIZES = [(16, 8, 12), (16, 20, 12), (24, 18, 33), (21, 13, 30)]
 """Smaller than the volume, larger along y, larger along all axes, and just as large."""
-MIRRORINGS = [axes for count in range(4) for axes in combinations(range(3), count)]
 
 
 class StubNetwork:
-    """Applies a function of (crop, roi_size) and notes what it was given."""
+    """Applies a function of (crop, crop_box) and notes what it was given."""
 
     def __init__(self, function):
         self.function = function
@@ -28,7 +27,7 @@ class StubNetwork:
 
     def segment(self, image, semantics, *, crop_box=None, statistics=None, deep=False):
         self.calls.append((tuple(image.shape), semantics, statistics))
-        return Prediction(self.function(image, roi_size), [], None, None)
+        return Prediction(self.function(image, crop_box), [], None, None)
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def statistics():
     return torch.rand(1, S, 4)
 
 
-def voxelwise(image, roi_size):
+def voxelwise(image, crop_box):
     return torch.stack([image[:, 0] * 2, image[:, 1] - image[:, 2], image[:, 3].square()], dim=1)
 
 
@@ -57,20 +56,20 @@ def test_blending_keeps_a_voxelwise_function(image, statistics, roi_size, overla
 
 @pytest.mark.parametrize("roi_size", ROI_SIZES)
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
-def test_network_is_told_where_its_window_lies(image, statistics, roi_size, overlap):
-    network = StubNetwork(lambda crop, place: voxel_positions(crop, place))
+def test_crop_boxes_say_where_windows_lie(image, statistics, roi_size, overlap):
+    network = StubNetwork(voxel_positions)
     logits = segment_volume(network, image, None, statistics, roi_size=roi_size, overlap=overlap)
     torch.testing.assert_close(logits, voxel_positions(image), rtol=0, atol=1e-5)
 
 
 def test_padded_window_reaches_beyond_the_brain_box(image, statistics):
-    places = []
-    network = StubNetwork(lambda crop, place: places.append(place) or crop[:, :3])
+    crop_boxes = []
+    network = StubNetwork(lambda crop, crop_box: crop_boxes.append(crop_box) or crop[:, :3])
     segment_volume(network, image, None, statistics, roi_size=(24, 18, 33))
-    (place,) = places
+    (crop_box,) = crop_boxes
     # 24 over 21 pads 1 before and 2 behind; 18 over 13 pads 2 and 3; 33 over 30 pads 1 and 2.
     expected = torch.tensor([[-1 / X, -2 / Y, -1 / Z], [24 / X, 18 / Y, 33 / Z]])
-    torch.testing.assert_close(place, expected[None])
+    torch.testing.assert_close(crop_box, expected[None])
 
 
 def test_semantics_and_statistics_are_handed_on(image, statistics):
@@ -81,7 +80,7 @@ def test_semantics_and_statistics_are_handed_on(image, statistics):
 
 
 def test_half_precision_logits_are_blended_in_float32(image, statistics):
-    network = StubNetwork(lambda crop, place: crop[:, :3].round().bfloat16())
+    network = StubNetwork(lambda crop, crop_box: crop[:, :3].round().bfloat16())
     logits = segment_volume(network, image, None, statistics, roi_size=(16, 8, 12))
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, image[:, :3].round(), rtol=1e-5, atol=1e-5)
@@ -89,7 +88,7 @@ def test_half_precision_logits_are_blended_in_float32(image, statistics):
 
 def test_no_graph_is_kept(image, statistics):
     weight = torch.ones(1, requires_grad=True)
-    network = StubNetwork(lambda crop, place: crop[:, :3] * weight)
+    network = StubNetwork(lambda crop, crop_box: crop[:, :3] * weight)
     assert not segment_volume(network, image, None, statistics, roi_size=(16, 8, 12)).requires_grad
 
 
@@ -107,15 +106,15 @@ def test_shares_of_progress_add_up_to_one(image, statistics, roi_size, overlap):
 
 @pytest.mark.parametrize("mirrored", MIRRORINGS)
 @pytest.mark.parametrize("roi_size", ROI_SIZES)
-def test_a_mirrored_window_says_where_it_lies(image, statistics, roi_size, mirrored):
-    network = StubNetwork(lambda crop, place: voxel_positions(crop, place))
+def test_crop_boxes_of_mirrored_windows_say_where_they_lie(image, statistics, roi_size, mirrored):
+    network = StubNetwork(voxel_positions)
     logits = segment_volume(network, image, None, statistics, roi_size=roi_size, mirrored=mirrored)
     torch.testing.assert_close(logits, voxel_positions(image), rtol=0, atol=1e-5)
 
 
 def test_a_mirrored_axis_runs_from_its_far_corner(image, statistics):
-    places = []
-    network = StubNetwork(lambda crop, place: places.append(place) or crop[:, :3])
+    crop_boxes = []
+    network = StubNetwork(lambda crop, crop_box: crop_boxes.append(crop_box) or crop[:, :3])
     segment_volume(network, image, None, statistics, roi_size=(16, 20, 30), mirrored=(0, 1))
     # y: 20 over 13 pads 3 before and 4 behind, now counted from the far end
     y, z = (1 + 3 / Y, -20 / Y), (0, 1)
@@ -123,13 +122,13 @@ def test_a_mirrored_axis_runs_from_its_far_corner(image, statistics):
         [[1, y[0], z[0]], [-16 / X, y[1], z[1]]],
         [[16 / X, y[0], z[0]], [-16 / X, y[1], z[1]]],
     ]
-    torch.testing.assert_close(torch.cat(places), torch.tensor(expected))
+    torch.testing.assert_close(torch.cat(crop_boxes), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("mirrored", MIRRORINGS)
 def test_the_network_sees_the_volume_mirrored(image, statistics, mirrored):
     crops = []
-    network = StubNetwork(lambda crop, place: crops.append(crop.clone()) or crop[:, :3] + 0)
+    network = StubNetwork(lambda crop, crop_box: crops.append(crop.clone()) or crop[:, :3] + 0)
     logits = segment_volume(network, image, None, statistics, roi_size=(X, Y, Z), mirrored=mirrored)
     (crop,) = crops
     assert torch.equal(crop, image.flip([2 + axis for axis in mirrored]))
@@ -151,41 +150,45 @@ class MappedNetwork(StubNetwork):
 @pytest.mark.parametrize("roi_size", ROI_SIZES)
 @pytest.mark.parametrize("mirrored", [(), (0, 2)])
 def test_maps_come_on_the_grid_of_the_image(statistics, roi_size, mirrored):
-    places = voxel_positions(torch.empty(1, 1, X, Y, Z))
-    image = torch.cat([places, places[:, :1] + places[:, 2:]], dim=1)  # linear: no loss by halving
+    positions = voxel_positions(torch.empty(1, 1, X, Y, Z))
+    image = torch.cat(
+        [positions, positions[:, :1] + positions[:, 2:]], dim=1
+    )  # linear: no loss by halving
     network = MappedNetwork(voxelwise)
-    found = segment_volume(
+    output = segment_volume(
         network, image, None, statistics, roi_size=roi_size, mirrored=mirrored, with_maps=True
     )
-    assert found.shape == (1, 3 + 4, X, Y, Z)
-    torch.testing.assert_close(found[:, :3], voxelwise(image, None), rtol=1e-4, atol=1e-4)
+    assert output.shape == (1, 3 + 4, X, Y, Z)
+    torch.testing.assert_close(output[:, :3], voxelwise(image, None), rtol=1e-4, atol=1e-4)
     if max(roi_size[0] - X, roi_size[1] - Y, roi_size[2] - Z) <= 0:
         inside = (..., slice(2, -2), slice(2, -2), slice(2, -2))
-        error = (found[:, 3:] - image)[inside].abs()
+        error = (output[:, 3:] - image)[inside].abs()
         assert error.max() < 2 / min(X, Y, Z)
 
 
 def test_maps_are_not_there_where_the_network_has_none(image, statistics):
-    found = segment_volume(
+    output = segment_volume(
         StubNetwork(voxelwise), image, None, statistics, roi_size=(16, 8, 12), with_maps=True
     )
-    assert found.shape == (1, 3, X, Y, Z)
+    assert output.shape == (1, 3, X, Y, Z)
 
 
 def test_windows_are_computed_where_the_network_lies(image, statistics, monkeypatch):
     """The result is stitched where the image lies, also if the network is on another device."""
-    asked = []
+    devices_of_inferer = []
 
     def stitch(inputs, *, predictor, sw_device, device, **options):
-        asked.append((sw_device, device))
+        devices_of_inferer.append((sw_device, device))
         predictor(inputs[..., :16, :8, :12].to(sw_device), [[slice(0, n) for n in inputs.shape]])
         return inputs[:, :3]
 
     monkeypatch.setattr(clipseg3d.inference.sliding_window, "sliding_window_inference", stitch)
-    devices = []
+    devices_of_network = []
     network = StubNetwork(
-        lambda crop, place: devices.append((crop.device.type, place.device.type)) or crop[:, :3]
+        lambda crop, crop_box: (
+            devices_of_network.append((crop.device.type, crop_box.device.type)) or crop[:, :3]
+        )
     )
     segment_volume(network, image, None, statistics, roi_size=(16, 8, 12), device="meta")
-    assert asked == [(torch.device("meta"), torch.device("cpu"))]
-    assert devices == [("meta", "meta")]
+    assert devices_of_inferer == [(torch.device("meta"), torch.device("cpu"))]
+    assert devices_of_network == [("meta", "meta")]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipseg3d.vocabulary import REGIONS
 from clipseg3d.metrics.case_scores import CaseScores
 from clipseg3d.metrics.protocols import SCORES, get_protocol
 from clipseg3d.metrics.region_scores import score_region
+from clipseg3d.vocabulary import REGIONS
 
 SHAPE = (2, 3, 12, 13, 14)
 

@@ -22,12 +22,12 @@ def mask(*boxes):
 
 
 def score(prediction, reference, *, spacing_mm=(1, 1, 1), **options):
-    rules = {"dilations": 3, "min_volume_mm3": 50, "missed_mm": 374.0, "method": "surface"}
+    rules = {"dilations": 3, "min_volume_mm3": 50, "penalty_mm": 374.0, "method": "surface"}
     pair = MaskPair.cut(prediction, reference, spacing_mm=spacing_mm)
     return lesion_scores(pair, **{**rules, **options})
 
 
-def one_by_one(prediction, reference, *, spacing_mm, dilations, min_volume_mm3, missed_mm, method):
+def one_by_one(prediction, reference, *, spacing_mm, dilations, min_volume_mm3, penalty_mm, method):
     """The same, lesion by lesion over the whole volume, as the words of the rules say."""
     neighbours = ndimage.generate_binary_structure(3, 2)
     grown = ndimage.binary_dilation(reference, neighbours, iterations=dilations)
@@ -44,12 +44,12 @@ def one_by_one(prediction, reference, *, spacing_mm, dilations, min_volume_mm3, 
         found = np.isin(parts, list(own))
         dice.append(2 * (found & true).sum() / (found.sum() + true.sum()))
         distance = hd95(found, true, spacing_mm=spacing_mm, method=method)
-        hd.append(distance if math.isfinite(distance) else missed_mm)
+        hd.append(distance if math.isfinite(distance) else penalty_mm)
     false = num_parts - len(matched)
     total = len(dice) + false
     if not total:
         return math.nan, math.nan, 0, 0
-    return sum(dice) / total, (sum(hd) + false * missed_mm) / total, len(dice), false
+    return sum(dice) / total, (sum(hd) + false * penalty_mm) / total, len(dice), false
 
 
 @pytest.mark.parametrize("extra", [False, True])
@@ -68,7 +68,7 @@ def test_the_golden_case(golden, extra):
 def test_random_pairs_are_equal_to_the_rules_taken_literally(
     random_pairs, method, dilations, volume
 ):
-    rules = {"dilations": dilations, "min_volume_mm3": volume, "missed_mm": 99.0, "method": method}
+    rules = {"dilations": dilations, "min_volume_mm3": volume, "penalty_mm": 99.0, "method": method}
     counts = set()
     for prediction, reference, mm in (
         random_pairs[::2] if method == "surface" else random_pairs[4::8]

@@ -57,7 +57,12 @@ def test_one_or_both_masks_may_be_empty():
     ("prediction", "reference", "spacing_mm", "message"),
     [
         (mask()[..., 0], mask(), (1, 1, 1), r"prediction is bool of shape \(11, 13\)"),
-        (mask(), mask().astype(np.uint8), (1, 1, 1), r"reference is uint8 .* one region of label"),
+        (
+            mask(),
+            mask().astype(np.uint8),
+            (1, 1, 1),
+            r"reference is uint8 .* one region of a label",
+        ),
         (mask().astype(float), mask(), (1, 1, 1), r"prediction is float64 .*threshold probab"),
         (mask(), mask()[:-1], (1, 1, 1), r"prediction \(11, 13, 9\) != reference \(10, 13, 9\)"),
         (mask(), mask(), (1, 1), r"spacing_mm=\(1\.0, 1\.0\) is not three"),

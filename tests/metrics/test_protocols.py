@@ -12,15 +12,15 @@ from clipseg3d.metrics.protocols import PROTOCOLS, SCORES, get_protocol
 def test_names():
     assert list(PROTOCOLS) == ["brats2020", "brats2023", "nan"]
     assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
-    assert all(tuple(protocol.nothing) == SCORES for protocol in PROTOCOLS.values())
+    assert all(tuple(protocol.both_empty) == SCORES for protocol in PROTOCOLS.values())
 
 
 def test_what_nothing_and_missed_lesions_score():
     for name in ("brats2020", "brats2023"):
-        assert list(get_protocol(name).nothing.values()) == [1, 0, 1, 1, 1, 1, 0]
-        assert get_protocol(name).sensitivity_of_nothing == 0
-    assert all(map(math.isnan, get_protocol("nan").nothing.values()))
-    missed = {name: f"{protocol.missed_mm:.4f}" for name, protocol in PROTOCOLS.items()}
+        assert list(get_protocol(name).both_empty.values()) == [1, 0, 1, 1, 1, 1, 0]
+        assert get_protocol(name).empty_reference_sensitivity == 0
+    assert all(map(math.isnan, get_protocol("nan").both_empty.values()))
+    missed = {name: f"{protocol.penalty_mm:.4f}" for name, protocol in PROTOCOLS.items()}
     assert missed == {"brats2020": "373.1287", "brats2023": "374.0000", "nan": "373.0000"}
 
 
@@ -43,7 +43,7 @@ def test_the_definition_of_hd95_is_that_of_the_challenge():
 def test_lesions_of_a_release(release, dilations, volume):
     protocol = get_protocol("brats2023", release=release)
     assert (protocol.dilations, protocol.min_lesion_mm3) == (dilations, volume)
-    assert protocol.missed_mm == 374
+    assert protocol.penalty_mm == 374
 
 
 def test_releases_with_rules_of_their_own_exist():

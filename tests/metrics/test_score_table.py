@@ -73,5 +73,5 @@ def test_tables_of_other_cases_are_joined_by_name():
     np.testing.assert_array_equal(joined.values[[0, 1, 3]], VALUES)
     with pytest.raises(ValueError, match="scores of a are in two tables"):
         join_tables([TABLE, TABLE])
-    with pytest.raises(ValueError, match="tables have other regions or scores"):
+    with pytest.raises(ValueError, match="tables differ in regions or scores"):
         join_tables([TABLE, first._replace(regions=("WT", "TC"))])

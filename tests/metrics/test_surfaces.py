@@ -33,7 +33,7 @@ def test_border_voxels_are_what_erosion_takes_away(random_pairs):
         for mask in (pair.prediction, pair.reference):
             surface = border_voxels(mask)
             np.testing.assert_array_equal(surface.grid, mask & ~binary_erosion(mask))
-            np.testing.assert_array_equal(surface.places, np.flatnonzero(surface.grid))
+            np.testing.assert_array_equal(surface.indices, np.flatnonzero(surface.grid))
             assert set(surface.areas.tolist()) <= {1.0}
 
 
@@ -56,7 +56,7 @@ def test_the_surface_of_one_voxel_is_an_octahedron():
     mask = np.zeros((7, 7, 7), bool)
     mask[3, 3, 3] = True
     surface = surface_elements(mask, ISOTROPIC)
-    assert len(surface.places) == 8
+    assert len(surface.indices) == 8
     assert surface.areas.tolist() == pytest.approx([math.sqrt(3) / 8] * 8)
 
 
@@ -68,7 +68,7 @@ def test_the_surface_is_the_same_seen_from_outside():
     one, two = (surface_elements(m, (1.0, 2.0, 3.0)) for m in (mask, filled))
     areas = [np.zeros(mask.size) for _ in range(2)]
     for flat, surface in zip(areas, (one, two), strict=True):
-        flat[surface.places] = surface.areas
+        flat[surface.indices] = surface.areas
     np.testing.assert_array_equal(*(flat.reshape(mask.shape)[inner] for flat in areas))
 
 
@@ -135,7 +135,7 @@ def test_most_distances_are_not_looked_up_for_a_percentile(monkeypatch):
     pair = MaskPair.cut(prediction, reference)
     one, two = border_voxels(pair.prediction), border_voxels(pair.reference)
     distances(two, one, ISOTROPIC, share=0.95)
-    assert 0 < sum(looked_up) < 0.4 * len(two.places)
+    assert 0 < sum(looked_up) < 0.4 * len(two.indices)
 
 
 @pytest.mark.parametrize("reach_mm", [0.0, 1.0, 2.9, 6.0])

@@ -1,27 +1,25 @@
 """Mirrors clipseg3d/networks/clipseg3d.py. Sizes differ pairwise, so a swapped axis fails."""
 
-import copy
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from clipseg3d.blocks.semantic_attention import SemanticAttention
 from clipseg3d.blocks.residual_block import ResidualBlock
 from clipseg3d.clip.encoder import HuggingFaceCLIP
+from clipseg3d.intensity import intensity_statistics
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.networks.build import build_clipseg3d
-from clipseg3d.pretrained.reader import weight_mismatches
 from clipseg3d.networks.config import ABLATIONS, NetworkConfig
 from clipseg3d.views import Views, cut_views
-from clipseg3d.intensity import intensity_statistics
 
-B, S, X, Y, Z = 3, 4, 12, 16, 8
+B, X, Y, Z = 3, 12, 16, 8
+ODD = (13, 17, 11)
 SMALL = NetworkConfig(channels=(4, 6, 8), num_auxiliary=1, semantic_dim=12, num_heads=3)
-FOLDED = NetworkConfig(channels=(4, 6), space_to_depth=2, num_auxiliary=0, semantic_dim=12, num_heads=3)
-TINY_LIKE = NetworkConfig(channels=(4, 6, 8), space_to_depth=2, num_auxiliary=1, semantic_dim=12, num_heads=3)
+CUBES = replace(SMALL, channels=(4, 6), space_to_depth=2, num_auxiliary=0)
+TINY_LIKE = replace(SMALL, space_to_depth=2)
 VARIANTS = {
     "default": {},
     "sequential": {"guidance": "sequential"},
@@ -43,7 +41,7 @@ VARIANTS = {
     "region contrast": {"region_contrast": 1.0},
     "min-max": {"norms": ("zscore", "zscore", "minmax", "minmax")},
     "grade": {"grade_classifier": True},
-    "refinement": {"fold": 2, "refinement": 6},
+    "refinement": {"space_to_depth": 2, "refinement": 6},
     **ABLATIONS,
 }
 PAPER_LIKE = {
@@ -52,16 +50,12 @@ PAPER_LIKE = {
 }
 EVERY = VARIANTS | PAPER_LIKE
 GUIDED = [name for name in EVERY if name not in ("no_semantic", "unet3d")]
-REPORTS = ["Large oedema. Ring of enhancement on the left.", "Small lesion on the right.", ""]
 
 
-@pytest.fixture
-def make(tiny_clip):
-    def build(config=SMALL, *, seed=0):
-        torch.manual_seed(seed)
-        return build_clipseg3d(config, encoder=tiny_clip).eval()
-
-    return build
+def each_with(*factors):
+    """Pair every variant with one combination of other factors, all combinations in turn."""
+    combinations = itertools.cycle(itertools.product(*factors))
+    return [(variant, *next(combinations)) for variant in EVERY]
 
 
 @pytest.fixture
@@ -72,91 +66,52 @@ def trained(make, randomise):
     return network
 
 
-def raw_volume(*size, batch=B):
-    generator = torch.Generator().manual_seed(0)
-    volume = 100 * torch.rand(batch, S, *size, generator=generator) + 10
-    volume[..., :2, :1, :1] = 0
-    return volume
-
-
 @pytest.fixture
-def image():
-    return raw_volume(X, Y, Z)
-
-
-@pytest.fixture
-def views(image):
-    return cut_views(image, size=48)
-
-
-@pytest.fixture
-def text(trained):
-    return dict(zip(("text", "text_mask"), trained.embed_text(REPORTS), strict=True))
-
-
-def views_for(config, image):
-    return cut_views(image, selection=config.view_selection, size=48)
-
-
-def case_of(network, config, image, reports=None):
-    """All that a forward pass can be given besides the image."""
-    batch = len(image)
-    text, mask = network.embed_text((REPORTS if reports is None else reports)[:batch])
-    return {
-        "views": views_for(config, image),
-        "text": text,
-        "text_mask": mask,
-        "crop_box": torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, -0.3]]).expand(batch, 2, 3),
-        "statistics": intensity_statistics(image) * 0.9,
-    }
-
-
-def plain(network, image, statistics=None):
-    """What the network's U-Net makes of the fused image."""
-    if network.pixel_fusion is None:
-        return network.unet(image)
-    return network.unet(network.pixel_fusion(image, statistics))
-
-
-def changed_regions(after, before):
-    return (after != before).flatten(2).any(dim=2).tolist()
+def text(trained, reports):
+    return dict(zip(("text", "text_mask"), trained.embed_text(reports), strict=True))
 
 
 # without, or before, semantics
 
 
-@pytest.mark.parametrize("config", ["tiny", SMALL, FOLDED], ids=["tiny", "small", "folded"])
-def test_untrained_semantic_path_is_the_plain_unet(make, config):
-    network, image = make(config), raw_volume(37, 41, 29, batch=1)
-    text, mask = network.embed_text(REPORTS[:1])
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [("tiny", (37, 41, 29)), (SMALL, ODD), (CUBES, ODD)],
+    ids=["tiny", "small", "cubes"],
+)
+def test_untrained_semantic_path_is_the_plain_unet(make, raw_volume, reports, plain, config, size):
+    network, image = make(config), raw_volume(*size, batch=1)
+    text, mask = network.embed_text(reports[:1])
     logits = network(image, views=cut_views(image), text=text, text_mask=mask)
-    assert logits.shape == (1, 3, 37, 41, 29)
+    assert logits.shape == (1, 3, *size)
     assert (logits - plain(network, image)).abs().max() == 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_untrained_variant_is_the_plain_unet(make, variant):
-    config = replace(TINY_LIKE, **VARIANTS[variant])
-    network, image = make(config), raw_volume(37, 41, 29, batch=1)
-    given = case_of(network, config, image)
+def test_every_untrained_variant_is_the_plain_unet(make, raw_volume, case_of, plain, variant):
+    network = make(replace(TINY_LIKE, **VARIANTS[variant]))
+    image = raw_volume(*ODD, batch=1)
+    given = case_of(network, image)
     logits = network(image, **given)
     assert (logits - plain(network, image, given["statistics"])).abs().max() == 0
 
 
 @pytest.mark.parametrize("variant", ["default", "sequential", "dense attention views", "nested"])
-def test_semantics_do_not_change_how_the_unet_starts(make, variant):
+def test_semantics_do_not_change_how_the_unet_starts(make, raw_volume, case_of, variant):
     config = replace(SMALL, **VARIANTS[variant])
     image = raw_volume(21, 17, 14, batch=1)
     network, baseline = make(config), make(replace(config, **ABLATIONS["no_semantic"]))
-    given = case_of(network, config, image)
+    given = case_of(network, image)
     expected = baseline(image, statistics=given["statistics"])
     assert (network(image, **given) - expected).abs().max() == 0
 
 
-def test_untrained_mode_of_the_paper_lowers_probabilities_a_little(make):
-    config = replace(TINY_LIKE, attention_mode="paper")
-    network, image = make(config), raw_volume(37, 41, 29, batch=1)
-    given = case_of(network, config, image)
+def test_untrained_mode_of_the_paper_lowers_probabilities_a_little(
+    make, raw_volume, case_of, plain
+):
+    network = make(replace(TINY_LIKE, attention_mode="paper"))
+    image = raw_volume(*ODD, batch=1)
+    given = case_of(network, image)
     before = plain(network, image, given["statistics"])
     after = network(image, **given)
     assert torch.equal(after[:, 0], before[:, 0])
@@ -165,7 +120,7 @@ def test_untrained_mode_of_the_paper_lowers_probabilities_a_little(make):
     torch.testing.assert_close(ratio, factor.expand_as(ratio), rtol=1e-4, atol=0)
 
 
-def test_without_views_and_text_it_is_its_unet_to_the_bit(trained, image):
+def test_without_views_and_text_it_is_its_unet_to_the_bit(trained, image, plain):
     assert torch.equal(trained(image), plain(trained, image))
     statistics = intensity_statistics(image) * 0.9
     assert torch.equal(trained(image, statistics=statistics), plain(trained, image, statistics))
@@ -173,50 +128,46 @@ def test_without_views_and_text_it_is_its_unet_to_the_bit(trained, image):
 
 
 @pytest.mark.parametrize("variant", EVERY)
-def test_every_trained_variant_is_its_unet_without_views_and_text(make, randomise, variant, image):
-    config = replace(SMALL, **EVERY[variant])
-    network = randomise(make(config))
-    given = case_of(network, config, image)
+def test_every_trained_variant_goes_from_its_unet_to_full_semantics(
+    make, randomise, case_of, plain, variant, image
+):
+    network = randomise(make(replace(SMALL, **EVERY[variant])))
+    given = case_of(network, image)
     unguided = plain(network, image, given["statistics"])
     alone = network(image, crop_box=given["crop_box"], statistics=given["statistics"])
     assert torch.equal(alone, unguided)
-    changed = (network(image, **given) - unguided).abs().amax(dim=(1, 2, 3, 4))
+    full = network(image, **given)
+    changed = (full - unguided).abs().amax(dim=(1, 2, 3, 4))
     assert (changed > 1e-3).tolist() == [variant in GUIDED] * B
-    # a case without signal in its views and without text, in the batch of others
-    if variant not in GUIDED or given["text"] is None:
+    if variant not in GUIDED:
         return
+    # half and none of the semantics
+    network.semantic_strength.fill_(0.5)
+    half = network(image, **given)
+    assert half.isfinite().all()
+    assert (half - full).abs().max() > 1e-3
+    assert (half - unguided).abs().max() > 1e-3
+    network.semantic_strength.fill_(0.0)
+    assert (network(image, **given) - unguided).abs().max() == 0
+    # a case without signal in its views and without text, in the batch of others
+    if given["text"] is None:
+        return
+    network.semantic_strength.fill_(1.0)
     given["views"].images[1] = 0
     given["text_mask"][1] = False
     changed = (network(image, **given) != unguided).flatten(1).any(dim=1)
     assert changed.tolist() == [True, False, True]
 
 
-# how far semantics count
-
-
-@pytest.mark.parametrize("variant", GUIDED)
-def test_strength_goes_from_the_plain_unet_to_full_semantics(make, randomise, variant, image):
-    config = replace(SMALL, **EVERY[variant])
-    network = randomise(make(config))
-    given = case_of(network, config, image)
-    full = network(image, **given)
-    network.semantic_strength.fill_(0.0)
-    assert (network(image, **given) - plain(network, image, given["statistics"])).abs().max() == 0
-    network.semantic_strength.fill_(0.5)
-    half = network(image, **given)
-    assert half.isfinite().all()
-    none = plain(network, image, given["statistics"])
-    assert (half - full).abs().max() > 1e-3
-    assert (half - none).abs().max() > 1e-3
+# weight of semantics
 
 
 @pytest.mark.parametrize("mode", ["residual", "gain", "paper"])
-def test_half_the_strength_lies_between(make, randomise, mode, image):
-    config = replace(SMALL, attention_mode=mode)
-    network = make(config)
+def test_half_the_strength_lies_between(make, randomise, case_of, mode, image):
+    network = make(replace(SMALL, attention_mode=mode))
     for block in network.semantic_fusion.attention.values():
         randomise(block)
-    given = case_of(network, config, image)
+    given = case_of(network, image)
 
     def segment(strength):
         network.semantic_strength.fill_(strength)
@@ -248,7 +199,7 @@ def test_strength_without_semantic_path_changes_nothing(make, image):
     assert torch.equal(network(image), before)
 
 
-def test_case_with_neither_is_left_unchanged(trained, image, views, text):
+def test_case_with_neither_is_left_unchanged(trained, image, views, text, plain):
     views.images[1] = 0
     text["text_mask"][1] = False
     logits, unguided = trained(image, views=views, **text), plain(trained, image)
@@ -265,32 +216,30 @@ def test_without_pixel_fusion_the_image_is_taken_as_it_is(make, image):
 
 
 @pytest.mark.parametrize("given", ["views", "text"])
-def test_one_kind_of_semantics_is_enough(trained, image, views, text, given):
+def test_one_kind_of_semantics_is_enough(trained, image, views, text, plain, given):
     logits = trained(image, views=views) if given == "views" else trained(image, **text)
     assert logits.isfinite().all()
     assert (logits - plain(trained, image)).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-2
 
 
-def test_another_report_gives_other_logits(trained, image, views):
+def test_another_report_gives_other_logits(trained, image, views, reports):
     def segment(reports):
         text, mask = trained.embed_text(reports)
         return trained(image, views=views, text=text, text_mask=mask)
 
-    before, after = segment(REPORTS), segment([REPORTS[0], *REPORTS[:1:-1], REPORTS[1]])
+    before, after = segment(reports), segment([reports[0], *reports[:1:-1], reports[1]])
     difference = (after - before).abs().amax(dim=(1, 2, 3, 4))
     assert difference[0] < 1e-5
     assert difference[1:].min() > 1e-3
 
 
-def test_report_of_another_length_in_the_batch_changes_nothing(trained, image, views):
-    def segment(reports):
-        text, mask = trained.embed_text(reports)
+def test_report_of_another_length_in_the_batch_changes_nothing(trained, image, views, reports):
+    def segment(other):
+        text, mask = trained.embed_text([reports[0], other, ""])
         return trained(image, views=views, text=text, text_mask=mask)[0]
 
     longer = "One sentence. And another. A third one. And a fourth."
-    torch.testing.assert_close(
-        segment([REPORTS[0], "", ""]), segment([REPORTS[0], longer, ""]), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(segment(""), segment(longer), rtol=1e-4, atol=1e-4)
 
 
 def test_other_views_give_other_logits(trained, image, views, text):
@@ -299,29 +248,35 @@ def test_other_views_give_other_logits(trained, image, views, text):
     assert (logits - shuffled).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-3
 
 
-def test_attention_changes_tc_and_et_but_never_wt(make, randomise, image, views, text):
+def test_attention_changes_tc_and_et_but_never_wt(
+    make, randomise, image, views, text, plain, changed_regions
+):
     network = make()
     randomise(network.semantic_fusion.attention)
     logits = network(image, views=views, **text)
     assert changed_regions(logits, plain(network, image)) == [[False, True, True]] * B
 
 
-def test_bottleneck_gate_changes_every_region(make, randomise, image, views, text):
+def test_semantics_at_the_bottleneck_change_every_region(
+    make, randomise, image, views, text, plain, changed_regions
+):
     network = make()
-    randomise(network.semantic_fusion.gate)
+    randomise(network.semantic_fusion.bottleneck)
     logits = network(image, views=views, **text)
     assert changed_regions(logits, plain(network, image)) == [[True] * 3] * B
 
 
-@pytest.mark.parametrize("config", [SMALL, FOLDED], ids=["small", "folded"])
-def test_attention_adds_to_the_logits_of_the_unet(make, randomise, config, image, views, text):
+@pytest.mark.parametrize("config", [SMALL, CUBES], ids=["small", "cubes"])
+def test_attention_adds_to_the_logits_of_the_unet(
+    make, randomise, config, image, views, text, plain
+):
     network = make(config)
     randomise(network.semantic_fusion.attention)
     semantics = network.encode_semantics(views, **text)
     prediction = network.segment(image, semantics)
     added = prediction.maps.scores
     assert added.shape == prediction.maps.cosines.shape
-    assert added.shape == (B, 2, X // 2, Y // 2, Z // 2)  # on the folded, or a pooled grid
+    assert added.shape == (B, 2, X // 2, Y // 2, Z // 2)  # on the grid of cubes, or a pooled one
     added = F.interpolate(added, scale_factor=2, mode="trilinear")
     expected = plain(network, image)
     expected[:, 1:] += added
@@ -340,24 +295,26 @@ def test_encoding_once_and_segmenting_is_forward(trained, image, views, text):
     assert not torch.equal(logits, trained(image, views=views, crop_box=crop_box, **text))
 
 
-@pytest.mark.parametrize("config", [SMALL, FOLDED], ids=["small", "folded"])
+@pytest.mark.parametrize("config", [SMALL, CUBES], ids=["small", "cubes"])
 @pytest.mark.parametrize(
     "crop_box",
     [None, [[0.1, 0.2, 0.3], [0.5, 0.6, 0.4]], [[0.6, 0.2, 0.9], [-0.5, 0.6, -0.8]]],
     ids=["whole", "crop", "mirrored"],
 )
-def test_padding_does_not_shift_the_places_that_attention_reads(make, randomise, config, crop_box):
+def test_padding_does_not_shift_the_positions_that_attention_reads(
+    make, randomise, raw_volume, reports, plain, config, crop_box
+):
     network, image = make(config), raw_volume(9, 14, 5, batch=1)
     crop_box = None if crop_box is None else torch.tensor([crop_box])
     block = randomise(network.semantic_fusion.attention["TC"])
-    with torch.no_grad():  # let it add a linear function of the place in the brain
+    with torch.no_grad():  # let it add a linear function of the position in the brain
         block.query.weight.zero_()
-        block.place[0].bias += 4
+        block.position[0].bias += 4
         block.context.bias += 40
-    text, mask = network.embed_text(REPORTS[:1])
+    text, mask = network.embed_text(reports[:1])
     semantics = network.encode_semantics(None, text, mask)
     added = network(image, text=text, text_mask=mask, crop_box=crop_box) - plain(network, image)
-    block.stride = 1  # half the grid, interpolated, must give the same away from the border
+    # half the grid, interpolated, must give the same away from the border
     features = torch.zeros(1, config.channels[0], 9, 14, 5)
     expected, _ = block(features, semantics.summary, semantics.regions[:, 1], crop_box)
     inside = (..., *[slice(1, n - 1) for n in (9, 14, 5)])
@@ -369,36 +326,34 @@ def test_padding_does_not_shift_the_places_that_attention_reads(make, randomise,
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("config", [SMALL, FOLDED], ids=["small", "folded"])
-def test_odd_sizes(make, randomise, config, batch):
-    network, image = make(config), raw_volume(13, 17, 11, batch=batch)
+@pytest.mark.parametrize("config", [SMALL, CUBES], ids=["small", "cubes"])
+def test_odd_sizes(make, randomise, raw_volume, reports, config, batch):
+    network, image = make(config), raw_volume(*ODD, batch=batch)
     randomise(network.semantic_fusion)
-    text, mask = network.embed_text(REPORTS[:batch])
+    text, mask = network.embed_text(reports[:batch])
     logits = network(image, views=cut_views(image, size=48), text=text, text_mask=mask)
-    assert logits.shape == (batch, 3, 13, 17, 11)
+    assert logits.shape == (batch, 3, *ODD)
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("config", [SMALL, FOLDED], ids=["small", "folded"])
-def test_missing_sequence_and_empty_volume_stay_finite(make, randomise, config, image):
+@pytest.mark.parametrize("config", [SMALL, CUBES], ids=["small", "cubes"])
+def test_missing_sequence_and_empty_volume_stay_finite(make, randomise, config, image, reports):
     network = make(config)
     randomise(network.semantic_fusion)
     image[0, 2] = 0
     image[1] = 0
-    text, mask = network.embed_text(REPORTS)
+    text, mask = network.embed_text(reports)
     logits = network(image, views=cut_views(image, size=48), text=text, text_mask=mask)
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("size", [(37, 41, 29), (14, 9, 155)])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("variant", EVERY)
-def test_every_variant_takes_odd_sizes(make, randomise, variant, batch, size):
+@pytest.mark.parametrize(("variant", "batch", "size"), each_with([1, 3], [ODD, (6, 9, 43)]))
+def test_every_variant_takes_odd_sizes(make, randomise, raw_volume, case_of, variant, batch, size):
     config = replace(TINY_LIKE, **EVERY[variant])
     network, image = randomise(make(config)), raw_volume(*size, batch=batch)
+    given = case_of(network, image)
     prediction = network.segment(
-        image,
-        network.encode_semantics(views_for(config, image), *network.embed_text(REPORTS[:batch])),
+        image, network.encode_semantics(given["views"], given["text"], given["text_mask"])
     )
     assert prediction.logits.shape == (batch, 3, *size)
     assert all(part.isfinite().all() for part in prediction if torch.is_tensor(part))
@@ -407,25 +362,30 @@ def test_every_variant_takes_odd_sizes(make, randomise, variant, batch, size):
         assert prediction.grade.shape == (batch,)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("variant", EVERY)
-def test_every_variant_in_half_precision(make, randomise, variant, dtype):
-    config = replace(TINY_LIKE, **EVERY[variant])
-    network, image = randomise(make(config)), raw_volume(37, 41, 29, batch=1)
-    given = case_of(network, config, image)
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [*each_with([torch.bfloat16, torch.float16]), ("default", torch.float16)]
+    + [(variant, torch.bfloat16) for variant in PAPER_LIKE],
+)
+def test_every_variant_in_half_precision(make, randomise, raw_volume, case_of, variant, dtype):
+    network = randomise(make(replace(TINY_LIKE, **EVERY[variant])))
+    image = raw_volume(*ODD, batch=1)
+    given = case_of(network, image)
     with torch.autocast("cpu", dtype=dtype):
         assert network(image, **given).isfinite().all()
 
 
-@pytest.mark.parametrize("mode", ["residual", "gain", "paper"])
-@pytest.mark.parametrize("seed", range(3))
-def test_nested_head_contains_et_in_tc_in_wt(make, randomise, mode, seed):
+@pytest.mark.parametrize(("seed", "mode"), list(enumerate(["residual", "gain", "paper"])))
+def test_nested_head_contains_et_in_tc_in_wt(
+    make, randomise, raw_volume, case_of, plain, mode, seed
+):
     config = replace(TINY_LIKE, head="nested", attention_mode=mode, conditional_norm=True)
-    network, image = make(config, seed=seed), raw_volume(37, 41, 29, batch=1)
+    network, image = make(config, seed=seed), raw_volume(*ODD, batch=1)
     randomise(network, size=1.0, seed=seed)
+    given = case_of(network, image)
     prediction = network.segment(
         image,
-        network.encode_semantics(views_for(config, image), *network.embed_text(REPORTS[:1])),
+        network.encode_semantics(given["views"], given["text"], given["text_mask"]),
         deep=True,
     )
     for logits in (prediction.logits, *prediction.auxiliary):
@@ -463,9 +423,32 @@ def test_deep_logits_follow_those_of_the_image(trained, image, views, text):
 # gradients
 
 
+def some_label():
+    return (torch.rand(B, 3, X, Y, Z, generator=torch.Generator().manual_seed(5)) > 0.5).float()
+
+
 def loss_of(network, image, views, text):
     prediction = network.segment(image, network.encode_semantics(views, **text), deep=True)
     return RegionLoss()([prediction.logits, *prediction.auxiliary], some_label())
+
+
+def training_loss(network, image, given, *, cosines=False):
+    """What training computes, with everything that a config switches on."""
+    label = some_label()
+    prediction = network.segment(
+        image,
+        network.encode_semantics(given["views"], given["text"], given["text_mask"]),
+        crop_box=given["crop_box"],
+        statistics=given["statistics"],
+        regions=label if network.config.region_contrast else None,
+        deep=True,
+    )
+    loss = RegionLoss()([prediction.logits, *prediction.auxiliary], label)
+    if prediction.grade is not None:
+        loss = loss + grade_loss(prediction.grade, torch.full((B,), -1))
+    if cosines and prediction.maps is not None:
+        loss = loss + cosine_loss(prediction.maps.cosines, label[:, 1:], temperature=0.07)
+    return loss
 
 
 def test_scaled_gradients_in_float16(trained, image, views, text):
@@ -493,52 +476,31 @@ def test_scaled_gradients_in_float16(trained, image, views, text):
     assert F.cosine_similarity(half, single, dim=0) > 0.998
 
 
-def some_label():
-    return (torch.rand(B, 3, X, Y, Z, generator=torch.Generator().manual_seed(5)) > 0.5).float()
+# The first step of a schedule of semantics has strength 0; that is where paths may be cut.
+STRENGTHS = [(variant, 0.0, cosines) for variant, cosines in each_with([True, False])] + [
+    (variant, strength, cosines)
+    for variant in ("default", "nested gain", "paper")
+    for strength, cosines in ((0.5, False), (1.0, True))
+]
 
 
-def training_loss(network, config, image, *, cosines=False, text=True):
-    """What training computes, with everything that a config switches on."""
-    given = case_of(network, config, image)
-    said = (given["text"], given["text_mask"]) if text else (None, None)
-    label = some_label()
-    prediction = network.segment(
-        image,
-        network.encode_semantics(given["views"], *said),
-        crop_box=given["crop_box"],
-        statistics=given["statistics"],
-        regions=label if config.region_contrast else None,
-        deep=True,
-    )
-    loss = RegionLoss()([prediction.logits, *prediction.auxiliary], label)
-    if prediction.grade is not None:
-        loss = loss + grade_loss(prediction.grade, torch.full((B,), -1))
-    if cosines and prediction.maps is not None:
-        loss = loss + cosine_loss(prediction.maps.cosines, label[:, 1:], temperature=0.07)
-    return loss
-
-
-@pytest.mark.parametrize("cosines", [False, True], ids=["", "cosines"])
-@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("variant", EVERY)
-def test_no_weight_is_left_without_a_gradient(make, variant, strength, cosines, image):
+@pytest.mark.parametrize(("variant", "strength", "cosines"), STRENGTHS)
+def test_no_weight_is_left_without_a_gradient(make, case_of, variant, strength, cosines, image):
     """Distributed training waits for each of them, from the first step on."""
-    config = replace(SMALL, dropout=0.2, **EVERY[variant])
-    network = make(config).train()
+    network = make(replace(SMALL, dropout=0.2, **EVERY[variant])).train()
     network.semantic_strength.fill_(strength)
-    training_loss(network, config, image, cosines=cosines).backward()
-    trainable = {name: w for name, w in network.named_parameters() if w.requires_grad}
-    assert [name for name, weight in trainable.items() if weight.grad is None] == []
-    assert all(weight.grad.isfinite().all() for weight in trainable.values())
+    training_loss(network, image, case_of(network, image), cosines=cosines).backward()
+    weights = {name: w for name, w in network.named_parameters() if w.requires_grad}
+    assert [name for name, weight in weights.items() if weight.grad is None] == []
+    assert all(weight.grad.isfinite().all() for weight in weights.values())
 
 
 @pytest.mark.parametrize("variant", EVERY)
 def test_gradient_reaches_every_weight_of_every_variant(
-    make, randomise, variant, image, dead_weights
+    make, randomise, case_of, variant, image, dead_weights
 ):
-    config = replace(SMALL, **EVERY[variant])
-    network = randomise(make(config))
-    given = case_of(network, config, image)
+    network = randomise(make(replace(SMALL, **EVERY[variant])))
+    given = case_of(network, image)
     prediction = network.segment(
         image,
         network.encode_semantics(given["views"], given["text"], given["text_mask"]),
@@ -550,12 +512,12 @@ def test_gradient_reaches_every_weight_of_every_variant(
     loss.backward()
     expected = []
     if variant == "no_text":  # attention compares voxels with zeros
-        keys = ("key", "place_key")
+        keys = ("key", "position_key")
         expected = [f"semantic_fusion.attention.{r}.{k}.weight" for r in ("TC", "ET") for k in keys]
     assert dead_weights(network) == expected
 
 
-def test_checkpointing_gives_the_same_loss_and_gradients(make, randomise, image):
+def test_checkpointing_gives_the_same_loss_and_gradients(make, randomise, case_of, image):
     config = replace(SMALL, dropout=0.2)
     kept, recomputed = (make(replace(config, checkpointing=flag)) for flag in (False, True))
     losses, calls = [], []
@@ -571,7 +533,7 @@ def test_checkpointing_gives_the_same_loss_and_gradients(make, randomise, image)
             if isinstance(module, ResidualBlock):
                 module.register_forward_pre_hook(tick)
         torch.manual_seed(3)
-        loss = training_loss(network, config, image)
+        loss = training_loss(network, image, case_of(network, image))
         loss.backward()
         losses.append(loss)
         calls.append(count)
@@ -580,6 +542,30 @@ def test_checkpointing_gives_the_same_loss_and_gradients(make, randomise, image)
     for one, other in zip(kept.parameters(), recomputed.parameters(), strict=True):
         if one.requires_grad:
             assert torch.equal(one.grad, other.grad)
+
+
+def test_semantic_path_opens_step_by_step(make, image, views, text, dead_weights):
+    network = make()
+    optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0)
+    loss_of(network, image, views, text).backward()
+    fusion = network.semantic_fusion
+    assert dead_weights(fusion.bottleneck) == []
+    assert not {"TC.score.weight", "ET.score.weight"} & set(dead_weights(fusion.attention))
+    assert len(dead_weights(fusion.guidance)) == len(list(fusion.guidance.parameters()))
+    optimiser.step()
+    optimiser.zero_grad()
+    loss_of(network, image, views, text).backward()
+    assert dead_weights(fusion) == []
+
+
+def test_gradient_reaches_every_weight_but_clip(
+    make, randomise, image, views, text, tiny_clip, dead_weights
+):
+    network = randomise(make())
+    loss_of(network, image, views, text).backward()
+    assert dead_weights(network) == []
+    assert all(weight.grad is None for weight in tiny_clip.parameters())
+    assert not any(weight.requires_grad for weight in tiny_clip.parameters())
 
 
 # region contrast
@@ -603,31 +589,6 @@ def test_region_contrast_is_for_training_only(make, image):
     )
 
 
-def test_semantic_path_opens_step_by_step(make, image, views, text, dead_weights):
-    network = make()
-    optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0)
-    loss_of(network, image, views, text).backward()
-    gate, attention = network.semantic_fusion.gate, network.semantic_fusion.attention
-    assert dead_weights(gate) == []
-    assert not {"TC.score.weight", "ET.score.weight"} & set(dead_weights(attention))
-    guidance = network.semantic_fusion.guidance
-    assert len(dead_weights(guidance)) == len(list(guidance.parameters()))
-    optimiser.step()
-    optimiser.zero_grad()
-    loss_of(network, image, views, text).backward()
-    assert dead_weights(network.semantic_fusion) == []
-
-
-def test_gradient_reaches_every_weight_but_clip(
-    make, randomise, image, views, text, tiny_clip, dead_weights
-):
-    network = randomise(make())
-    loss_of(network, image, views, text).backward()
-    assert dead_weights(network) == []
-    assert all(weight.grad is None for weight in tiny_clip.parameters())
-    assert not any(weight.requires_grad for weight in tiny_clip.parameters())
-
-
 # CLIP and checkpoints
 
 
@@ -639,7 +600,7 @@ def test_training_mode_leaves_clip_in_evaluation(make, tiny_clip):
 
 
 def test_checkpoint_restores_the_logits_and_holds_no_clip(
-    make, randomise, image, views, text, tiny_clip
+    make, randomise, image, views, text, tiny_clip, trainable
 ):
     network, other = randomise(make()), make(seed=1)
     state = network.state_dict()
@@ -655,7 +616,7 @@ def test_checkpoint_restores_the_logits_and_holds_no_clip(
     assert torch.equal(other(image, views=views, **text), network(image, views=views, **text))
 
 
-@pytest.mark.parametrize("name", ["unet.heads.0.bias", "semantic_fusion.gate.scale.weight"])
+@pytest.mark.parametrize("name", ["unet.heads.0.bias", "semantic_fusion.bottleneck.scale.weight"])
 def test_strict_loading_misses_every_other_weight(make, name):
     network = make()
     state = network.state_dict()
@@ -666,8 +627,8 @@ def test_strict_loading_misses_every_other_weight(make, name):
 
 def test_strict_loading_refuses_unknown_weights(make):
     network = make()
-    state = {**network.state_dict(), "semantic_fusion.gate.extra": torch.zeros(1)}
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*semantic_fusion\.gate\.extra"):
+    state = {**network.state_dict(), "semantic_fusion.bottleneck.extra": torch.zeros(1)}
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*semantic_fusion\.bottleneck\.extra"):
         network.load_state_dict(state, strict=True)
 
 
@@ -685,53 +646,6 @@ def test_another_clip_is_refused(make, tiny_clip):
         network.require_encoders(other)
 
 
-@pytest.fixture(scope="module")
-def bert_folder(tmp_path_factory):
-    """A small BERT with random weights, as save_pretrained leaves it."""
-    folder = tmp_path_factory.mktemp("bert")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = [*special, "left", "right", "on", "the", "large", "small", "lesion", "oedema", "."]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = BertModel(
-            BertConfig(
-                vocab_size=len(words),
-                hidden_size=10,
-                intermediate_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=40,
-            )
-        )
-    BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.filterwarnings("ignore:the weights of the tiny CLIP are random")
-def test_text_may_have_an_encoder_of_its_own(make, randomise, bert_folder, tiny_clip, image):
-    config = replace(SMALL, text_encoder=str(bert_folder))
-    network = make(config)
-    identities = network.encoder_identities()
-    assert set(identities) == {"CLIP", "text"}
-    assert identities["CLIP"]["sha256"] == tiny_clip.fingerprint()
-    assert identities["text"]["name"] == str(bert_folder)
-    given = case_of(network, config, image)
-    assert given["text"].shape[2] == 10 != tiny_clip.embed_dim
-    assert torch.equal(network(image, **given), plain(network, image, given["statistics"]))
-    randomise(network)
-    assert not torch.equal(network(image, **given), plain(network, image, given["statistics"]))
-    assert not any("text_bank" in name or "frozen" in name for name in network.state_dict())
-    network.require_encoders(identities)
-    other = copy.deepcopy(identities)
-    other["text"]["sha256"] = "0" * 64
-    with pytest.raises(ValueError, match=r"text encoder '.*' has other weights than"):
-        network.require_encoders(other)
-    with pytest.raises(ValueError, match="CLIP encoder"):
-        network.require_encoders({**identities, "CLIP": identities["text"]})
-
-
 @pytest.mark.filterwarnings("ignore:the weights of the tiny CLIP are random")
 def test_another_saved_clip_is_refused(make, tmp_path):
     folders = []
@@ -746,96 +660,6 @@ def test_another_saved_clip_is_refused(make, tmp_path):
         other.require_encoders(one.encoder_identities())
 
 
-def test_texts_are_read_from_a_file_of_embeddings(make, tiny_clip, tmp_path, monkeypatch):
-    network = make()
-    path = tmp_path / "texts.safetensors"
-    network.text_bank.save(path, REPORTS)
-    expected = network.embed_text(REPORTS)
-    cached = build_clipseg3d(SMALL, encoder=tiny_clip, text_cache=str(path))
-    monkeypatch.setattr(tiny_clip, "encode_text", None)  # any call would fail
-    for found, due in zip(cached.embed_text(REPORTS), expected, strict=True):
-        assert torch.equal(found, due)
-
-
-# building
-
-
-def test_network_without_semantics_has_no_part_of_it(make, image, views):
-    network = make(replace(SMALL, **ABLATIONS["no_semantic"]))
-    assert not any("semantic" in name for name, _ in network.named_parameters())
-    assert network.pixel_fusion is not None
-    assert network.embed_text(REPORTS) == (None, None)
-    assert network.encoder_identities() == {}
-    network.require_encoders({})
-    assert network.encode_semantics(views, None) is None
-    assert torch.equal(network(image, views=views), plain(network, image))
-
-
-def test_baseline_is_a_plain_unet(make):
-    network = make(replace(SMALL, **ABLATIONS["unet3d"]))
-    assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"unet"}
-    assert not any("attention" in name or "gates" in name for name in network.state_dict())
-
-
-EVERYTHING = replace(
-    SMALL,
-    dropout=0.2,
-    difference_channels=True,
-    region_contrast=0.5,
-    mix_rgb=True,
-    adapter=True,
-    dense=True,
-    view_selection="attention",
-    conditional_norm=True,
-    grade_classifier=True,
-    guidance="gate",
-)
-SEMANTIC = ("semantic_fusion.", "unet.head_norm.")
-BRIDGE = tuple(f"semantic_fusion.bridge.{part}." for part in ("mixture", "adapter", "pooling"))
-NOT_BUILT = {
-    "no_pixel": ("pixel_fusion.",),
-    "no_feature": ("unet.gates.",),
-    "no_semantic": SEMANTIC,
-    "center_mean_bridge": (*BRIDGE, "semantic_fusion.from_patches."),
-    "no_guidance": ("semantic_fusion.guidance.attention.",),
-    "no_attention": ("semantic_fusion.attention.",),
-    "unet3d": ("pixel_fusion.", "unet.gates.", *SEMANTIC),
-    "shuffled_text": (),
-    "no_text": ("semantic_fusion.guidance.map_text.",),
-}
-
-
-def trainable(network):
-    return {name: w.shape for name, w in network.named_parameters() if w.requires_grad}
-
-
-@pytest.mark.parametrize("ablation", ABLATIONS)
-def test_what_is_switched_off_is_not_built_and_all_else_is(make, ablation):
-    whole = trainable(make(EVERYTHING))
-    part = trainable(make(replace(EVERYTHING, **ABLATIONS[ablation])))
-    assert all(any(name.startswith(part) for name in whole) for part in NOT_BUILT[ablation])
-    gone = {name for name in whole if name.startswith(NOT_BUILT[ablation])}
-    if ablation in ("no_feature", "unet3d"):  # CBAM lies in every block
-        gone |= {name for name in whole if name.startswith("unet") and ".attention." in name}
-    resized = set()
-    if ablation in ("no_pixel", "unet3d"):  # as many channels as the first level: no shortcut
-        gone |= {"unet.encoder.0.shortcut.weight"}
-        resized = {"unet.encoder.0.residual.0.weight"}
-    assert (gone == set()) == (ablation == "shuffled_text")
-    assert set(part) == set(whole) - gone
-    assert {name for name in part if part[name] != whole[name]} == resized
-
-
-def test_every_sequence_has_its_own_norm(make, image):
-    """Min-max ends at the 99.5th percentile; a z-score goes below 0."""
-    norms = ("minmax", "zscore", "minmax", "zscore")
-    fused = make(replace(SMALL, norms=norms)).pixel_fusion(image)
-    lowest, highest = fused.amin(dim=(0, 2, 3, 4)), fused.amax(dim=(0, 2, 3, 4))
-    assert lowest[[0, 2]].tolist() == pytest.approx([0, 0], abs=1e-6)
-    assert highest[[0, 2]].tolist() == pytest.approx([1, 1], abs=1e-6)
-    assert (lowest[[1, 3]] < -1).all()
-
-
 def test_refinement_reads_the_sequences_as_they_are_fused(make, randomise, image):
     network = make(replace(TINY_LIKE, refinement=6))
     randomise(network.unet.refine)
@@ -845,59 +669,26 @@ def test_refinement_reads_the_sequences_as_they_are_fused(make, randomise, image
     assert not torch.allclose(network(image), logits, atol=0.1)
 
 
-@pytest.mark.parametrize("fold", [1, 2])
-def test_new_difference_channels_change_nothing(make, randomise, image, fold):
-    config = replace(SMALL, space_to_depth=fold, difference_channels=True)
-    network = make(config)
-    fused = network.pixel_fusion(image)
-    assert fused.shape[1] == 6
-    without = torch.cat([fused[:, :4], torch.zeros_like(fused[:, 4:])], dim=1)
-    assert fused[:, 4:].any()
-    assert torch.equal(network.unet(fused), network.unet(without))
-    randomise(network)
-    assert not torch.equal(network.unet(fused), network.unet(without))
-
-
-def test_network_without_text_reads_none(make, randomise, image):
-    network = randomise(make(replace(SMALL, text="none")))
-    assert network.text_bank is None
-    assert network.embed_text(REPORTS) == (None, None)
-    assert set(network.encoder_identities()) == {"CLIP"}
-    semantics = network.encode_semantics(cut_views(image, size=48), None)
-    assert not semantics.regions.any()
-    with pytest.raises(ValueError, match="built with text_dim=0"):
-        network(image, text=torch.zeros(B, 3, 64))
-
-
-def test_shuffled_text_builds_the_same_network(make, image):
-    config = replace(SMALL, text="shuffled")
-    one, other = make(), make(config)
-    assert trainable(one) == trainable(other)
-    assert torch.equal(one.embed_text(REPORTS)[0], other.embed_text(REPORTS)[0])
-
-
-def test_text_that_nothing_reads_is_not_embedded(make, image):
-    config = replace(SMALL, guided=(), guidance="none")
-    network = make(config)
-    assert network.embed_text(REPORTS) == (None, None)
-    assert network.semantic_fusion.guidance.map_text is None
-
-
 # compiling and exporting
 
 
-def compiled_case(make, randomise, config):
-    network, image = randomise(make(config)), raw_volume(24, 40, 16, batch=1)
-    return network, image, case_of(network, config, image)
+@pytest.fixture
+def compiled_case(make, randomise, raw_volume, case_of):
+    """Build a network as if trained, with an image and all else that it takes."""
+
+    def build(config):
+        network, image = randomise(make(config)), raw_volume(24, 40, 16, batch=1)
+        return network, image, case_of(network, image)
+
+    return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant", ["default", "sequential", "dense attention views", "nested gain", "paper"]
 )
-def test_the_whole_network_exports(make, randomise, variant):
-    network, image, given = compiled_case(
-        make, randomise, replace(TINY_LIKE, channels=(4, 6), num_auxiliary=0, **EVERY[variant])
-    )
+def test_the_whole_network_exports(compiled_case, variant):
+    network, image, given = compiled_case(replace(CUBES, **EVERY[variant]))
     exported = torch.export.export(network, (image,), given, strict=False).module()
     expected = network(image, **given)
     torch.testing.assert_close(exported(image, **given), expected)
@@ -906,61 +697,21 @@ def test_the_whole_network_exports(make, randomise, variant):
     torch.testing.assert_close(exported(image, **again), network(image, **again))
 
 
-def test_the_whole_network_is_one_graph(make, randomise):
-    network, image, given = compiled_case(make, randomise, TINY_LIKE)
+@pytest.mark.slow
+def test_the_whole_network_is_one_graph(compiled_case):
+    network, image, given = compiled_case(TINY_LIKE)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(image, **given), network(image, **given))
 
 
-def test_compiled_segmentation_gives_the_eager_logits(make, randomise):
-    """Inductor takes most of a minute; what CLIP's towers give is encoded outside."""
-    network, image, given = compiled_case(
-        make, randomise, replace(TINY_LIKE, channels=(4, 6), num_auxiliary=0)
-    )
+@pytest.mark.slow
+def test_compiled_segmentation_gives_the_eager_logits(compiled_case):
+    """Inductor takes most of a minute; CLIP's towers run outside."""
+    network, image, given = compiled_case(CUBES)
     semantics = network.encode_semantics(given["views"], given["text"], given["text_mask"])
-    place = {name: given[name] for name in ("crop_box", "statistics")}
+    position = {name: given[name] for name in ("crop_box", "statistics")}
     with torch.no_grad():
-        expected = network.segment(image, semantics, **place)
-        found = torch.compile(network.segment)(image, semantics, **place)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.maps.cosines, expected.maps.cosines, rtol=1e-3, atol=1e-3)
-
-
-def test_semantic_path_is_built_without_the_unets_attention(make, randomise, image, views):
-    config = replace(SMALL, cbam=False, guided=("ET",))
-    network = make(config)
-    randomise(network.semantic_fusion.attention)
-    logits = network(image, views=views)
-    assert changed_regions(logits, plain(network, image)) == [[False, False, True]] * B
-    assert isinstance(network.semantic_fusion.attention["ET"], SemanticAttention)
-
-
-def test_paper_preset_has_the_papers_size(make):
-    network = make("paper")
-    assert network.unet.channels == (32, 64, 128, 256, 512)
-    assert 22e6 < sum(weight.numel() for weight in network.unet.parameters()) < 25e6
-    assert network.unet.multiple == 16
-    assert network.semantic_fusion.guidance.dim == 256
-
-
-def test_preset_that_is_not_there():
-    with pytest.raises(
-        ValueError, match=r"'huge'.*paper, paper_body, paper_appendix, recommended, tiny"
-    ):
-        build_clipseg3d("huge")
-
-
-def test_unguided_region_is_refused(make):
-    config = replace(SMALL, guided=("TC", "XX"))
-    with pytest.raises(ValueError, match=r"\['XX'\] not in regions"):
-        make(config)
-
-
-def test_weights_of_another_architecture():
-    own = {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}
-    assert weight_mismatches(own, own) == []
-    assert weight_mismatches({"a": torch.ones(2), "b": torch.ones(4), "d": torch.ones(1)}, own) == [
-        "1 missing, such as c",
-        "1 unknown, such as d",
-        "1 of another shape, such as b",
-    ]
+        expected = network.segment(image, semantics, **position)
+        compiled = torch.compile(network.segment)(image, semantics, **position)
+    torch.testing.assert_close(compiled.logits, expected.logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(compiled.maps.cosines, expected.maps.cosines, rtol=1e-3, atol=1e-3)

@@ -77,7 +77,7 @@ def test_what_the_paper_fixes(preset):
     assert paper.sequences == ("t1", "t1ce", "t2", "flair")
     assert paper.regions == ("WT", "TC", "ET")
     assert paper.channels == (32, 64, 128, 256, 512)
-    assert paper.fold == 1
+    assert paper.space_to_depth == 1
     assert paper.pixel_fusion
     assert paper.norms == ("zscore", "zscore", "minmax", "minmax")
     assert paper.region_contrast == 0.5
@@ -113,16 +113,18 @@ def test_recommended_repairs_what_is_inert():
 def test_tiny_needs_no_download():
     tiny = network_config("tiny")
     assert tiny.clip == "tiny"
-    assert tiny.fold == 2
+    assert tiny.space_to_depth == 2
     assert tiny.semantic_dim % tiny.num_heads == 0
 
 
-def test_fast_differs_from_recommended_in_sizes_and_what_folding_needs():
+def test_fast_differs_from_recommended_in_sizes_and_what_space_to_depth_needs():
     fast = network_config("fast")
-    assert fast.fold == 2
+    assert fast.space_to_depth == 2
     assert fast.refinement
-    unfolded = replace(fast, channels=NetworkConfig().channels, space_to_depth=1, refinement=0)
-    assert unfolded == network_config("recommended")
+    full_resolution = replace(
+        fast, channels=NetworkConfig().channels, space_to_depth=1, refinement=0
+    )
+    assert full_resolution == network_config("recommended")
     assert all(f < r for f, r in zip(fast.channels, NetworkConfig().channels, strict=True))
 
 
@@ -153,7 +155,7 @@ def test_unknown_text_is_refused():
 
 def test_config_cannot_be_changed_by_accident():
     with pytest.raises(FrozenInstanceError):
-        network_config("tiny").fold = 1
+        network_config("tiny").space_to_depth = 1
 
 
 def test_config_survives_as_plain_values():

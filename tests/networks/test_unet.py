@@ -24,39 +24,39 @@ def image():
     return torch.randn(B, IN, X, Y, Z, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("fold", [1, 2])
+@pytest.mark.parametrize("cube", [1, 2])
 @pytest.mark.parametrize("size", [(X, Y, Z), (16, 8, 24), (5, 12, 1)])
-def test_logits_lie_on_the_grid_of_the_image(fold, size):
-    assert make(space_to_depth=fold)(torch.randn(1, IN, *size)).shape == (1, OUT, *size)
+def test_logits_lie_on_the_grid_of_the_image(cube, size):
+    assert make(space_to_depth=cube)(torch.randn(1, IN, *size)).shape == (1, OUT, *size)
 
 
-@pytest.mark.parametrize("fold", [1, 2])
-def test_a_second_voxel_at_the_bottleneck_is_enough(fold):
-    unet = make(fold=fold)
+@pytest.mark.parametrize("cube", [1, 2])
+def test_a_second_voxel_at_the_bottleneck_is_enough(cube):
+    unet = make(space_to_depth=cube)
     image = torch.randn(1, IN, 1, unet.multiple + 1, 2)
     assert unet(image).isfinite().all()
 
 
-@pytest.mark.parametrize("fold", [1, 2])
-def test_an_image_of_one_voxel_at_the_bottleneck_is_refused(fold):
-    unet = make(fold=fold)
+@pytest.mark.parametrize("cube", [1, 2])
+def test_an_image_of_one_voxel_at_the_bottleneck_is_refused(cube):
+    unet = make(space_to_depth=cube)
     image = torch.randn(1, IN, 3, unet.multiple, 2)
     with pytest.raises(ValueError, match=rf"\(3, {unet.multiple}, 2\).*more than {unet.multiple}"):
         unet(image)
 
 
-@pytest.mark.parametrize("fold", [1, 2])
-def test_padding_is_zeros_behind_the_last_voxel(image, fold):
-    unet = make(fold=fold)
+@pytest.mark.parametrize("cube", [1, 2])
+def test_padding_is_zeros_behind_the_last_voxel(image, cube):
+    unet = make(space_to_depth=cube)
     padding = [p for size in (Z, Y, X) for p in (0, -size % unet.multiple)]
     padded = unet(F.pad(image, padding))
-    assert padded.shape[2:] == ((12, 16, 12) if fold == 1 else (16, 16, 16))
+    assert padded.shape[2:] == ((12, 16, 12) if cube == 1 else (16, 16, 16))
     torch.testing.assert_close(unet(image), padded[..., :X, :Y, :Z])
 
 
-def test_multiple_is_what_folding_and_strides_ask_for():
+def test_multiple_is_the_product_of_cube_and_strides():
     assert make().multiple == 4
-    assert make(fold=2).multiple == 8
+    assert make(space_to_depth=2).multiple == 8
     assert UNet3D(channels=(2, 2, 2, 2, 2)).multiple == 16
 
 
@@ -64,29 +64,29 @@ def test_crop_cuts_behind_the_last_voxel(image):
     assert torch.equal(crop_like(F.pad(image, (0, 5, 0, 2, 0, 3)), image), image)
 
 
-@pytest.mark.parametrize("fold", [2, 4])
-def test_stem_folds_cubes_and_heads_put_them_back(image, fold):
-    unet = UNet3D(IN, IN, channels=(4, 6), num_auxiliary=0, fold=fold)
-    folded = []
-    unet.encoder[0].register_forward_pre_hook(lambda _, given: folded.append(given[0]))
+@pytest.mark.parametrize("cube", [2, 4])
+def test_stem_turns_cubes_into_channels_and_heads_turn_them_back(image, cube):
+    unet = UNet3D(IN, IN, channels=(4, 6), num_auxiliary=0, space_to_depth=cube)
+    stems = []
+    unet.encoder[0].register_forward_pre_hook(lambda _, given: stems.append(given[0]))
     unet.encode(image)
-    (stem,) = folded
+    (stem,) = stems
     padded = F.pad(image, [p for n in (Z, Y, X) for p in (0, -n % unet.multiple)])
-    assert stem.shape[1] == IN * fold**3
+    assert stem.shape[1] == IN * cube**3
     for x, y, z in itertools.product(*(range(n) for n in stem.shape[2:])):
-        cube = padded[
+        voxels = padded[
             ...,
-            x * fold : (x + 1) * fold,
-            y * fold : (y + 1) * fold,
-            z * fold : (z + 1) * fold,
+            x * cube : (x + 1) * cube,
+            y * cube : (y + 1) * cube,
+            z * cube : (z + 1) * cube,
         ]
-        expected = cube.flatten(1).sort(dim=1).values
+        expected = voxels.flatten(1).sort(dim=1).values
         assert torch.equal(stem[:, :, x, y, z].sort(dim=1).values, expected)
     unet.heads[0] = nn.Identity()
-    assert torch.equal(unet.finish(unet.raw_logits(unet.top([stem])), image), image)
+    assert torch.equal(unet.finish_logits(unet.head_logits(unet.head_input([stem])), image), image)
 
 
-def test_a_voxel_is_seen_around_its_place():
+def test_a_voxel_changes_logits_around_its_position():
     unet = make(space_to_depth=2, channels=(4, 6), num_auxiliary=0)
     for module in unet.modules():  # normalisation would spread a voxel over the whole grid
         if isinstance(module, nn.InstanceNorm3d):
@@ -105,7 +105,7 @@ def test_a_voxel_is_seen_around_its_place():
     [
         ({"channels": (4, 6, 8, 10), "num_auxiliary": 2}, [(8, 8, 8), (4, 4, 4)]),
         ({"channels": (4, 6, 8), "num_auxiliary": 1}, [(6, 8, 6)]),
-        ({"channels": (4, 6, 8), "num_auxiliary": 1, "fold": 2}, [(4, 4, 4)]),
+        ({"channels": (4, 6, 8), "num_auxiliary": 1, "space_to_depth": 2}, [(4, 4, 4)]),
         ({"channels": (4, 6), "num_auxiliary": 0}, []),
     ],
 )
@@ -131,15 +131,15 @@ def test_features_halve_and_widen_towards_the_bottleneck(image):
 @pytest.mark.parametrize(
     "options",
     [
-        {"fold": 1},
-        {"fold": 2, "refinement": 5},
+        {"space_to_depth": 1},
+        {"space_to_depth": 2, "refinement": 5},
         {"head": "nested", "head_norm": True, "checkpointing": True},
     ],
 )
 def test_gradient_reaches_every_weight(image, options, randomise, dead_weights):
     unet = randomise(make(**options), size=0.1)
     decoded = unet.decode(unet.encode(image))
-    logits = unet.finish(unet.raw_logits(unet.top(decoded)), image)
+    logits = unet.finish_logits(unet.head_logits(unet.head_input(decoded)), image)
     outputs = [logits, *unet.auxiliary_logits(decoded)]
     sum(logits.square().sum() for logits in outputs).backward()
     assert dead_weights(unet) == []
@@ -193,8 +193,8 @@ def test_rejects_heads_for_levels_that_are_not_there(count):
         make(num_auxiliary=count)
 
 
-def test_unfolded_voxels_start_equal_within_a_cube_and_differ_between_regions(image):
-    unet = UNet3D(IN, 3, channels=(4, 6), num_auxiliary=0, fold=2)
+def test_logits_start_equal_within_a_cube_and_differ_between_regions(image):
+    unet = UNet3D(IN, 3, channels=(4, 6), num_auxiliary=0, space_to_depth=2)
     logits = unet(image)[..., :4, :6, :8].detach()
     corner = logits[..., ::2, ::2, ::2]
     for i, j, k in itertools.product(range(2), repeat=3):
@@ -202,12 +202,12 @@ def test_unfolded_voxels_start_equal_within_a_cube_and_differ_between_regions(im
     assert not torch.equal(corner[:, 0], corner[:, 1])
 
 
-@pytest.mark.parametrize("fold", [1, 2])
+@pytest.mark.parametrize("cube", [1, 2])
 @pytest.mark.parametrize("width", ["other", "without extra", "with extra"])
-def test_extra_channels_start_unread_and_learn(image, fold, width):
+def test_extra_channels_start_unread_and_learn(image, cube, width):
     """Where the first block keeps its width, its shortcut has no weights of its own."""
-    first = {"other": 6, "without extra": IN * fold**3, "with extra": (IN + 2) * fold**3}[width]
-    options = {"channels": (first, 8), "num_auxiliary": 0, "fold": fold}
+    first = {"other": 6, "without extra": IN * cube**3, "with extra": (IN + 2) * cube**3}[width]
+    options = {"channels": (first, 8), "num_auxiliary": 0, "space_to_depth": cube}
     plain = UNet3D(IN, OUT, **options)
     unet = UNet3D(IN + 2, OUT, extra_channels=2, **options)
     weights = unet.state_dict()
@@ -219,10 +219,10 @@ def test_extra_channels_start_unread_and_learn(image, fold, width):
     logits.square().sum().backward()
     first_block = unet.encoder[0]
     for layer in (first_block.residual[0], first_block.shortcut):
-        before, extra = layer.weight.split([IN * fold**3, 2 * fold**3], dim=1)
+        before, extra = layer.weight.split([IN * cube**3, 2 * cube**3], dim=1)
         assert before.any()
         assert not extra.any()
-        assert layer.weight.grad[:, IN * fold**3 :].abs().amax(dim=(0, 2, 3, 4)).gt(0).all()
+        assert layer.weight.grad[:, IN * cube**3 :].abs().amax(dim=(0, 2, 3, 4)).gt(0).all()
 
 
 def test_other_channels_keep_the_kaiming_initialisation():
@@ -247,19 +247,19 @@ def test_nested_head_nests_every_level(image, randomise):
     nest = NestedRegions()
     torch.testing.assert_close(nested(image), nest(plain(image)))
     decoded = plain.decode(plain.encode(image))
-    raw = plain.raw_logits(decoded[0])
-    assert torch.equal(nested.raw_logits(decoded[0]), raw)  # what is added comes before nesting
-    torch.testing.assert_close(nested.finish(raw + 1, image), nest(raw + 1)[..., :X, :Y, :Z])
+    raw = plain.head_logits(decoded[0])
+    assert torch.equal(nested.head_logits(decoded[0]), raw)  # what is added comes before nesting
+    torch.testing.assert_close(nested.finish_logits(raw + 1, image), nest(raw + 1)[..., :X, :Y, :Z])
     (plain_level,), (nested_level,) = (u.auxiliary_logits(decoded) for u in (plain, nested))
     torch.testing.assert_close(nested_level, nest(plain_level))
     assert not torch.allclose(nested_level, plain_level, atol=0.1)
 
 
-def test_raw_logits_lie_on_the_padded_grid(image):
-    unet = make(fold=2)
-    raw = unet.raw_logits(unet.top(unet.decode(unet.encode(image))))
+def test_head_logits_lie_on_the_padded_grid(image):
+    unet = make(space_to_depth=2)
+    raw = unet.head_logits(unet.head_input(unet.decode(unet.encode(image))))
     assert raw.shape == (B, OUT, 16, 16, 16)
-    assert torch.equal(unet.finish(raw, image), unet(image))
+    assert torch.equal(unet.finish_logits(raw, image), unet(image))
 
 
 def test_new_refinement_changes_no_bit_and_then_every_voxel_by_its_own(image):
@@ -267,15 +267,17 @@ def test_new_refinement_changes_no_bit_and_then_every_voxel_by_its_own(image):
     assert torch.equal(refined(image), plain(image))  # other weights start as they would without
     with torch.no_grad():
         refined.refine.layers[-1].weight.normal_()
-    raw = plain.raw_logits(plain.top(plain.decode(plain.encode(image))))
+    raw = plain.head_logits(plain.head_input(plain.decode(plain.encode(image))))
     padded = F.pad(image, [p for n in (Z, Y, X) for p in (0, -n % plain.multiple)])
     expected = crop_like(refined.refine(raw, padded), image)
     assert not torch.allclose(expected, plain(image), atol=1e-2)
     torch.testing.assert_close(refined(image), expected)
 
 
-def test_rejects_a_refinement_of_what_is_not_folded():
-    with pytest.raises(ValueError, match=r"refinement=6 reads voxels .* space_to_depth=1 folds none; set"):
+def test_rejects_a_refinement_without_space_to_depth():
+    with pytest.raises(
+        ValueError, match=r"refinement=6 reads the voxels .* space_to_depth=1 makes none; set"
+    ):
         make(refinement=6)
 
 
@@ -285,12 +287,12 @@ def test_head_norm_normalises_what_the_head_reads(image):
         unet.head_norm.weight.fill_(3)
         unet.head_norm.bias.fill_(2)
     decoded = unet.decode(unet.encode(image))
-    top = unet.top(decoded)
+    top = unet.head_input(decoded)
     spread, mean = torch.std_mean(top, dim=(2, 3, 4), correction=0)
     torch.testing.assert_close(mean, torch.full_like(mean, 2))
     torch.testing.assert_close(spread, torch.full_like(spread, 3), rtol=1e-3, atol=0)
-    assert torch.equal(unet(image), unet.finish(unet.raw_logits(top), image))
-    assert torch.equal(make().top(decoded), decoded[0])
+    assert torch.equal(unet(image), unet.finish_logits(unet.head_logits(top), image))
+    assert torch.equal(make().head_input(decoded), decoded[0])
 
 
 def train_step(unet, image):
@@ -301,7 +303,7 @@ def train_step(unet, image):
 
 
 def test_checkpointing_changes_neither_output_nor_gradients(image, randomise):
-    options = {"dropout": 0.4, "fold": 2}
+    options = {"dropout": 0.4, "space_to_depth": 2}
     plain, saving = (randomise(make(checkpointing=on, **options), size=0.1) for on in (False, True))
     (logits, grads), (same_logits, same_grads) = (train_step(u, image) for u in (plain, saving))
     assert torch.equal(same_logits, logits)

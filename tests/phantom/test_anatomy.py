@@ -1,11 +1,11 @@
-"""Mirrors clipseg3d/data/phantom_anatomy.py."""
+"""Mirrors clipseg3d/phantom/anatomy.py."""
 
 import sys
 
 import numpy as np
 import pytest
 
-from clipseg3d.data import phantom_anatomy
+from clipseg3d.phantom import anatomy
 from clipseg3d.phantom.anatomy import Individual, Push
 from clipseg3d.phantom.grid import PhantomGrid
 
@@ -60,8 +60,11 @@ def test_left_of_the_brain_has_positive_u_and_front_comes_first(brain):
     assert brain.depth_mm[at(GRID, 25, -65, -45)] < -5
     # No tumour starts or goes there; the frontal lobe is open to them.
     u, v, w = np.broadcast_arrays(*GRID.mesh)
-    assert not brain.open[(np.abs(u) < 35) & (v > 35) & (w < -26)].any()
-    assert brain.open[(v < -30) & (w > 0) & (brain.depth_mm > 5) & (brain.white > 0.8)].mean() > 0.9
+    assert not brain.growth_mask[(np.abs(u) < 35) & (v > 35) & (w < -26)].any()
+    assert (
+        brain.growth_mask[(v < -30) & (w > 0) & (brain.depth_mm > 5) & (brain.white > 0.8)].mean()
+        > 0.9
+    )
     # Ventricles lie in the middle.
     assert np.abs(brain.lateral_mm[brain.ventricle > 0.5]).max() < 35
 
@@ -97,4 +100,4 @@ def test_coarse_voxels_average_tissue(individual):
 def test_without_nilearn_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "nilearn.datasets", None)
     with pytest.raises(ImportError, match=r'pip install "clipseg3d\[phantom\]"'):
-        phantom_anatomy._load_atlas.__wrapped__()
+        anatomy._load_atlas.__wrapped__()

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/data/phantom_grid.py."""
+"""Mirrors clipseg3d/phantom/grid.py."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,9 @@ from clipseg3d.phantom.grid import (
     CENTRE_MM,
     PhantomGrid,
     SmoothNoise,
-    along,
     linear_weights,
+    multiply_axes,
+    multiply_axis,
 )
 
 
@@ -66,10 +67,18 @@ def test_linear_weights_interpolate_and_hold_the_ends():
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_along_changes_one_axis_only(axis):
+def test_a_matrix_changes_one_axis_only(axis):
     volume = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
     matrix = np.random.default_rng(1).random((5, volume.shape[axis]))
     names = "xyz"
     out = names.replace(names[axis], "m")
     expected = np.einsum(f"m{names[axis]},{names}->{out}", matrix, volume)
-    np.testing.assert_allclose(along(volume, matrix, axis), expected, rtol=1e-5)
+    np.testing.assert_allclose(multiply_axis(volume, matrix, axis), expected, rtol=1e-5)
+
+
+def test_every_axis_is_multiplied_by_its_matrix():
+    rng = np.random.default_rng(0)
+    volume = rng.random((2, 3, 4)).astype(np.float32)
+    matrices = [rng.random((m, n)) for m, n in zip((5, 6, 7), volume.shape, strict=True)]
+    expected = np.einsum("xyz,ix,jy,kz->ijk", volume, *matrices)
+    np.testing.assert_allclose(multiply_axes(volume, matrices), expected, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/data/phantom_report.py."""
+"""Mirrors clipseg3d/phantom/report.py."""
 
 import re
 from dataclasses import replace
@@ -57,7 +57,7 @@ def measured(*blobs, spacing_mm=2.0):
 
 
 @pytest.mark.parametrize(
-    ("place", "side", "lobe"),
+    ("centre", "side", "lobe"),
     [
         ((45, 15, 35), "left", "frontal"),
         ((10, 15, 35), "right", "frontal"),
@@ -67,11 +67,11 @@ def measured(*blobs, spacing_mm=2.0):
         ((50, 10, 10), "left", "frontal"),
     ],
 )
-def test_measures_a_label_map_made_by_hand(place, side, lobe):
+def test_measures_a_label_map_made_by_hand(centre, side, lobe):
     label = np.zeros((80, 100, 60), np.uint8)
     brain = np.zeros(label.shape, bool)
     brain[10:70, 5:85, 4:54] = True
-    x, y, z = np.add(place, (10, 5, 4))
+    x, y, z = np.add(centre, (10, 5, 4))
     label[x - 2 : x + 3, y - 2 : y + 3, z - 2 : z + 3] = 2
     label[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2] = 4
     label[x, y, z] = 1
@@ -126,8 +126,8 @@ def test_a_tumour_crosses_the_midline_with_what_lies_well_beyond_it():
     [(0, 0, "none"), (0, 3, "spots"), (0, 6, "patches"), (2, 6, "patches"), (0, 10, "solid")],
 )
 def test_enhancement_is_named_by_its_share(corner, edge, enhancement):
-    place = np.add((8, 20, 20), corner)
-    facts = measured(((8, 20, 20), 10, 1), (place, edge, 4))
+    enhancing = (np.add((8, 20, 20), corner), edge, 4)
+    facts = measured(((8, 20, 20), 10, 1), enhancing)
     assert facts.enhancement == enhancement
     assert facts.enhancing == (edge > 0)
     assert not facts.necrosis
@@ -155,7 +155,7 @@ def test_rim_is_measured_between_spheres():
     assert all("thin" in words(text) for text in wordings(replace(facts, et_ml=facts.tc_ml / 3)))
 
 
-def test_names_the_true_place_only():
+def test_names_the_true_location_only():
     for side in SIDES:
         for lobe in LOBES:
             facts = replace(FACTS, side=side, lobe=lobe, ventricle_loss=0.3, midline_shift_mm=5.0)
@@ -224,23 +224,23 @@ def test_solid_tumour_has_no_rim_and_no_necrosis():
 
 
 @pytest.mark.parametrize(
-    ("loss", "said"), [(0.12, True), (0.11, None), (0.04, None), (0.03, False), (None, None)]
+    ("loss", "expected"), [(0.12, True), (0.11, None), (0.04, None), (0.03, False), (None, None)]
 )
-def test_ventricles_are_called_compressed_by_their_loss(loss, said):
+def test_ventricles_are_called_compressed_by_their_loss(loss, expected):
     for text in wordings(replace(FACTS, ventricle_loss=loss)):
         about = sentences(text, "ventric")
-        assert len(about) == (said is not None)
-        assert all(bool(words(s) & NEGATIONS) != said for s in about)
+        assert len(about) == (expected is not None)
+        assert all(bool(words(s) & NEGATIONS) != expected for s in about)
 
 
 @pytest.mark.parametrize(
-    ("shift", "said"), [(3.0, True), (2.9, None), (1.0, None), (0.9, False), (None, None)]
+    ("shift", "expected"), [(3.0, True), (2.9, None), (1.0, None), (0.9, False), (None, None)]
 )
-def test_the_midline_is_called_shifted_by_its_shift(shift, said):
+def test_the_midline_is_called_shifted_by_its_shift(shift, expected):
     for text in wordings(replace(FACTS, midline_shift_mm=shift)):
         about = sentences(text, "midline")
-        assert len(about) == (said is not None)
-        assert all(bool(words(s) & {"shifted", "displaced"}) == said for s in about)
+        assert len(about) == (expected is not None)
+        assert all(bool(words(s) & {"shifted", "displaced"}) == expected for s in about)
 
 
 def test_says_that_a_tumour_crosses_the_midline():

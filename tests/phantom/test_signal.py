@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/data/phantom_signal.py."""
+"""Mirrors clipseg3d/phantom/signal.py."""
 
 import math
 from dataclasses import replace
@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipseg3d.data import phantom_signal
+from clipseg3d.phantom import signal as module
 from clipseg3d.phantom.signal import Tissue
 
 FLUID = Tissue(4000, 2000, 1.0)
 WHITE = Tissue(600, 80, 0.7)
-SCANNER = phantom_signal._Scanner(
+SCANNER = module._Scanner(
     tesla=1.5,
     t1_spin_echo=(True, True),
     t1_times_ms=((500, 10, 0), (500, 10, 0)),
@@ -68,7 +68,7 @@ def test_t1_is_longer_at_3_tesla():
 
 def test_tissues_contrast_as_radiologists_know_them():
     white, grey, csf, oedema, enhancing = (
-        phantom_signal._TISSUES[name][1] for name in ("white", "grey", "csf", "oedema", "enhancing")
+        module._TISSUES[name][1] for name in ("white", "grey", "csf", "oedema", "enhancing")
     )
     for tesla in (1.5, 3.0):
         scanner = replace(SCANNER, tesla=tesla)
@@ -86,7 +86,7 @@ def test_tissues_contrast_as_radiologists_know_them():
 def test_thick_slices_average_along_one_axis_and_keep_the_total(axis):
     volume = np.zeros((24, 24, 24), np.float32)
     volume[12, 12, 12] = 1
-    thick = phantom_signal._thick_slices(volume, axis, 4.0, 0.3)
+    thick = module._thick_slices(volume, axis, 4.0, 0.3)
     others = tuple(a for a in range(3) if a != axis)
     assert (thick.any(axis=others)).sum() >= 5
     for other in others:
@@ -94,4 +94,4 @@ def test_thick_slices_average_along_one_axis_and_keep_the_total(axis):
         assert (thick.any(axis=rest)).sum() == 1
     assert thick.sum() == pytest.approx(1, rel=0.15)
     flat = np.full((24, 24, 24), 7, np.float32)
-    np.testing.assert_allclose(phantom_signal._thick_slices(flat, axis, 3.3, 0.6), 7, rtol=1e-5)
+    np.testing.assert_allclose(module._thick_slices(flat, axis, 3.3, 0.6), 7, rtol=1e-5)

@@ -1,20 +1,23 @@
-"""Mirrors clipseg3d/inference/checkpoint.py: what is read, what is shared, what is refused."""
+"""Mirrors clipseg3d/pretrained/reader.py: what is read, what is shared, what is refused."""
 
 import hashlib
+import json
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import clipseg3d.pretrained.reader
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.releases import PHANTOM
-from clipseg3d.pretrained.reader import read_networks
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.networks.build import build_clipseg3d
+from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.prediction_settings import PredictionSettings
+from clipseg3d.pretrained.reader import read_networks, weight_mismatches
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = NetworkConfig(
@@ -26,6 +29,9 @@ PLAIN = replace(SMALL, semantics=False)
 @pytest.fixture(scope="module")
 def network():
     return build_clipseg3d(PLAIN)
+
+
+# what is refused
 
 
 def test_checkpoint_of_before_encoders_were_named_is_refused(tmp_path, network, save_checkpoint):
@@ -42,7 +48,7 @@ def test_errors_name_file_and_cure(tmp_path):
         read_networks([tmp_path / "none.ckpt"])
     garbage = tmp_path / "garbage.ckpt"
     garbage.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"garbage\.ckpt: not a readable checkpoint"):
+    with pytest.raises(ValueError, match=r"garbage\.ckpt: not a whole checkpoint; copy it again"):
         read_networks([garbage])
     other = tmp_path / "other.ckpt"
     torch.save({"state_dict": {}}, other)
@@ -52,18 +58,109 @@ def test_errors_name_file_and_cure(tmp_path):
         read_networks([])
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path, network, save_checkpoint):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spacing_mm": 0.0}, r"not those of clipseg3d \(ValueError\('spacing_mm=0.0 is not above"),
+        ({"spacing_mm": "wide"}, r"its hyperparameters are not those of clipseg3d \(TypeError"),
+        ({"network": {**asdict(PLAIN), "depth": 7}}, "by clipseg3d of another version, not under"),
+        ({"network": {**asdict(PLAIN), "channels": "wide"}}, r"Parser key \"channels\": Expected"),
+        ({"network": {**asdict(PLAIN), "space_to_depth": 3}}, "no network can be built as it says"),
+    ],
+    ids=str,
+)
+def test_hyperparameters_that_cannot_be_used(tmp_path, network, save_checkpoint, changes, message):
+    save_checkpoint(network, PLAIN, tmp_path / "w.ckpt", settings=changes)
+    with pytest.raises(ValueError, match=message) as info:
+        read_networks([tmp_path / "w.ckpt"])
+    assert str(info.value).startswith(f"{tmp_path / 'w.ckpt'}: ")
+    assert "\n" not in str(info.value)
+
+
+def test_a_missing_hyperparameter_is_named(tmp_path, network, save_checkpoint):
     path = tmp_path / "w.ckpt"
-    save_checkpoint(network, replace(PLAIN, channels=(4, 12)), path)
-    with pytest.raises(ValueError, match=r"w\.ckpt: its weights are of another arch.*size mism"):
+    save_checkpoint(network, PLAIN, path, hyper_parameters={"network": asdict(PLAIN)})
+    with pytest.raises(ValueError, match=r"not those of clipseg3d \(KeyError\('release'\)\); give"):
         read_networks([path])
-    save_checkpoint(network, replace(PLAIN, channels=(4, 8, 16)), path)
-    with pytest.raises(ValueError, match=r"w\.ckpt: its weights are of another arch.*Missing key"):
+
+
+def test_the_version_that_wrote_a_checkpoint_is_named(tmp_path, network, save_checkpoint):
+    path = tmp_path / "w.ckpt"
+    config = {**asdict(PLAIN), "depth": 7}
+    manifest = {"versions": {"clipseg3d": "9.1"}}
+    save_checkpoint(network, PLAIN, path, settings={"network": config}, manifest=manifest)
+    with pytest.raises(ValueError, match=r"by clipseg3d 9.1, not .*'depth'.*install that version"):
         read_networks([path])
-    settings = {"network": {**asdict(PLAIN), "depth": 7}}
-    save_checkpoint(network, PLAIN, path, settings=settings)
-    with pytest.raises(ValueError, match=r"w\.ckpt: describes no network .*'depth'.*version"):
-        read_networks([path])
+
+
+# architecture
+
+
+@pytest.fixture
+def stored(trained, tmp_path, save_checkpoint):
+    """Store weights with the config of another network, as a folder and as a checkpoint."""
+
+    def store(config):
+        network = trained()
+        network.save_pretrained(tmp_path / "net")
+        path = tmp_path / "net" / "config.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "network": asdict(config)}))
+        save_checkpoint(network, config, tmp_path / "w.ckpt")
+        return tmp_path / "net", tmp_path / "w.ckpt"
+
+    return store
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": (4, 6, 10)}, "15 of another shape, such as "),
+        ({"guided": ("ET",)}, r"\d+ unknown, such as semantic_fusion\.attention\.TC\."),
+        (
+            {"guided": ("WT", "TC", "ET")},
+            r"\d+ missing, such as semantic_fusion\.attention\.WT\.",
+        ),
+        (
+            {"guidance": "sequential"},
+            r"\d+ missing, such as semantic_fusion\.bottleneck\..*; \d+ u",
+        ),
+    ],
+    ids=str,
+)
+def test_another_architecture_is_the_same_error_for_folder_and_checkpoint(
+    trained, stored, changes, message
+):
+    folder, checkpoint = stored(replace(trained().config, **changes))
+    errors = []
+    for source, path in ((folder, folder / "model.safetensors"), (checkpoint, checkpoint)):
+        with pytest.raises(ValueError, match=rf"another architecture .*\({message}") as info:
+            read_networks([source])
+        assert str(info.value).startswith(f"{path}: ")
+        errors.append(str(info.value).removeprefix(f"{path}: "))
+    assert errors[0] == errors[1]
+    assert "\n" not in errors[0]
+    with pytest.raises(ValueError, match=rf"another architecture .*\({message}"):
+        CLIPSeg3D.from_pretrained(folder)
+
+
+def test_one_wrong_shape_is_named(folder):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["unet.heads.0.bias"] = torch.zeros(5)
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"\(1 of another shape, such as unet\.heads\.0\.bias\)"):
+        CLIPSeg3D.from_pretrained(folder)
+
+
+def test_mismatches_of_weights():
+    own = {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}
+    assert weight_mismatches(own, own) == []
+    assert weight_mismatches({"a": torch.ones(2), "b": torch.ones(4), "d": torch.ones(1)}, own) == [
+        "1 missing, such as c",
+        "1 unknown, such as d",
+        "1 of another shape, such as b",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +178,60 @@ def test_weights_for_other_sequences_or_regions_are_refused(
     save_checkpoint(network, PLAIN, path, settings={"network": {**asdict(PLAIN), part: names}})
     with pytest.raises(ValueError, match=rf"w\.ckpt: trained with the {part} {shown}"):
         read_networks([path])
+
+
+# CLIP
+
+
+def test_clip_may_lie_elsewhere(folder, clips, tiny_clip, trained, tmp_path, logits):
+    same, _ = clips
+    network = CLIPSeg3D.from_pretrained(folder, clip=str(same))
+    assert (logits(network) - logits(trained())).abs().max() == 0
+    network.save_pretrained(tmp_path / "moved")
+    content = json.loads((tmp_path / "moved" / "config.json").read_text())
+    assert content["network"]["clip"] == content["encoders"]["CLIP"]["name"] == str(same)
+    shared = CLIPSeg3D.from_pretrained(tmp_path / "moved", clip=tiny_clip)
+    assert shared.semantic_fusion.bridge.encoder is tiny_clip
+    assert shared.config.clip == "tiny-random"
+
+
+@pytest.fixture(params=["folder", "checkpoint"])
+def source(request, folder, trained, tmp_path, save_checkpoint):
+    """The same network from either kind of source, and the file that names its CLIP."""
+    if request.param == "folder":
+        return folder, folder / "config.json"
+    network = trained()
+    save_checkpoint(network, network.config, tmp_path / "w.ckpt")
+    return tmp_path / "w.ckpt", tmp_path / "w.ckpt"
+
+
+def test_clip_of_other_weights_is_refused(source, clips):
+    _, other = clips
+    with pytest.raises(ValueError, match=r"has other weights than 'tiny-random' .*load that one"):
+        read_networks([source[0]], clip=str(other))
+
+
+def test_a_missing_clip_says_how_to_give_it(source, tmp_path):
+    with pytest.raises(OSError, match=r"gone: no such folder.*say where CLIP is \(clip, --clip\)"):
+        read_networks([source[0]], clip=str(tmp_path / "gone"))
+
+
+def test_a_missing_clip_of_a_network_says_how_to_give_it(folder, tmp_path, change_config):
+    change_config(folder, network={"clip": str(tmp_path / "gone")})
+    with pytest.raises(OSError, match=r"gone: no such folder.*say where CLIP is \(clip, --clip\)"):
+        CLIPSeg3D.from_pretrained(folder)
+
+
+def test_a_config_that_names_no_clip_is_refused(folder):
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    content["encoders"] = {}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="does not say which CLIP encoder"):
+        CLIPSeg3D.from_pretrained(folder)
+
+
+# ensembles
 
 
 @pytest.mark.parametrize(
@@ -143,17 +294,19 @@ def test_a_checkpoint_of_before_sequence_dropout_needs_all_sequences(
 
 
 def test_published_weights_predict_as_the_checkpoint_does(
-    folder, tmp_path, save_checkpoint, randomise
+    phantom_folder, tmp_path, save_checkpoint, randomise
 ):
     trained = randomise(build_clipseg3d(SMALL))
     save_checkpoint(trained, SMALL, tmp_path / "w.ckpt", settings={"sequence_dropout": 0.1})
     (member,) = read_networks([tmp_path / "w.ckpt"])
+    assert not member.network.training
+    assert member.settings == member.network.settings
     assert member.settings == PredictionSettings(
         "phantom", 8.0, roi_size=(16, 20, 12), overlap=0.25, allow_missing=True
     )
     member.network.save_pretrained(tmp_path / "published")
     trained.save_pretrained(tmp_path / "silent")
-    with pytest.raises(ValueError, match=r"silent: does not say which scans the network is for"):
+    with pytest.raises(ValueError, match=r"silent/config.json: does not say which scans the netw"):
         read_networks([str(tmp_path / "silent")])
     both = Predictor.from_checkpoints([tmp_path / "w.ckpt", str(tmp_path / "published")])
     assert both.num_passes == 2
@@ -164,9 +317,9 @@ def test_published_weights_predict_as_the_checkpoint_does(
     ]
     published = Predictor.from_checkpoint(str(tmp_path / "published"), device="cpu")
     assert (published.roi_size, published.overlap) == ((16, 20, 12), 0.25)
-    (case,) = find_cases(folder, PHANTOM, spacing_mm=8.0)
-    found = [
+    (case,) = find_cases(phantom_folder / "Phantom_00003", PHANTOM, spacing_mm=8.0)
+    predictions = [
         Predictor.from_checkpoint(tmp_path / name, device="cpu")(case, probabilities=True)
         for name in ("w.ckpt", "published")
     ]
-    np.testing.assert_array_equal(found[0].probabilities, found[1].probabilities)
+    np.testing.assert_array_equal(*(prediction.probabilities for prediction in predictions))

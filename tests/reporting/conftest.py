@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through the DevTools protocol over a pipe."""
+"""A small case page, and a headless Chromium, driven through the DevTools protocol over a pipe."""
 
 import base64
 import fcntl
@@ -13,8 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
+
+from clipseg3d.reporting.case_page import CasePage
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 KEYS = {
@@ -29,6 +32,50 @@ os.dup2(int(sys.argv[1]), 3)
 os.dup2(int(sys.argv[2]), 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
+SHAPE = 24, 30, 18
+SPACING_MM = (1.0, 1.5, 3.0)
+SEQUENCES = ("t1", "t1ce", "t2", "flair")
+
+
+def box(x, y, z):
+    mask = np.zeros(SHAPE, bool)
+    mask[slice(*x), slice(*y), slice(*z)] = True
+    return mask
+
+
+@pytest.fixture
+def make():
+    """Make a case page of a small brain with everything in it, or with some of it changed."""
+    rng = np.random.default_rng(0)
+    x, y, z = np.meshgrid(*(np.linspace(-1.05, 1.05, n) for n in SHAPE), indexing="ij")
+    brain = x**2 + y**2 + z**2 < 1
+    images = {name: (rng.uniform(100, 200, SHAPE) * brain).astype(np.float32) for name in SEQUENCES}
+    core, enhancing = box((7, 11), (8, 12), (7, 9)), box((8, 10), (9, 11), (7, 8))
+    prediction = np.stack([box((6, 12), (7, 13), (6, 10)), core, enhancing])
+    prediction[0] |= box((15, 17), (20, 22), (12, 14))
+    moved = box((8, 10), (9, 11), (8, 9))
+    reference = np.stack([box((6, 12), (7, 13), (8, 12)), core, moved])
+    everything = {
+        "case_id": "Case_001",
+        "images": images,
+        "spacing_mm": SPACING_MM,
+        "prediction": prediction,
+        "reference": reference,
+        "text": "A lesion on the right.\nIt enhances.",
+        "attention": {name: (3 * x).astype(np.float32) for name in ("TC", "ET")},
+        "similarity": {name: (y / 1.3).astype(np.float32) for name in ("TC", "ET")},
+        "views": [
+            (plane, np.full((20, 20, 4), 99, np.uint8))
+            for plane in ("axial", "coronal", "sagittal")
+        ],
+        "uncertainty": {"entropy": np.abs(z), "ensemble variance": np.abs(x)},
+        "provenance": {"weights": "demo.ckpt", "sha256": "00ff" * 16},
+    }
+
+    def build(**changes):
+        return CasePage(**{**everything, **changes})
+
+    return build
 
 
 class Chromium:
@@ -96,7 +143,7 @@ class Chromium:
 
 
 class Page:
-    """A report, opened from its file and fully drawn."""
+    """A case page, opened from its file and fully drawn."""
 
     def __init__(self, browser, path, *, fragment, width, height):
         self.browser = browser
@@ -207,7 +254,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def browse(chromium):
-    """Open a report; its page is closed after the test."""
+    """Open a case page; it is closed after the test."""
     pages = []
 
     def show(path, **options):

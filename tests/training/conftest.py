@@ -1,12 +1,13 @@
-"""A small network and five simulated patients, for tests of whole fits."""
+"""A small network and simulated patients, for tests of whole fits."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from pytorch_lightning import Trainer, seed_everything
 
-from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.training.checkpoint_io import AtomicCheckpointIO
 from clipseg3d.training.module import CLIPSeg3DModule
 
@@ -48,7 +49,7 @@ class SmallFit:
             "spacing_mm": 8.0,
             "plan": {"lr": 1e-2, "semantic_ramp": (1, 2)},
             "sequence_dropout": 0.5,
-            "roi_size": (16, 16, 16),
+            "roi_size": (24, 24, 24),
         }
         return CLIPSeg3DModule(network, **{**defaults, **options})
 
@@ -58,6 +59,7 @@ class SmallFit:
             "accelerator": "cpu",
             "logger": False,
             "plugins": [AtomicCheckpointIO()],
+            "num_sanity_val_steps": 0,
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "enable_checkpointing": bool(options.get("callbacks")),
@@ -77,5 +79,7 @@ class SmallFit:
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory):
-    return SmallFit(tmp_path_factory.mktemp("small"))
+def small(phantom_folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("small")
+    shutil.copytree(phantom_folder, root / "phantoms")
+    return SmallFit(root)

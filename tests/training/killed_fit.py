@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from clipseg3d.batch import unpack
-from clipseg3d.training import checkpoint_files
-from clipseg3d.cli.lightning_cli import run
+from clipseg3d import atomic_write
+from clipseg3d.cli.lightning_cli import run_lightning
 from clipseg3d.training.module import CLIPSeg3DModule
 
 NETWORK = {
@@ -99,7 +99,7 @@ def spied(log: Path, kill_at: int) -> None:
         event()
 
     CLIPSeg3DModule._loss, CLIPSeg3DModule._log_scores = spy_step, spy_score
-    checkpoint_files.os.replace = spy_replace
+    atomic_write.os.replace = spy_replace
 
 
 def fit(root: Path, name: str, workers: int, kill_at: int) -> int:
@@ -110,7 +110,7 @@ def fit(root: Path, name: str, workers: int, kill_at: int) -> int:
             (root / name).mkdir(parents=True, exist_ok=True)
             spied(root / name / "log.jsonl", kill_at)
             torch.manual_seed(os.getpid())  # what a process draws before must not count
-            run(arguments(root, name, workers))
+            run_lightning(arguments(root, name, workers))
         except BaseException:
             traceback.print_exc()
             os._exit(1)

@@ -11,8 +11,8 @@ import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 
 from clipseg3d.data import cache
-from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.training.module import CLIPSeg3DModule
 
 GLOBAL_BATCH = 6
@@ -88,7 +88,7 @@ def main(devices: int, root: str, results: Path) -> None:
         plan={"lr": 0.02},  # no ramp: semantics count from the first step
         sequence_dropout=0.5,
         report_dropout=0.5,
-        crop_box=(16, 16, 16),
+        roi_size=(16, 16, 16),
     )
     for part in module.modules():  # each process draws dropout for its own part of a batch
         if isinstance(part, torch.nn.Dropout):

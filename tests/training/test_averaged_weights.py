@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/training/averaged_weights.py: what is validated, kept and gone on from."""
+"""Mirrors clipseg3d/training/averaged_weights.py: what is validated, saved and resumed."""
 
 import pytest
 import torch
@@ -39,12 +39,14 @@ def test_the_average_is_validated_and_kept(small, tmp_path):
     content = torch.load(tmp_path / "best.ckpt", weights_only=True)
     (read,) = read_networks([tmp_path / "best.ckpt"])
     loaded = CLIPSeg3DModule.load_from_checkpoint(tmp_path / "best.ckpt")
-    for name, due in by_hand.average.items():
-        torch.testing.assert_close(by_hand.validated[name], due)
+    for name, expected in by_hand.average.items():
+        torch.testing.assert_close(by_hand.validated[name], expected)
         if name in content["state_dict"]:
-            torch.testing.assert_close(content["state_dict"][name], due)
-            torch.testing.assert_close(loaded.state_dict()[name], due)
-            torch.testing.assert_close(read.network.state_dict()[name[len("network.") :]], due)
+            torch.testing.assert_close(content["state_dict"][name], expected)
+            torch.testing.assert_close(loaded.state_dict()[name], expected)
+            torch.testing.assert_close(
+                read.network.state_dict()[name.removeprefix("network.")], expected
+            )
     moved = [
         name
         for name, weight in content["current_model_state"].items()
@@ -57,7 +59,7 @@ def test_the_average_is_validated_and_kept(small, tmp_path):
     assert float(trainer.callback_metrics["val/dice_mean"]) == score
 
 
-def test_it_goes_on_bit_for_bit(small, tmp_path):
+def test_a_fit_is_resumed_bit_for_bit(small, tmp_path):
     def fit(folder, checkpoint=None):
         last = LastCheckpoints(1, dirpath=str(tmp_path / folder))
         last.save_top_k = -1
@@ -67,10 +69,10 @@ def test_it_goes_on_bit_for_bit(small, tmp_path):
         end = torch.load(tmp_path / folder / "last-0000008.ckpt", weights_only=True)
         return module.state_dict(), end["current_model_state"]
 
-    whole = fit("whole")
-    rest = fit("rest", tmp_path / "whole" / "last-0000003.ckpt")
-    for due, found in zip(whole, rest, strict=True):
-        assert all(torch.equal(weight, found[name]) for name, weight in due.items())
+    uninterrupted = fit("first")
+    resumed = fit("second", tmp_path / "first" / "last-0000003.ckpt")
+    for expected, weights in zip(uninterrupted, resumed, strict=True):
+        assert all(torch.equal(weight, weights[name]) for name, weight in expected.items())
 
 
 def test_a_finished_fit_given_again_has_the_average(small, tmp_path):
@@ -79,9 +81,9 @@ def test_a_finished_fit_given_again_has_the_average(small, tmp_path):
         callbacks = [AveragedWeights(DECAY), last]
         return small(tmp_path, checkpoint=checkpoint, max_epochs=1, callbacks=callbacks)[0]
 
-    due = fit().state_dict()
+    expected = fit().state_dict()
     again = fit(tmp_path / "last-0000004.ckpt").state_dict()
-    assert all(torch.equal(weight, again[name]) for name, weight in due.items())
+    assert all(torch.equal(weight, again[name]) for name, weight in expected.items())
 
 
 def test_early_stopping(small, tmp_path):

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/training/checkpoint_files.py: damaged files, full disks."""
+"""Mirrors clipseg3d/training/checkpoint_io.py: damaged files, full disks."""
 
 import errno
 import json
@@ -12,7 +12,6 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from clipseg3d.training.checkpoint_io import AtomicCheckpointIO, find_last
-from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 
 CONTENT = {"state_dict": {"weight": torch.arange(5000.0)}, "manifest": {"seed": 3}}
 
@@ -56,13 +55,13 @@ DAMAGE = [cut, flip, empty, zero, code, other]
 def test_a_checkpoint_and_its_manifest_come_back(files, tmp_path):
     path = tmp_path / "new" / "best.ckpt"
     files.save_checkpoint(CONTENT, path)
-    assert sorted(found.name for found in path.parent.iterdir()) == [
+    assert sorted(file.name for file in path.parent.iterdir()) == [
         "best.ckpt",
         "best.manifest.json",
     ]
-    found = files.load_checkpoint(path)
-    assert torch.equal(found["state_dict"]["weight"], CONTENT["state_dict"]["weight"])
-    assert json.loads((path.parent / "best.manifest.json").read_text()) == found["manifest"]
+    content = files.load_checkpoint(path)
+    assert torch.equal(content["state_dict"]["weight"], CONTENT["state_dict"]["weight"])
+    assert json.loads((path.parent / "best.manifest.json").read_text()) == content["manifest"]
     files.remove_checkpoint(path)
     assert list(path.parent.iterdir()) == []
 
@@ -99,16 +98,15 @@ def test_what_a_killed_writer_left_is_overwritten(files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_told_and_no_code_runs(files, tmp_path, damage):
+def test_damage_is_reported_and_no_code_runs(files, tmp_path, damage):
     path = tmp_path / "best.ckpt"
     files.save_checkpoint(CONTENT, path)
     damage(path)
-    for read in (files.load_checkpoint, read_checkpoint_file):
-        with pytest.raises(ValueError, match=r"best.ckpt: not a (whole )?checkpoint; give"):
-            read(path)
+    with pytest.raises(ValueError, match=r"best.ckpt: not a .*give"):
+        files.load_checkpoint(path)
 
 
-def test_a_missing_file_is_told(files, tmp_path):
+def test_a_missing_file_is_reported(files, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone.ckpt: no such file; give a checkpoint"):
         files.load_checkpoint(tmp_path / "gone.ckpt")
 
@@ -134,18 +132,18 @@ def write_lasts(files, folder):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_the_newest_that_is_whole_is_found_and_others_are_told(files, tmp_path, damage):
+def test_the_newest_intact_one_is_found_and_damaged_ones_are_reported(files, tmp_path, damage):
     paths = write_lasts(files, tmp_path)
     one = trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path)], logger=False)
     assert find_last(one) == paths[2]
     spoil(damage, paths[2])
-    with pytest.warns(match=r"last-10.ckpt: not a whole checkpoint; going on from the one before"):
+    with pytest.warns(match="last-10.ckpt: damaged; going on from the checkpoint before it"):
         assert find_last(one) == paths[1]
     spoil(damage, paths[1])
     spoil(damage, paths[0])
     with (
-        pytest.warns(match="going on from the one before"),
-        pytest.raises(ValueError, match=r"last-10.ckpt: not a whole .* leave --ckpt_path out to"),
+        pytest.warns(match="going on from the checkpoint before it"),
+        pytest.raises(ValueError, match=r"last-10.ckpt: damaged, and so is .* leave --ckpt_path out to"),
     ):
         find_last(one)
 

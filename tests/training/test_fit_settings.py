@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/training/settings.py, and what a fit that goes on refuses."""
+"""Mirrors clipseg3d/training/fit_settings.py, and what a resumed fit refuses."""
 
 from dataclasses import replace
 
@@ -57,13 +57,13 @@ def test_what_changes_no_sample_may_change(small, saved, tmp_path):
     assert trainer.global_step == 4
 
 
-def test_told_to_go_on_it_does(small, saved, tmp_path):
+def test_changed_settings_can_be_accepted(small, saved, tmp_path):
     module = small.module(sequence_dropout=0.25, resume_changed=True)
     _, trainer = small(tmp_path, checkpoint=saved, module=module, max_epochs=2)
     assert trainer.global_step == 8
 
 
-def test_another_architecture_is_refused_even_if_told(small, saved, tmp_path):
+def test_another_architecture_is_always_refused(small, saved, tmp_path):
     module = small.module(replace(small.network, channels=(4, 12)), resume_changed=True)
     with pytest.raises(ValueError, match=r"of another architecture \(.*of another shape, such as"):
         small(tmp_path, checkpoint=saved, module=module, max_epochs=1)

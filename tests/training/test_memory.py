@@ -9,13 +9,13 @@ import torch
 import yaml
 from torch.profiler import ProfilerActivity, profile
 
+from clipseg3d.intensity import intensity_statistics
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.training.memory import AUTOCAST, PeakMemory, predict_peak_memory
 from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.views import cut_views
-from clipseg3d.intensity import intensity_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*_*gb.yaml"))
@@ -82,7 +82,7 @@ def frozen_bytes(network):
             ),
         ),
         ({"checkpointing": True, "cbam": False}, (48, 40, 24), {"batch_size": 2}),
-        ({"fold": 2, "semantics": False}, (48, 40, 32), {"batch_size": 3}),
+        ({"space_to_depth": 2, "semantics": False}, (48, 40, 32), {"batch_size": 3}),
     ],
 )
 def test_prediction_is_what_the_allocator_gives_out(changes, patch, options, tiny_clip):

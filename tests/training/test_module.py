@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader
 
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.data.releases import PHANTOM
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.losses import cosine_loss
 from clipseg3d.metrics.dice import dice_empty_is_one
-from clipseg3d.networks.clipseg3d import Prediction
 from clipseg3d.networks.build import build_clipseg3d
+from clipseg3d.networks.clipseg3d import Prediction
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.training.module import CLIPSeg3DModule
 from clipseg3d.training.plan import PLANS, TrainingPlan
 from clipseg3d.views import Views
@@ -29,7 +29,7 @@ SPACING_MM = 8.0
 SMALL = NetworkConfig(
     channels=(4, 8), num_auxiliary=0, semantic_dim=16, num_heads=2, clip="tiny-random"
 )
-WINDOW = (16, 20, 12)
+ROI_SIZE = (16, 20, 12)
 FROM_THE_START = TrainingPlan()
 
 
@@ -72,7 +72,7 @@ def fitted(tmp_path_factory):
         spacing_mm=SPACING_MM,
         plan=FROM_THE_START,
         lr=1e-2,
-        window=WINDOW,
+        roi_size=ROI_SIZE,
     )
     trainer = Trainer(
         max_epochs=3,
@@ -98,7 +98,7 @@ def some_batch(count=1, *, generator=None, grade=-1):
     return {
         "image": label[:, :1] + torch.rand(count, 4, 8, 12, 10, generator=generator),
         "label": label,
-        "window": torch.tensor([[[0.0] * 3, [1.0] * 3]]).expand(count, 2, 3),
+        "crop_box": torch.tensor([[[0.0] * 3, [1.0] * 3]]).expand(count, 2, 3),
         "statistics": torch.tensor([[[0.0, 2.0, 0.0, 1.0]] * 4]).expand(count, 4, 4),
         "views": Views(images, torch.tensor([0.5, 1.0, 1.0]).expand(count, 3, 3)),
         "report": ["left frontal"] * count,
@@ -156,7 +156,7 @@ def test_what_is_published_from_a_module_predicts_as_its_checkpoint(fitted, tmp_
         Predictor.from_checkpoint(source, device="cpu")
         for source in (path, str(tmp_path / "published"))
     )
-    for name in ("release", "spacing_mm", "window", "overlap", "allow_missing"):
+    for name in ("release", "spacing_mm", "roi_size", "overlap", "allow_missing"):
         assert getattr(first, name) == getattr(second, name)
     case = find_cases(data.root, PHANTOM, spacing_mm=SPACING_MM)[0]
     np.testing.assert_array_equal(first(case).label, second(case).label)
@@ -199,7 +199,7 @@ def test_validation_scores_are_those_of_the_written_segmentations(fitted):
 def test_mixed_precision_trains_and_validates(fitted, tmp_path):
     _, data, _, _ = fitted
     torch.manual_seed(0)
-    module = small_module(release="phantom", spacing_mm=SPACING_MM, window=WINDOW)
+    module = small_module(release="phantom", spacing_mm=SPACING_MM, roi_size=ROI_SIZE)
     trainer = Trainer(
         max_steps=2,
         accelerator="cpu",
@@ -359,7 +359,7 @@ def test_cosine_weight_adds_the_loss_of_the_guided_regions(quiet, guided):
     text, mask = module.network.embed_text(batch["report"])
     semantics = module.network.encode_semantics(batch["views"], text, mask)
     maps = module.network.segment(
-        batch["image"], semantics, window=batch["window"], statistics=batch["statistics"]
+        batch["image"], semantics, crop_box=batch["crop_box"], statistics=batch["statistics"]
     ).maps
     due = cosine_loss(maps.cosines, batch["label"][:, 3 - len(guided) :], temperature=0.1)
     extra = module.training_step(batch, 0) - without.training_step(batch, 0)
@@ -388,7 +388,7 @@ def test_grade_loss_counts_known_grades_and_always_has_a_gradient(quiet, grade, 
         text, mask = module.network.embed_text(batch["report"])
         semantics = module.network.encode_semantics(batch["views"], text, mask)
         logit = module.network.segment(
-            batch["image"], semantics, window=batch["window"], statistics=batch["statistics"]
+            batch["image"], semantics, crop_box=batch["crop_box"], statistics=batch["statistics"]
         ).grade
         signed = logit if grade else -logit
         due = float(-torch.nn.functional.logsigmoid(signed).mean().detach())
@@ -436,7 +436,7 @@ def test_checkpoint_from_before_the_ramp_predicts_without_semantics(fitted, tmp_
     _, data, _, _ = fitted
     torch.manual_seed(0)
     module = small_module(
-        plan="recommended", release="phantom", spacing_mm=SPACING_MM, window=WINDOW
+        plan="recommended", release="phantom", spacing_mm=SPACING_MM, roi_size=ROI_SIZE
     )
     randomise(module.network.semantic_fusion, size=1.0)
     trainer = quick_trainer(tmp_path, max_epochs=1, limit_train_batches=1)
@@ -445,7 +445,7 @@ def test_checkpoint_from_before_the_ramp_predicts_without_semantics(fitted, tmp_
     early = Predictor.from_checkpoint(tmp_path / "early.ckpt", device="cpu").network
     assert early.semantic_strength == 0
     batch = some_batch()
-    given = {name: batch[name] for name in ("window", "statistics")}
+    given = {name: batch[name] for name in ("crop_box", "statistics")}
     text, mask = early.embed_text(batch["report"])
     seen = {**given, "views": batch["views"], "text": text, "text_mask": mask}
     alone = early(batch["image"], **given)

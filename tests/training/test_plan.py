@@ -73,7 +73,7 @@ def test_factors_of_the_papers_appendix(network):
         "grade_classifier.": 2e-3,
         "semantic_fusion.bridge.": 1e-4,
         "semantic_fusion.guidance.": 3e-3,
-        "semantic_fusion.gate.": 3e-3,
+        "semantic_fusion.bottleneck.": 3e-3,
         "semantic_fusion.condition.": 3e-3,
         "semantic_fusion.attention.": 3e-3,
     }

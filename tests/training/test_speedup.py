@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/training/speed.py: every way to save time or memory trains the same weights."""
+"""Mirrors clipseg3d/training/speedup.py: every way to save time or memory trains the same weights."""
 
 import copy
 import pickle
@@ -9,12 +9,12 @@ import torch
 from pytorch_lightning import Trainer, seed_everything
 from torch.utils.data import DataLoader
 
+from clipseg3d.intensity import intensity_statistics
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.training.module import CLIPSeg3DModule
 from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.training.speedup import Speedup
 from clipseg3d.views import cut_views
-from clipseg3d.intensity import intensity_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZE = (16, 24, 20)
@@ -31,7 +31,7 @@ def sample(seed):
     return {
         "image": image,
         "label": (torch.rand(3, *SIZE, generator=generator) > 0.7).float(),
-        "roi_size": torch.tensor([[0.0] * 3, [1.0] * 3]),
+        "crop_box": torch.tensor([[0.0] * 3, [1.0] * 3]),
         "statistics": intensity_statistics(image[None])[0],
         "views": type(views := cut_views(image[None], selection="energy"))(*(v[0] for v in views)),
         "report": "A mass.",
@@ -97,6 +97,7 @@ def test_channels_last_trains_the_same(trained):
     assert not weight.is_contiguous()
 
 
+@pytest.mark.slow
 def test_compiled_trains_the_same(trained, monkeypatch):
     compiled = []
 

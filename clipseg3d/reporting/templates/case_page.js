@@ -1,15 +1,15 @@
 "use strict";
-/* Draws the slices of a case page. Volumes lie in the page, deflated; x runs fastest. */
+/* Draws the slices of a case page. Volumes are stored in the page, compressed; x runs fastest. */
 (async () => {
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
   const [sizeX, sizeY] = data.shape;
   const strides = [1, sizeX, sizeX * sizeY];
-  // LPS order: x grows to the patient's left, y to the back, z upwards. "up" turns z round.
+  // LPS order: x grows to the patient's left, y to the back, z upwards. With "up", z is drawn upwards.
   const planes = {
-    axial: { normal: 2, across: 0, down: 1, up: false, edges: ["R", "L", "A", "P"], from: "above the lowest" },
-    coronal: { normal: 1, across: 0, down: 2, up: true, edges: ["R", "L", "S", "I"], from: "behind the foremost" },
-    sagittal: { normal: 0, across: 1, down: 2, up: true, edges: ["A", "P", "S", "I"], from: "left of the rightmost" },
+    axial: { normal: 2, across: 0, down: 1, up: false, edges: ["R", "L", "A", "P"], from: "from the bottom" },
+    coronal: { normal: 1, across: 0, down: 2, up: true, edges: ["R", "L", "S", "I"], from: "from the front" },
+    sagittal: { normal: 0, across: 1, down: 2, up: true, edges: ["A", "P", "S", "I"], from: "from the right" },
   };
   for (const plane of Object.values(planes)) {
     plane.width = data.shape[plane.across];
@@ -30,8 +30,8 @@
     inViewer: canvas.closest("#viewer") !== null,
   }));
   const slices = [...data.start];
-  let alone = ""; // what alone is shown, "t1ce" or "t1ce-axial"; everything if empty
-  let density = 0; // bitmap pixels per CSS pixel; 0 takes the screen's
+  let only = ""; // the only pictures shown, such as "t1ce" or "t1ce-axial"; all if empty
+  let density = 0; // bitmap pixels per CSS pixel; 0 takes that of the screen
 
   const volumes = {};
   for (const holder of document.querySelectorAll('script[type="application/octet-stream"]')) {
@@ -57,8 +57,8 @@
     return $(`show-${region.name}`).checked;
   }
 
-  /* One slice of a volume, row by row as it is seen. */
-  function section(volume, plane) {
+  /* One slice of a volume, row by row as it is shown. */
+  function cutSlice(volume, plane) {
     const out = new Uint8Array(plane.width * plane.height);
     const start = slices[plane.normal] * strides[plane.normal];
     for (let row = 0, to = 0; row < plane.height; row++) {
@@ -68,15 +68,16 @@
     return out;
   }
 
-  /* Outlines of the voxels that hold a bit, in voxels: closed, along the middles between centres. */
+  /* Closed outlines of the voxels that have a bit, in voxels; they run halfway between voxel centres. */
   function outline(bits, bit, plane) {
     const { width, height } = plane;
     const inside = (row, column) =>
       row >= 0 && column >= 0 && row < height && column < width && (bits[row * width + column] & bit) !== 0;
-    // Twice the distance from a cell's first corner to the middles of its sides: top, right, bottom, left.
+    // Midpoints of the sides of a cell: top, right, bottom, left; in half voxels from its first corner.
     const sides = [[1, 0], [2, 1], [1, 2], [0, 1]];
-    // From side to side, the inside on the right, for corners top left 8, top right 4, bottom right 2, bottom left 1.
-    const turns = [
+    // Lines from side to side, with the inside on the right, for each code of the corners inside:
+    // top left 8, top right 4, bottom right 2, bottom left 1.
+    const segments = [
       [], [[3, 2]], [[2, 1]], [[3, 1]], [[1, 0]], [[1, 0], [3, 2]], [[2, 0]], [[3, 0]],
       [[0, 3]], [[0, 2]], [[0, 3], [2, 1]], [[0, 1]], [[1, 3]], [[1, 2]], [[2, 3]], [],
     ];
@@ -86,7 +87,7 @@
       for (let column = -1; column < width; column++) {
         const corners =
           8 * inside(row, column) + 4 * inside(row, column + 1) + 2 * inside(row + 1, column + 1) + inside(row + 1, column);
-        for (const [a, b] of turns[corners]) {
+        for (const [a, b] of segments[corners]) {
           const at = ([x, y]) => (2 * row + 3 + y) * pitch + 2 * column + 3 + x;
           next.set(at(sides[a]), at(sides[b]));
         }
@@ -101,46 +102,46 @@
         points.push([((key % pitch) - 2) / 2, (Math.floor(key / pitch) - 2) / 2]);
         key = following;
       }
-      const middle = ([x, y], [u, v]) => [(x + u) / 2, (y + v) / 2];
-      path.moveTo(...middle(points.at(-1), points[0]));
-      points.forEach((point, i) => path.quadraticCurveTo(...point, ...middle(point, points[(i + 1) % points.length])));
+      const midpoint = ([x, y], [u, v]) => [(x + u) / 2, (y + v) / 2];
+      path.moveTo(...midpoint(points.at(-1), points[0]));
+      points.forEach((point, i) => path.quadraticCurveTo(...point, ...midpoint(point, points[(i + 1) % points.length])));
       path.closePath();
     }
     return path;
   }
 
-  /* The pixels of a slice: grey, the map over it, and over both the colours of regions. */
+  /* The pixels of a slice: grey values, then the map, then the colours of regions. */
   function colourPlane(picture, map, bits) {
     const { plane, inViewer } = picture;
     const image = new ImageData(plane.width, plane.height);
-    const out = image.data;
-    const grey = section(volumes[`image-${picture.sequence}`], plane);
-    const values = map && section(volumes[map.id], plane);
+    const pixels = image.data;
+    const grey = cutSlice(volumes[`image-${picture.sequence}`], plane);
+    const values = map && cutSlice(volumes[map.id], plane);
     const contrast = 2 ** (Number($("contrast").value) / 50);
     const shift = 127.5 + 1.275 * Number($("brightness").value);
     const opacity = map ? Number($("opacity").value) / 100 : 0;
     const fill = inViewer ? Number($("fill").value) / 100 : 0;
-    // Regions lie in one another: the innermost colours a voxel.
+    // Regions are nested: the innermost one gives a voxel its colour.
     const chosen = regions.filter(isChosen).reverse();
-    const inks = Array.from({ length: 1 << (2 * regions.length) }, (_, b) => chosen.find((region) => b & region.bit)?.rgb);
+    const regionColours = Array.from({ length: 1 << (2 * regions.length) }, (_, b) => chosen.find((region) => b & region.bit)?.rgb);
     for (let i = 0; i < grey.length; i++) {
-      let light = grey[i] === 0 ? 0 : Math.min(255, Math.max(0, (grey[i] - 127.5) * contrast + shift));
+      let brightness = grey[i] === 0 ? 0 : Math.min(255, Math.max(0, (grey[i] - 127.5) * contrast + shift));
       let share = 0;
-      let over = null;
+      let mapColour = null;
       if (map && values[i] > 0) {
         const level = (values[i] - 1) / 254;
-        // The less a map says, the more of the scan shows through, darker than it is.
+        // The nearer a value is to 0, the more transparent is the map; the scan under it is darkened.
         share = opacity * Math.min(1, 2 * (map.low < 0 ? Math.abs(2 * level - 1) : level));
-        over = map.rgb[values[i] - 1];
-        light *= 1 - 0.4 * opacity;
+        mapColour = map.rgb[values[i] - 1];
+        brightness *= 1 - 0.4 * opacity;
       }
-      const ink = fill ? inks[bits[i]] : undefined;
+      const regionColour = fill ? regionColours[bits[i]] : undefined;
       for (let c = 0; c < 3; c++) {
-        let value = over ? light + share * (over[c] - light) : light;
-        if (ink) value += fill * (ink[c] - value);
-        out[4 * i + c] = value;
+        let value = mapColour ? brightness + share * (mapColour[c] - brightness) : brightness;
+        if (regionColour) value += fill * (regionColour[c] - value);
+        pixels[4 * i + c] = value;
       }
-      out[4 * i + 3] = 255;
+      pixels[4 * i + 3] = 255;
     }
     return image;
   }
@@ -158,28 +159,28 @@
     context.drawImage(plane.buffer, 0, 0, canvas.width, canvas.height);
 
     const scale = new DOMMatrix([canvas.width / plane.width, 0, 0, canvas.height / plane.height, 0, 0]);
-    const thick = picture.inViewer && alone ? 2 : 1.4;
+    const lineWidth = picture.inViewer && only ? 2 : 1.4;
     for (const [i, region] of regions.entries()) {
       if (!picture.inViewer && map.region && map.region !== region.name) continue;
       if (!isChosen(region)) continue;
-      for (const drawn of [false, true]) {
-        if (drawn && !$("show-reference")?.checked) continue;
+      for (const isReference of [false, true]) {
+        if (isReference && !$("show-reference")?.checked) continue;
         const path = new Path2D();
-        path.addPath(cut.outlines[drawn ? i + regions.length : i], scale);
-        context.strokeStyle = drawn ? paler(region) : region.colour;
-        context.lineWidth = thick * pixels;
-        context.setLineDash(drawn ? [4 * pixels, 3 * pixels] : []);
+        path.addPath(cut.outlines[isReference ? i + regions.length : i], scale);
+        context.strokeStyle = isReference ? paler(region) : region.colour;
+        context.lineWidth = lineWidth * pixels;
+        context.setLineDash(isReference ? [4 * pixels, 3 * pixels] : []);
         context.stroke(path);
       }
     }
     context.setLineDash([]);
-    if (picture.inViewer && $("cross").checked) drawCross(context, plane, pixels);
-    drawWords(context, picture, pixels);
+    if (picture.inViewer && $("crosshair").checked) drawCrosshair(context, plane, pixels);
+    drawLetters(context, picture, pixels);
     const position = `${picture.planeName} slice ${slices[plane.normal] + 1} of ${data.shape[plane.normal]}`;
     canvas.setAttribute("aria-label", [sequenceNames[picture.sequence], position, map?.title].filter(Boolean).join(", "));
   }
 
-  function drawCross(context, plane, pixels) {
+  function drawCrosshair(context, plane, pixels) {
     const { width, height } = context.canvas;
     const x = ((slices[plane.across] + 0.5) * width) / plane.width;
     const y = ((shownRow(plane, slices[plane.down]) + 0.5) * height) / plane.height;
@@ -198,7 +199,7 @@
     return plane.up ? plane.height - 1 - voxel : voxel;
   }
 
-  function drawWords(context, picture, pixels) {
+  function drawLetters(context, picture, pixels) {
     const { width, height } = context.canvas;
     const [left, right, top, bottom] = picture.plane.edges;
     const edge = 4 * pixels;
@@ -206,17 +207,17 @@
     context.fillStyle = "#c3ccd5";
     context.shadowColor = "#000";
     context.shadowBlur = 3 * pixels;
-    const words = [
+    const labels = [
       [left, edge, height / 2, "left", "middle"],
       [right, width - edge, height / 2, "right", "middle"],
       [top, width / 2, edge, "center", "top"],
       [bottom, width / 2, height - edge, "center", "bottom"],
     ];
-    if (picture.inViewer) words.push([sequenceNames[picture.sequence], edge, edge, "left", "top"]);
-    for (const [word, x, y, align, baseline] of words) {
+    if (picture.inViewer) labels.push([sequenceNames[picture.sequence], edge, edge, "left", "top"]);
+    for (const [label, x, y, align, baseline] of labels) {
       context.textAlign = align;
       context.textBaseline = baseline;
-      context.fillText(word, x, y);
+      context.fillText(label, x, y);
     }
     const bar = (20 * width) / picture.plane.wideMm;
     if (bar < 0.5 * width) {
@@ -228,8 +229,8 @@
     context.shadowBlur = 0;
   }
 
-  /* All pictures share one scale, the largest at which they fit beside the controls. Planes lie
-     below one another; those of a single sequence side by side. */
+  /* All pictures have the same scale, the largest that fits beside the controls. Each plane is a row;
+     the planes of a single sequence are shown side by side. */
   function layOut() {
     const viewer = $("viewer");
     const shown = pictures.filter((picture) => picture.inViewer && isShown(picture));
@@ -241,9 +242,9 @@
     const heights = rows.map((plane) => plane.highMm);
     const highest = beside ? Math.max(...heights) : heights.reduce((sum, mm) => sum + mm, 0);
     const sliders = beside ? 52 : 34 * rows.length;
-    const room = viewer.clientWidth - 6 * (columns - 1);
-    const tall = Math.max(420, window.innerHeight - viewer.offsetTop - 8) - sliders;
-    const scale = Math.min(room / (columns * widest), tall / highest);
+    const roomBeside = viewer.clientWidth - 6 * (columns - 1);
+    const roomBelow = Math.max(420, window.innerHeight - viewer.offsetTop - 8) - sliders;
+    const scale = Math.min(roomBeside / (columns * widest), roomBelow / highest);
     viewer.classList.toggle("beside", beside);
     viewer.style.setProperty("--columns", perRow);
     viewer.style.setProperty("--cell", scale * widest);
@@ -264,14 +265,14 @@
   }
 
   function isShown(picture) {
-    return !alone || alone === picture.sequence || alone === nameOf(picture);
+    return !only || only === picture.sequence || only === nameOf(picture);
   }
 
-  /* What the current slice of a plane shows of the regions, as segmented and as drawn. */
+  /* Bits and outlines of the regions in the current slice of a plane: prediction, then reference. */
   function cutRegions(plane) {
     const slice = slices[plane.normal];
     if (plane.cut?.slice !== slice) {
-      const bits = section(volumes.regions, plane);
+      const bits = cutSlice(volumes.regions, plane);
       plane.cut = { slice, bits, outlines: [...Array(2 * regions.length).keys()].map((i) => outline(bits, 1 << i, plane)) };
     }
     return plane.cut;
@@ -282,22 +283,22 @@
     for (const [name, plane] of Object.entries(planes)) {
       const slice = slices[plane.normal];
       const mm = (slice * data.spacing[plane.normal]).toFixed(1);
-      const words = `${slice + 1} of ${data.shape[plane.normal]} · ${mm} mm ${plane.from}`;
+      const position = `${slice + 1} of ${data.shape[plane.normal]} · ${mm} mm ${plane.from}`;
       $(name).value = slice + 1;
-      $(name).setAttribute("aria-valuetext", words);
-      document.querySelector(`output[for="${name}"]`).textContent = words;
+      $(name).setAttribute("aria-valuetext", position);
+      document.querySelector(`output[for="${name}"]`).textContent = position;
     }
-    $("place").textContent = describePlace();
+    $("position").textContent = describePosition();
     drawBar($("map-bar"), $("map")?.value);
     for (const bar of document.querySelectorAll(".groups .bar")) drawBar(bar, bar.dataset.map);
   }
 
-  /* What lies under the cross. */
-  function describePlace() {
+  /* What is under the crosshair, in words. */
+  function describePosition() {
     const voxel = slices.reduce((sum, slice, axis) => sum + slice * strides[axis], 0);
     const bits = volumes.regions[voxel];
     const names = (shift) => regions.filter((r) => bits & (r.bit << shift)).map((r) => r.name).join(" ") || "none";
-    const parts = [`Cross: voxel ${slices.join(", ")} of the brain box`, `segmented ${names(0)}`];
+    const parts = [`Crosshair: voxel ${slices.join(", ")} of the brain box`, `prediction ${names(0)}`];
     if ($("show-reference")) parts.push(`reference ${names(regions.length)}`);
     const map = data.maps[$("map")?.value];
     if (map) {
@@ -326,12 +327,12 @@
     });
   }
 
-  let due = false;
+  let scheduled = false;
   function update() {
-    if (due) return;
-    due = true;
+    if (scheduled) return;
+    scheduled = true;
     requestAnimationFrame(() => {
-      due = false;
+      scheduled = false;
       layOut();
       drawAll();
     });
@@ -339,35 +340,35 @@
 
   function move(axis, slice) {
     slices[axis] = Math.min(data.shape[axis] - 1, Math.max(0, slice));
-    remember();
+    writeAddress();
     update();
   }
 
-  /* The address after "#" holds what is shown, so that a link leads to a slice. */
-  function remember() {
+  /* The part of the address after "#" says what is shown, so that a link can lead to a slice. */
+  function writeAddress() {
     const state = new URLSearchParams();
     for (const [name, plane] of Object.entries(planes)) state.set(name, slices[plane.normal] + 1);
     if ($("map")?.value) state.set("map", $("map").value);
-    if (alone) state.set("only", alone);
+    if (only) state.set("only", only);
     history.replaceState(null, "", `#${state}`);
   }
 
-  function recall() {
+  function readAddress() {
     const state = new URLSearchParams(location.hash.slice(1));
     for (const [name, plane] of Object.entries(planes)) {
       const slice = parseInt(state.get(name), 10);
       if (slice >= 1 && slice <= data.shape[plane.normal]) slices[plane.normal] = slice - 1;
     }
     if ($("map") && data.maps[state.get("map")]) $("map").value = state.get("map");
-    if ([...$("only").options].some((option) => option.value === state.get("only"))) alone = state.get("only");
-    $("only").value = alone;
+    if ([...$("only").options].some((option) => option.value === state.get("only"))) only = state.get("only");
+    $("only").value = only;
     update();
   }
 
-  function showAlone(name) {
-    alone = name;
+  function showOnly(name) {
+    only = name;
     $("only").value = name;
-    remember();
+    writeAddress();
     update();
   }
 
@@ -377,14 +378,14 @@
   }
   for (const picture of pictures.filter((p) => p.inViewer)) {
     const { canvas, plane, planeName } = picture;
-    let turned = 0;
+    let wheelDistance = 0;
     canvas.addEventListener("wheel", (event) => {
       if (event.ctrlKey) return; // zooms the page
       event.preventDefault();
-      turned += event.deltaY * (event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? 1 : 40);
-      if (Math.abs(turned) < 40) return;
-      move(plane.normal, slices[plane.normal] - Math.sign(turned));
-      turned = 0;
+      wheelDistance += event.deltaY * (event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? 1 : 40);
+      if (Math.abs(wheelDistance) < 40) return;
+      move(plane.normal, slices[plane.normal] - Math.sign(wheelDistance));
+      wheelDistance = 0;
     }, { passive: false });
     canvas.addEventListener("click", (event) => {
       const row = Math.floor((event.offsetY / canvas.clientHeight) * plane.height);
@@ -392,17 +393,17 @@
       move(plane.down, shownRow(plane, row));
       $(planeName).focus({ preventScroll: true });
     });
-    canvas.addEventListener("dblclick", () => showAlone(alone === nameOf(picture) ? "" : nameOf(picture)));
+    canvas.addEventListener("dblclick", () => showOnly(only === nameOf(picture) ? "" : nameOf(picture)));
   }
-  $("only").addEventListener("change", (event) => showAlone(event.target.value));
+  $("only").addEventListener("change", (event) => showOnly(event.target.value));
   for (const button of document.querySelectorAll("button[data-slices]"))
     button.addEventListener("click", () => button.dataset.slices.split(" ").forEach((slice, axis) => move(axis, Number(slice))));
   for (const control of document.querySelectorAll("aside input")) control.addEventListener("input", update);
   $("map")?.addEventListener("change", () => {
-    remember();
+    writeAddress();
     update();
   });
-  window.addEventListener("hashchange", recall);
+  window.addEventListener("hashchange", readAddress);
   window.addEventListener("resize", update);
   new ResizeObserver(update).observe($("viewer"));
   for (const [when, pixels] of [["beforeprint", 3], ["afterprint", 0]])
@@ -410,11 +411,11 @@
       density = pixels;
       drawAll();
     });
-  recall();
+  readAddress();
   requestAnimationFrame(() => document.body.setAttribute("data-ready", ""));
 })().catch((error) => {
   const problem = document.getElementById("problem");
   problem.textContent =
-    `The pictures cannot be shown (${error}). Open this file in a current Chrome, Edge, Firefox or Safari, or write it again.`;
+    `The pictures cannot be shown (${error}). Open this file in a current Chrome, Edge, Firefox or Safari, or create it again.`;
   problem.hidden = false;
 });

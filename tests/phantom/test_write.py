@@ -1,0 +1,127 @@
+"""Mirrors clipseg3d/phantom/write.py."""
+
+import shutil
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from clipseg3d.data.nifti import read_voxels
+from clipseg3d.phantom import write
+from clipseg3d.phantom.write import case_names, write_phantom, write_phantoms
+from clipseg3d.vocabulary import SEQUENCES
+
+
+def test_written_case_reads_back(tmp_path, phantoms):
+    phantom = phantoms[0]
+    folder = write_phantom(phantom, tmp_path / "new", "Phantom_007")
+    assert folder == tmp_path / "new" / "Phantom_007"
+    suffixes = [
+        "flair.nii.gz",
+        "flair_text.txt",
+        *(f"{s}.nii.gz" for s in ("seg", "t1", "t1ce", "t2")),
+    ]
+    assert sorted(p.name for p in folder.iterdir()) == [f"Phantom_007_{s}" for s in suffixes]
+    assert [p.name for p in folder.parent.iterdir()] == ["Phantom_007"]
+    for name, volume in zip((*SEQUENCES, "seg"), (*phantom.image, phantom.label), strict=True):
+        stored = nib.load(folder / f"Phantom_007_{name}.nii.gz")
+        assert stored.get_data_dtype() == (np.uint8 if name == "seg" else np.int16)
+        np.testing.assert_array_equal(np.asarray(stored.dataobj), volume)
+        np.testing.assert_allclose(stored.affine, phantom.affine)
+        assert nib.aff2axcodes(stored.affine) == ("L", "P", "S")
+        assert (stored.header["qform_code"], stored.header["sform_code"]) == (1, 1)
+        np.testing.assert_allclose(stored.header.get_zooms(), phantom.spacing_mm)
+        np.testing.assert_allclose(stored.get_qform(), phantom.affine)
+    text = (folder / "Phantom_007_flair_text.txt").read_text(encoding="utf-8")
+    assert text.strip() == phantom.report
+
+
+def test_faint_brain_is_not_written_as_background(tmp_path, phantoms):
+    faint = replace(phantoms[0], image=phantoms[0].image * np.float32(0.001))
+    folder = write_phantom(faint, tmp_path, "faint")
+    stored = np.asarray(nib.load(folder / "faint_t1.nii.gz").dataobj)
+    np.testing.assert_array_equal(stored > 0, faint.image[0] > 0)
+
+
+def test_values_beyond_int16_are_written_as_float(tmp_path, phantoms):
+    bright = replace(phantoms[0], image=phantoms[0].image * np.float32(1000))
+    folder = write_phantom(bright, tmp_path, "bright")
+    stored = nib.load(folder / "bright_flair.nii.gz")
+    assert stored.get_data_dtype() == np.float32
+    np.testing.assert_allclose(np.asarray(stored.dataobj), bright.image[3])
+
+
+def test_existing_case_is_left_alone(tmp_path, phantoms):
+    folder = write_phantom(phantoms[0], tmp_path, "case")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(FileExistsError, match="choose another case_id"):
+        write_phantom(phantoms[1], tmp_path, "case")
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["case"]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, phantoms):
+    unsavable = replace(phantoms[0], label=phantoms[0].label.astype(np.int64))
+    with pytest.raises(ValueError, match="int64"):
+        write_phantom(unsavable, tmp_path, "case")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case_id", ["", ".", "..", "a/b", ".hidden"])
+def test_rejects_case_id(tmp_path, phantoms, case_id):
+    with pytest.raises(ValueError, match="case_id="):
+        write_phantom(phantoms[0], tmp_path / "root", case_id)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_case_that_another_process_writes_at_the_same_time_is_left_alone(
+    tmp_path, phantoms, monkeypatch
+):
+    save = write._save
+
+    def race(path, volume, affine):
+        (tmp_path / "case").mkdir(exist_ok=True)
+        (tmp_path / "case" / "theirs").touch()
+        save(path, volume, affine)
+
+    monkeypatch.setattr(write, "_save", race)
+    with pytest.raises(FileExistsError, match="case exists; choose another case_id"):
+        write_phantom(phantoms[0], tmp_path, "case")
+    assert [p.name for p in tmp_path.rglob("*")] == ["case", "theirs"]
+
+
+def test_names_count_up_from_the_first_seed():
+    assert case_names(3, 98) == ["Phantom_00098", "Phantom_00099", "Phantom_00100"]
+
+
+def test_only_missing_patients_are_written(tmp_path, phantoms, phantom_folder, monkeypatch):
+    simulated = []
+
+    def simulate(seed, *, spacing_mm):
+        simulated.append((seed, spacing_mm))
+        return phantoms[seed]
+
+    monkeypatch.setattr(write, "simulate_phantom", simulate)
+    names = [f"Phantom_{number:05d}" for number in (2, 3, 4)]
+    for name in (names[0], names[2]):
+        shutil.copytree(phantom_folder / name, tmp_path / name)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert write_phantoms(tmp_path, 3, spacing_mm=8.0, seed=2) == names
+    assert simulated == [(3, 8.0)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert before.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}.items()
+    for file in (phantom_folder / names[1]).iterdir():
+        assert (tmp_path / names[1] / file.name).read_bytes() == file.read_bytes()
+
+
+def test_equal_seeds_give_equal_patients(tmp_path, phantom_folder):
+    (name,) = write_phantoms(tmp_path, 1, spacing_mm=8.0, seed=5)
+    assert name == "Phantom_00005"
+    for suffix in (*SEQUENCES, "seg"):
+        file = f"{name}/{name}_{suffix}.nii.gz"
+        np.testing.assert_array_equal(
+            read_voxels(tmp_path / file), read_voxels(phantom_folder / file)
+        )
+    report = f"{name}/{name}_flair_text.txt"
+    assert (tmp_path / report).read_text() == (phantom_folder / report).read_text()
