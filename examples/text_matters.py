@@ -151,6 +151,7 @@ def run(task: str, ablation: str | None, seed: int, steps: int, encoder: str) ->
         network_config("tiny"),
         channels=(8, 16, 32),
         space_to_depth=1,
+        refinement=0,
         num_auxiliary=1,
         text_encoder=encoder,
         view_selection="center",

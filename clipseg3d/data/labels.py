@@ -89,4 +89,5 @@ def label_faults(path: Path, label: npt.NDArray[Any], release: BraTSRelease) -> 
 
 def round_labels(label: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Return a label map without faults as whole numbers."""
-    return np.rint(label).astype(np.uint8)
+    rounded: npt.NDArray[np.uint8] = np.rint(label).astype(np.uint8)
+    return rounded

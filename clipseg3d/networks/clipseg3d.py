@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
     auxiliary: list[Tensor]
     """Logits of lower decoder levels on their own, padded grids, for deep supervision."""
     maps: RegionMaps | None
-    """Scores and text-voxel cosines of the guided regions, on a coarser grid of the padded image."""
+    """Scores and text-voxel cosines of the guided regions, on a coarse grid of the padded image."""
     grade: Tensor | None
     """(b,) logits of a high grade; None without classifier."""
 

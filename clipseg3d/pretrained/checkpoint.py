@@ -34,7 +34,7 @@ def read_checkpoint_file(
         content = torch.load(path, map_location=map_location, weights_only=weights_only)
     except Exception as error:  # the readers raise errors of any kind on damaged files
         raise ValueError(
-            f"{path}: not a whole checkpoint; copy it again, or give another one"
+            f"{path}: not a whole checkpoint; give another one, or copy it again"
         ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path}: not a checkpoint; give a file written by training")
@@ -52,7 +52,7 @@ def _check_sums(path: Path) -> None:
     """Raise a BadZipFile if the file is damaged; torch does not verify check sums."""
     with ZipFile(path) as archive:
         damaged = archive.testzip()
-        # For a directory, torch returns memory as it happens to be.
+        # torch returns uninitialised memory for an entry that is marked as a directory
         directories = [e.filename for e in archive.infolist() if e.external_attr & _DIRECTORY]
     if damaged is not None or directories:
         raise BadZipFile(f"{damaged or directories[0]} is damaged")

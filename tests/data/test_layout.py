@@ -102,6 +102,7 @@ def test_doubled_file(tmp_path, write_case):
         f"{tmp_path / f'{ONE}_t2.nii.gz'}: {ONE}_t2.nii also holds t2 of the case; keep one of "
         "the two"
     )
+    assert grouped(tmp_path)[0][ONE].files["t2"].name == f"{ONE}_t2.nii"  # the first of them
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
@@ -227,14 +228,18 @@ def test_a_folder_that_is_not_there(tmp_path, write_case):
         walk(files["t1"])
 
 
-def test_linked_folders_are_searched_and_circles_end(tmp_path, write_case):
+def test_linked_folders_are_searched_and_circles_end(tmp_path, write_case, monkeypatch):
     files = write_case(tmp_path / "elsewhere" / ONE, ONE)
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere" / ONE)
     (tmp_path / "elsewhere" / ONE / "circle").symlink_to(tmp_path / "root")
+    searched = []
+    original = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: searched.append(path) or original(path))
     listed, faults = walk(tmp_path / "root")
     assert sorted(path.resolve() for path in listed) == sorted(files.values())
     assert faults == []
+    assert len(searched) == 3  # root, link, circle
 
 
 def test_a_folder_that_may_not_be_searched(tmp_path, write_case, monkeypatch):

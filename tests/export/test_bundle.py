@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,6 @@ from clipseg3d.export.bundle import write_bundle
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.unet import UNet3D
-from clipseg3d.phantom.simulate import simulate_phantom
-from clipseg3d.phantom.write import write_phantom
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -43,16 +42,31 @@ def run_bundle(bundle, **options):
     )
 
 
-def test_monai_runs_the_bundle_on_a_case_as_the_predictor_does(bundle, trained, settings, tmp_path):
-    pytest.importorskip("fire")
-    write_phantom(simulate_phantom(2, spacing_mm=8.0), tmp_path / "cases", "Phantom_00002")
-    done = run_bundle(
-        bundle, dataset_dir=tmp_path / "cases", output_dir=tmp_path / "out", device="cpu"
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def cases(phantom_folder, tmp_path):
+    """Folder of one case."""
+    shutil.copytree(phantom_folder / "Phantom_00002", tmp_path / "cases" / "Phantom_00002")
+    return tmp_path / "cases"
+
+
+@pytest.mark.parametrize("command", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_monai_runs_the_bundle_on_a_case_as_the_predictor_does(
+    bundle, trained, settings, cases, tmp_path, command
+):
+    options = {"dataset_dir": cases, "output_dir": tmp_path / "out", "device": "cpu"}
+    if command:
+        pytest.importorskip("fire")
+        done = run_bundle(bundle, **options)
+        assert done.returncode == 0, done.stderr
+    else:
+        monai.bundle.run(
+            config_file=str(bundle / "configs" / "inference.json"),
+            bundle_root=str(bundle),
+            **{name: str(value) for name, value in options.items()},
+        )
     (written,) = (tmp_path / "out").iterdir()
     assert written.name == "Phantom_00002.nii.gz"
-    (case,) = find_cases(tmp_path / "cases", PHANTOM, spacing_mm=8.0)
+    (case,) = find_cases(cases, PHANTOM, spacing_mm=8.0)
     predictor = Predictor(
         trained(),
         release=PHANTOM,

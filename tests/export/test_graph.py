@@ -12,14 +12,14 @@ import clipseg3d
 from clipseg3d.export.graph import (
     _log_sigmoid,
     _logaddexp,
+    _metadata,
     write_onnx,
     write_torch,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 REPORT = "Large oedema. Ring of enhancement on the left."
-# the modes that compute in log space, and every input there is; a plain network is exported by the
-# test of the command
+# modes that compute in log space, and all inputs; the test of the command exports a plain network
 NETWORK = {"head": "nested", "attention_mode": "paper", "guided": ("ET",), "dense": True}
 
 
@@ -28,6 +28,7 @@ def eager(network, whole):
     return network(**whole)
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_networks_logits(trained, case, settings, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -55,7 +56,13 @@ def test_onnx_gives_the_networks_logits(trained, case, settings, tmp_path):
     assert path.stat().st_size < 1_000_000
 
 
-@pytest.mark.parametrize("changes", [NETWORK, {"semantics": False}], ids=["all", "none"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(NETWORK, id="all", marks=pytest.mark.slow),
+        pytest.param({"semantics": False}, id="none"),
+    ],
+)
 def test_exported_program_gives_the_networks_logits(trained, case, settings, tmp_path, changes):
     network = trained(**changes)
     report = REPORT if network.text_bank is not None else ""
@@ -70,6 +77,19 @@ def test_exported_program_gives_the_networks_logits(trained, case, settings, tmp
     about = json.loads(extra["clipseg3d.json"])
     assert (about["release"], about["spacing_mm"], about["report"]) == ("phantom", "8", report)
     assert not [name for name in program.state_dict if "frozen_model" in name]
+
+
+def test_metadata_say_what_a_user_of_the_graph_must_know(trained, settings):
+    network = trained()
+    assert _metadata(network, settings, REPORT) == {
+        "clipseg3d": clipseg3d.__version__,
+        "release": "phantom",
+        "spacing_mm": "8",
+        "report": REPORT,
+        "encoders": json.dumps(network.encoder_identities()),
+        "sequences": "t1,t1ce,t2,flair",
+        "regions": "WT,TC,ET",
+    }
 
 
 def test_log_space_is_exact_where_onnx_would_overflow():

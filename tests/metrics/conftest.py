@@ -77,3 +77,9 @@ def golden():
 def random_pairs():
     """264 pairs with their voxel sizes, over 200 of them with two masks that are not empty."""
     return [draw_pair(seed) for seed in range(264)]
+
+
+@pytest.fixture(scope="session")
+def some_pairs(random_pairs):
+    """A third of them, of every kind, for comparisons that take long."""
+    return random_pairs[::3]

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
+from torchmetrics.utilities import dim_zero_cat
 
 from clipseg3d.metrics.case_metric import CaseMetric
 
@@ -59,6 +60,30 @@ def test_it_can_be_pickled():
     assert kept(pickle.loads(pickle.dumps(metric))) == {"a": 1}
 
 
+def on_two_ranks(*shares):
+    """Return what each of two ranks keeps, given the cases of each, with the exchange simulated."""
+    metrics = [Kept(), Kept()]
+    for metric, share in zip(metrics, shares, strict=True):
+        metric.distributed_available_fn = lambda: True
+        if share:
+            metric.update(share, [ord(name[0]) for name in share])
+    states = [
+        {state.dtype: dim_zero_cat([state, *rest]) for state, *rest in (m.names, m.values)}
+        for m in metrics
+    ]
+    for metric in metrics:  # each state is known by its type
+        metric.dist_sync_fn = lambda state, group: [of_rank[state.dtype] for of_rank in states]
+    return [kept(metric) for metric in metrics]
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_ranks_exchange_uneven_doubled_and_no_cases():
+    first, second = on_two_ranks(["a", "b", "c"], ["c", "dddd"])
+    assert first == second == {"a": 97, "b": 98, "c": 99, "dddd": 100}
+    first, second = on_two_ranks(["a"], [])
+    assert first == second == {"a": 97}
+
+
 def score_on_one_of_two(rank, folder):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
@@ -74,6 +99,7 @@ def score_on_one_of_two(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes(tmp_path):
     torch.multiprocessing.spawn(score_on_one_of_two, (str(tmp_path),), nprocs=2)

@@ -70,23 +70,24 @@ def test_the_golden_case(golden, method):
     assert [f"{distance:.3f}" for distance in found] == GOLDEN[method]
 
 
-def test_random_pairs_are_equal_to_monai(random_pairs):
-    found = np.array([hd95(p, r, spacing_mm=mm, method="monai") for p, r, mm in random_pairs])
-    expected = np.array([by_monai(*pair) for pair in random_pairs])
+def test_random_pairs_are_equal_to_monai(some_pairs):
+    found = np.array([hd95(p, r, spacing_mm=mm, method="monai") for p, r, mm in some_pairs])
+    expected = np.array([by_monai(*pair) for pair in some_pairs])
     known = np.isfinite(found)
     np.testing.assert_allclose(found[known], expected[known], rtol=1e-6)
-    assert known.sum() >= 200
-    whole = known & [mm == (1.0, 1.0, 1.0) for _, _, mm in random_pairs]
-    np.testing.assert_array_equal(found[whole], expected[whole])
+    assert known.sum() >= 66
+    isotropic = known & [mm == (1.0, 1.0, 1.0) for _, _, mm in some_pairs]
+    assert isotropic.sum() >= 22
+    np.testing.assert_array_equal(found[isotropic], expected[isotropic])
     assert np.isnan(expected[~known]).all()  # where a mask is empty, MONAI knows of no distance
 
 
 @pytest.mark.parametrize(
     ("method", "peer"), [("medpy", by_distance_transforms), ("surface", by_surface_elements)]
 )
-def test_random_pairs_are_equal_to_what_the_definition_says(random_pairs, method, peer):
-    found = [hd95(p, r, spacing_mm=mm, method=method) for p, r, mm in random_pairs]
-    np.testing.assert_allclose(found, [peer(*pair) for pair in random_pairs], rtol=1e-6)
+def test_random_pairs_are_equal_to_what_the_definition_says(some_pairs, method, peer):
+    found = [hd95(p, r, spacing_mm=mm, method=method) for p, r, mm in some_pairs]
+    np.testing.assert_allclose(found, [peer(*pair) for pair in some_pairs], rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", HD95_METHODS)
@@ -112,7 +113,7 @@ def test_two_voxels_by_hand(method):
 
 @pytest.mark.parametrize("method", HD95_METHODS)
 def test_it_is_symmetric_and_turns_with_the_volume(random_pairs, method):
-    for prediction, reference, mm in random_pairs[:48]:
+    for prediction, reference, mm in random_pairs[:24]:
         one = hd95(prediction, reference, spacing_mm=mm, method=method)
         two = hd95(
             reference.transpose(2, 0, 1)[:, ::-1],

@@ -63,8 +63,10 @@ def test_the_golden_case(golden, extra):
     assert {(one.num_lesions, one.fn, one.fp) for one in found} == {(2, 1, extra)}
 
 
-@pytest.mark.parametrize("method", ["surface", "medpy", "monai"])
-@pytest.mark.parametrize(("dilations", "volume"), [(1, 2.0), (3, 20.0), (2, 0.0)])
+@pytest.mark.parametrize(
+    ("method", "dilations", "volume"),
+    [("surface", 1, 2.0), ("surface", 3, 20.0), ("medpy", 2, 0.0), ("monai", 3, 20.0)],
+)
 def test_random_pairs_are_equal_to_the_rules_taken_literally(
     random_pairs, method, dilations, volume
 ):

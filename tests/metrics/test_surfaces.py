@@ -82,12 +82,14 @@ def test_areas_turn_with_the_mask(axes):
 
 
 @pytest.mark.parametrize("spacing_mm", [ISOTROPIC, (0.5, 1.0, 3.0), (2.0, 0.7, 0.9)])
-@pytest.mark.parametrize("density", [0.0005, 0.01, 0.3])
+@pytest.mark.parametrize(
+    ("density", "size"), [(0.0005, (23, 19, 31)), (0.01, (23, 19, 31)), (0.3, (9, 8, 11))]
+)
 @pytest.mark.parametrize("elements", [True, False])
-def test_distances_are_those_to_the_nearest_element(spacing_mm, density, elements):
+def test_distances_are_those_to_the_nearest_element(spacing_mm, density, size, elements):
     one, two = (
         surface_elements(mask, spacing_mm) if elements else border_voxels(mask)
-        for mask in masks(7, density=density)
+        for mask in masks(7, density=density, size=size)
     )
     expected = brute_force(one, two, spacing_mm)
     np.testing.assert_allclose(distances(one, two, spacing_mm), expected, rtol=1e-12)

@@ -61,10 +61,8 @@ def test_left_of_the_brain_has_positive_u_and_front_comes_first(brain):
     # No tumour starts or goes there; the frontal lobe is open to them.
     u, v, w = np.broadcast_arrays(*GRID.mesh)
     assert not brain.growth_mask[(np.abs(u) < 35) & (v > 35) & (w < -26)].any()
-    assert (
-        brain.growth_mask[(v < -30) & (w > 0) & (brain.depth_mm > 5) & (brain.white > 0.8)].mean()
-        > 0.9
-    )
+    frontal = (v < -30) & (w > 0) & (brain.depth_mm > 5) & (brain.white > 0.8)
+    assert brain.growth_mask[frontal].mean() > 0.9
     # Ventricles lie in the middle.
     assert np.abs(brain.lateral_mm[brain.ventricle > 0.5]).max() < 35
 

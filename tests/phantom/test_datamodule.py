@@ -1,6 +1,7 @@
-"""Mirrors clipseg3d/data/phantom_datamodule.py."""
+"""Mirrors clipseg3d/phantom/datamodule.py."""
 
 import shutil
+from collections import Counter
 
 import nibabel as nib
 import numpy as np
@@ -9,19 +10,24 @@ import torch
 import yaml
 
 from clipseg3d.batch import Batch
+from clipseg3d.data import cache, cases
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.phantom.datamodule import PhantomDataModule
-from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.data.releases import PHANTOM
+from clipseg3d.phantom import write
+from clipseg3d.phantom.datamodule import PhantomDataModule
 
-SPACING = 7.0
+SPACING = 8.0
 PATCH = (9, 8, 6)
+NUMBERS = range(1, 6)
+NAMES = [f"Phantom_{number:05d}" for number in NUMBERS]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Five patients with numbers 3 to 7, and the cache of them."""
+def written(phantom_folder, tmp_path_factory):
+    """Five patients with numbers 1 to 5, and the cache of them; only to be read."""
     root = tmp_path_factory.mktemp("phantoms")
+    for name in NAMES:
+        shutil.copytree(phantom_folder / name, root / "cases" / name)
     make(root).prepare_data()
     return root
 
@@ -32,10 +38,23 @@ def root(written, tmp_path):
     return shutil.copytree(written, tmp_path / "copy")
 
 
+@pytest.fixture
+def simulated(phantoms, monkeypatch):
+    """Stand in for the simulation of the shared patients; list seeds and spacings."""
+    calls = []
+
+    def simulate(seed, *, spacing_mm):
+        calls.append((seed, spacing_mm))
+        return phantoms[seed]
+
+    monkeypatch.setattr(write, "simulate_phantom", simulate)
+    return calls
+
+
 def make(root, **options):
     defaults = {
         "num_cases": 5,
-        "first_seed": 3,
+        "first_seed": 1,
         "spacing_mm": SPACING,
         "patch_size": PATCH,
         "num_workers": 0,
@@ -48,30 +67,38 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+def ready(module):
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
 def names(data):
     return [case.case_id for case in data.cases]
 
 
-def test_writes_the_patients_asked_for(written):
-    cases = sorted(path.name for path in (written / "cases").iterdir())
-    assert cases == [f"Phantom_{number:05d}" for number in range(3, 8)]
-    case = written / "cases" / "Phantom_00004"
+def train_and_val(module):
+    return sorted(names(module.train_set) + names(module.val_set))
+
+
+def test_writes_the_patients_asked_for(tmp_path, simulated):
+    make(tmp_path).prepare_data()
+    assert simulated == [(seed, SPACING) for seed in NUMBERS]
+    assert sorted(path.name for path in (tmp_path / "cases").iterdir()) == NAMES
+    case = tmp_path / "cases" / "Phantom_00002"
     assert sorted(path.name for path in case.iterdir()) == sorted(
-        [f"Phantom_00004_{suffix}.nii.gz" for suffix in ("t1", "t1ce", "t2", "flair", "seg")]
-        + ["Phantom_00004_flair_text.txt"]
+        [f"Phantom_00002_{suffix}.nii.gz" for suffix in ("t1", "t1ce", "t2", "flair", "seg")]
+        + ["Phantom_00002_flair_text.txt"]
     )
-    affine = nib.load(case / "Phantom_00004_t1.nii.gz").affine
+    affine = nib.load(case / "Phantom_00002_t1.nii.gz").affine
     assert nib.affines.voxel_sizes(affine) == pytest.approx([SPACING] * 3)
 
 
 def test_end_to_end(written):
     module = make(written, batch_size=2)
     assert module.release is PHANTOM
-    module.prepare_data()
-    module.setup("fit")
-    assert sorted(names(module.train_set) + names(module.val_set)) == [
-        f"Phantom_{number:05d}" for number in range(3, 8)
-    ]
+    ready(module)
+    assert train_and_val(module) == NAMES
     assert len(module.val_set) == 1
     train = [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
     assert len(train) == 2
@@ -89,62 +116,73 @@ def test_end_to_end(written):
     assert voxels == [int(np.isin(stored, PHANTOM.regions[r]).sum()) for r in ("WT", "TC", "ET")]
 
 
-def test_a_second_prepare_data_writes_nothing(written):
+def test_a_second_prepare_data_writes_nothing(written, simulated):
     before = times(written)
-    module = make(written)
-    module.prepare_data()
-    module.setup("fit")
+    ready(make(written))
     assert times(written) == before
+    assert simulated == []
 
 
-def test_only_missing_patients_are_written(root):
-    before = times(root / "cases")
-    shutil.rmtree(root / "cases" / "Phantom_00005")
-    assert write_phantoms(root / "cases", 5, spacing_mm=SPACING, seed=3) == [
-        f"Phantom_{number:05d}" for number in range(3, 8)
-    ]
-    after = times(root / "cases")
-    assert after.keys() == before.keys()
-    assert {path.parent.name for path in after if after[path] != before[path]} <= {
-        "Phantom_00005",
-        "cases",
-    }
+def test_every_file_is_opened_once_in_a_run(root, simulated, monkeypatch):
+    headers, fingerprints = Counter(), Counter()
+    open_nifti, fingerprint = cases.open_nifti, cache.fingerprint
+
+    def count_headers(path, **options):
+        headers[path] += 1
+        return open_nifti(path, **options)
+
+    def count_fingerprints(path):
+        fingerprints[path] += 1
+        return fingerprint(path)
+
+    monkeypatch.setattr(cases, "open_nifti", count_headers)
+    monkeypatch.setattr(cache, "fingerprint", count_fingerprints)
+    module = ready(make(root))
+    module.setup("validate")
+    files = dict.fromkeys(root.rglob("*.nii.gz"), 1)
+    assert len(files) == 5 * len(NAMES)
+    assert dict(headers) == dict(fingerprints) == files
+    module.teardown("fit")
+    shutil.rmtree(root / "cases" / NAMES[2])
+    module.setup("fit")  # which looks again, and finds a patient missing
+    assert simulated == [(NUMBERS[2], SPACING)]
+    assert train_and_val(module) == NAMES
+    assert dict(headers) == dict(fingerprints) == dict.fromkeys(files, 2)
+
+
+def test_provenance_is_computed_once_for_each_setup(written, monkeypatch):
+    described, describe = [], PhantomDataModule._describe_data
+
+    def count(module):
+        described.append(module)
+        return describe(module)
+
+    monkeypatch.setattr(PhantomDataModule, "_describe_data", count)
+    module = ready(make(written))
+    first = module.provenance()
+    assert module.provenance() is first
+    assert sorted(first["cache_files"]) == NAMES
+    module.setup("fit")
+    assert module.provenance() == first
+    assert module.provenance() is not first
+    assert len(described) == 2
 
 
 def test_a_smaller_number_of_cases_takes_the_first(written):
-    module = make(written, num_cases=3, num_folds=3)
-    module.prepare_data()
-    module.setup("fit")
-    assert sorted(names(module.train_set) + names(module.val_set)) == [
-        f"Phantom_{number:05d}" for number in (3, 4, 5)
-    ]
+    module = ready(make(written, num_cases=3, num_folds=3))
+    assert train_and_val(module) == NAMES[:3]
 
 
-def test_other_seeds_are_other_patients(root):
-    module = make(root, num_cases=2, first_seed=7, num_folds=2)
-    module.prepare_data()
-    module.setup("fit")
-    assert sorted(names(module.train_set) + names(module.val_set)) == [
-        "Phantom_00007",
-        "Phantom_00008",
-    ]
+def test_other_seeds_are_other_patients(root, simulated):
+    module = ready(make(root, num_cases=2, first_seed=0, num_folds=2))
+    assert train_and_val(module) == ["Phantom_00000", "Phantom_00001"]
+    assert simulated == [(0, SPACING)]
     assert len(list((root / "cases").iterdir())) == 6
 
 
-def test_equal_seeds_give_equal_patients(tmp_path, written):
-    write_phantoms(tmp_path, 1, spacing_mm=SPACING, seed=6)
-    for suffix in ("t1", "flair", "seg"):
-        file = f"Phantom_00006/Phantom_00006_{suffix}.nii.gz"
-        np.testing.assert_array_equal(
-            read_voxels(tmp_path / file), read_voxels(written / "cases" / file)
-        )
-
-
 def test_shuffled_reports_and_views_are_those_of_the_base(written):
-    own, other = make(written), make(written, shuffle_reports=True, view_selection="attention")
-    for module in (own, other):
-        module.prepare_data()
-        module.setup("fit")
+    own = ready(make(written))
+    other = ready(make(written, shuffle_reports=True, view_selection="attention"))
     reports = [
         {case.case_id: case.report for case in [*module.train_set.cases, *module.val_set.cases]}
         for module in (own, other)
@@ -176,7 +214,7 @@ def test_hyperparameters_are_plain_values(tmp_path):
     module = make(tmp_path, seed=4)
     saved = dict(module.hparams)
     assert saved["num_cases"] == 5
-    assert saved["first_seed"] == 3
+    assert saved["first_seed"] == 1
     assert saved["spacing_mm"] == SPACING
     assert saved["seed"] == 4
     torch.save(saved, tmp_path / "saved.pt")
@@ -202,11 +240,11 @@ def test_a_survey_counts_who_is_there_and_who_is_planned(root, tmp_path):
 
 
 def test_a_survey_lists_every_fault(root):
-    (root / "cases" / "Phantom_00005" / "Phantom_00005_t2.nii.gz").unlink()
-    (root / "cases" / "Phantom_00006" / "Phantom_00006_seg.nii.gz").write_bytes(b"no image")
+    (root / "cases" / "Phantom_00002" / "Phantom_00002_t2.nii.gz").unlink()
+    (root / "cases" / "Phantom_00003" / "Phantom_00003_seg.nii.gz").write_bytes(b"no image")
     survey = make(root, num_folds=6).survey()
-    assert any("Phantom_00005_t2" in fault for fault in survey.faults)
-    assert any("Phantom_00006_seg" in fault for fault in survey.faults)
+    assert any("Phantom_00002_t2" in fault for fault in survey.faults)
+    assert any("Phantom_00003_seg" in fault for fault in survey.faults)
     assert any("5 patients cannot fill num_folds=6" in fault for fault in survey.faults)
     assert (survey.training, survey.validation) == (0, 0)
 

@@ -121,9 +121,18 @@ def test_some_fields_of_view_end_below_the_top_of_the_head(population):
     assert 0 < sum(cut) < 10
 
 
-def test_brain_is_about_as_large_as_a_brain(patients):
-    extents = [p.spacing_mm * np.ptp(np.argwhere(p.image[0] > 0), axis=0) for p in patients]
-    np.testing.assert_allclose(np.mean(extents, axis=0), (135, 175, 138), atol=10)
+def extents_mm(patients):
+    return [p.spacing_mm * np.ptp(np.argwhere(p.image[0] > 0), axis=0) for p in patients]
+
+
+def test_the_shared_patients_have_brains_of_usual_size(phantoms):
+    extents = np.mean(extents_mm(phantoms), axis=0) + 8  # from edge to edge
+    np.testing.assert_allclose(extents, (140, 170, 139), atol=6)
+
+
+@pytest.mark.slow
+def test_brain_is_about_as_large_as_a_brain(population):
+    np.testing.assert_allclose(np.mean(extents_mm(population), axis=0), (135, 175, 138), atol=10)
 
 
 def test_tumour_lies_inside_the_brain_around_its_core(patients):

@@ -15,7 +15,7 @@ from clipseg3d.training.module import CLIPSeg3DModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PLAIN = NetworkConfig(channels=(4, 8), num_auxiliary=0, semantics=False)
-DAMAGED = "not a whole checkpoint; copy it again, or give another one"
+DAMAGED = "not a whole checkpoint; give another one, or copy it again"
 
 
 @pytest.fixture

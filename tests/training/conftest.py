@@ -1,6 +1,5 @@
 """A small network and simulated patients, for tests of whole fits."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,8 @@ class SmallFit:
         region_contrast=0.5,
     )
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, patients: Path, cache: Path) -> None:
+        self.patients, self.cache = patients, cache
 
     def data(self, **options):
         """Four patients to train on, in four batches of two crops; one to validate on."""
@@ -39,9 +38,9 @@ class SmallFit:
             "crops_per_case": 2,
             "num_workers": 0,
             "view_selection": self.network.view_selection,
-            "cache_dir": str(self.root / "cache"),
+            "cache_dir": str(self.cache),
         }
-        return PhantomDataModule(str(self.root / "phantoms"), **{**defaults, **options})
+        return PhantomDataModule(str(self.patients), **{**defaults, **options})
 
     def module(self, network=network, **options):
         defaults = {
@@ -80,6 +79,4 @@ class SmallFit:
 
 @pytest.fixture(scope="session")
 def small(phantom_folder, tmp_path_factory):
-    root = tmp_path_factory.mktemp("small")
-    shutil.copytree(phantom_folder, root / "phantoms")
-    return SmallFit(root)
+    return SmallFit(phantom_folder, tmp_path_factory.mktemp("cache"))

@@ -63,8 +63,8 @@ def arguments(root: Path, name: str, workers: int) -> list[str]:
     return ["fit", *(f"--{key}={value}" for key, value in options.items())]
 
 
-def spied(log: Path, kill_at: int) -> None:
-    """Note what is trained and scored, and end this process at some event, however it comes."""
+def spy(log: Path, kill_at: int) -> None:
+    """Log what is trained and scored, and kill this process at one of these events."""
     events = 0
 
     def event() -> None:
@@ -88,13 +88,13 @@ def spied(log: Path, kill_at: int) -> None:
         return loss
 
     def spy_score(self, stage, metric):
-        event()  # before it counts
+        event()  # before the scores are logged
         score(self, stage, metric)
         if not self.trainer.sanity_checking:
             note("score", self.global_step, float(self.trainer.callback_metrics["val/dice_mean"]))
 
     def spy_replace(source, target):
-        event()  # written, not yet in place
+        event()  # written, not yet renamed
         replace(source, target)
         event()
 
@@ -108,8 +108,8 @@ def fit(root: Path, name: str, workers: int, kill_at: int) -> int:
     if child == 0:
         try:
             (root / name).mkdir(parents=True, exist_ok=True)
-            spied(root / name / "log.jsonl", kill_at)
-            torch.manual_seed(os.getpid())  # what a process draws before must not count
+            spy(root / name / "log.jsonl", kill_at)
+            torch.manual_seed(os.getpid())  # numbers drawn before the fit must not matter
             run_lightning(arguments(root, name, workers))
         except BaseException:
             traceback.print_exc()
@@ -121,7 +121,7 @@ def fit(root: Path, name: str, workers: int, kill_at: int) -> int:
 def main(root: Path, workers: int) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    ends = {"whole": [fit(root, "whole", workers, 0)], "killed": [], "at": []}
+    ends = {"left alone": [fit(root, "left alone", workers, 0)], "killed": [], "at": []}
     while True:
         kill_at = random.randint(1, 25) if len(ends["killed"]) < 2 else 0
         ends["at"].append(kill_at)

@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-import clipseg3d
+import clipseg3d.data.brats
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.releases import PHANTOM
 from clipseg3d.data.splits import Splits
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_every_checkpoint_says_what_was_run(small, tmp_path):
     small.data().prepare_data()
     splits = tmp_path / "folds.json"
-    # other tests may have more patients there
-    Splits.draw(find_cases(small.root / "phantoms", PHANTOM, spacing_mm=8.0)[:5]).write(splits)
+    # the folder holds one patient more
+    Splits.draw(find_cases(small.patients, PHANTOM, spacing_mm=8.0)[:5]).write(splits)
     folder = tmp_path / "fit"
     manifest = RunManifest()
     manifest.config = {"given": (1, 2)}
@@ -55,6 +55,32 @@ def test_every_checkpoint_says_what_was_run(small, tmp_path):
     assert set(data["cache_files"]) == {*data["split"]["training"], *data["split"]["validation"]}
     assert "git" in second
     assert "command" in second
+
+
+class Checksums(Callback):
+    """Counts the check sums that are computed of data, until training starts and until it ends."""
+
+    def __init__(self, monkeypatch):
+        self.count = 0
+        compute = clipseg3d.data.brats.sha256_of_values
+        monkeypatch.setattr(
+            clipseg3d.data.brats, "sha256_of_values", lambda values: self.add() or compute(values)
+        )
+
+    def add(self):
+        self.count += 1
+
+    def on_train_start(self, trainer, pl_module):
+        self.before = self.count
+
+
+def test_saving_computes_no_check_sum_of_data(small, tmp_path, monkeypatch):
+    checksums = Checksums(monkeypatch)
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    small(tmp_path, max_epochs=1, limit_val_batches=0, callbacks=[RunManifest(), checksums, saving])
+    assert len(list(tmp_path.glob("*.ckpt"))) == 4
+    assert checksums.before > 0
+    assert checksums.count == checksums.before
 
 
 def test_time_before_an_interruption_counts(small, tmp_path):

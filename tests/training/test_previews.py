@@ -55,7 +55,7 @@ def shown(small, tmp_path_factory):
     csv, board = CSVLogger(folder), Board(folder / "board")
     small(
         folder,
-        data=small.data(num_cases=7, num_folds=2),
+        data=small.data(num_cases=6, num_folds=2),
         max_epochs=2,
         limit_train_batches=1,
         num_sanity_val_steps=1,

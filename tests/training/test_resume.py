@@ -1,6 +1,7 @@
-"""A fit that was interrupted ends as one that was not: weights, scores and order of the data."""
+"""An interrupted fit ends like an uninterrupted one: weights, scores and order of the data."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from clipseg3d.training.checkpoint_io import AtomicCheckpointIO
 from clipseg3d.training.last_checkpoints import LastCheckpoints
+from clipseg3d.training.module import CLIPSeg3DModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SCRIPT = Path(__file__).with_name("killed_fit.py")
@@ -31,9 +34,9 @@ class Diary(Callback):
         self.events = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        place = (trainer.current_epoch, batch_idx)
-        seen = (tuple(batch["case_id"]), float(batch["image"].double().sum()))
-        self.events.append(("batch", trainer.global_step, *place, *seen, float(outputs["loss"])))
+        index = (trainer.current_epoch, batch_idx)
+        content = (tuple(batch["case_id"]), float(batch["image"].double().sum()))
+        self.events.append(("batch", trainer.global_step, *index, *content, float(outputs["loss"])))
 
     def on_validation_end(self, trainer, pl_module):
         if not trainer.sanity_checking:
@@ -42,55 +45,100 @@ class Diary(Callback):
 
     def after(self, step):
         """Return what followed a step, and the validation that belongs to it."""
-        todo = list(self.events)
-        while todo.pop(0)[:2] != ("batch", step):
+        rest = list(self.events)
+        while rest.pop(0)[:2] != ("batch", step):
             pass
-        while todo and todo[0][0] == "score":
-            todo.pop(0)
-        return todo
+        while rest and rest[0][0] == "score":
+            rest.pop(0)
+        return rest
 
 
 class Rates(Callback):
     """Notes the learning rate of every step."""
 
     def __init__(self):
-        self.seen = []
+        self.values = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.values.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 def callbacks(folder):
-    """What notes, keeps the best and keeps every state."""
+    """Return a diary, and callbacks that keep all best and all last checkpoints."""
     last = LastCheckpoints(1, dirpath=str(folder))
     last.save_top_k = -1
     best = ModelCheckpoint(folder, filename="best-{step}", save_top_k=-1)
     return [Diary(), best, last]
 
 
-def weights(module):
-    return {name: weight.clone() for name, weight in module.state_dict().items()}
+def assert_equal_weights(module, other):
+    expected = other.state_dict()
+    assert all(torch.equal(expected[name], weight) for name, weight in module.state_dict().items())
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_fit_goes_on_from_every_state_bit_for_bit(small, tmp_path, mode):
+def write_format_1(source, path):
+    """Write a checkpoint of today as the version with format 1 did."""
+    content = torch.load(source, weights_only=True)
+    del content["format"]
+    values, settings = content["hyper_parameters"], content["settings"]
+    values["window"] = values.pop("roi_size")
+    values["network"]["fold"] = values["network"].pop("space_to_depth")
+    settings["model.window"] = settings.pop("model.roi_size")
+    settings["model.network.fold"] = settings.pop("model.network.space_to_depth")
+    weights = {}
+    for name, weight in content["state_dict"].items():
+        name = name.replace("semantic_fusion.bottleneck.", "semantic_fusion.gate.")
+        weights[re.sub(r"(attention\.\w+)\.position", r"\1.place", name)] = weight
+    assert any("semantic_fusion.gate." in name for name in weights)
+    assert any(".place_key." in name for name in weights)
+    content["state_dict"] = weights
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("plugins", [[AtomicCheckpointIO()], []])
+def test_a_checkpoint_of_format_1_is_resumed_and_scored(small, tmp_path, plugins):
+    options = {"max_epochs": 2, "plugins": plugins}
+    last = LastCheckpoints(1, dirpath=str(tmp_path / "first"))
+    last.save_top_k = -1
+    module, trainer = small(tmp_path, callbacks=[last], **options)
+    old = write_format_1(tmp_path / "first" / "last-0000005.ckpt", tmp_path / "old.ckpt")
+    resumed, ended = small(tmp_path, checkpoint=old, **options)
+    assert ended.global_step == trainer.global_step == 8
+    assert_equal_weights(resumed, module)
+    old = write_format_1(tmp_path / "first" / "last-0000008.ckpt", tmp_path / "old.ckpt")
+    for scored in (small.module(), CLIPSeg3DModule.load_from_checkpoint(old)):
+        scorer = small.trainer(tmp_path, plugins=plugins)
+        (scores,) = scorer.validate(scored, small.data(), ckpt_path=old, verbose=False)
+        assert scores == {name: trainer.callback_metrics[name].item() for name in scores}
+        assert_equal_weights(scored, module)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        mode if mode == "accumulated gradients" else pytest.param(mode, marks=pytest.mark.slow)
+        for mode in MODES
+    ],
+)
+def test_a_fit_is_resumed_from_every_state_bit_for_bit(small, tmp_path, mode):
     options = {"max_epochs": 2, **MODES[mode]}
-    whole = callbacks(tmp_path / "whole")
-    module, trainer = small(tmp_path, callbacks=whole, **options)
-    states = sorted((tmp_path / "whole").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-    batches = [event for event in whole[0].events if event[0] == "batch"]
+    first = callbacks(tmp_path / "first")
+    module, trainer = small(tmp_path, callbacks=first, **options)
+    states = sorted((tmp_path / "first").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    batches = [event for event in first[0].events if event[0] == "batch"]
     assert len(batches) == (9 if "max_steps" in options else 8)
     ends = [path for path in states if path.stem in ("last-0000004", "last-0000002")]
     for state in dict.fromkeys([states[0], *ends, states[-2]]):
-        rest = callbacks(tmp_path / "rest")
-        again, ended = small(tmp_path, checkpoint=state, callbacks=rest, **options)
+        second = callbacks(tmp_path / "second")
+        resumed, ended = small(tmp_path, checkpoint=state, callbacks=second, **options)
         step = int(state.stem.split("-")[1].removeprefix("step="))
-        assert rest[0].events == whole[0].after(step), state
+        assert second[0].events == first[0].after(step), state
         assert ended.global_step == trainer.global_step
-        due = weights(module)
-        assert all(torch.equal(due[name], weight) for name, weight in weights(again).items())
+        assert_equal_weights(resumed, module)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path):
     """SIGKILL at random events: a step, a validation, a checkpoint that is being written."""
     run = subprocess.run(
@@ -102,19 +150,20 @@ def test_killed_again_and_again(tmp_path):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     ends = json.loads((tmp_path / "ends.json").read_text())
-    assert ends["whole"] == [0], run.stderr[-3000:]
+    assert ends["left alone"] == [0], run.stderr[-3000:]
     assert ends["killed"][0] == -signal.SIGKILL
     assert ends["killed"][-1] == 0, (ends, run.stderr[-3000:])
-    diaries = {name: (tmp_path / name / "log.jsonl").read_text() for name in ("whole", "killed")}
+    diaries = {name: (tmp_path / name / "log.jsonl").read_text() for name in ("left alone", "killed")}
     # What was done twice was the same twice.
-    assert set(diaries["killed"].splitlines()) == set(diaries["whole"].splitlines()), ends
-    folders = [tmp_path / name / "checkpoints" for name in ("whole", "killed")]
+    assert set(diaries["killed"].splitlines()) == set(diaries["left alone"].splitlines()), ends
+    folders = [tmp_path / name / "checkpoints" for name in ("left alone", "killed")]
     for name in ("best.ckpt", *sorted(path.name for path in folders[0].glob("last-*.ckpt"))):
         one, two = (torch.load(folder / name, weights_only=True) for folder in folders)
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
             assert str(one[key]) == str(two[key]), (name, key, ends)
-        due = one["state_dict"]
-        assert all(torch.equal(due[key], value) for key, value in two["state_dict"].items()), ends
+        expected = one["state_dict"]
+        for key, value in two["state_dict"].items():
+            assert torch.equal(expected[key], value), (name, key, ends)
     assert not list(folders[1].glob(".*"))
 
 
@@ -127,13 +176,14 @@ def test_equal_seeds_give_equal_fits_and_others_do_not(small, tmp_path):
             seed=seed,
             data=small.data(num_workers=workers),
             max_epochs=2,
+            limit_val_batches=0,
             callbacks=[diary],
             enable_checkpointing=False,
         )
-        fits.append((diary.events, weights(module)))
+        fits.append((diary.events, module))
     (one, first), (two, second), (other, _) = fits
     assert one == two
-    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    assert_equal_weights(second, first)
     assert one != other
 
 
@@ -165,9 +215,9 @@ def test_more_epochs_than_were_planned(small, tmp_path):
         assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3}
         fresh = module.plan.optimizer_for(module.network)
         scheduler = module.plan.schedule_for(fresh, 12)
-        due = []
+        expected = []
         for _ in range(12):
-            due.append(fresh.param_groups[0]["lr"])
+            expected.append(fresh.param_groups[0]["lr"])
             fresh.step()
             scheduler.step()
-        assert rates.seen == pytest.approx(due[4:])
+        assert rates.values == pytest.approx(expected[4:])
