@@ -67,12 +67,17 @@ def test_equal_levels_weigh_as_one(label):
     torch.testing.assert_close(loss([logits] * 3, label), loss([logits], label))
 
 
-def test_padded_level_is_compared_with_a_padded_label():
+@pytest.mark.parametrize(
+    ("size", "coarse_size", "factor"), [((7, 9, 11), (4, 5, 6), 2), ((5, 5, 5), (2, 2, 2), 4)]
+)
+def test_padded_level_is_compared_with_a_padded_label(size, coarse_size, factor):
     generator = torch.Generator().manual_seed(0)
-    label = (torch.rand(B, R, 7, 9, 11, generator=generator) > 0.5).float()
-    coarse = logits_of(4, 5, 6)
-    expected = reference(coarse, averaged(F.pad(label, (0, 1, 0, 1, 0, 1)), 2))
-    fine = logits_of(7, 9, 11, seed=2)
+    label = (torch.rand(B, R, *size, generator=generator) > 0.5).float()
+    coarse = logits_of(*coarse_size)
+    missing = [factor * n - fine for n, fine in zip(coarse_size, size, strict=True)]
+    padding = [pad for n in reversed(missing) for pad in (0, n)]
+    expected = reference(coarse, averaged(F.pad(label, padding), factor))
+    fine = logits_of(*size, seed=2)
     loss = RegionLoss()
     expected = (reference(fine, label) + expected / 2) / 1.5
     assert loss([fine, coarse], label).item() == pytest.approx(expected, rel=1e-5)

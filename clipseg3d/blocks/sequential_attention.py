@@ -63,7 +63,7 @@ class SequentialCrossAttention(nn.Module):
         voxels = self.project(voxels) + self.position(positions)
         read, _ = self.read(tokens, voxels, voxels, need_weights=False)
         read = self.read_norm(tokens + read)
-        has_no_token = ~token_mask.any(dim=1, keepdim=True)  # softmax over no key would be NaN
+        has_no_token = ~token_mask.any(dim=1, keepdim=True)  # without any key: NaN
         written, _ = self.write(
             voxels,
             read,

@@ -283,8 +283,8 @@ def _looks_wrong(case: Case) -> bool:
                     file.seek(-8, os.SEEK_END)
                     checksum, size = struct.unpack("<II", file.read(8))
                     end = checksum, size
-        except (ValueError, OSError):  # check_geometry has reported it
-            continue
+        except (ValueError, OSError):  # a fault: look at the other files of the case too
+            return True
         expected = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
         if size != expected % 2**32:
             return True
@@ -384,8 +384,10 @@ def _copies(cases: Sequence[CaseFacts]) -> list[str]:
             faults.append(f"{paths}: the same voxels{more}; keep one of the cases")
             continue
         for files in copies:
-            paths = " and ".join(dict.fromkeys(path for _, _, path in files))
             kinds = " and ".join(kind for _, kind, _ in files)
+            if all(kind != LABEL for _, kind, _ in files):
+                continue  # which reading the case has reported
+            paths = " and ".join(dict.fromkeys(path for _, _, path in files))
             faults.append(f"{paths}: the same voxels for {kinds}; restore the right file of each")
     return faults
 

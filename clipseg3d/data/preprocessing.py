@@ -17,8 +17,9 @@ from torch import Tensor
 
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.labels import label_faults, round_labels
-from clipseg3d.data.nifti import open_nifti, read_voxels
+from clipseg3d.data.nifti import geometry_notes, open_nifti, read_voxels
 from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.data.scan_checks import check_scan
 from clipseg3d.data.scan_grid import ScanGrid, to_lps
 from clipseg3d.intensity import intensity_statistics, scale
 from clipseg3d.views import Views, ViewSelection, cut_views
@@ -41,6 +42,7 @@ class Preprocessed:
         label: (x, y, z) uint8 of the same box, in the labels of the release; None without an
             expert mask.
         grid: how the brain box lies in the scan, and the way back.
+        notes: what was changed, or is unusual or in doubt about the scan, a line each.
     """
 
     image: Tensor
@@ -48,6 +50,7 @@ class Preprocessed:
     views: Views
     label: npt.NDArray[np.uint8] | None
     grid: ScanGrid
+    notes: tuple[str, ...] = ()
 
 
 def preprocess(
@@ -75,14 +78,19 @@ def preprocess(
     volumes: dict[str, npt.NDArray[Any]] = {}
     for path in dict.fromkeys(case.sequences.values()):
         try:
-            voxels = read_voxels(path, axes=case.axes)
+            voxels = read_voxels(path, axes=case.axes, allow_nan=True)
         except (ValueError, FileNotFoundError) as error:
             faults.append(str(error))
             continue
         for name in (name for name, file in case.sequences.items() if file == path):
             volumes[name] = voxels[..., case.channels[name]] if case.channels else voxels
-            if not volumes[name].any():
-                faults.append(f"{path}: every voxel of {name} is 0; export the sequence again")
+    notes: list[str] = []
+    scan = None
+    if len({volume.shape for volume in volumes.values()}) == 1:
+        scan = open_nifti(next(iter(case.sequences.values())), axes=case.axes)
+        voxel_mm3 = abs(float(np.linalg.det(scan.affine[:3, :3])))
+        volumes, notes, scan_faults = check_scan(volumes, case.sequences, voxel_mm3=voxel_mm3)
+        faults += scan_faults
     label = None
     if case.label is not None:
         try:
@@ -96,10 +104,10 @@ def preprocess(
     if faults:
         raise DataError(faults)
     shapes = {volume.shape for volume in [*volumes.values(), *([] if label is None else [label])]}
-    if len(shapes) > 1:
+    if len(shapes) > 1 or scan is None:
         raise DataError([f"{case.case_id}: its files have different shapes {sorted(shapes)}"])
-
-    scan = open_nifti(next(iter(case.sequences.values())), axes=case.axes)
+    for path in dict.fromkeys(case.sequences.values()):
+        notes += geometry_notes(path, axes=case.axes)
     transform = to_lps(scan.affine)
     oriented = {name: nib.apply_orientation(voxels, transform) for name, voxels in volumes.items()}
     brain = reduce(np.logical_or, (volume != 0 for volume in oriented.values()))
@@ -143,4 +151,5 @@ def preprocess(
         views=Views(views.images[0], views.planes[0]),
         label=label,
         grid=grid,
+        notes=tuple(notes),
     )

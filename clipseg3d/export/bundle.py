@@ -23,9 +23,9 @@ python -m monai.bundle run --config_file configs/inference.json --bundle_root . 
 
 `CASES` is a folder of cases. Each case is a folder of four NIfTI files named as in BraTS,
 skull-stripped, on one grid, and with voxels of {spacing_mm:g} mm. A report beside the scans
-(`CASE_flair_text.txt`) is read. Labels are written as `SEGMENTATIONS/CASE.nii.gz`, with the grid
-and header of the scans, in the label convention of {release}. `--clip DIR` gives the folder of
-CLIP, if it has moved since training; `--device cpu` runs without a GPU. Not a medical device.
+(`CASE_flair_text.txt`) is read. Labels are written as `SEGMENTATIONS/CASE.nii.gz`, on the grid of
+the scans, in the label convention of {release}. `--clip DIR` gives the folder of CLIP, if it has
+moved since training; `--device cpu` runs without a GPU. Not a medical device.
 """
 
 

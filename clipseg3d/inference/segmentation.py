@@ -68,7 +68,7 @@ class Segmentation:
     evidence: Evidence | None = field(default=None, repr=False)
 
     def save(self, path: str | Path) -> None:
-        """Write the labels as NIfTI with the header and affine of the scan.
+        """Write the labels as NIfTI on the grid of the scan, without the texts in its header.
 
         The file is complete or absent; so are all files that other methods write.
 

@@ -332,6 +332,8 @@ def test_training_can_use_tokens_that_validation_computed(tiny_clip, views):
     bridge = SemanticBridge(tiny_clip, adapter=True)
     with torch.inference_mode():
         bridge.embed(Views(views.images.clone(), views.planes.clone()))
+    assert len(bridge._token_cache) == B
+    assert not any(tokens.is_inference() for tokens in bridge._token_cache.values())
     bridge.embed(views).tokens.sum().backward()
     assert all(weight.grad is not None for weight in bridge.adapter.parameters())
 

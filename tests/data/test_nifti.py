@@ -3,6 +3,8 @@
 import errno
 import gzip
 import os
+import struct
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from clipseg3d.data.nifti import (
+    geometry_notes,
     open_nifti,
     read_voxels,
     strip_extension,
@@ -141,9 +144,9 @@ def wrong_magic(path):
     ("spoil", "reason"),
     [
         (empty, "the file is empty"),
-        (cut_voxels, "not a readable NIfTI file"),
+        (cut_voxels, "not a readable NIfTI file|declares .* more than the file holds"),
         (cut_header, "not a readable NIfTI file"),
-        (web_page, "not a readable NIfTI file"),
+        (web_page, "is a web page, not NIfTI; download the file itself"),
         (wrong_magic, "not a readable NIfTI file"),
     ],
 )
@@ -155,7 +158,7 @@ def test_broken_files_are_named_with_a_cure(tmp_path, name, spoil, reason):
         read_voxels(path)
     message = str(error.value)
     assert message.startswith(f"{path}: ")
-    assert message.endswith("copy or download it again")
+    assert message.endswith(("copy or download it again", "download the file itself"))
     assert "\n" not in message
 
 
@@ -193,7 +196,7 @@ def test_a_flipped_bit_in_a_compressed_file_is_found(tmp_path):
         read_voxels(path)
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5, 2), (4, 6, 5, 1)])
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5, 2), (4, 6, 5, 1, 2)])
 def test_refuses_other_than_three_axes(tmp_path, shape):
     nib.save(nib.Nifti1Image(np.ones(shape, np.int16), LPS), tmp_path / "a.nii.gz")
     with pytest.raises(ValueError, match=rf"a\.nii\.gz: has {len(shape)} axes .*one 3D volume"):
@@ -245,16 +248,108 @@ def test_a_written_label_lies_where_its_scan_lies(tmp_path, axes, codes):
     assert (int(after.header["qform_code"]), int(after.header["sform_code"])) == codes
 
 
-def test_a_written_label_keeps_the_header_of_its_scan(tmp_path):
+GEOMETRY = {
+    *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c"),
+    *("quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+}
+
+
+def test_a_written_label_has_geometry_and_units_of_its_scan_and_no_names(tmp_path):
     source = scan(tmp_path / "scan.nii", oblique())
-    write_label(tmp_path / "label.nii", label_map(), source=source)
-    before, after = (nib.load(tmp_path / name).header for name in ("scan.nii", "label.nii"))
-    own = {"datatype", "bitpix", "scl_slope", "scl_inter", "cal_min", "cal_max"}
-    changed = {key for key in before if before[key].tobytes() != after[key].tobytes()}
-    assert changed <= own
+    image = nib.load(source)
+    image.header["descrip"] = b"Doe^Jane 1960-01-01"
+    image.header["aux_file"] = b"Doe"
+    image.header.set_intent("vector", name="Doe")
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Doe^Jane"))
+    nib.save(image, tmp_path / "named.nii")
+    write_label(tmp_path / "label.nii", label_map(), source=tmp_path / "named.nii")
+    assert b"Doe" in (tmp_path / "named.nii").read_bytes()
+    assert b"Doe" not in (tmp_path / "label.nii").read_bytes()
+    before, after = (nib.load(tmp_path / name).header for name in ("named.nii", "label.nii"))
+    assert all(before[key].tobytes() == after[key].tobytes() for key in GEOMETRY)
     assert after.get_data_dtype() == np.uint8
+    assert after.get_intent()[0] == "none"
     assert (float(after["cal_min"]), float(after["cal_max"])) == (0, 0)
-    assert [bytes(e.get_content()) for e in after.extensions] == [b"kept"]
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".NII.GZ"])
+def test_a_fourth_axis_of_one_is_read(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    nib.save(nib.Nifti1Image(voxels()[..., None], LPS), path)
+    np.testing.assert_array_equal(read_voxels(path), voxels())
+    write_label(tmp_path / "label.nii.gz", label_map(), source=path)
+    assert nib.load(tmp_path / "label.nii.gz").shape == label_map().shape
+
+
+def test_a_file_of_the_wrong_ending_says_how_to_rename_it(tmp_path):
+    nib.save(nib.Nifti1Image(voxels(), LPS), tmp_path / "a.nii")
+    nib.save(nib.Nifti1Image(voxels(), LPS), tmp_path / "b.nii.gz")
+    (tmp_path / "a.nii").rename(tmp_path / "plain.nii.gz")
+    (tmp_path / "b.nii.gz").rename(tmp_path / "zipped.nii")
+    with pytest.raises(ValueError, match=r"not compressed .* rename it to plain\.nii$"):
+        read_voxels(tmp_path / "plain.nii.gz")
+    with pytest.raises(ValueError, match=r"compressed although .* rename it to zipped\.nii\.gz$"):
+        read_voxels(tmp_path / "zipped.nii")
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (bytes(128) + b"DICM", "is DICOM, not NIfTI; .*dcm2niix"),
+        (b"NRRD0004\n", "is NRRD, not NIfTI"),
+        (b"ObjectType = Image\n", "is MetaImage, not NIfTI"),
+        (b"PK\x03\x04", "is a zip archive"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
+    ],
+)
+def test_other_formats_are_named_with_a_cure(tmp_path, head, message):
+    path = tmp_path / "a.nii"
+    path.write_bytes(head + bytes(400))
+    with pytest.raises(ValueError, match=rf"a\.nii: {message}|a\.nii: is a {message}"):
+        open_nifti(path)
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(voxels(), LPS), path)
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(1 << 24), 9) * 64)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="holds more than its header declares"):
+        read_voxels(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dims", [(0, 60, 39), (32767, 32767, 32767)])
+def test_impossible_sizes_are_a_fault_of_the_file(tmp_path, dims):
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(voxels(), LPS), path)
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into("<4h", data, 40, 3, *dims)
+    path.write_bytes(gzip.compress(bytes(data)))
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: (has an axis of length 0|its header declares)"):
+        open_nifti(path)
+
+
+def test_doubtful_geometry_is_noted(tmp_path):
+    def notes(sform, qform, other=None):
+        image = nib.Nifti1Image(voxels(), LPS)
+        image.set_sform(LPS, code=sform)
+        image.set_qform(LPS if other is None else other, code=qform)
+        nib.save(image, tmp_path / "a.nii")
+        return geometry_notes(tmp_path / "a.nii")
+
+    assert notes(1, 1) == notes(2, 0) == notes(0, 1) == []
+    (note,) = notes(0, 0)
+    assert "does not say how it lies in space; LAS is assumed" in note
+    moved = np.array(LPS)
+    moved[0, 3] += 7
+    (note,) = notes(1, 1, moved)
+    assert "sform and qform disagree by up to 7 mm; the sform is used" in note
+    nib.save(nib.Nifti1Image(voxels(), np.eye(4)), tmp_path / "b.nii")
+    (note,) = geometry_notes(tmp_path / "b.nii")
+    assert "identity affine" in note
+    assert "RAS is assumed" in note
 
 
 def test_the_scaling_of_the_scan_does_not_change_labels(tmp_path):

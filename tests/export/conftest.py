@@ -53,15 +53,19 @@ def case():
         statistics = intensity_statistics(volume)
         crop_box = torch.tensor([[[5 / 40, 3 / 30, 10 / 36], [16 / 40, 24 / 30, 12 / 36]]])
         inputs = {"image": volume[..., 5:21, 3:27, 10:22], "statistics": statistics}
-        whole = {**inputs, "crop_box": crop_box}
+        complete = {**inputs, "crop_box": crop_box}
         if network.semantic_fusion is None:
-            return inputs, whole
+            return inputs, complete
         views = cut_views(volume, statistics, selection=network.view_selection, size=48)
-        seen = network.semantic_fusion.bridge.embed(views)
-        inputs |= {"crop_box": crop_box, "view_tokens": seen.tokens, "views_valid": seen.valid}
-        if seen.patches is not None:
-            inputs |= {"view_patches": seen.patches, "view_planes": seen.planes}
+        embedded = network.semantic_fusion.bridge.embed(views)
+        inputs |= {
+            "crop_box": crop_box,
+            "view_tokens": embedded.tokens,
+            "views_valid": embedded.valid,
+        }
+        if embedded.patches is not None:
+            inputs |= {"view_patches": embedded.patches, "view_planes": embedded.planes}
         text, mask = network.embed_text([report])
-        return inputs, {**whole, "views": views, "text": text, "text_mask": mask}
+        return inputs, {**complete, "views": views, "text": text, "text_mask": mask}
 
     return see

@@ -82,8 +82,8 @@ def test_monai_runs_the_bundle_on_a_case_as_the_predictor_does(
 
 def test_metadata_are_in_the_keys_of_the_specification(bundle, settings):
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
-    due = monai.bundle.properties.MetaProperties
-    needed = {name for name, about in due.items() if about["required"]}
+    expected = monai.bundle.properties.MetaProperties
+    needed = {name for name, about in expected.items() if about["required"]}
     assert {"version", "monai_version", "pytorch_version", "numpy_version"} <= needed
     assert needed <= metadata.keys()
     image = metadata["network_data_format"]["inputs"]["image"]

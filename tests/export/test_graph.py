@@ -24,8 +24,8 @@ NETWORK = {"head": "nested", "attention_mode": "paper", "guided": ("ET",), "dens
 
 
 @torch.no_grad()
-def eager(network, whole):
-    return network(**whole)
+def eager(network, complete):
+    return network(**complete)
 
 
 @pytest.mark.slow
@@ -39,12 +39,12 @@ def test_onnx_gives_the_networks_logits(trained, case, settings, tmp_path):
     write_onnx(network, path, settings, report=REPORT)
     assert [file.name for file in path.parent.iterdir()] == ["net.onnx"]
     session = runtime.InferenceSession(path)
-    inputs, whole = case(network)
+    inputs, complete = case(network)
     assert [one.name for one in session.get_inputs()] == list(inputs)
     assert [one.name for one in session.get_outputs()] == ["logits"]
-    (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
-    expected = eager(network, whole)
-    assert (torch.from_numpy(found) - expected).abs().max() <= 1e-4
+    (result,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    expected = eager(network, complete)
+    assert (torch.from_numpy(result) - expected).abs().max() <= 1e-4
     assert expected.std() > 0.1
     about = session.get_modelmeta().custom_metadata_map
     assert about["clipseg3d"] == clipseg3d.__version__
@@ -71,9 +71,9 @@ def test_exported_program_gives_the_networks_logits(trained, case, settings, tmp
     assert list(tmp_path.iterdir()) == [path]
     extra = {"clipseg3d.json": ""}
     program = torch.export.load(path, extra_files=extra)
-    inputs, whole = case(network)
-    found = program.module()(**inputs)
-    assert (found - eager(network, whole)).abs().max() <= 1e-5
+    inputs, complete = case(network)
+    result = program.module()(**inputs)
+    assert (result - eager(network, complete)).abs().max() <= 1e-5
     about = json.loads(extra["clipseg3d.json"])
     assert (about["release"], about["spacing_mm"], about["report"]) == ("phantom", "8", report)
     assert not [name for name in program.state_dict if "frozen_model" in name]
@@ -102,9 +102,9 @@ def test_log_space_is_exact_where_onnx_would_overflow():
     assert torch.equal(_logaddexp(values, nothing), values)
 
 
-@pytest.mark.parametrize(("write", "due"), [(write_onnx, ".onnx"), (write_torch, ".pt2")])
-def test_another_ending_is_refused(trained, settings, tmp_path, write, due):
-    with pytest.raises(ValueError, match=rf"net\.bin: does not end in {due}; rename it"):
+@pytest.mark.parametrize(("write", "expected"), [(write_onnx, ".onnx"), (write_torch, ".pt2")])
+def test_another_ending_is_refused(trained, settings, tmp_path, write, expected):
+    with pytest.raises(ValueError, match=rf"net\.bin: does not end in {expected}; rename it"):
         write(trained(), tmp_path / "net.bin", settings)
     assert list(tmp_path.iterdir()) == []
 

@@ -23,9 +23,9 @@ VARIANTS = {
 def test_logits_are_those_of_the_whole_network(trained, case, changes):
     network = trained(**changes)
     report = REPORT if network.text_bank is not None else ""
-    inputs, whole = case(network, report)
+    inputs, complete = case(network, report)
     with torch.no_grad():
-        expected = network(whole.pop("image"), **whole)
+        expected = network(complete.pop("image"), **complete)
         assert torch.equal(ImagePath(network, report=report)(**inputs), expected)
 
 
@@ -51,31 +51,31 @@ def test_nothing_of_clip_is_kept_and_the_network_keeps_its_own(trained, case):
     assert not kept & {id(weight) for weight in bridge.encoder.parameters()}
     own = sum(w.numel() for name, w in network.named_parameters() if "frozen_model" not in name)
     assert sum(weight.numel() for weight in path.parameters()) == own
-    inputs, whole = case(network)
+    inputs, complete = case(network)
     with torch.no_grad():
-        assert torch.equal(network(whole.pop("image"), **whole), path(**inputs))
+        assert torch.equal(network(complete.pop("image"), **complete), path(**inputs))
 
 
 def test_a_network_that_is_being_trained_is_put_into_evaluation_mode(trained, case):
     network = trained(dropout=0.5)
-    inputs, whole = case(network)
+    inputs, complete = case(network)
     with torch.no_grad():
-        expected = network(whole.pop("image"), **whole)
+        expected = network(complete.pop("image"), **complete)
         path = ImagePath(network.train(), report=REPORT)
         torch.testing.assert_close(path(**inputs), expected, rtol=0, atol=0)
 
 
 def test_views_that_are_not_valid_leave_text_alone_to_guide(trained, case):
     network = trained()
-    inputs, whole = case(network)
+    inputs, complete = case(network)
     blind = {**inputs, "view_tokens": torch.zeros_like(inputs["view_tokens"])}
     blind["views_valid"] = torch.tensor([False])
-    del whole["views"]
+    del complete["views"]
     with torch.no_grad():
-        expected = network(whole.pop("image"), **whole)
-        found = ImagePath(network, report=REPORT)(**blind)
-    torch.testing.assert_close(found, expected)
-    assert not torch.allclose(found, ImagePath(network, report=REPORT)(**inputs), atol=1e-2)
+        expected = network(complete.pop("image"), **complete)
+        result = ImagePath(network, report=REPORT)(**blind)
+    torch.testing.assert_close(result, expected)
+    assert not torch.allclose(result, ImagePath(network, report=REPORT)(**inputs), atol=1e-2)
 
 
 def test_the_report_is_read_once_and_kept(trained, case):

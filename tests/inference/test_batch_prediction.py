@@ -17,7 +17,7 @@ ALL = {"probabilities": True, "uncertainty": True, "html": True}
 
 
 class StubPredictor:
-    """Finds a label that tells the call, or fails as it is told."""
+    """Returns the number of the call as label, or fails with a given error."""
 
     uncertainty_names = ("entropy", "ensemble variance")
 
@@ -48,29 +48,29 @@ def cases(folder):
 
 
 @pytest.fixture(autouse=True)
-def reports(monkeypatch):
-    """Stand in for HTML reports; lists the references they were given."""
-    seen = []
+def case_pages(monkeypatch):
+    """Replace case pages; lists the references that they were given."""
+    references = []
 
-    def report(self, path, *, reference=None):
-        seen.append(reference)
+    def save_case_page(self, path, *, reference=None):
+        references.append(reference)
         path.write_text("<html>")
 
-    monkeypatch.setattr(Segmentation, "save_case_page", report)
-    return seen
+    monkeypatch.setattr(Segmentation, "save_case_page", save_case_page)
+    return references
 
 
 def files_in(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_every_case_gets_its_files(cases, tmp_path, reports):
+def test_every_case_gets_its_files(cases, tmp_path, case_pages):
     predictor = StubPredictor()
     results = list(segment_cases(predictor, cases, tmp_path / "out", text="seen", **ALL))
     assert [(r.case.case_id, r.status, r.error) for r in results] == [
         (name, "written", None) for name in "abc"
     ]
-    due = [f"{name}{rest}" for name in "abc" for rest in (".nii.gz", ".html")] + [
+    expected = [f"{name}{rest}" for name in "abc" for rest in (".nii.gz", ".html")] + [
         f"{folder}/{name}_{part}.nii.gz"
         for name in "abc"
         for folder, parts in (
@@ -79,12 +79,12 @@ def test_every_case_gets_its_files(cases, tmp_path, reports):
         )
         for part in parts
     ]
-    assert files_in(tmp_path / "out") == sorted(due)
+    assert files_in(tmp_path / "out") == sorted(expected)
     assert sorted(str(p.relative_to(tmp_path / "out")) for r in results for p in r.files) == sorted(
-        due
+        expected
     )
     assert results[0].files[0] == tmp_path / "out" / "a.nii.gz"
-    assert reports == [case.label for case in cases]
+    assert case_pages == [case.label for case in cases]
     asked = {"text": "seen", "probabilities": True, "uncertainty": True, "explain": True}
     assert predictor.calls == [(name, asked) for name in "abc"]
 
@@ -180,12 +180,12 @@ def test_one_bar_counts_all_cases_that_are_left(cases, tmp_path, monkeypatch):
     out = tmp_path / "out"
     list(segment_cases(StubPredictor(), cases[:1], out))
     bars.clear()
-    places = []
+    states = []
     for result in segment_cases(StubPredictor(b=ValueError("b")), cases, out):
-        places.append((result.status, bars[0].n, bars[0].desc))
+        states.append((result.status, bars[0].n, bars[0].desc))
     (bar,) = bars
     assert bar.total == 2
-    assert places == [
+    assert states == [
         ("finished", 0, "Segmenting"),
         ("failed", pytest.approx(1), "Segmenting 1/2 b"),
         ("written", pytest.approx(2), "Segmenting 2/2 c"),

@@ -24,32 +24,32 @@ def nested(whole=(), core=(), enhancing=()):
 def test_small_components_go_and_large_ones_stay():
     masks = nested(whole=[(0, 0, 0, 4), (8, 8, 8, 2)])  # of 64 and 8 voxels
     for threshold, left in ((0, 72), (8, 72), (9, 64), (64, 64), (65, 0)):
-        (found,) = apply_rule(masks, "small_components", "WT", (threshold,))
-        assert found[WT].sum() == left
+        (result,) = apply_rule(masks, "small_components", "WT", (threshold,))
+        assert result[WT].sum() == left
     assert masks[WT].sum() == 72  # the input is left alone
 
 
 def test_parts_that_touch_by_a_corner_are_one():
     masks = nested(whole=[(0, 0, 0, 2), (2, 2, 2, 2)])
-    (found,) = apply_rule(masks, "small_components", "WT", (9,))
-    assert found[WT].sum() == 16
+    (result,) = apply_rule(masks, "small_components", "WT", (9,))
+    assert result[WT].sum() == 16
 
 
 def test_what_lies_within_a_removed_part_goes_too_and_what_is_around_stays():
     masks = nested(whole=[(0, 0, 0, 5)], core=[(1, 1, 1, 2)], enhancing=[(1, 1, 1, 1)])
-    (found,) = apply_rule(masks, "small_components", "TC", (10,))
-    assert [int(mask.sum()) for mask in found] == [125, 0, 0]
-    (found,) = apply_rule(masks, "small_components", "WT", (126,))
-    assert not found.any()
-    (found,) = apply_rule(masks, "small_components", "ET", (2,))
-    assert [int(mask.sum()) for mask in found] == [125, 8, 0]
+    (result,) = apply_rule(masks, "small_components", "TC", (10,))
+    assert [int(mask.sum()) for mask in result] == [125, 0, 0]
+    (result,) = apply_rule(masks, "small_components", "WT", (126,))
+    assert not result.any()
+    (result,) = apply_rule(masks, "small_components", "ET", (2,))
+    assert [int(mask.sum()) for mask in result] == [125, 8, 0]
 
 
 def test_little_enhancing_tumour_in_all_becomes_core():
     masks = nested(core=[(0, 0, 0, 4)], enhancing=[(0, 0, 0, 1), (3, 3, 3, 1)])
     for threshold, left in ((2, 2), (3, 0)):
-        (found,) = apply_rule(masks, "enhancing_to_core", "ET", (threshold,))
-        assert [int(mask.sum()) for mask in found] == [64, 64, left]
+        (result,) = apply_rule(masks, "enhancing_to_core", "ET", (threshold,))
+        assert [int(mask.sum()) for mask in result] == [64, 64, left]
 
 
 def test_enclosed_holes_are_filled_up_to_their_size():
@@ -57,10 +57,10 @@ def test_enclosed_holes_are_filled_up_to_their_size():
     masks[TC, 3:5, 3:5, 3:5] = False  # 8 voxels of oedema in the core
     masks[:, 6, 6, 6] = False  # 1 voxel of nothing
     for threshold, filled in ((1, 0), (2, 1), (8, 1), (9, 9)):
-        (found,) = apply_rule(masks, "holes", "TC", (threshold,))
-        assert found[TC].sum() - masks[TC].sum() == filled
-        assert found[WT].sum() - masks[WT].sum() == min(filled, 1)  # nested
-        assert not found[ET].any()
+        (result,) = apply_rule(masks, "holes", "TC", (threshold,))
+        assert result[TC].sum() - masks[TC].sum() == filled
+        assert result[WT].sum() - masks[WT].sum() == min(filled, 1)  # nested
+        assert not result[ET].any()
 
 
 def test_a_dent_and_a_tunnel_to_the_border_are_no_holes():
@@ -68,10 +68,10 @@ def test_a_dent_and_a_tunnel_to_the_border_are_no_holes():
     masks[:, 0, 4, 4] = False  # at the border of the volume
     masks[:, 5, 5, 6:9] = False  # open at the end
     masks[:, 3, 3, 3] = masks[:, 4, 4, 4] = False  # two holes, not one: faces count for holes
-    (found,) = apply_rule(masks, "holes", "WT", (2,))
-    assert found[WT].sum() - masks[WT].sum() == 2
-    (found,) = apply_rule(masks, "holes", "WT", (10**9,))
-    assert found[WT].sum() - masks[WT].sum() == 2
+    (result,) = apply_rule(masks, "holes", "WT", (2,))
+    assert result[WT].sum() - masks[WT].sum() == 2
+    (result,) = apply_rule(masks, "holes", "WT", (10**9,))
+    assert result[WT].sum() - masks[WT].sum() == 2
 
 
 def test_a_full_and_an_empty_mask_are_fine():
@@ -89,9 +89,9 @@ def test_thresholds_are_tried_at_once():
     masks = nested(whole=[(0, 0, 0, 4), (8, 8, 8, 2)], core=[(8, 8, 8, 1)])
     for rule, region in (("small_components", "WT"), ("holes", "WT"), ("enhancing_to_core", "ET")):
         together = apply_rule(masks, rule, region, (0, 1, 9, 100))
-        for threshold, found in zip((0, 1, 9, 100), together, strict=True):
+        for threshold, result in zip((0, 1, 9, 100), together, strict=True):
             (alone,) = apply_rule(masks, rule, region, (threshold,))
-            np.testing.assert_array_equal(found, alone)
+            np.testing.assert_array_equal(result, alone)
 
 
 def test_rules_are_applied_in_order():
@@ -142,7 +142,7 @@ def test_a_file_that_holds_no_rules_is_refused(tmp_path, content, reason):
     assert str(error.value).startswith(f"{path}: ")
 
 
-def test_rules_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_rules_are_saved_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "rules.json"
     PostProcessing(1.0).save(path)
     before = path.read_bytes()

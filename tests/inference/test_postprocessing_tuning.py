@@ -39,10 +39,10 @@ def test_perfect_predictions_need_no_rule():
 
 
 def test_false_parts_are_removed_by_the_smallest_threshold_that_does():
-    found = tumour()
-    found[50:55, 40:45, 30:32] = 2  # 50 voxels
-    found[50:53, 10:12, 30:32] = 2  # 12 voxels
-    tuned = tune((found, tumour()))
+    result = tumour()
+    result[50:55, 40:45, 30:32] = 2  # 50 voxels
+    result[50:53, 10:12, 30:32] = 2  # 12 voxels
+    tuned = tune((result, tumour()))
     # 50 voxels are gone below 100, the next of 0, 10, 20, 50, 100
     assert tuned.rules.small_components == {"WT": 100, "TC": 0, "ET": 0}
     assert tuned.rules.enhancing_to_core == 0
@@ -51,20 +51,20 @@ def test_false_parts_are_removed_by_the_smallest_threshold_that_does():
 
 
 def test_true_parts_are_kept_even_where_false_ones_are_smaller():
-    due = tumour()
-    due[50:55, 40:45, 30:32] = 2  # a true part of 50 voxels
-    found = due.copy()
-    found[50:53, 10:12, 30:32] = 2  # a false one of 12
-    assert tune((found, due)).rules.small_components["WT"] == 20
+    expected = tumour()
+    expected[50:55, 40:45, 30:32] = 2  # a true part of 50 voxels
+    result = expected.copy()
+    result[50:53, 10:12, 30:32] = 2  # a false positive of 12
+    assert tune((result, expected)).rules.small_components["WT"] == 20
 
 
 def test_a_few_false_enhancing_voxels_become_core_by_the_rule_for_empty_masks():
-    due = tumour()
-    due[due == 4] = 1  # does not enhance: Dice of ET is 1 only if none is found
-    found = due.copy()
-    found[15:18, 15:17, 15:17] = 4  # 12 voxels in one piece
-    found[20:22, 20:24, 20:22] = 4  # 16 in another
-    tuned = tune((found, due))
+    expected = tumour()
+    expected[expected == 4] = 1  # does not enhance: Dice of ET is 1 only if none is found
+    result = expected.copy()
+    result[15:18, 15:17, 15:17] = 4  # 12 voxels in one piece
+    result[20:22, 20:24, 20:22] = 4  # 16 in another
+    tuned = tune((result, expected))
     assert tuned.before["ET"] == 0
     assert tuned.after["ET"] == 1
     # parts come first: both are below 20
@@ -76,49 +76,49 @@ def test_a_few_false_enhancing_voxels_become_core_by_the_rule_for_empty_masks():
     keeps[15:17, 15:17, 15:17] = keeps[20:22, 20:22, 20:22] = 4  # true parts of 8, 16 in all
     for z in range(15, 25, 3):
         keeps[28, 28, z] = 4  # and single ones, 20 in all
-    scattered = due.copy()
+    scattered = expected.copy()
     for x in range(11, 29, 2):
-        scattered[x, 11, 11] = 4  # 9 false voxels, each on its own
-    tuned = tune((keeps, keeps), (keeps, keeps), (keeps, keeps), (scattered, due))
+        scattered[x, 11, 11] = 4  # 9 false positives, each on its own
+    tuned = tune((keeps, keeps), (keeps, keeps), (keeps, keeps), (scattered, expected))
     assert tuned.rules.small_components["ET"] == 0  # true single voxels would be lost
     assert tuned.rules.enhancing_to_core == 10
     assert tuned.after == {"WT": 1, "TC": 1, "ET": 1}
 
 
 def test_holes_are_filled():
-    found = tumour()
-    found[20:23, 20:23, 20:22] = 2  # a hole of 18 voxels in the core
-    found[7, 7, 7] = 0  # one of 1 voxel in the whole
-    due = tumour()
-    due[20:23, 20:23, 20:22] = 1
-    tuned = tune((found, due))
+    result = tumour()
+    result[20:23, 20:23, 20:22] = 2  # a hole of 18 voxels in the core
+    result[7, 7, 7] = 0  # one of 1 voxel in the whole tumour
+    expected = tumour()
+    expected[20:23, 20:23, 20:22] = 1
+    tuned = tune((result, expected))
     assert tuned.rules.holes == {"WT": 10, "TC": 20}
     assert tuned.after == {"WT": 1, "TC": 1, "ET": 1}
 
 
 def test_thresholds_are_volumes_in_voxels_of_the_cases():
-    found = tumour()
-    found[50:55, 40:45, 30:32] = 2
-    tuned = tune((found, tumour()), spacing_mm=2.0)
+    result = tumour()
+    result[50:55, 40:45, 30:32] = 2
+    tuned = tune((result, tumour()), spacing_mm=2.0)
     assert tuned.rules.small_components["WT"] == round(0.5 * 1000 / 8)
     assert tuned.rules.spacing_mm == 2.0
     assert 0 in THRESHOLDS_ML
 
 
-def test_rules_do_to_whole_volumes_what_they_did_to_crops():
+def test_rules_do_the_same_to_volumes_as_to_crops():
     rng = np.random.default_rng(0)
     pairs = []
     for shift in range(3):
-        found = tumour(shift)
-        found[rng.random(SHAPE) > 0.998] = 4
-        found[rng.random(SHAPE) > 0.998] = 0
-        pairs.append((found, tumour(shift)))
+        result = tumour(shift)
+        result[rng.random(SHAPE) > 0.998] = 4
+        result[rng.random(SHAPE) > 0.998] = 0
+        pairs.append((result, tumour(shift)))
     tuned = tune(*pairs)
     assert tuned.rules.describe() != "none"
     scores = []
-    for found, due in pairs:
-        masks = tuned.rules(BRATS_2020.to_regions(found))
-        truth = BRATS_2020.to_regions(due)
+    for result, expected in pairs:
+        masks = tuned.rules(BRATS_2020.to_regions(result))
+        truth = BRATS_2020.to_regions(expected)
         scores.append(
             2
             * (masks & truth).sum(axis=(1, 2, 3))
@@ -164,13 +164,13 @@ def test_predictions_meet_their_references(folders):
 
 
 def test_faulty_predictions_are_all_named(folders):
-    found, root = folders
-    write(found / "BraTS20_Training_001.nii.gz", tumour()[:-1])
-    write(found / "BraTS20_Training_002.nii.gz", np.full(SHAPE, 0.5, np.float32))
-    write(found / "BraTS20_Training_003.nii.gz", np.full(SHAPE, 3, np.uint8))
-    write(found / "BraTS20_Training_004.nii.gz", tumour())
+    result, root = folders
+    write(result / "BraTS20_Training_001.nii.gz", tumour()[:-1])
+    write(result / "BraTS20_Training_002.nii.gz", np.full(SHAPE, 0.5, np.float32))
+    write(result / "BraTS20_Training_003.nii.gz", np.full(SHAPE, 3, np.uint8))
+    write(result / "BraTS20_Training_004.nii.gz", tumour())
     with pytest.raises(DataError) as error:
-        tune_postprocessing(read_validation(found, root, "brats2020"))
+        tune_postprocessing(read_validation(result, root, "brats2020"))
     extra, first, second, third = error.value.faults
     assert "004.nii.gz: has no reference in" in extra
     assert "001.nii.gz: shape 59x50x40 differs from 60x50x40" in first
@@ -180,20 +180,20 @@ def test_faulty_predictions_are_all_named(folders):
 
 @pytest.mark.parametrize(("sizes", "shown"), [((2, 2, 2), "2x2x2"), ((1, 1, 2), "1x1x2")])
 def test_cases_of_two_voxel_sizes_are_refused(folders, sizes, shown):
-    found, root = folders
+    result, root = folders
     name = "BraTS20_Training_002"
-    for path in [*(root / name).iterdir(), found / f"{name}.nii.gz"]:
+    for path in [*(root / name).iterdir(), result / f"{name}.nii.gz"]:
         write(path, np.asanyarray(nib.load(path).dataobj), np.diag([*sizes, 1.0]))
     with pytest.raises(DataError, match=rf"002\.nii\.gz: voxels of {shown} mm, expected 1 mm"):
-        tune_postprocessing(read_validation(found, root, "brats2020"))
+        tune_postprocessing(read_validation(result, root, "brats2020"))
 
 
 def test_folders_without_a_pair_are_named(folders, tmp_path):
-    found, root = folders
+    result, root = folders
     with pytest.raises(FileNotFoundError, match="gone: no such folder"):
         list(read_validation(tmp_path / "gone", root, "brats2020"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty: holds no segmentation"):
         list(read_validation(tmp_path / "empty", root, "brats2020"))
     with pytest.raises(FileNotFoundError, match=r"empty: "):
-        list(read_validation(found, tmp_path / "empty", "brats2020"))
+        list(read_validation(result, tmp_path / "empty", "brats2020"))

@@ -105,7 +105,7 @@ def test_a_scan_in_another_orientation_gives_the_same_anatomy(folder, tmp_path):
     np.testing.assert_array_equal(a.get_fdata(), b.get_fdata())
 
 
-def test_the_expert_mask_is_not_looked_at(folder):
+def test_the_expert_mask_is_not_read(folder):
     run = predictor(device="cpu")
     (with_mask,) = find_cases(folder, PHANTOM, spacing_mm=SPACING_MM)
     first = run(with_mask).label
@@ -141,7 +141,7 @@ def test_labels_follow_the_release(folder):
     np.testing.assert_array_equal(PHANTOM.to_labels(PHANTOM.to_regions(label)), label)
 
 
-def test_two_windows_or_one_give_the_same_for_a_voxelwise_network(folder):
+def test_many_windows_or_one_give_the_same_for_a_voxelwise_network(folder):
     small = predictor(device="cpu")(case_in(folder)).label
     large = Predictor(
         BrightFlair(), release=PHANTOM, spacing_mm=SPACING_MM, roi_size=(48, 48, 48), device="cpu"
@@ -169,11 +169,11 @@ def test_views_are_those_selected(folder, selection, count):
     run.network.view_selection = selection
     case = case_in(folder)
     run(case)
-    due = preprocess(case, PHANTOM, view_selection=selection).views
+    expected = preprocess(case, PHANTOM, view_selection=selection).views
     assert isinstance(run.network.views, Views)
-    assert len(due.planes) == count
-    for found, wanted in zip(run.network.views, due, strict=True):
-        assert torch.equal(found, wanted[None])
+    assert len(expected.planes) == count
+    for result, wanted in zip(run.network.views, expected, strict=True):
+        assert torch.equal(result, wanted[None])
 
 
 SMALL = NetworkConfig(
@@ -222,8 +222,8 @@ def test_clip_may_lie_elsewhere_but_must_be_the_same(tmp_path, save_checkpoint):
         clip.frozen_model.save_pretrained(tmp_path / f"clip{seed}")
         clip.tokenizer.save_pretrained(tmp_path / f"clip{seed}")
     save_checkpoint(network, replace(SMALL, clip="nowhere/at-all"), tmp_path / "w.ckpt")
-    found = Predictor.from_checkpoint(tmp_path / "w.ckpt", clip=str(tmp_path / "clip0"))
-    assert found.network.encoder_identities()["CLIP"]["name"] == str(tmp_path / "clip0")
+    result = Predictor.from_checkpoint(tmp_path / "w.ckpt", clip=str(tmp_path / "clip0"))
+    assert result.network.encoder_identities()["CLIP"]["name"] == str(tmp_path / "clip0")
     with pytest.raises(ValueError, match=r"clip1' has other weights than 'tiny-random'"):
         Predictor.from_checkpoint(tmp_path / "w.ckpt", clip=str(tmp_path / "clip1"))
 
@@ -265,13 +265,13 @@ def test_mirroring_averages_eight_passes_of_a_real_network(folder, randomise):
     assert run.num_passes == 8
     assert len(set(run.mirrorings)) == 8
     case = case_in(folder)
-    found = run(case, probabilities=True, uncertainty=True)
+    result = run(case, probabilities=True, uncertainty=True)
     each = []
     for mirrored in run.mirrorings:
         run.mirrorings = (mirrored,)
         each.append(run(case, probabilities=True).probabilities)
-    np.testing.assert_allclose(found.probabilities, np.mean(each, axis=0), atol=1e-5)
-    variance = found.uncertainty["ensemble variance"]
+    np.testing.assert_allclose(result.probabilities, np.mean(each, axis=0), atol=1e-5)
+    variance = result.uncertainty["ensemble variance"]
     np.testing.assert_allclose(variance, np.var(each, axis=0).max(axis=0), atol=1e-5)
     assert variance.max() > 1e-4
 
@@ -290,24 +290,24 @@ def test_an_ensemble_averages_probabilities_not_logits(folder):
     networks[1].offset = 3.0
     case = case_in(folder)
     alone = [predictor(n, device="cpu")(case, probabilities=True).probabilities for n in networks]
-    found = predictor(*networks, device="cpu")(case, probabilities=True, uncertainty=True)
+    result = predictor(*networks, device="cpu")(case, probabilities=True, uncertainty=True)
     inside = alone[0].any(axis=0)
-    np.testing.assert_allclose(found.probabilities, (alone[0] + alone[1]) / 2, atol=1e-6)
+    np.testing.assert_allclose(result.probabilities, (alone[0] + alone[1]) / 2, atol=1e-6)
     np.testing.assert_allclose(
-        found.uncertainty["ensemble variance"],
+        result.uncertainty["ensemble variance"],
         ((alone[0] - alone[1]) ** 2 / 4).max(axis=0),
         atol=1e-6,
     )
-    p = found.probabilities[:, inside].astype(float)
+    p = result.probabilities[:, inside].astype(float)
     bits = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    np.testing.assert_allclose(found.uncertainty["entropy"][inside], bits.max(axis=0), atol=1e-5)
-    assert not found.uncertainty["entropy"][~inside].any()
-    np.testing.assert_array_equal(PHANTOM.to_labels(found.probabilities > 0.5), found.label)
+    np.testing.assert_allclose(result.uncertainty["entropy"][inside], bits.max(axis=0), atol=1e-5)
+    assert not result.uncertainty["entropy"][~inside].any()
+    np.testing.assert_array_equal(PHANTOM.to_labels(result.probabilities > 0.5), result.label)
 
 
 def test_what_is_not_asked_for_is_not_returned(folder):
-    found = predictor(device="cpu")(case_in(folder))
-    assert (found.probabilities, found.uncertainty, found.evidence) == (None, {}, None)
+    result = predictor(device="cpu")(case_in(folder))
+    assert (result.probabilities, result.uncertainty, result.evidence) == (None, {}, None)
     assert set(predictor(device="cpu")(case_in(folder), uncertainty=True).uncertainty) == {
         "entropy"
     }
@@ -318,10 +318,10 @@ def test_members_may_ask_for_other_views(folder):
     networks[1].view_selection = "attention"
     case = case_in(folder)
     predictor(*networks, device="cpu")(case)
-    due = preprocess(case, PHANTOM, view_selection="attention").views
+    expected = preprocess(case, PHANTOM, view_selection="attention").views
     assert networks[0].views.images.shape[1] == 3
-    torch.testing.assert_close(networks[1].views.planes, due.planes[None])
-    levels = (networks[1].views.images.int() - due.images[None].int()).abs()
+    torch.testing.assert_close(networks[1].views.planes, expected.planes[None])
+    levels = (networks[1].views.images.int() - expected.images[None].int()).abs()
     assert levels.max() <= 1  # of rounding
 
 
@@ -354,9 +354,9 @@ def test_a_case_without_t1ce_and_flair_is_segmented_with_a_warning(folder, recwa
     case = case_in(folder)
     lacking = replace(case, sequences={name: case.sequences[name] for name in kept})
     predictor(device="cpu", allow_missing=True)(lacking)
-    told = [each for each in recwarn if "do not rely on" in str(each.message)]
-    assert len(told) == warned
-    for each in told:
+    shown = [each for each in recwarn if "do not rely on" in str(each.message)]
+    assert len(shown) == warned
+    for each in shown:
         assert str(each.message).startswith("Phantom_00003: has neither t1ce nor flair")
         assert each.filename == __file__  # the caller's line, not that of a decorator
 
@@ -365,10 +365,10 @@ def test_post_processing_cleans_the_label_and_not_the_probabilities(folder):
     rules = PostProcessing(SPACING_MM, enhancing_to_core=10**6)
     case = case_in(folder)
     plain = predictor(device="cpu")(case, probabilities=True)
-    found = predictor(device="cpu", postprocessing=rules)(case, probabilities=True)
+    result = predictor(device="cpu", postprocessing=rules)(case, probabilities=True)
     assert (plain.label == 4).any()
-    np.testing.assert_array_equal(found.label, np.where(plain.label == 4, 1, plain.label))
-    np.testing.assert_array_equal(found.probabilities, plain.probabilities)
+    np.testing.assert_array_equal(result.label, np.where(plain.label == 4, 1, plain.label))
+    np.testing.assert_array_equal(result.probabilities, plain.probabilities)
 
 
 def test_rules_for_another_voxel_size_are_refused():
@@ -376,7 +376,7 @@ def test_rules_for_another_voxel_size_are_refused():
         predictor(device="cpu", postprocessing=PostProcessing(1.0))
 
 
-def test_progress_is_told_in_shares_of_the_case(folder):
+def test_progress_comes_in_shares_of_the_case(folder):
     shares = []
     predictor(BrightFlair(), BrightFlair(), device="cpu", tta=True)(
         case_in(folder), progress=shares.append
@@ -392,7 +392,7 @@ class Forgetful(torch.OutOfMemoryError):
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_full_accelerator_is_helped_by_stitching_on_the_cpu(folder, monkeypatch, wrapped):
     case = case_in(folder)
-    due = predictor(device="cpu")(case).label
+    expected = predictor(device="cpu")(case).label
     calls = []
 
     def stitch(network, image, semantics, statistics, *, device, **options):
@@ -407,7 +407,7 @@ def test_a_full_accelerator_is_helped_by_stitching_on_the_cpu(folder, monkeypatc
     run = predictor(device="cpu")
     run.device = torch.device("meta")  # stands for an accelerator
     for _ in range(2):  # it is not tried again
-        np.testing.assert_array_equal(run(case).label, due)
+        np.testing.assert_array_equal(run(case).label, expected)
     assert calls == [("meta", "meta"), ("cpu", "meta"), ("cpu", "meta")]
 
 
@@ -429,7 +429,7 @@ def test_another_runtime_error_is_no_lack_of_memory(folder, monkeypatch):
         predictor(device="cpu")(case_in(folder))
 
 
-def test_an_explanation_holds_what_a_report_shows(folder, randomise):
+def test_an_explanation_holds_what_a_case_page_shows(folder, randomise):
     (folder / "Phantom_00003_flair_text.txt").write_text("A tumour in the left temporal lobe.")
     torch.manual_seed(0)
     network = randomise(build_clipseg3d(SMALL))
@@ -442,8 +442,8 @@ def test_an_explanation_holds_what_a_report_shows(folder, randomise):
         weights={"w.ckpt": "0" * 64},
     )
     case = case_in(folder)
-    found = run(case, explain=True)
-    evidence, ready = found.evidence, preprocess(case, PHANTOM)
+    result = run(case, explain=True)
+    evidence, ready = result.evidence, preprocess(case, PHANTOM)
     shape = ready.image.shape[1:]
     assert list(evidence.images) == list(SEQUENCES)
     np.testing.assert_array_equal(evidence.images["t2"], ready.image[2])
@@ -455,12 +455,16 @@ def test_an_explanation_holds_what_a_report_shows(folder, randomise):
     assert all(np.abs(values).max() <= 1 for values in evidence.similarity.values())
     assert [name for name, _ in evidence.views] == ["axial", "coronal", "sagittal"]
     assert {view.shape for _, view in evidence.views} == {(224, 224, 4)}
-    due = {"weights w.ckpt": f"SHA-256 {'0' * 64}", "ROI size": "16x24x16", "release": "phantom"}
-    assert due.items() <= evidence.provenance.items()
+    expected = {
+        "weights w.ckpt": f"SHA-256 {'0' * 64}",
+        "ROI size": "16x24x16",
+        "release": "phantom",
+    }
+    assert expected.items() <= evidence.provenance.items()
     assert {"CLIP encoder", "torch", "monai", "clipseg3d", "overlap", "post-processing"} <= set(
         evidence.provenance
     )
-    np.testing.assert_array_equal(found.label, run(case).label)
+    np.testing.assert_array_equal(result.label, run(case).label)
 
 
 def test_attention_maps_are_those_of_the_network(folder, randomise):
@@ -472,7 +476,7 @@ def test_attention_maps_are_those_of_the_network(folder, randomise):
     run = Predictor(
         network, release=PHANTOM, spacing_mm=SPACING_MM, roi_size=roi_size, device="cpu"
     )
-    found = run(case, explain=True).evidence
+    result = run(case, explain=True).evidence
     semantics = network.encode_semantics(
         Views(*(part[None] for part in ready.views)), *network.embed_text([case.report])
     )
@@ -488,7 +492,7 @@ def test_attention_maps_are_those_of_the_network(folder, randomise):
         ).maps
     core = torch.nn.functional.interpolate(maps.scores, size=roi_size, mode="trilinear")[0, 0]
     x, y, z = ready.image.shape[1:]
-    np.testing.assert_allclose(found.attention["TC"], core[:x, :y, :z], atol=1e-4)
+    np.testing.assert_allclose(result.attention["TC"], core[:x, :y, :z], atol=1e-4)
 
 
 def test_a_network_that_reads_nothing_reports_no_text(folder, randomise):
@@ -514,6 +518,6 @@ def test_provenance_names_every_encoder_once():
     for network, name in zip(networks, "aba", strict=True):
         identity = {"CLIP": {"name": name, "sha256": name * 3}}
         network.encoder_identities = lambda identity=identity: identity
-    found = predictor(*networks, device="cpu", tta=True).provenance()
-    assert found["CLIP encoder"] == "a (SHA-256 aaa), b (SHA-256 bbb)"
-    assert (found["networks"], found["mirrorings"]) == ("3", "8")
+    result = predictor(*networks, device="cpu", tta=True).provenance()
+    assert result["CLIP encoder"] == "a (SHA-256 aaa), b (SHA-256 bbb)"
+    assert (result["networks"], result["mirrorings"]) == ("3", "8")

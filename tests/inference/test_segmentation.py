@@ -17,7 +17,7 @@ from clipseg3d.vocabulary import SEQUENCES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPACING_MM = 8.0
-FIELDS = ("qform_code", "sform_code", "pixdim", "xyzt_units", "descrip", "intent_name")
+FIELDS = ("qform_code", "sform_code", "pixdim", "xyzt_units")
 
 
 class Bands(nn.Module):
@@ -83,16 +83,16 @@ def case_on(folder, tmp_path):
     """Make the patient's case on another grid; returns the case and the FLAIR of it."""
 
     def make(grid):
-        place = tmp_path / "turned" / folder.name
-        place.mkdir(parents=True)
+        copy = tmp_path / "turned" / folder.name
+        copy.mkdir(parents=True)
         for name in (*SEQUENCES, "seg"):
             path = folder / f"{folder.name}_{name}.nii.gz"
             image = GRIDS[grid](nib.load(path))
-            image.header["descrip"] = b"of this scan"
+            image.header["descrip"] = b"Doe^Jane"
             image.set_sform(image.affine, 2)
             image.set_qform(image.affine, 1)
-            nib.save(image, place / path.name)
-        (case,) = find_cases(place, PHANTOM, spacing_mm=SPACING_MM)
+            nib.save(image, copy / path.name)
+        (case,) = find_cases(copy, PHANTOM, spacing_mm=SPACING_MM)
         return case
 
     return make
@@ -106,15 +106,17 @@ def same_place(written, scan):
     np.testing.assert_array_equal(written.get_sform(), scan.get_sform())
     for field in FIELDS:
         np.testing.assert_array_equal(written.header[field], scan.header[field])
+    assert scan.header["descrip"] == b"Doe^Jane"
+    assert written.header["descrip"] == b""  # names stay behind
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_all_files_lie_on_the_scan_in_any_orientation(case_on, folder, tmp_path, grid):
     case = case_on(grid)
-    found = predictor(tta=True)(case, probabilities=True, uncertainty=True)
-    found.save(tmp_path / "label.nii.gz")
-    found.save_probabilities(tmp_path / "p")
-    found.save_uncertainty(tmp_path / "u")
+    result = predictor(tta=True)(case, probabilities=True, uncertainty=True)
+    result.save(tmp_path / "label.nii.gz")
+    result.save_probabilities(tmp_path / "p")
+    result.save_uncertainty(tmp_path / "u")
     scan = nib.load(case.sequences["flair"])
     files = {
         "label.nii.gz": np.uint8,
@@ -142,7 +144,7 @@ def test_all_files_lie_on_the_scan_in_any_orientation(case_on, folder, tmp_path,
     assert not probability[flair == 0].min() < 0
 
 
-def test_a_case_of_the_decathlon_is_read_and_written_whole(folder, tmp_path):
+def test_a_case_of_the_decathlon_is_read_and_written(folder, tmp_path):
     root = tmp_path / "Task01_BrainTumour"
     (root / "imagesTr").mkdir(parents=True)
     (root / "labelsTr").mkdir()
@@ -158,9 +160,9 @@ def test_a_case_of_the_decathlon_is_read_and_written_whole(folder, tmp_path):
     }
     (root / "dataset.json").write_text(json.dumps(manifest))
     (case,) = find_cases(root, MSD_TASK01, require_label=False, spacing_mm=SPACING_MM)
-    found = predictor(MSD_TASK01)(case, probabilities=True)
-    found.save(tmp_path / "label.nii.gz")
-    found.save_probabilities(tmp_path)
+    result = predictor(MSD_TASK01)(case, probabilities=True)
+    result.save(tmp_path / "label.nii.gz")
+    result.save_probabilities(tmp_path)
     source = nib.load(root / "imagesTr" / "BRATS_001.nii.gz")
     for name in ("label.nii.gz", "BRATS_001_WT.nii.gz"):
         written = nib.load(tmp_path / name)
@@ -175,49 +177,51 @@ def test_a_case_of_the_decathlon_is_read_and_written_whole(folder, tmp_path):
 
 def test_what_was_not_kept_cannot_be_written(folder, tmp_path):
     (case,) = find_cases(folder, PHANTOM, spacing_mm=SPACING_MM)
-    found = predictor()(case)
+    result = predictor()(case)
     with pytest.raises(ValueError, match=r"Phantom_00003: its prob.*with probabilities=True"):
-        found.save_probabilities(tmp_path)
+        result.save_probabilities(tmp_path)
     with pytest.raises(ValueError, match=r"Phantom_00003: its unc.*with uncertainty=True"):
-        found.save_uncertainty(tmp_path)
+        result.save_uncertainty(tmp_path)
     with pytest.raises(ValueError, match=r"Phantom_00003: what a case page .*with explain=True"):
-        found.save_case_page(tmp_path / "r.html")
+        result.save_case_page(tmp_path / "r.html")
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 @pytest.mark.parametrize("grid", ["LPS", "PIR"])
-@pytest.mark.parametrize("known", [True, False])
-def test_a_report_shows_the_case_and_the_reference(case_on, tmp_path, monkeypatch, grid, known):
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_a_case_page_shows_the_case_and_the_reference(
+    case_on, tmp_path, monkeypatch, grid, has_mask
+):
     case = case_on(grid)
-    found = predictor()(case, explain=True, text="A lesion.")
-    made = []
+    result = predictor()(case, explain=True, text="A lesion.")
+    calls = []
 
     def note(**parts):
-        made.append(parts)
-        return SimpleNamespace(save=lambda path: made.append(path))
+        calls.append(parts)
+        return SimpleNamespace(save=lambda path: calls.append(path))
 
     monkeypatch.setattr(clipseg3d.reporting.case_page, "CasePage", note)
-    found.save_case_page(tmp_path / "r.html", reference=case.label if known else None)
-    parts, path = made
+    result.save_case_page(tmp_path / "r.html", reference=case.label if has_mask else None)
+    parts, path = calls
     assert path == tmp_path / "r.html"
-    shape = found.evidence.images["t1"].shape
+    shape = result.evidence.images["t1"].shape
     assert parts["prediction"].shape == (3, *shape)
     assert parts["spacing_mm"] == (SPACING_MM,) * 3
     np.testing.assert_array_equal(
-        found.evidence.grid.restore(PHANTOM.to_labels(parts["prediction"])), found.label
+        result.evidence.grid.restore(PHANTOM.to_labels(parts["prediction"])), result.label
     )
     assert parts["uncertainty"]["entropy"].shape == shape
-    assert (parts["reference"] is not None) == known
-    if known:
+    assert (parts["reference"] is not None) == has_mask
+    if has_mask:
         mask = np.asanyarray(nib.load(case.label).dataobj)
         assert parts["reference"].sum(axis=(1, 2, 3)).tolist() == [
             int(region.sum()) for region in PHANTOM.to_regions(mask)
         ]
         both = (parts["prediction"][0] & parts["reference"][0]).sum()
-        assert both == ((found.label > 0) & (mask > 0)).sum()  # one lies on the other
+        assert both == ((result.label > 0) & (mask > 0)).sum()  # one lies on the other
 
 
-def test_a_report_is_one_html_file(folder, tmp_path):
+def test_a_case_page_is_one_html_file(folder, tmp_path):
     (case,) = find_cases(folder, PHANTOM, spacing_mm=SPACING_MM)
     predictor(tta=True)(case, explain=True).save_case_page(
         tmp_path / "r.html", reference=case.label
@@ -229,7 +233,7 @@ def test_a_report_is_one_html_file(folder, tmp_path):
 
 def test_a_reference_that_does_not_fit_is_named(folder, tmp_path):
     (case,) = find_cases(folder, PHANTOM, spacing_mm=SPACING_MM)
-    found = predictor()(case, explain=True)
+    result = predictor()(case, explain=True)
     scan = nib.load(case.label)
     path = tmp_path / "mask.nii.gz"
     for voxels, reason in (
@@ -239,5 +243,5 @@ def test_a_reference_that_does_not_fit_is_named(folder, tmp_path):
     ):
         nib.save(nib.Nifti1Image(voxels, scan.affine), path)
         with pytest.raises(DataError, match=rf"mask\.nii\.gz: {reason}"):
-            found.save_case_page(tmp_path / "r.html", reference=path)
+            result.save_case_page(tmp_path / "r.html", reference=path)
     assert not (tmp_path / "r.html").exists()

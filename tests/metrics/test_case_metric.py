@@ -89,13 +89,13 @@ def score_on_one_of_two(rank, folder):
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
     metric = Kept()
-    found = []
+    result = []
     for share in ((["a", "b", "c"], ["c", "dddd"]), (["a"], [])):  # uneven, doubled, none at all
         metric.reset()
         if share[rank]:
             metric.update(share[rank], [ord(name[0]) for name in share[rank]])
-        found.append(kept(metric))
-    torch.save(found, f"{folder}/{rank}.pt")
+        result.append(kept(metric))
+    torch.save(result, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

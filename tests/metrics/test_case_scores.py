@@ -26,17 +26,17 @@ def test_scores_are_those_of_each_region():
     assert (table.case_ids, table.regions, table.scores) == (("a", "b"), REGIONS, SCORES)
     for case in range(2):
         for region in range(3):
-            due = score_region(
+            expected = score_region(
                 prediction[case, region].numpy(),
                 reference[case, region].numpy(),
                 protocol=get_protocol("brats2023"),
                 method="monai",
                 spacing_mm=(1, 2, 3),
             )
-            assert table.values[case, region].tolist() == list(due.values())
+            assert table.values[case, region].tolist() == list(expected.values())
 
 
-def test_the_rules_are_said():
+def test_the_rules_are_described():
     rules = CaseScores(REGIONS, protocol="brats2020").rules()
     assert "Protocol brats2020" in rules
     assert "HD95 medpy: 95th percentile" in rules

@@ -54,40 +54,40 @@ def by_surface_elements(prediction, reference, spacing_mm):
             use_subvoxels=True,
             symmetric=True,
         )
-    found = []
+    result = []
     for edge, length, area in zip(edges, lengths, areas, strict=True):
         pairs = sorted(zip(length.tolist(), area[edge].double().tolist(), strict=True))
         sums = np.cumsum([area for _, area in pairs])
         within = sums / sums[-1] >= 0.95 - 1e-9
-        found.append(pairs[int(within.argmax())][0])
-    return max(found)
+        result.append(pairs[int(within.argmax())][0])
+    return max(result)
 
 
 @pytest.mark.parametrize("method", HD95_METHODS)
 def test_the_golden_case(golden, method):
     prediction, reference = golden[False]
-    found = [hd95(p, r, method=method) for p, r in zip(prediction, reference, strict=True)]
-    assert [f"{distance:.3f}" for distance in found] == GOLDEN[method]
+    result = [hd95(p, r, method=method) for p, r in zip(prediction, reference, strict=True)]
+    assert [f"{distance:.3f}" for distance in result] == GOLDEN[method]
 
 
 def test_random_pairs_are_equal_to_monai(some_pairs):
-    found = np.array([hd95(p, r, spacing_mm=mm, method="monai") for p, r, mm in some_pairs])
+    result = np.array([hd95(p, r, spacing_mm=mm, method="monai") for p, r, mm in some_pairs])
     expected = np.array([by_monai(*pair) for pair in some_pairs])
-    known = np.isfinite(found)
-    np.testing.assert_allclose(found[known], expected[known], rtol=1e-6)
-    assert known.sum() >= 66
-    isotropic = known & [mm == (1.0, 1.0, 1.0) for _, _, mm in some_pairs]
+    is_known = np.isfinite(result)
+    np.testing.assert_allclose(result[is_known], expected[is_known], rtol=1e-6)
+    assert is_known.sum() >= 66
+    isotropic = is_known & [mm == (1.0, 1.0, 1.0) for _, _, mm in some_pairs]
     assert isotropic.sum() >= 22
-    np.testing.assert_array_equal(found[isotropic], expected[isotropic])
-    assert np.isnan(expected[~known]).all()  # where a mask is empty, MONAI knows of no distance
+    np.testing.assert_array_equal(result[isotropic], expected[isotropic])
+    assert np.isnan(expected[~is_known]).all()  # where a mask is empty, MONAI knows of no distance
 
 
 @pytest.mark.parametrize(
     ("method", "peer"), [("medpy", by_distance_transforms), ("surface", by_surface_elements)]
 )
 def test_random_pairs_are_equal_to_what_the_definition_says(some_pairs, method, peer):
-    found = [hd95(p, r, spacing_mm=mm, method=method) for p, r, mm in some_pairs]
-    np.testing.assert_allclose(found, [peer(*pair) for pair in some_pairs], rtol=1e-6)
+    result = [hd95(p, r, spacing_mm=mm, method=method) for p, r, mm in some_pairs]
+    np.testing.assert_allclose(result, [peer(*pair) for pair in some_pairs], rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", HD95_METHODS)

@@ -28,7 +28,7 @@ def score(prediction, reference, *, spacing_mm=(1, 1, 1), **options):
 
 
 def one_by_one(prediction, reference, *, spacing_mm, dilations, min_volume_mm3, penalty_mm, method):
-    """The same, lesion by lesion over the whole volume, as the words of the rules say."""
+    """The same, lesion by lesion over the whole volume, exactly as the rules are worded."""
     neighbours = ndimage.generate_binary_structure(3, 2)
     grown = ndimage.binary_dilation(reference, neighbours, iterations=dilations)
     lesions = ndimage.label(grown, ALL)[0] * reference
@@ -41,26 +41,26 @@ def one_by_one(prediction, reference, *, spacing_mm, dilations, min_volume_mm3, 
         matched |= own
         if true.sum() * math.prod(spacing_mm) <= min_volume_mm3:
             continue
-        found = np.isin(parts, list(own))
-        dice.append(2 * (found & true).sum() / (found.sum() + true.sum()))
-        distance = hd95(found, true, spacing_mm=spacing_mm, method=method)
+        result = np.isin(parts, list(own))
+        dice.append(2 * (result & true).sum() / (result.sum() + true.sum()))
+        distance = hd95(result, true, spacing_mm=spacing_mm, method=method)
         hd.append(distance if math.isfinite(distance) else penalty_mm)
-    false = num_parts - len(matched)
-    total = len(dice) + false
+    fp = num_parts - len(matched)
+    total = len(dice) + fp
     if not total:
         return math.nan, math.nan, 0, 0
-    return sum(dice) / total, (sum(hd) + false * penalty_mm) / total, len(dice), false
+    return sum(dice) / total, (sum(hd) + fp * penalty_mm) / total, len(dice), fp
 
 
 @pytest.mark.parametrize("extra", [False, True])
 def test_the_golden_case(golden, extra):
-    due = {
+    expected = {
         False: [(".46667", 188), (".44444", 188), (".40000", 188)],
         True: [(".31111", 250), (".29630", 250), (".26667", 250)],
     }
-    found = [score(p, r) for p, r in zip(*golden[extra], strict=True)]
-    assert [(f"{one.dice:.5f}"[1:], one.hd95_mm) for one in found] == due[extra]
-    assert {(one.num_lesions, one.fn, one.fp) for one in found} == {(2, 1, extra)}
+    result = [score(p, r) for p, r in zip(*golden[extra], strict=True)]
+    assert [(f"{one.dice:.5f}"[1:], one.hd95_mm) for one in result] == expected[extra]
+    assert {(one.num_lesions, one.fn, one.fp) for one in result} == {(2, 1, extra)}
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_random_pairs_are_equal_to_the_rules_taken_literally(
     for prediction, reference, mm in (
         random_pairs[::2] if method == "surface" else random_pairs[4::8]
     ):
-        found = score(prediction, reference, spacing_mm=mm, **rules)
-        dice, distance, lesions, false = one_by_one(prediction, reference, spacing_mm=mm, **rules)
-        assert (found.num_lesions, found.fp) == (lesions, false)
-        assert (found.dice, found.hd95_mm) == pytest.approx((dice, distance), nan_ok=True)
-        counts.add((lesions, false))
+        result = score(prediction, reference, spacing_mm=mm, **rules)
+        dice, distance, lesions, fp = one_by_one(prediction, reference, spacing_mm=mm, **rules)
+        assert (result.num_lesions, result.fp) == (lesions, fp)
+        assert (result.dice, result.hd95_mm) == pytest.approx((dice, distance), nan_ok=True)
+        counts.add((lesions, fp))
     assert len(counts) > 5
 
 
@@ -97,22 +97,22 @@ def test_pieces_are_one_lesion_if_they_touch_when_grown():
 def test_growth_reaches_18_neighbours_not_26():
     one = mask(np.s_[10, 10, 10])
     for far, belongs in (((13, 13, 10), True), ((13, 13, 13), False), ((12, 12, 12), True)):
-        found = score(mask(far), one, min_volume_mm3=0)
-        assert (found.fp == 0) == belongs
+        result = score(mask(far), one, min_volume_mm3=0)
+        assert (result.fp == 0) == belongs
 
 
 def test_a_component_between_two_lesions_belongs_to_both():
     reference = mask(np.s_[2:7, 5:10, 5:10], np.s_[30:35, 5:10, 5:10])
     prediction = mask(np.s_[2:35, 5:10, 5:10])
-    found = score(prediction, reference)
-    assert found.fp == found.fn == 0
-    assert found.dice == pytest.approx(2 * 125 / (825 + 125))
+    result = score(prediction, reference)
+    assert result.fp == result.fn == 0
+    assert result.dice == pytest.approx(2 * 125 / (825 + 125))
 
 
-def test_small_lesions_do_not_count_but_what_touches_them_is_not_false():
+def test_small_lesions_do_not_count_but_what_touches_them_is_no_false_positive():
     small, big = np.s_[3:5, 3:8, 3:8], np.s_[20:30, 10:20, 10:20]  # 50 and 1000 voxels
-    found = score(mask(small, big), mask(small, big))
-    assert found == LesionScores(1.0, 0.0, 1, 0, 0)
+    result = score(mask(small, big), mask(small, big))
+    assert result == LesionScores(1.0, 0.0, 1, 0, 0)
     only_small = score(mask(small), mask(small))
     assert math.isnan(only_small.dice)
     assert math.isnan(only_small.hd95_mm)

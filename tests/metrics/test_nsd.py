@@ -14,10 +14,10 @@ EMPTY = np.zeros((9, 8, 7), bool)
 
 
 def test_random_pairs_are_equal_to_monai(some_pairs):
-    found, expected = [], []
+    result, expected = [], []
     for index, (prediction, reference, mm) in enumerate(some_pairs):
         tolerance_mm = (0.5, 1.0, 2.5, 7.0, 0.0)[index % 5]
-        found.append(surface_dice(prediction, reference, spacing_mm=mm, tolerance_mm=tolerance_mm))
+        result.append(surface_dice(prediction, reference, spacing_mm=mm, tolerance_mm=tolerance_mm))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             expected.append(
@@ -30,7 +30,7 @@ def test_random_pairs_are_equal_to_monai(some_pairs):
                     use_subvoxels=True,
                 ).item()
             )
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_empty_masks():

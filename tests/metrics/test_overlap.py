@@ -41,11 +41,11 @@ def test_random_pairs_are_equal_to_monai(random_pairs):
             warnings.simplefilter("ignore")
             dice = compute_dice(*masks, include_background=True, ignore_empty=True).item()
         counts = get_confusion_matrix(*masks, include_background=True)
-        due = [
+        expected = [
             compute_confusion_matrix_metric(name, counts).item()
             for name in ("sensitivity", "specificity")
         ]
         if not reference.any():  # MONAI calls Dice undefined there, though something was predicted
             dice = 0.0 if prediction.any() else math.nan
-        found = [overlap.dice_empty_is_nan, overlap.sensitivity, overlap.specificity]
-        assert found == pytest.approx([dice, *due], rel=1e-6, nan_ok=True)
+        result = [overlap.dice_empty_is_nan, overlap.sensitivity, overlap.specificity]
+        assert result == pytest.approx([dice, *expected], rel=1e-6, nan_ok=True)

@@ -15,13 +15,13 @@ def test_names():
     assert all(tuple(protocol.both_empty) == SCORES for protocol in PROTOCOLS.values())
 
 
-def test_what_nothing_and_missed_lesions_score():
+def test_scores_of_empty_masks_and_penalties():
     for name in ("brats2020", "brats2023"):
         assert list(get_protocol(name).both_empty.values()) == [1, 0, 1, 1, 1, 1, 0]
         assert get_protocol(name).empty_reference_sensitivity == 0
     assert all(map(math.isnan, get_protocol("nan").both_empty.values()))
-    missed = {name: f"{protocol.penalty_mm:.4f}" for name, protocol in PROTOCOLS.items()}
-    assert missed == {"brats2020": "373.1287", "brats2023": "374.0000", "nan": "373.0000"}
+    penalties = {name: f"{protocol.penalty_mm:.4f}" for name, protocol in PROTOCOLS.items()}
+    assert penalties == {"brats2020": "373.1287", "brats2023": "374.0000", "nan": "373.0000"}
 
 
 def test_the_definition_of_hd95_is_that_of_the_challenge():

@@ -17,7 +17,7 @@ SMALL[1, 1, 1:4] = True
 
 
 def test_the_golden_table(golden):
-    due = {
+    expected = {
         False: [
             "0.92961 2.000 0.46667 188",
             "0.87273 44.011 0.44444 188",
@@ -25,56 +25,56 @@ def test_the_golden_table(golden):
         ],
         True: ["0.31111 250", "0.29630 250", "0.26667 250"],
     }
-    for extra, rows in due.items():
+    for extra, rows in expected.items():
         for prediction, reference, row in zip(*golden[extra], rows, strict=True):
             one = score_region(prediction, reference, protocol=get_protocol("brats2023"))
             lesion = f"{one['lesion_dice']:.5f} {one['lesion_hd95_mm']:g}"
-            whole = f"{one['dice']:.5f} {one['hd95_mm']:.3f} "
-            assert (lesion if extra else whole + lesion) == row
+            voxelwise = f"{one['dice']:.5f} {one['hd95_mm']:.3f} "
+            assert (lesion if extra else voxelwise + lesion) == row
 
 
 @pytest.mark.parametrize(
-    ("protocol", "both", "missed", "invented"),
+    ("protocol", "both", "penalty", "sensitivity"),
     [
         ("brats2020", [1, 0, 1, 1, 1, 1, 0], 373.1287, 0),
         ("brats2023", [1, 0, 1, 1, 1, 1, 0], 374, 0),
         ("nan", [math.nan] * 7, 373, math.nan),
     ],
 )
-def test_empty_masks(protocol, both, missed, invented):
+def test_empty_masks(protocol, both, penalty, sensitivity):
     rules = get_protocol(protocol)
-    found = score_region(EMPTY, EMPTY, protocol=rules)
-    assert list(found) == list(SCORES)
-    assert list(found.values()) == pytest.approx(both, nan_ok=True)
+    result = score_region(EMPTY, EMPTY, protocol=rules)
+    assert list(result) == list(SCORES)
+    assert list(result.values()) == pytest.approx(both, nan_ok=True)
     specificity = 1 - BOX.sum() / BOX.size
-    found = score_region(BOX, EMPTY, protocol=rules)
-    due = [0, missed, invented, specificity, 0, 0, missed]
-    assert list(found.values()) == pytest.approx(due, abs=5e-5, nan_ok=True)
-    found = score_region(EMPTY, BOX, protocol=rules)
-    due = [0, missed, 0, 1, 0, 0, missed]
-    assert list(found.values()) == pytest.approx(due, abs=5e-5)
+    result = score_region(BOX, EMPTY, protocol=rules)
+    expected = [0, penalty, sensitivity, specificity, 0, 0, penalty]
+    assert list(result.values()) == pytest.approx(expected, abs=5e-5, nan_ok=True)
+    result = score_region(EMPTY, BOX, protocol=rules)
+    expected = [0, penalty, 0, 1, 0, 0, penalty]
+    assert list(result.values()) == pytest.approx(expected, abs=5e-5)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_perfect_prediction(protocol):
-    found = score_region(BOX, BOX, protocol=get_protocol(protocol))
-    assert list(found.values()) == [1, 0, 1, 1, 1, 1, 0]
+    result = score_region(BOX, BOX, protocol=get_protocol(protocol))
+    assert list(result.values()) == [1, 0, 1, 1, 1, 1, 0]
 
 
-@pytest.mark.parametrize(("protocol", "due"), [("brats2023", [1, 0]), ("nan", [math.nan] * 2)])
-def test_lesions_that_are_too_small_to_count(protocol, due):
-    found = score_region(SMALL, SMALL, protocol=get_protocol(protocol))
-    assert [found["lesion_dice"], found["lesion_hd95_mm"]] == pytest.approx(due, nan_ok=True)
-    assert found["dice"] == 1
+@pytest.mark.parametrize(("protocol", "expected"), [("brats2023", [1, 0]), ("nan", [math.nan] * 2)])
+def test_lesions_that_are_too_small_to_count(protocol, expected):
+    result = score_region(SMALL, SMALL, protocol=get_protocol(protocol))
+    assert [result["lesion_dice"], result["lesion_hd95_mm"]] == pytest.approx(expected, nan_ok=True)
+    assert result["dice"] == 1
 
 
 def test_the_method_and_the_voxel_size_reach_every_distance():
     moved = np.roll(BOX, 2, axis=0)
     moved[0, 0, 0] = BOX[-1, -1, -1] = False
     rules = get_protocol("brats2023")
-    found = score_region(moved, BOX, protocol=rules, spacing_mm=(4, 1, 1))
-    assert found["hd95_mm"] == found["lesion_hd95_mm"] == 8
-    assert found["nsd"] < score_region(moved, BOX, protocol=rules)["nsd"] < 1
+    result = score_region(moved, BOX, protocol=rules, spacing_mm=(4, 1, 1))
+    assert result["hd95_mm"] == result["lesion_hd95_mm"] == 8
+    assert result["nsd"] < score_region(moved, BOX, protocol=rules)["nsd"] < 1
     stray = moved.copy()
     stray[-1, -1, -8:] = True
     by = {m: score_region(stray, BOX, protocol=rules, method=m) for m in ("medpy", "monai")}

@@ -12,7 +12,7 @@ VALUES = np.array([[[0.5, 4.0], [NAN, 30.0]], [[0.7, 8.0], [0.25, NAN]], [[0.6, 
 TABLE = ScoreTable(("a", "b,c", "d"), ("WT", "ET"), ("dice", "hd95_mm"), VALUES)
 
 
-def test_means_and_sds_leave_out_what_is_not_known():
+def test_means_and_sds_leave_out_missing_scores():
     np.testing.assert_allclose(TABLE.means(), [[0.6, 6.0], [0.25, 30.0]])
     np.testing.assert_allclose(TABLE.sds(), [[0.1, math.sqrt(8)], [NAN, NAN]])
     assert TABLE.numbers().tolist() == [[3, 2], [1, 1]]
@@ -50,15 +50,15 @@ def test_csv():
 def test_a_table_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text(TABLE.csv())
-    found = ScoreTable.read(path)
-    assert found[:3] == TABLE[:3]
-    np.testing.assert_array_equal(found.values, TABLE.values)
+    result = ScoreTable.read(path)
+    assert result[:3] == TABLE[:3]
+    np.testing.assert_array_equal(result.values, TABLE.values)
 
 
 @pytest.mark.parametrize(
     "text", ["", "case,region,dice\na,WT,x\n", "case,region,dice\na,WT,1\na,ET,1\nb,WT,1\n"]
 )
-def test_what_is_no_table_is_told(tmp_path, text):
+def test_a_file_without_a_table_is_refused(tmp_path, text):
     path = tmp_path / "scores.csv"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"scores.csv: not a table of scores .* remove it"):

@@ -66,9 +66,9 @@ class Page(HTMLParser):
     def find(self, tag, **attributes):
         """Return (attributes, text) of all elements with a tag and with these attributes."""
         return [
-            (found, "".join(text))
-            for name, found, text in self.elements
-            if name == tag and attributes.items() <= found.items()
+            (result, "".join(text))
+            for name, result, text in self.elements
+            if name == tag and attributes.items() <= result.items()
         ]
 
     def data(self):
@@ -202,7 +202,7 @@ def test_many_lesions_are_counted_and_the_largest_lead_there(written):
     assert "and 10 smaller" in page.text
 
 
-def test_a_missed_tumour_is_found_by_its_reference(written):
+def test_without_a_prediction_it_begins_in_the_reference(written):
     assert written(prediction=np.zeros((3, *SHAPE), bool)).data()["start"] == [6, 7, 8]
 
 
@@ -314,7 +314,7 @@ def test_what_does_not_fit_is_named_with_its_cure(make, changes, message):
     assert "\n" not in str(caught.value)
 
 
-def test_only_web_pages_are_written(make, tmp_path):
+def test_another_ending_is_refused(make, tmp_path):
     with pytest.raises(ValueError, match=r"case\.pdf does not end in \.html"):
         make().save(tmp_path / "case.pdf")
     assert list(tmp_path.iterdir()) == []

@@ -50,7 +50,7 @@ def plain(page, plane="axial", sequence="t1"):
     return page.picture(canvas(plane, sequence))
 
 
-def test_it_opens_in_silence_and_shows_pictures(show, tmp_path):
+def test_it_opens_without_complaint_and_shows_pictures(show, tmp_path):
     page = show()
     pictures = [
         *(canvas(plane, name) for plane in ("axial", "coronal", "sagittal") for name in SEQUENCES),
@@ -75,7 +75,7 @@ def test_it_opens_in_silence_and_shows_pictures(show, tmp_path):
         {"attention": {"TC": np.zeros(SHAPE)}, "similarity": {"WT": np.zeros(SHAPE)}},
         {"text": "A very long report. " * 2000},
     ],
-    ids=["bare", "missed", "empty", "no signal", "maps of zeros", "long text"],
+    ids=["bare", "not predicted", "empty", "no signal", "maps of zeros", "long text"],
 )
 def test_it_opens_with_little_or_much_to_show(show, changes):
     page = show(**changes)
@@ -98,7 +98,7 @@ def test_it_begins_in_the_largest_lesion(show):
     assert page.evaluate("location.hash") == "#axial=13&coronal=21&sagittal=16"
 
 
-def test_a_missed_tumour_is_found_by_its_reference(show):
+def test_without_a_prediction_it_begins_in_the_reference(show):
     page = show(prediction=np.zeros((3, *SHAPE), bool))
     assert page.evaluate("+document.getElementById('axial').value") == 9
 
@@ -106,13 +106,13 @@ def test_a_missed_tumour_is_found_by_its_reference(show):
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_slider_wheel_and_keys_move_the_slice(show, plane):
     page = show(fragment="#axial=8&coronal=8&sagittal=8")
-    seen = [page.picture(canvas(plane))]
+    pictures_so_far = [page.picture(canvas(plane))]
 
     def check(value):
         assert page.evaluate(f"+document.getElementById('{plane}').value") == value
         assert page.evaluate("location.hash").count(f"{plane}={value}") == 1
-        seen.append(page.picture(canvas(plane)))
-        assert np.abs(seen[-1] - seen[-2]).mean() > 0.02
+        pictures_so_far.append(page.picture(canvas(plane)))
+        assert np.abs(pictures_so_far[-1] - pictures_so_far[-2]).mean() > 0.02
 
     page.set(plane, 12)
     check(12)
@@ -142,16 +142,16 @@ def test_the_ends_hold(show):
 
 def test_position_is_told_in_slices_and_millimetres(show):
     page = show(fragment="#axial=5&coronal=7&sagittal=3")
-    told = page.evaluate(
+    shown = page.evaluate(
         "[...document.querySelectorAll('.slider output')].map((o) => o.textContent)"
     )
-    assert told == [
+    assert shown == [
         "5 of 18 · 12.0 mm from the bottom",
         "7 of 30 · 9.0 mm from the front",
         "3 of 24 · 2.0 mm from the right",
     ]
     assert (
-        page.evaluate("document.getElementById('axial').getAttribute('aria-valuetext')") == told[0]
+        page.evaluate("document.getElementById('axial').getAttribute('aria-valuetext')") == shown[0]
     )
     label = f"document.querySelector({canvas('coronal', 't2')!r}).getAttribute('aria-label')"
     assert page.evaluate(label) == "T2, coronal slice 7 of 30"
@@ -252,9 +252,9 @@ def test_the_reference_is_dashed_where_it_lies(show):
     page.set("fill", 0)
     page.set("crosshair", False)
     page.set("show-reference", False)
-    whole = outlined(page, "WT")
+    solid = outlined(page, "WT")
     page.set("show-reference", True)
-    assert 0.2 * whole < outlined(page, "WT") < 0.8 * whole
+    assert 0.2 * solid < outlined(page, "WT") < 0.8 * solid
     page.set("axial", 12)  # only the reference reaches that far
     paler = [0.5 + 0.5 * c for c in to_rgb(REGION_COLOURS["WT"])]
     assert near(page.picture(canvas("axial")), paler).sum() > 20
@@ -370,14 +370,14 @@ def test_a_double_click_shows_one_picture_large_and_all_again(show):
     assert page.evaluate(f"document.querySelector({canvas('sagittal')!r}).clientWidth") == 0
 
 
-def test_the_place_under_the_cross_is_described(show):
+def test_the_position_of_the_crosshair_is_described(show):
     page = show(fragment="#axial=8&coronal=10&sagittal=9")
     page.set("map", 1)
-    told = page.evaluate("document.getElementById('position').textContent")
-    assert "prediction WT TC ET" in told
-    assert "reference TC" in told
+    shown = page.evaluate("document.getElementById('position').textContent")
+    assert "prediction WT TC ET" in shown
+    assert "reference TC" in shown
     x = np.linspace(-1.05, 1.05, X)[8]
-    assert f"Semantic attention ET \u2212{abs(3 * x):.2f}"[:-1] in told
+    assert f"Semantic attention ET \u2212{abs(3 * x):.2f}"[:-1] in shown
 
 
 def test_nothing_in_a_case_can_run(show):

@@ -63,26 +63,34 @@ def allocated(config, encoder, patch, *, batch_size=1, precision="32-true"):
 
 
 def frozen_bytes(network):
-    """Return the bytes of what the tests share: CLIP, allocated before."""
+    """Return the bytes of CLIP, which the tests share and which is allocated before."""
     return sum(w.nbytes for w in network.parameters() if not w.requires_grad)
 
 
 @pytest.mark.parametrize(
     ("changes", "patch", "options"),
     [
-        ({"channels": (16, 24)}, (40, 48, 56), {}),
         ({}, (32, 24, 40), {"batch_size": 2}),
+        ({"space_to_depth": 2, "semantics": False}, (48, 40, 32), {"batch_size": 3}),
+        pytest.param({"channels": (16, 24)}, (40, 48, 56), {}, marks=pytest.mark.slow),
         pytest.param(
             {},
             (40, 24, 16),
             {"batch_size": 2, "precision": "bf16-mixed"},
-            marks=pytest.mark.skipif(
-                not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-                reason="convolutions emulate bfloat16 on this CPU, in a large workspace",
-            ),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(
+                    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+                    reason="convolutions emulate bfloat16 on this CPU, in a large workspace",
+                ),
+            ],
         ),
-        ({"checkpointing": True, "cbam": False}, (48, 40, 24), {"batch_size": 2}),
-        ({"space_to_depth": 2, "semantics": False}, (48, 40, 32), {"batch_size": 3}),
+        pytest.param(
+            {"checkpointing": True, "cbam": False},
+            (48, 40, 24),
+            {"batch_size": 2},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_prediction_is_what_the_allocator_gives_out(changes, patch, options, tiny_clip):
@@ -112,14 +120,14 @@ def test_activations_grow_with_voxels_and_crops(tiny_clip):
     assert twice.activations == pytest.approx(2 * one, rel=0.02)
 
 
-def test_what_saves_memory_is_seen_to(tiny_clip):
+def test_checkpointing_and_half_precision_save_memory(tiny_clip):
     network = build_clipseg3d(SMALL, encoder=tiny_clip)
     saving = build_clipseg3d(replace(SMALL, checkpointing=True), encoder=tiny_clip)
     patch = (48, 48, 48)
-    whole = predict_peak_memory(network, patch).activations
-    assert predict_peak_memory(saving, patch).activations < 0.85 * whole
+    usual = predict_peak_memory(network, patch).activations
+    assert predict_peak_memory(saving, patch).activations < 0.85 * usual
     half = predict_peak_memory(network, patch, precision="bf16-mixed").activations
-    assert half < 0.85 * whole
+    assert half < 0.85 * usual
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -140,9 +148,10 @@ def test_unknown_precision_is_refused(tiny_clip):
         predict_peak_memory(network, (16, 16, 16), precision="8-bit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configurations_fit_the_cards_they_name(path, tiny_clip):
-    """A quarter is left to CUDA and workspace; what is predicted stands in the file."""
+    """A quarter is left for CUDA and workspace; the file states the prediction."""
     text = path.read_text()
     values = yaml.safe_load(text)
     card = int(re.search(r"_(\d+)gb", path.stem)[1]) * 2**30
@@ -157,5 +166,5 @@ def test_configurations_fit_the_cards_they_name(path, tiny_clip):
     )
     total = peak.total - frozen_bytes(network) + CLIP_BYTES
     assert 0.6 * card < total < 0.75 * card
-    said = float(re.search(r"([\d.]+) GB predicted", text)[1])
-    assert said == pytest.approx(total / 1e9, abs=0.1)
+    stated = float(re.search(r"([\d.]+) GB predicted", text)[1])
+    assert stated == pytest.approx(total / 1e9, abs=0.1)

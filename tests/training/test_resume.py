@@ -96,20 +96,20 @@ def write_format_1(source, path):
     return path
 
 
-@pytest.mark.parametrize("plugins", [[AtomicCheckpointIO()], []])
-def test_a_checkpoint_of_format_1_is_resumed_and_scored(small, tmp_path, plugins):
-    options = {"max_epochs": 2, "plugins": plugins}
+def test_a_checkpoint_of_format_1_is_resumed_and_scored(small, tmp_path):
     last = LastCheckpoints(1, dirpath=str(tmp_path / "first"))
     last.save_top_k = -1
-    module, trainer = small(tmp_path, callbacks=[last], **options)
-    old = write_format_1(tmp_path / "first" / "last-0000005.ckpt", tmp_path / "old.ckpt")
-    resumed, ended = small(tmp_path, checkpoint=old, **options)
-    assert ended.global_step == trainer.global_step == 8
-    assert_equal_weights(resumed, module)
-    old = write_format_1(tmp_path / "first" / "last-0000008.ckpt", tmp_path / "old.ckpt")
-    for scored in (small.module(), CLIPSeg3DModule.load_from_checkpoint(old)):
+    module, trainer = small(tmp_path, max_epochs=2, callbacks=[last])
+    half = write_format_1(tmp_path / "first" / "last-0000005.ckpt", tmp_path / "half.ckpt")
+    full = write_format_1(tmp_path / "first" / "last-0000008.ckpt", tmp_path / "full.ckpt")
+    loaded = CLIPSeg3DModule.load_from_checkpoint(full)
+    for plugins, scored in (([AtomicCheckpointIO()], small.module()), ([], loaded)):
+        options = {"max_epochs": 2, "limit_val_batches": 0, "plugins": plugins}
+        resumed, ended = small(tmp_path, checkpoint=half, **options)
+        assert ended.global_step == trainer.global_step == 8
+        assert_equal_weights(resumed, module)
         scorer = small.trainer(tmp_path, plugins=plugins)
-        (scores,) = scorer.validate(scored, small.data(), ckpt_path=old, verbose=False)
+        (scores,) = scorer.validate(scored, small.data(), ckpt_path=full, verbose=False)
         assert scores == {name: trainer.callback_metrics[name].item() for name in scores}
         assert_equal_weights(scored, module)
 
