@@ -231,6 +231,7 @@ class CrossModalGuidance(Guidance):
         return views * gate + text * (1 - gate)
 
     def _attend(self, content: Tensor) -> Tensor:
+        attended: Tensor
         attended, _ = self.attention(content, content, content, need_weights=False)
         return content + attended
 
@@ -251,7 +252,8 @@ class FilmGuidance(Guidance):
 
     def combine(self, views: Tensor, text: Tensor) -> Tensor:
         """Return C; see :meth:`Guidance.combine`."""
-        scale, shift = self.film(text).chunk(2, dim=-1)
+        parameters: Tensor = self.film(text)
+        scale, shift = parameters.chunk(2, dim=-1)
         return views * (1 + scale) + shift
 
 

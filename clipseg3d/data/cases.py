@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from clipseg3d.data.labels import releases_with
+from clipseg3d.data.labels import ROUNDING, releases_with
 from clipseg3d.data.layout import CaseFiles, group, walk
-from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension
+from clipseg3d.data.nifti import open_nifti, other_format, read_voxels, strip_extension
 from clipseg3d.data.releases import RELEASES, BraTSRelease
 from clipseg3d.data.reports import REPORT_SUFFIX, read_reports
 from clipseg3d.data.text_files import read_table, read_text
@@ -22,6 +22,8 @@ AFFINE_TOLERANCE_MM = 1e-2
 GRADES = {"HGG": 1, "LGG": 0}
 NAME_MAPPING = "name_mapping.csv"
 """Table of BraTS 2019 and 2020: a column Grade, and the name of each case in every release."""
+FILES_SNIFFED = 20
+"""Files whose first bytes are looked at where there is no NIfTI file."""
 MASKS_READ = 10
 """Expert masks that are read where case names leave only one release."""
 
@@ -144,7 +146,7 @@ def index_cases(
     grouping = group(files, release, required)
     faults += grouping.faults
     if not grouping.cases:
-        return [], [_no_case(root, release, grouping.strays), *faults]
+        return [], [_no_case(root, release, grouping.strays, files), *faults]
     faults += [
         f"{path}: not a file of {release.name}; {_naming(release)}, or move it out of {root}"
         for path in grouping.strays
@@ -214,7 +216,9 @@ def faults_by_case(
 def detect_release(root: str | Path) -> BraTSRelease:
     """Detect the release of the cases below a folder, from case names and label values.
 
-    Expert masks are read: a few if the case names leave one release, else until one is left.
+    Expert masks are read if the case names leave several releases, until one of them is left. Time
+    points before and after treatment in one folder are of the release whose labels contain those of
+    the other.
 
     Raises:
         FileNotFoundError: ``root`` is missing.
@@ -234,8 +238,8 @@ def detect_release(root: str | Path) -> BraTSRelease:
         volumes = [path.name for path in files if strip_extension(path.name)]
         if not volumes:
             raise ValueError(
-                f"{root}: holds no NIfTI file, and so is of no known release; check the path, or "
-                f"{cure}"
+                f"{root}: holds no NIfTI file, and so is of no known release{_formats(files)}; check "
+                f"the path, or {cure}"
             )
         raise ValueError(
             f"{root}: holds files such as {', '.join(volumes[:3])}, of no known release; {cure}"
@@ -243,8 +247,12 @@ def detect_release(root: str | Path) -> BraTSRelease:
     names = " and ".join(
         f"{name} ({len(cases)}, such as {next(iter(cases))})" for name, cases in owned.items()
     )
+    if len(owned) == 1:  # labels that do not fit are faults of their files
+        return RELEASES[next(iter(owned))]
     first, *others = owned.values()
     if any(cases.keys() != first.keys() for cases in others):
+        if (widest := _widest_release(list(owned))) is not None:
+            return widest
         raise ValueError(f"{root}: holds cases of {names}; give a folder of one release")
     labels, fitting = _match_labels([mask for mask in first.values() if mask], list(owned))
     if len(fitting) == 1:
@@ -354,7 +362,8 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
 def _match_labels(masks: Sequence[Path], names: list[str]) -> tuple[list[float], list[str]]:
     """Read expert masks until their labels leave one release or none.
 
-    The first ``MASKS_READ`` of them are spread over the folder, and read in any case.
+    The first ``MASKS_READ`` of them are spread over the folder, and read in any case. A mask with
+    labels that none of the releases has is passed over: it is a fault of its file.
 
     Args:
         masks: files.
@@ -373,16 +382,48 @@ def _match_labels(masks: Sequence[Path], names: list[str]) -> tuple[list[float],
             voxels = read_voxels(mask)
         except (ValueError, FileNotFoundError):  # index_cases reports it
             continue
-        labels.update(np.unique(voxels[voxels != 0]).tolist())
+        values = np.unique(voxels[voxels != 0])
+        whole = np.rint(values)
+        if np.abs(values - whole).max(initial=0) > ROUNDING:
+            continue
+        if not any(name in names for name in releases_with(whole.tolist())):
+            continue
+        labels.update(whole.tolist())
         fitting = [name for name in releases_with(labels) if name in names]
     return sorted(labels), fitting
 
 
-def _no_case(root: Path, release: BraTSRelease, strays: Sequence[Path]) -> str:
+def _widest_release(names: list[str]) -> BraTSRelease | None:
+    """Return the release that all cases may be read as: same files, regions and more labels."""
+    releases = [RELEASES[name] for name in names]
+    wide = [
+        release
+        for release in releases
+        if all(
+            (other.suffixes, other.separator, other.regions)
+            == (release.suffixes, release.separator, release.regions)
+            and set(other.labels) <= set(release.labels)
+            for other in releases
+        )
+    ]
+    return wide[0] if len(wide) == 1 else None
+
+
+def _formats(files: Sequence[Path]) -> str:
+    """Say what the first file of another format is, and how to convert it."""
+    for path in files[:FILES_SNIFFED]:
+        if path.is_file() and (found := other_format(path)) is not None:
+            return f" ({path} {found})"
+    return ""
+
+
+def _no_case(
+    root: Path, release: BraTSRelease, strays: Sequence[Path], files: Sequence[Path]
+) -> str:
     """Say that a folder holds no case, and what it holds instead."""
     endings = ", ".join(f"{release.separator}{s}.nii.gz" for s in release.suffixes.values())
     expected = f"listed in {release.manifest}" if release.manifest else f"ending in {endings}"
-    example = f"; it holds files such as {strays[0]}" if strays else ""
+    example = f"; it holds files such as {strays[0]}" if strays else _formats(files)
     return (
         f"{root}: no case of {release.name} in it (files {expected}){example}; check the path, and "
         "that the data module is for this release"

@@ -1,6 +1,7 @@
 """Check a folder of cases: facts about each case, and everything that is wrong with it."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,10 +30,11 @@ from clipseg3d.data.cases import (
     index_cases,
 )
 from clipseg3d.data.labels import label_faults, round_labels
-from clipseg3d.data.nifti import open_nifti, read_voxels
+from clipseg3d.data.layout import empty_folders
+from clipseg3d.data.nifti import geometry_notes, open_nifti, read_voxels
 from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.releases import BraTSRelease
-from clipseg3d.formatting import align_columns
+from clipseg3d.formatting import align_columns, join_numbers
 from clipseg3d.vocabulary import LABEL, REGIONS, SEQUENCES
 
 
@@ -194,13 +197,19 @@ def check_data(
         results = pool.map(check, cases, by_case)
         facts = list(tqdm(results, total=len(cases), desc="Checking cases", unit="case", delay=2))
     without = sum(not case.report for case in cases)
-    notes = (f"{without} of {len(cases)} cases have no report",) if 0 < without < len(cases) else ()
+    notes = [f"{without} of {len(cases)} cases have no report"] if 0 < without < len(cases) else []
+    if empty := empty_folders(Path(root)):
+        notes.append(
+            f"{len(empty)} folders hold no file, such as {empty[0]}; download them again, or remove "
+            "them"
+        )
+    notes += _label_notes(facts, release)
     return DataCheck(
         root=str(root),
         release=release.name,
         cases=tuple(facts),
         other_faults=(*other_faults, *_copies(facts)),
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
@@ -228,7 +237,9 @@ def _check_case(
                 volume = voxels[..., channel] if channel < voxels.shape[3] else None
             files[name] = _facts(path, case.axes, volume)
     if read_sequences:
-        faults += _preprocessing_faults(case, release)
+        faults += _preprocessing_faults(case, release, notes)
+    else:
+        notes += _geometry_notes(case)
     if case.label is not None:
         mask = _read(case.label, 3, faults)
         files[LABEL] = _facts(case.label, 3, mask)
@@ -335,13 +346,22 @@ def _sha256_of_voxels(volume: npt.NDArray[Any]) -> str:
     return hashlib.sha256(content.data).hexdigest()
 
 
-def _preprocessing_faults(case: Case, release: BraTSRelease) -> list[str]:
-    """Return all faults for which preprocessing refuses a case.
+def _geometry_notes(case: Case) -> list[str]:
+    """Return what is in doubt about where the files of a case lie; unreadable ones are faults."""
+    notes = []
+    for path in dict.fromkeys(case.sequences.values()):
+        with suppress(ValueError, FileNotFoundError):
+            notes += geometry_notes(path, axes=case.axes)
+    return notes
+
+
+def _preprocessing_faults(case: Case, release: BraTSRelease, notes: list[str]) -> list[str]:
+    """Return all faults for which preprocessing refuses a case; add what it notes to ``notes``.
 
     Some faults end preprocessing before others are detected. So each sequence is then preprocessed
     alone, and those without faults once more with the expert mask.
     """
-    result = _try_preprocessing(case, release)
+    result = _try_preprocessing(case, release, notes)
     if result == []:
         return []
     faults = result or []
@@ -354,15 +374,44 @@ def _preprocessing_faults(case: Case, release: BraTSRelease) -> list[str]:
     return faults + (_try_preprocessing(replace(case, sequences=usable), release) or [])
 
 
-def _try_preprocessing(case: Case, release: BraTSRelease) -> list[str] | None:
+def _try_preprocessing(
+    case: Case, release: BraTSRelease, notes: list[str] | None = None
+) -> list[str] | None:
     """Return the faults that preprocessing reports; None if its headers already have faults."""
     if not case.sequences or check_geometry(case):
         return None
     try:
-        preprocess(case, release)
+        ready = preprocess(case, release)
     except DataError as error:
         return [*error.faults]
+    if notes is not None:
+        notes += ready.notes
     return []
+
+
+def _label_notes(cases: Sequence[CaseFacts], release: BraTSRelease) -> list[str]:
+    """Return what is unusual about the labels of all masks together."""
+    labelled = [case for case in cases if case.labels and case.volumes_ml]
+    if not labelled:
+        return []
+    present = {float(value) for case in labelled for value in case.labels or ()}
+    expected = [value for value in release.labels if value and value not in release.outside]
+    absent = [value for value in expected if value not in present]
+    notes = []
+    if absent:
+        notes.append(f"no expert mask has label {join_numbers(absent)} of {release.name}")
+    volumes = [case.volumes_ml for case in labelled if case.volumes_ml]
+    for inner, outer in itertools.pairwise(reversed(REGIONS)):
+        if all(volume[inner] == volume[outer] > 0 for volume in volumes):
+            notes.append(
+                f"{inner} equals {outer} in every case; are these masks of {release.name}?"
+            )
+    notes += [
+        f"{region} is empty in every case"
+        for region in REGIONS
+        if not any(volume[region] for volume in volumes)
+    ]
+    return notes
 
 
 def _copies(cases: Sequence[CaseFacts]) -> list[str]:

@@ -12,6 +12,14 @@ from clipseg3d.data.releases import BraTSRelease
 from clipseg3d.data.text_files import read_json
 from clipseg3d.vocabulary import LABEL, SEQUENCES
 
+_OTHER_ENDINGS = (
+    *(".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".img", ".img.gz", ".dcm", ".npy"),
+    *(".part", ".partial", ".crdownload", ".download", ".tmp"),
+    *(".zip", ".7z", ".bz2", ".xz", ".zst", ".tar.gz"),
+)
+"""Endings of files that a sequence may have by mistake: other formats, unfinished downloads,
+archives."""
+
 
 @dataclass(frozen=True)
 class CaseFiles:
@@ -90,6 +98,15 @@ def walk(root: Path) -> tuple[list[Path], list[str]]:
     return files, faults
 
 
+def empty_folders(root: Path) -> list[Path]:
+    """Return the folders below a folder in which there is nothing, hidden files apart."""
+    return [
+        Path(folder)
+        for folder, subfolders, names in os.walk(root)
+        if not [name for name in (*subfolders, *names) if not name.startswith(".")]
+    ]
+
+
 def group(files: Sequence[Path], release: BraTSRelease, required: Sequence[str]) -> Grouping:
     """Group the volumes among some files into cases of a release.
 
@@ -125,8 +142,19 @@ def _group_by_name(
             other = case_files[kind].name
             faults.append(f"{path}: {other} also holds {kind} of the case; keep one of the two")
         case_files.setdefault(kind, path)
+    for path in files:
+        if (parsed := _in_another_format(path, release)) is None:
+            continue
+        case_id, kind = parsed
+        if kind not in grouped[path.parent, case_id]:
+            faults.append(
+                f"{path}: looks like {kind} of the case, but is not a NIfTI file; convert or "
+                "unpack it to .nii.gz, or remove it"
+            )
     cases = []
     for (folder, case_id), case_files in grouped.items():
+        if not case_files:
+            continue
         cases.append(CaseFiles(case_id, folder, case_files))
         has_sequence = any(sequence in case_files for sequence in SEQUENCES)
         for kind in dict.fromkeys(required if has_sequence else (*SEQUENCES, *required)):
@@ -135,6 +163,15 @@ def _group_by_name(
                 missing = folder / f"{case_id}{release.separator}{suffix}.nii.gz"
                 faults.append(f"{missing}: missing; add it, or move the case away")
     return Grouping(cases, strays, faults)
+
+
+def _in_another_format(path: Path, release: BraTSRelease) -> tuple[str, str] | None:
+    """Return case and sequence of a file that is named like one, but is not NIfTI; else None."""
+    for ending in _OTHER_ENDINGS:
+        if path.name.lower().endswith(ending):
+            stem = path.name[: -len(ending)]
+            return release.parse(strip_extension(stem) or stem)
+    return None
 
 
 def _group_by_manifest(

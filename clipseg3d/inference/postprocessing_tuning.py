@@ -127,9 +127,8 @@ def tune_postprocessing(pairs: Iterable[LabelPair]) -> Tuned:
             for prediction, reference in zip(predictions, references, strict=True):
                 results = apply_rule(_masks(prediction), rule, region, options)
                 sums += [float(_dice(result, _masks(reference)).mean()) for result in results]
-            scores = np.round(
-                sums / len(predictions), 9
-            )  # rounding errors must not look like gains
+            # rounded, because rounding errors must not look like gains
+            scores = np.round(sums / len(predictions), 9)
             best = options[int(scores.argmax())]
             learned[rule][region] = best
             predictions = [

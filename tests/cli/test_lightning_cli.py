@@ -1,7 +1,6 @@
-"""Mirrors clipseg3d/training/cli.py: what one part of a configuration makes of another."""
+"""Mirrors clipseg3d/cli/lightning_cli.py: what one part of a configuration makes of another."""
 
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
+from pytorch_lightning.plugins.io import AsyncCheckpointIO
 
-import clipseg3d.cli.lightning_cli
+from clipseg3d.cli.lightning_cli import count_folds, is_shuffled, view_selection
 from clipseg3d.cli.main import main
-from clipseg3d.networks.config import (
-    ABLATIONS,
-    PRESETS,
-    NetworkConfig,
-    network_config,
-)
-from clipseg3d.cli.lightning_cli import CLIPSeg3DCLI, run
-from clipseg3d.training.plan import PLANS, TrainingPlan, resolve_plan
+from clipseg3d.networks.config import ABLATIONS, PRESETS, NetworkConfig, network_config
+from clipseg3d.pretrained.formats import FORMAT
+from clipseg3d.training.checkpoint_io import AtomicCheckpointIO
+from clipseg3d.training.plan import PLANS, TrainingPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CONFIGS = {path.stem: path for path in Path(__file__).parents[2].glob("examples/configs/*.yaml")}
@@ -31,33 +28,6 @@ VALUES = {
     "semantic_dim": 16,
     "num_heads": 2,
 }
-
-
-@pytest.fixture
-def parsed(monkeypatch):
-    """Build module and data of a command, and run nothing."""
-
-    def parse(*arguments, command="fit"):
-        found = []
-        monkeypatch.setattr(CLIPSeg3DCLI, "_run_subcommand", lambda self, name: found.append(self))
-        run([command, *map(str, arguments)])
-        return found[0]
-
-    return parse
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Write the phantom configuration with a model of one's own."""
-
-    def config(**model):
-        values = yaml.safe_load(PHANTOM.read_text())
-        values["model"] = {**values["model"], **model}
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(values))
-        return path
-
-    return config
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -82,68 +52,21 @@ def test_ablations_reach_module_and_data(parsed, ablation):
     cli = parsed("--config", PHANTOM, "--model.ablation", ablation)
     expected = network_config("tiny", ablation=ablation)
     assert cli.model.config == expected
-    assert cli.datamodule.view_selection == expected.view_selection
+    selection = "center" if ablation == "center_mean_bridge" else "energy"
+    assert cli.datamodule.view_selection == expected.view_selection == selection
     assert cli.datamodule.shuffle_reports == (ablation == "shuffled_text")
     assert cli.model.plan == replace(PLANS["tiny"], lr=3e-3)  # of the YAML file
 
 
-def test_bridge_of_the_paper_sees_middle_slices(parsed):
-    cli = parsed("--config", PHANTOM, "--model.ablation", "center_mean_bridge")
-    assert cli.datamodule.view_selection == "center"
-
-
-@pytest.mark.parametrize("selection", ["center", "energy", "attention"])
-@pytest.mark.parametrize("text", ["own", "shuffled", "none"])
+@pytest.mark.parametrize(
+    ("selection", "text"), [("center", "own"), ("energy", "none"), ("attention", "shuffled")]
+)
 def test_network_given_as_values_reaches_the_data(parsed, write, selection, text):
     cli = parsed("--config", write(network={**VALUES, "view_selection": selection, "text": text}))
     values = {**VALUES, "channels": (4, 8)}
     assert cli.model.config == NetworkConfig(**values, view_selection=selection, text=text)
     assert cli.datamodule.view_selection == selection
     assert cli.datamodule.shuffle_reports == (text == "shuffled")
-
-
-@pytest.mark.parametrize("name", ["tiny", "paper"])
-@pytest.mark.parametrize("where", ["file", "option", "one word"])
-def test_a_switch_changes_nothing_else_of_a_preset(parsed, write, name, where):
-    given = {
-        "file": ("--config", write(network=name)),
-        "option": ("--config", PHANTOM, "--model.network", name),
-        "one word": (f"--config={PHANTOM}", f"--model.network={name}"),
-    }[where]
-    switches = ("--model.network.checkpointing=true", "--model.network.clip", "tiny-random")
-    module = parsed(*given, *switches).model
-    assert module.config == replace(PRESETS[name], checkpointing=True, clip="tiny-random")
-    assert module.plan == replace(resolve_plan(None, name), lr=module.plan.lr)
-
-
-@pytest.mark.parametrize("name", ["tinny", "{"])
-def test_a_switch_of_no_preset_is_refused(parsed, name):
-    with pytest.raises(ValueError, match=rf"{re.escape(repr(name))}.*recommended, tiny"):
-        parsed("--config", PHANTOM, "--model.network", name, "--model.network.cbam", "false")
-
-
-@pytest.mark.parametrize("network", ["tiny", VALUES])
-def test_a_switch_of_the_wrong_type_is_refused(parsed, write, network):
-    with pytest.raises(ValueError, match=r"network\.cbam.*maybe"):
-        parsed("--config", write(network=network), "--model.network.cbam", "maybe")
-
-
-def test_a_switch_changes_nothing_else_of_values_on_the_line(parsed):
-    given = ("--config", PHANTOM, "--model.network", json.dumps(VALUES))
-    changed = parsed(*given, "--model.network.cbam", "false").model.config
-    assert changed == replace(parsed(*given).model.config, cbam=False)
-
-
-@pytest.mark.parametrize("given", [{"plan": "recommended"}, {"plan": {"lr": 0.5}}])
-def test_a_switch_leaves_the_plan_of_a_file(parsed, write, given):
-    module = parsed("--config", write(**given), "--model.network.cbam", "false").model
-    assert module.plan == parsed("--config", write(**given)).model.plan
-
-
-def test_a_switch_changes_nothing_else_of_values(parsed, write):
-    given = parsed("--config", write(network=VALUES)).model.config
-    changed = parsed("--config", write(network=VALUES), "--model.network.cbam", "false")
-    assert changed.model.config == replace(given, cbam=False)
 
 
 def test_ablation_of_values(parsed, write):
@@ -155,14 +78,22 @@ def test_ablation_of_values(parsed, write):
     assert cli.datamodule.view_selection == cli.model.config.view_selection == "center"
 
 
+def test_settings_of_the_data_reach_the_module(parsed, write):
+    given = ("--config", write(network=VALUES), "--data.spacing_mm", 4)
+    cli = parsed(*given, "--model.sequence_dropout", 0.25)
+    assert cli.model.hparams["spacing_mm"] == 4.0
+    assert cli.model.hparams["release"] == "phantom"
+    assert cli.datamodule.allow_missing_sequences
+    assert not parsed(*given).datamodule.allow_missing_sequences
+
+
 def test_links_take_a_flat_namespace_too():
     """Releases of jsonargparse differ in how they hold the values of a class."""
-    flat = clipseg3d.cli.lightning_cli.Namespace(view_selection="attention", text="shuffled")
-    wrapped = clipseg3d.cli.lightning_cli.Namespace(class_path="x", init_args=flat)
-    for network in (flat, wrapped, {"view_selection": "attention", "text": "shuffled"}):
-        assert clipseg3d.cli.lightning_cli.view_selection(network, None) == "attention"
-        assert clipseg3d.cli.lightning_cli.is_shuffled(network, None)
-        assert not clipseg3d.cli.lightning_cli.is_shuffled(network, "no_text")
+    flat = Namespace(view_selection="attention", text="shuffled")
+    for network in (flat, Namespace(class_path="x", init_args=flat)):
+        assert view_selection(network, None) == "attention"
+        assert is_shuffled(network, None)
+        assert not is_shuffled(network, "no_text")
 
 
 @pytest.mark.parametrize(
@@ -181,16 +112,51 @@ def test_plans_by_name_and_as_values(parsed, write, plan, expected):
     assert cli.model.plan == expected
 
 
+@pytest.fixture
+def trained(parsed, write, tmp_path):
+    """A checkpoint of another network than the configuration's; its values."""
+    path = write(network={**VALUES, "view_selection": "attention"}, roi_size=[16, 16, 24])
+    values = dict(parsed("--config", path, "--model.plan", "paper_body").model.hparams)
+    content = {"format": FORMAT, "hyper_parameters": values, "state_dict": {}}
+    torch.save(content, tmp_path / "w.ckpt")
+    return tmp_path / "w.ckpt", content
+
+
 @pytest.mark.parametrize("command", ["validate", "test"])
-def test_a_checkpoint_brings_its_network_and_its_views(parsed, write, tmp_path, command):
-    path = write(network={**VALUES, "view_selection": "attention"}, plan="paper_body")
-    cli = parsed("--config", path)
-    checkpoint = {"hyper_parameters": dict(cli.model.hparams), "state_dict": {}}
-    torch.save(checkpoint, tmp_path / "w.ckpt")
-    cli = parsed("--config", PHANTOM, "--ckpt_path", tmp_path / "w.ckpt", command=command)
+@pytest.mark.parametrize("old", [False, True])
+def test_a_checkpoint_brings_its_network_and_its_views(parsed, trained, command, old):
+    path, content = trained
+    if old:  # of format 1
+        values = content["hyper_parameters"]
+        values["window"] = values.pop("roi_size")
+        values["network"]["fold"] = values["network"].pop("space_to_depth")
+        torch.save({**content, "format": None}, path)
+    given = ("--config", PHANTOM, "--model.overlap", 0.25, "--data.spacing_mm", 4)
+    cli = parsed(*given, "--ckpt_path", path, command=command)
     assert cli.model.config.view_selection == "attention"
     assert cli.model.config.channels == (4, 8)
+    assert cli.model.hparams["roi_size"] == (16, 16, 24)
+    assert cli.model.hparams["overlap"] == 0.5
+    assert cli.model.plan == replace(PLANS["paper_body"], lr=3e-3)
     assert cli.datamodule.view_selection == "attention"
+    assert cli.config_init[command].ckpt_path == cli.config[command].ckpt_path == str(path)
+
+
+def test_a_checkpoint_does_not_change_what_is_fitted(parsed, trained):
+    path, _ = trained
+    cli = parsed("--config", PHANTOM, "--model.overlap", 0.25, "--ckpt_path", path)
+    assert cli.model.config == PRESETS["tiny"]
+    assert cli.model.hparams["overlap"] == 0.25
+    assert cli.model.hparams["roi_size"] == (64, 64, 64)
+    assert cli.datamodule.view_selection == "energy"
+    assert cli.config_init.fit.ckpt_path == cli.config.fit.ckpt_path == str(path)
+
+
+def test_checkpoints_are_atomic_unless_a_plugin_writes_them(parsed, write):
+    given = ("--config", write(network=VALUES))
+    assert type(parsed(*given).trainer.strategy.checkpoint_io) is AtomicCheckpointIO
+    cli = parsed(*given, "--trainer.plugins", "AsyncCheckpointIO")
+    assert type(cli.trainer.strategy.checkpoint_io) is AsyncCheckpointIO
 
 
 @pytest.mark.parametrize(
@@ -210,25 +176,35 @@ def test_wrong_names_end_in_one_message(options, message, capsys, tmp_path, monk
     assert "Traceback" not in error
 
 
+def test_folds_are_counted_and_nothing_is_trained(write, phantom_folder, tmp_path):
+    options = {"data.root": phantom_folder, "data.num_cases": 6, "data.spacing_mm": 8}
+    given = ["fit", "--config", str(write(network=VALUES)), "--trainer.default_root_dir"]
+    given += [str(tmp_path / "out"), *(f"--{name}={value}" for name, value in options.items())]
+    assert count_folds([*given, "--data.num_folds=3", "--scores=scores.csv"]) == 3
+    with pytest.raises(ValueError, match="6 patients cannot fill num_folds=7 folds"):
+        count_folds([*given, "--data.num_folds=7"])
+    assert not (tmp_path / "out").exists()
+
+
 # whole runs, of a few steps
 
 
 @pytest.fixture(scope="module")
-def patients(tmp_path_factory):
-    return tmp_path_factory.mktemp("patients")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fit")
 
 
 @pytest.fixture
-def command(patients, write, tmp_path, monkeypatch):
+def command(phantom_folder, folder, write, tmp_path, monkeypatch):
     """Run a command on five small patients, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    path = write(network=VALUES, roi_size=[16, 16, 16])
+    path = write(network=VALUES, roi_size=[24, 24, 24])
 
     def run_command(name, *options):
         return main(
             [
-                *(name, "--config", str(path), "--data.root", str(patients / "phantoms")),
-                *("--data.cache_dir", str(patients / "cache"), "--data.num_cases", "5"),
+                *(name, "--config", str(path), "--data.root", str(phantom_folder)),
+                *("--data.cache_dir", str(folder / "cache"), "--data.num_cases", "5"),
                 *("--data.spacing_mm", "8", "--data.patch_size", "[16, 16, 16]"),
                 *("--data.num_workers", "0", "--trainer.accelerator", "cpu"),
                 *("--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"),
@@ -241,22 +217,19 @@ def command(patients, write, tmp_path, monkeypatch):
     return run_command
 
 
-@pytest.fixture(scope="module")
-def trained(patients):
-    return patients / "fit"
-
-
-def test_a_fit_writes_scores_of_its_best_checkpoint(command, trained, tmp_path):
-    here = ("--trainer.default_root_dir", trained)
-    assert command("fit", *here, "--scores", "scores.csv") == 0
-    folder = trained / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == [
+def test_a_fit_writes_scores_of_its_best_checkpoint(command, folder, tmp_path):
+    assert command("fit", "--trainer.default_root_dir", folder, "--scores", "scores.csv") == 0
+    checkpoints = folder / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
         "best.ckpt",
         "best.manifest.json",
         "last-0000004.ckpt",
         "last-0000004.manifest.json",
     ]
-    best = ("--ckpt_path", folder / "best.ckpt")
+    manifest = json.loads((checkpoints / "best.manifest.json").read_text())
+    assert manifest["config"]["model"]["network"]["init_args"]["channels"] == [4, 8]
+    assert manifest["config"]["data"]["init_args"]["spacing_mm"] == 8
+    best = ("--ckpt_path", checkpoints / "best.ckpt")
     assert command("validate", *best, "--scores", "again.csv") == 0
     assert command("test", *best, "--scores", "test.csv") == 0
     texts = {(tmp_path / f"{name}.csv").read_text() for name in ("scores", "again", "test")}
@@ -267,12 +240,24 @@ def test_a_fit_writes_scores_of_its_best_checkpoint(command, trained, tmp_path):
     ]
 
 
-def test_a_finished_fit_goes_no_further(command, trained):
-    folder = trained / "checkpoints"
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again = ("fit", "--trainer.default_root_dir", trained, "--ckpt_path", "last")
+def test_a_finished_fit_is_not_trained_on(command, folder):
+    checkpoints = folder / "checkpoints"
+    before = {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()}
+    again = ("fit", "--trainer.default_root_dir", folder, "--ckpt_path", "last")
     assert command(*again) == 0
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()} == before
+
+
+def test_a_fit_goes_on_in_the_folder_of_its_last_checkpoint(command, folder, tmp_path):
+    """Every run of a logger has a folder of its own, but checkpoints stay together."""
+    here = ("--trainer.default_root_dir", tmp_path, "--trainer.logger", "CSVLogger")
+    here += ("--trainer.logger.save_dir", tmp_path, "--ckpt_path", "last")
+    assert command("fit", *here) == 0
+    more = ("--trainer.max_epochs", "2", "--model.resume_changed", "true")
+    assert command("fit", *here, *more) == 0
+    assert sorted(
+        str(path.relative_to(tmp_path / "lightning_logs")) for path in tmp_path.rglob("last-*.ckpt")
+    ) == [f"version_0/checkpoints/last-000000{step}.ckpt" for step in (4, 8)]
 
 
 def damage(path):
@@ -291,18 +276,20 @@ def damage(path):
         ("fit", ["--data.fold", "5"], "fold=5 is not in 0..4, the folds there are"),
         ("fit", ["--data.num_folds", "6"], "5 patients cannot fill num_folds=6 folds"),
         ("fit", ["--ckpt_path", "gone.ckpt"], "gone.ckpt: no such file"),
-        ("fit", ["--ckpt_path", "{broken}"], "{broken}: not a whole checkpoint; give another"),
-        ("validate", ["--ckpt_path", "{broken}"], "{broken}: not a whole checkpoint; give another"),
+        ("validate", ["--ckpt_path", "gone.ckpt"], "gone.ckpt: no such file"),
+        ("fit", ["--ckpt_path", "{broken}"], "{broken}: not a"),
+        ("validate", ["--ckpt_path", "{broken}"], "{broken}: not a"),
+        ("fit", ["--trainer.default_root_dir", "{lost}", "--ckpt_path", "last"], "{lost}/checkpo"),
         (
             "fit",
-            ["--ckpt_path", "{whole}", "--trainer.max_epochs", "2", "--data.fold", "1"],
+            ["--ckpt_path", "{best}", "--trainer.max_epochs", "2", "--data.fold", "1"],
             "the checkpoint was saved with other settings (trainer.max_epochs: 1 -> 2; data.fold: "
             "0 -> 1",
         ),
         (
             "fit",
             [
-                *("--ckpt_path", "{whole}", "--model.network.cbam", "false"),
+                *("--ckpt_path", "{best}", "--model.network.cbam", "false"),
                 *("--model.resume_changed", "true"),
             ],
             "the checkpoint is of another architecture (",
@@ -315,16 +302,18 @@ def damage(path):
     ],
 )
 def test_what_cannot_be_run_ends_in_one_message(
-    command, trained, tmp_path, capsys, name, options, message
+    command, folder, tmp_path, capsys, name, options, message
 ):
-    whole = trained / "checkpoints" / "best.ckpt"
-    places = {"whole": whole, "broken": tmp_path / "broken.ckpt"}
-    shutil.copy(whole, places["broken"])
-    damage(places["broken"])
+    best = folder / "checkpoints" / "best.ckpt"
+    paths = {"best": best, "broken": tmp_path / "broken.ckpt", "lost": tmp_path / "lost"}
+    shutil.copy(best, paths["broken"])
+    damage(paths["broken"])
+    (paths["lost"] / "checkpoints").mkdir(parents=True)
+    shutil.copy(paths["broken"], paths["lost"] / "checkpoints" / "last-0000001.ckpt")
     capsys.readouterr()
-    assert command(name, *(option.format(**places) for option in options)) == 1
+    assert command(name, *(option.format(**paths) for option in options)) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"clipseg3d: {message.format(**places)}")
+    assert error.startswith(f"clipseg3d: {message.format(**paths)}")
 
 
 @pytest.mark.parametrize(
@@ -345,7 +334,11 @@ def test_unknown_keys_and_wrong_types_are_named(command, capsys, options, messag
     assert message in capsys.readouterr().err.partition("error: ")[2]
 
 
-def test_unknown_keys_of_a_file_are_named(write, capsys):
+@pytest.mark.parametrize(
+    "model", [{"colour": "red"}, {"network": {**VALUES, "colour": "red"}}, {"network": {"cbam": 3}}]
+)
+def test_wrong_values_of_a_file_are_named(write, capsys, model):
     with pytest.raises(SystemExit):
-        main(["fit", "--config", str(write(colour="red"))])
-    assert "colour" in capsys.readouterr().err
+        main(["fit", "--config", str(write(**model))])
+    error = capsys.readouterr().err.partition("error: ")[2]
+    assert ("cbam" if model.get("network") == {"cbam": 3} else "colour") in error

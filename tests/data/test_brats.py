@@ -202,6 +202,27 @@ def test_training_order_is_shuffled(make):
     assert len(orders) > 1
 
 
+def test_a_fit_goes_on_within_the_epoch_of_a_checkpoint(make):
+    """The fit after that begins at the beginning."""
+    torch.manual_seed(0)
+    module = ready(make(crops_per_case=3, batch_size=2))
+    assert module.state_dict() == {}
+    loader = module.train_dataloader()
+    loader.sampler.set_epoch(4)
+    given = [batch["crop_box"] for batch in loader]
+    steps = iter(loader)
+    next(steps), next(steps)
+    saved = module.state_dict()
+    assert saved == {"epoch": 4, "batches": 2}
+    resumed = ready(make(crops_per_case=3, batch_size=2))
+    resumed.load_state_dict(saved)
+    rest = [batch["crop_box"] for batch in resumed.train_dataloader()]
+    assert len(rest) == len(given) - 2 > 0
+    assert all(map(torch.equal, rest, given[2:]))
+    assert len(list(resumed.train_dataloader())) == len(given)
+    assert resumed.state_dict() == {"epoch": 0, "batches": len(given)}
+
+
 @pytest.mark.parametrize("loader", ["val_dataloader", "test_dataloader"])
 def test_validation_batches_are_whole_brains_in_order(make, loader):
     module = ready(make(batch_size=3, num_folds=2, crops_per_case=2))

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from clipseg3d.phantom.anatomy import Individual
 from clipseg3d.phantom.report import measure_facts
 from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.phantom.tumour import GROWTH_GRID
 from clipseg3d.vocabulary import SEQUENCES
 
 SIDES = {"left", "right"}
@@ -79,6 +81,18 @@ def test_equal_seeds_give_equal_patients(phantoms):
     assert (one.report, one.facts) == (other.report, other.facts)
 
 
+def test_images_and_facts_show_the_displaced_brain(monkeypatch):
+    drawn, draw_anatomy = [], Individual.anatomy
+
+    def record(individual, grid, pushes=()):
+        drawn.append((grid.spacing_mm, len(pushes)))
+        return draw_anatomy(individual, grid, pushes)
+
+    monkeypatch.setattr(Individual, "anatomy", record)
+    simulate_phantom(0, spacing_mm=8.0)
+    assert drawn == [(GROWTH_GRID.spacing_mm, 0), (GROWTH_GRID.spacing_mm, 1), (8.0, 1)]
+
+
 def test_seeds_differ(patients):
     assert len({p.label.tobytes() for p in patients}) == len(patients)
     assert len({p.image.tobytes() for p in patients}) == len(patients)
@@ -90,6 +104,8 @@ def check_same_patient(fine, coarse):
     assert fine.facts.wt_ml == pytest.approx(coarse.facts.wt_ml, rel=0.05)
     centres = [world(ndimage.center_of_mass(core_of(p.label)), p.affine) for p in (fine, coarse)]
     assert np.linalg.norm(centres[0] - centres[1]) < 3
+    peaks = [p.image.max(axis=(1, 2, 3)) for p in (fine, coarse)]  # set by the drawn scanner gain
+    np.testing.assert_allclose(*peaks, rtol=0.01)
 
 
 def test_a_seed_is_one_patient_at_every_spacing(sharp, phantoms):

@@ -38,7 +38,9 @@ def test_written_case_reads_back(tmp_path, phantoms):
 
 
 def test_faint_brain_is_not_written_as_background(tmp_path, phantoms):
-    faint = replace(phantoms[0], image=phantoms[0].image * np.float32(0.001))
+    image = phantoms[0].image
+    faint = replace(phantoms[0], image=image * np.float32(3 / image[0].max()))
+    assert (np.rint(faint.image[0]) > 0).sum() < (faint.image[0] > 0).sum()
     folder = write_phantom(faint, tmp_path, "faint")
     stored = np.asarray(nib.load(folder / "faint_t1.nii.gz").dataobj)
     np.testing.assert_array_equal(stored > 0, faint.image[0] > 0)
@@ -59,6 +61,13 @@ def test_existing_case_is_left_alone(tmp_path, phantoms):
         write_phantom(phantoms[1], tmp_path, "case")
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["case"]
+
+
+def test_an_empty_folder_is_left_alone_too(tmp_path, phantoms):
+    (tmp_path / "case").mkdir()
+    with pytest.raises(FileExistsError, match="case exists"):
+        write_phantom(phantoms[0], tmp_path, "case")
+    assert [path.name for path in tmp_path.rglob("*")] == ["case"]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, phantoms):

@@ -1,7 +1,9 @@
-"""Mirrors clipseg3d/training/dry_run.py, through the command line."""
+"""Mirrors clipseg3d/training/dry_run.py, and what the command line prints of it."""
 
+import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -12,11 +14,10 @@ from pytorch_lightning import Trainer
 
 import clipseg3d.training.dry_run
 from clipseg3d.cli.main import main
-from clipseg3d.phantom.datamodule import PhantomDataModule
-from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.training.dry_run import dry_run
-from clipseg3d.training.memory import predict_peak_memory
+from clipseg3d.training.memory import PeakMemory
 from clipseg3d.training.module import CLIPSeg3DModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -27,17 +28,22 @@ SMALL = NetworkConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    root = tmp_path_factory.mktemp("patients")
-    write_phantoms(root, 5, spacing_mm=SPACING_MM)
-    return root
+@pytest.fixture
+def patients(phantom_folder, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(phantom_folder, tmp_path / "p")
 
 
 @pytest.fixture
-def patients(written, tmp_path):
-    """A copy that a test may change."""
-    return shutil.copytree(written, tmp_path / "p")
+def peak(monkeypatch):
+    """Replace the prediction of memory, which takes seconds; return it, and calls of it."""
+    predicted, calls = PeakMemory(10**9, 10**9, 10**9), []
+    monkeypatch.setattr(
+        clipseg3d.training.dry_run,
+        "predict_peak_memory",
+        lambda *args, **options: calls.append((*args, options)) or predicted,
+    )
+    return predicted, calls
 
 
 @pytest.fixture
@@ -50,9 +56,10 @@ def fit(tmp_path, monkeypatch, capsys):
         code = main(
             [
                 *("fit", "--dry-run", "--config", str(PHANTOM), "--data.root", str(root)),
+                *("--model.network", json.dumps(asdict(SMALL))),
                 *("--data.cache_dir", str(tmp_path / "cache"), "--data.num_workers", "0"),
                 *("--data.spacing_mm", str(SPACING_MM), "--data.num_cases", "5"),
-                *("--data.patch_size", "[40, 36, 48]", "--trainer.accelerator", "cpu"),
+                *("--data.patch_size", "[20, 16, 24]", "--trainer.accelerator", "cpu"),
                 *options,
             ]
         )
@@ -65,7 +72,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_everything_is_said_and_nothing_written(fit, patients, tmp_path):
+def test_everything_is_printed_and_nothing_written(fit, patients, tmp_path):
     before = contents(tmp_path)
     code, out, _ = fit(patients)
     assert code == 0
@@ -81,15 +88,7 @@ def test_everything_is_said_and_nothing_written(fit, patients, tmp_path):
     assert "fault" not in out
 
 
-def test_patients_that_are_not_there_yet_stay_away(fit, tmp_path):
-    code, out, _ = fit(tmp_path / "nobody")
-    assert code == 0
-    assert "5 of 5 patients are still to be simulated" in out
-    assert "4 to train on, 1 to validate on" in out
-    assert not (tmp_path / "nobody").exists()
-
-
-def test_faults_of_data_are_listed_and_fail(fit, patients):
+def test_faults_of_data_are_listed_and_fail(fit, patients, peak):
     broken = patients / "Phantom_00001" / "Phantom_00001_flair.nii.gz"
     image = nib.load(broken)
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), image.affine), broken)
@@ -103,65 +102,51 @@ def test_faults_of_data_are_listed_and_fail(fit, patients):
     assert "Traceback" not in error
 
 
-def test_too_few_cases_for_the_folds(fit, patients):
-    code, out, _ = fit(patients, "--data.num_folds", "6")
-    assert code == 1
-    assert "5 patients cannot fill num_folds=6 folds" in out
-    assert "0 to train on" in out
-
-
-def test_a_batch_larger_than_an_epoch(fit, patients):
-    code, out, _ = fit(patients, "--data.batch_size", "5", "--data.crops_per_case", "1")
-    assert code == 1
-    assert "batch_size=5 is more than the 4 samples that an epoch has for each device" in out
-    assert " 0 steps " in out
-
-
-def test_a_step_that_does_not_fit_is_not_tried(fit, patients):
-    code, out, _ = fit(patients, "--data.patch_size", "[4096, 4096, 4096]")
-    assert code == 1
-    assert "patch_size=(4096, 4096, 4096) with batch_size=1 needs" in out
-    assert "take a smaller patch or batch" in out
-    assert "a step" not in out
-
-
 def test_other_errors_end_in_one_message(fit, patients):
     code, _, error = fit(patients, "--model.network", "huge")
     assert code == 1
     assert error.splitlines()[-1].startswith("clipseg3d: unknown preset 'huge'")
 
 
-def test_a_disk_that_is_full(fit, patients, monkeypatch, tmp_path):
-    monkeypatch.setattr(clipseg3d.training.dry_run, "_free", lambda folder: 1)
-    code, out, _ = fit(patients)
-    assert code == 1
-    assert f"{tmp_path / 'cache'}: 0.00 GB to be written, 0.00 GB free; make room" in out
+@pytest.fixture
+def module():
+    return CLIPSeg3DModule(SMALL, release="phantom", spacing_mm=SPACING_MM)
 
 
 @pytest.fixture
-def data(patients, tmp_path):
-    return PhantomDataModule(
-        str(patients),
-        num_cases=5,
-        spacing_mm=SPACING_MM,
-        patch_size=(16, 24, 20),
-        crops_per_case=3,
-        batch_size=5,
-        num_workers=0,
-        cache_dir=str(tmp_path / "cache"),
-    )
+def data(phantom_folder, tmp_path):
+    """Return a data module of five patients."""
+
+    def make(root=phantom_folder, **options):
+        defaults = {
+            "num_cases": 5,
+            "spacing_mm": SPACING_MM,
+            "patch_size": (16, 24, 20),
+            "crops_per_case": 3,
+            "batch_size": 5,
+            "num_workers": 0,
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return PhantomDataModule(str(root), **{**defaults, **options})
+
+    return make
 
 
-def quiet(folder, **options):
-    return Trainer(accelerator="cpu", logger=False, default_root_dir=folder, **options)
+@pytest.fixture
+def trainer(tmp_path):
+    def make(**options):
+        return Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, **options)
+
+    return make
 
 
-def test_numbers_are_those_of_module_and_data(data, tmp_path):
-    module = CLIPSeg3DModule(SMALL, release="phantom", spacing_mm=SPACING_MM)
-    peak = predict_peak_memory(module.network, (16, 24, 20), batch_size=5, precision="bf16-mixed")
+def test_numbers_are_those_of_module_and_data(module, data, trainer, tmp_path, peak):
+    predicted, calls = peak
     trained = sum(w.numel() for w in module.network.parameters() if w.requires_grad)
-    found = dry_run(module, data, quiet(tmp_path, precision="bf16-mixed", max_epochs=7))
-    assert found.peak == peak
+    found = dry_run(module, data(), trainer(precision="bf16-mixed", max_epochs=7))
+    options = {"batch_size": 5, "precision": "bf16-mixed"}
+    assert calls == [(module.network, (16, 24, 20), options)]
+    assert found.peak == predicted
     assert found.trained == trained
     assert found.frozen == sum(w.numel() for w in module.network.parameters()) - trained
     assert (found.training, found.validation) == (4, 1)
@@ -174,16 +159,63 @@ def test_numbers_are_those_of_module_and_data(data, tmp_path):
     assert found.faults == ()
 
 
-def test_cached_cases_need_no_disk(data, tmp_path):
-    data.prepare_data()
-    module = CLIPSeg3DModule(SMALL, release="phantom", spacing_mm=SPACING_MM)
-    found = dry_run(module, data, quiet(tmp_path, max_steps=3, max_epochs=-1))
+def test_patients_that_do_not_exist_yet_are_not_written(module, data, trainer, tmp_path, peak):
+    found = dry_run(module, data(tmp_path / "nobody"), trainer(max_epochs=1))
+    assert "5 of 5 patients are still to be simulated" in str(found)
+    assert "4 to train on, 1 to validate on" in str(found)
+    assert found.faults == ()
+    assert not (tmp_path / "nobody").exists()
+
+
+def test_too_few_cases_for_the_folds(module, data, trainer, peak):
+    found = dry_run(module, data(num_folds=6), trainer(max_epochs=1))
+    (fault,) = found.faults
+    assert fault.startswith("5 patients cannot fill num_folds=6 folds")
+    assert "0 to train on" in str(found)
+
+
+def test_a_batch_larger_than_an_epoch(module, data, trainer, peak):
+    found = dry_run(module, data(crops_per_case=1), trainer(max_epochs=1))
+    (fault,) = found.faults
+    assert "batch_size=5 is more than the 4 samples that an epoch has for each device" in fault
+    assert " 0 steps " in str(found)
+
+
+def test_a_step_that_does_not_fit_is_not_tried(module, data, trainer, peak, monkeypatch):
+    capacity = peak[0].total
+    monkeypatch.setattr(clipseg3d.training.dry_run, "_capacity", lambda device: capacity)
+    monkeypatch.setattr(module, "training_step", None)
+    found = dry_run(module, data(), trainer(max_epochs=1))
+    (fault,) = found.faults
+    assert "patch_size=(16, 24, 20) with batch_size=5 needs 3.0 GB, and cpu has 3.0" in fault
+    assert "take a smaller patch or batch" in fault
+    assert found.step_seconds is None
+    assert "a step" not in str(found)
+
+
+def test_a_precision_without_prediction_is_noted(module, data, trainer, peak):
+    found = dry_run(module, data(), trainer(precision="64-true", max_epochs=1))
+    assert found.peak is None
+    assert "memory cannot be predicted for precision 64-true" in found.notes
+    assert found.step_seconds > 0
+
+
+def test_a_disk_that_is_full(module, data, trainer, peak, monkeypatch, tmp_path):
+    monkeypatch.setattr(clipseg3d.training.dry_run, "_free", lambda folder: 1)
+    found = dry_run(module, data(), trainer(max_epochs=1))
+    fault = f"{tmp_path / 'cache'}: 0.00 GB to be written, 0.00 GB free; make room"
+    assert any(fault in one for one in found.faults)
+
+
+def test_cached_cases_need_no_disk(module, data, trainer, peak, tmp_path):
+    cached = data()
+    cached.prepare_data()
+    found = dry_run(module, cached, trainer(max_steps=3, max_epochs=-1))
     assert list(found.disk) == [tmp_path]
     assert found.epochs is None
 
 
-def test_two_steps_run_as_the_fit_would(data, tmp_path, monkeypatch):
-    module = CLIPSeg3DModule(SMALL, release="phantom", spacing_mm=SPACING_MM)
+def test_two_steps_run_as_the_fit_would(module, data, trainer, peak, monkeypatch):
     seen = []
     step = module.training_step
 
@@ -192,5 +224,5 @@ def test_two_steps_run_as_the_fit_would(data, tmp_path, monkeypatch):
         return step(batch, batch_idx)
 
     monkeypatch.setattr(module, "training_step", spy)
-    dry_run(module, data, quiet(tmp_path, precision="bf16-mixed", max_epochs=1))
+    dry_run(module, data(), trainer(precision="bf16-mixed", max_epochs=1))
     assert seen == [((5, 4, 16, 24, 20), True)] * 2

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ CLIP_BYTES = 4 * 151.3e6
 SMALL = NetworkConfig(
     channels=(8, 12), num_auxiliary=0, semantic_dim=16, num_heads=2, clip="tiny-random"
 )
+
+PLAIN = replace(SMALL, semantics=False, cbam=False)
+"""Predicted in half the time."""
 
 
 @pytest.fixture(autouse=True)
@@ -70,29 +74,21 @@ def frozen_bytes(network):
 @pytest.mark.parametrize(
     ("changes", "patch", "options"),
     [
-        ({}, (32, 24, 40), {"batch_size": 2}),
-        ({"space_to_depth": 2, "semantics": False}, (48, 40, 32), {"batch_size": 3}),
-        pytest.param({"channels": (16, 24)}, (40, 48, 56), {}, marks=pytest.mark.slow),
+        ({"channels": (16, 24)}, (40, 48, 56), {}),
         pytest.param(
             {},
             (40, 24, 16),
             {"batch_size": 2, "precision": "bf16-mixed"},
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(
-                    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-                    reason="convolutions emulate bfloat16 on this CPU, in a large workspace",
-                ),
-            ],
+            marks=pytest.mark.skipif(
+                not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+                reason="convolutions emulate bfloat16 on this CPU, in a large workspace",
+            ),
         ),
-        pytest.param(
-            {"checkpointing": True, "cbam": False},
-            (48, 40, 24),
-            {"batch_size": 2},
-            marks=pytest.mark.slow,
-        ),
+        ({"checkpointing": True, "cbam": False}, (48, 40, 24), {"batch_size": 2}),
+        ({"space_to_depth": 2, "semantics": False}, (48, 40, 32), {"batch_size": 3}),
     ],
 )
+@pytest.mark.slow
 def test_prediction_is_what_the_allocator_gives_out(changes, patch, options, tiny_clip):
     config = replace(SMALL, **changes)
     network = build_clipseg3d(config, encoder=tiny_clip)
@@ -100,50 +96,51 @@ def test_prediction_is_what_the_allocator_gives_out(changes, patch, options, tin
     assert predicted == pytest.approx(allocated(config, tiny_clip, patch, **options), rel=0.15)
 
 
-def test_weights_gradients_and_moments_are_known(tiny_clip):
-    network = build_clipseg3d(SMALL, encoder=tiny_clip)
-    peak = predict_peak_memory(network, (16, 16, 16))
+def test_a_prediction_changes_no_weight(tiny_clip):
+    patch, options = (32, 24, 40), {"batch_size": 2}
+    network = build_clipseg3d(SMALL, encoder=tiny_clip).eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    peak = predict_peak_memory(network, patch, **options)
+    expected = allocated(SMALL, tiny_clip, patch, **options)
+    assert peak.total - frozen_bytes(network) == pytest.approx(expected, rel=0.15)
     trained = [w.nbytes for w in network.parameters() if w.requires_grad]
     buffers = sum(buffer.nbytes for buffer in network.buffers())
     assert peak.weights == sum(trained) + frozen_bytes(network) + buffers
     assert peak.training == 3 * sum(trained)
     assert PeakMemory(1, 20, 300).total == 321
-
-
-def test_activations_grow_with_voxels_and_crops(tiny_clip):
-    network = build_clipseg3d(SMALL, encoder=tiny_clip)
-    one = predict_peak_memory(network, (32, 48, 40)).activations
-    assert predict_peak_memory(network, (64, 48, 40)).activations == pytest.approx(
-        2 * one, rel=0.02
-    )
-    twice = predict_peak_memory(network, (32, 48, 40), batch_size=2)
-    assert twice.activations == pytest.approx(2 * one, rel=0.02)
-
-
-def test_checkpointing_and_half_precision_save_memory(tiny_clip):
-    network = build_clipseg3d(SMALL, encoder=tiny_clip)
-    saving = build_clipseg3d(replace(SMALL, checkpointing=True), encoder=tiny_clip)
-    patch = (48, 48, 48)
-    usual = predict_peak_memory(network, patch).activations
-    assert predict_peak_memory(saving, patch).activations < 0.85 * usual
-    half = predict_peak_memory(network, patch, precision="bf16-mixed").activations
-    assert half < 0.85 * usual
-
-
-@pytest.mark.parametrize("mode", [True, False])
-def test_the_network_is_left_as_it_is(mode, tiny_clip):
-    network = build_clipseg3d(SMALL, encoder=tiny_clip).train(mode)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    predict_peak_memory(network, (16, 16, 16))
     after = network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert network.training is mode
+    assert not network.training
     assert all(weight.grad is None for weight in network.parameters())
     assert type(next(network.parameters()).data) is torch.Tensor
 
 
-def test_unknown_precision_is_refused(tiny_clip):
-    network = build_clipseg3d(SMALL, encoder=tiny_clip)
+def test_a_network_in_training_stays_in_training():
+    network = build_clipseg3d(PLAIN)
+    predict_peak_memory(network, (16, 16, 16))
+    assert network.training
+
+
+@cache
+def activations(patch, config, **options):
+    return predict_peak_memory(build_clipseg3d(config), patch, **options).activations
+
+
+def test_activations_grow_with_voxels_and_crops():
+    one = activations((32, 48, 40), PLAIN)
+    assert activations((64, 48, 40), PLAIN) == pytest.approx(2 * one, rel=0.02)
+    assert activations((32, 48, 40), PLAIN, batch_size=2) == pytest.approx(2 * one, rel=0.02)
+
+
+def test_checkpointing_and_half_precision_save_memory():
+    patch = (32, 48, 40)
+    usual = activations(patch, PLAIN)
+    assert activations(patch, replace(PLAIN, checkpointing=True)) < 0.85 * usual
+    assert activations(patch, PLAIN, precision="bf16-mixed") < 0.85 * usual
+
+
+def test_unknown_precision_is_refused():
+    network = build_clipseg3d(PLAIN)
     with pytest.raises(ValueError, match="precision='8-bit': choose from 32-true, bf16-mixed"):
         predict_peak_memory(network, (16, 16, 16), precision="8-bit")
 

@@ -81,7 +81,7 @@ def fitted(phantom_folder, tmp_path_factory):
         roi_size=ROI_SIZE,
     )
     trainer = Trainer(
-        max_epochs=3,
+        max_epochs=2,
         accelerator="cpu",
         logger=False,
         callbacks=[ModelCheckpoint(folder, filename="best", monitor="val/dice_mean", mode="max")],

@@ -99,14 +99,14 @@ def write_format_1(source, path):
 def test_a_checkpoint_of_format_1_is_resumed_and_scored(small, tmp_path):
     last = LastCheckpoints(1, dirpath=str(tmp_path / "first"))
     last.save_top_k = -1
-    module, trainer = small(tmp_path, max_epochs=2, callbacks=[last])
-    half = write_format_1(tmp_path / "first" / "last-0000005.ckpt", tmp_path / "half.ckpt")
-    full = write_format_1(tmp_path / "first" / "last-0000008.ckpt", tmp_path / "full.ckpt")
+    module, trainer = small(tmp_path, max_epochs=1, callbacks=[last])
+    half = write_format_1(tmp_path / "first" / "last-0000002.ckpt", tmp_path / "half.ckpt")
+    full = write_format_1(tmp_path / "first" / "last-0000004.ckpt", tmp_path / "full.ckpt")
     loaded = CLIPSeg3DModule.load_from_checkpoint(full)
     for plugins, scored in (([AtomicCheckpointIO()], small.module()), ([], loaded)):
-        options = {"max_epochs": 2, "limit_val_batches": 0, "plugins": plugins}
+        options = {"max_epochs": 1, "limit_val_batches": 0, "plugins": plugins}
         resumed, ended = small(tmp_path, checkpoint=half, **options)
-        assert ended.global_step == trainer.global_step == 8
+        assert ended.global_step == trainer.global_step == 4
         assert_equal_weights(resumed, module)
         scorer = small.trainer(tmp_path, plugins=plugins)
         (scores,) = scorer.validate(scored, small.data(), ckpt_path=full, verbose=False)
@@ -175,7 +175,7 @@ def test_equal_seeds_give_equal_fits_and_others_do_not(small, tmp_path):
             tmp_path,
             seed=seed,
             data=small.data(num_workers=workers),
-            max_epochs=2,
+            max_epochs=1,
             limit_val_batches=0,
             callbacks=[diary],
             enable_checkpointing=False,
@@ -197,8 +197,8 @@ def test_more_epochs_than_were_planned(small, tmp_path):
     last = LastCheckpoints(dirpath=str(tmp_path / "first"))
     small(tmp_path, max_epochs=1, callbacks=[last])
     (state,) = (tmp_path / "first").glob("last-*.ckpt")
-    with pytest.raises(ValueError, match=r"\(trainer.max_epochs: 1 -> 3\).*resume_changed true"):
-        small(tmp_path, checkpoint=state)
+    with pytest.raises(ValueError, match=r"\(trainer.max_epochs: 1 -> 2\).*resume_changed true"):
+        small(tmp_path, checkpoint=state, max_epochs=2)
     for schedule in ("onecycle", "cosine"):
         plan = {"lr": 1e-3, "weight_decay": 0.3, "schedule": schedule}
         module = small.module(plan=plan, resume_changed=True)
@@ -207,16 +207,17 @@ def test_more_epochs_than_were_planned(small, tmp_path):
             tmp_path,
             checkpoint=state,
             module=module,
+            max_epochs=2,
             callbacks=[rates],
             enable_checkpointing=False,
         )
         (optimizer,) = trainer.optimizers
-        assert trainer.global_step == 12
+        assert trainer.global_step == 8
         assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3}
         fresh = module.plan.optimizer_for(module.network)
-        scheduler = module.plan.schedule_for(fresh, 12)
+        scheduler = module.plan.schedule_for(fresh, 8)
         expected = []
-        for _ in range(12):
+        for _ in range(8):
             expected.append(fresh.param_groups[0]["lr"])
             fresh.step()
             scheduler.step()

@@ -1,0 +1,41 @@
+"""Commands of Lightning that are set up but not run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from clipseg3d.cli.lightning_cli import CLIPSeg3DCLI, run_lightning
+
+PHANTOM = Path(__file__).parents[2] / "examples/configs/phantom_tiny.yaml"
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Build module and data of a command, without the network, and run nothing."""
+
+    def parse(*arguments, command="fit"):
+        built = []
+        monkeypatch.setattr(CLIPSeg3DCLI, "_run_subcommand", lambda self, name: built.append(self))
+        monkeypatch.setattr(
+            "clipseg3d.training.module.build_clipseg3d", lambda *_, **options: torch.nn.Module()
+        )
+        run_lightning([command, *map(str, arguments)])
+        return built[0]
+
+    return parse
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write the phantom configuration with a model of one's own."""
+
+    def config(**model):
+        values = yaml.safe_load(PHANTOM.read_text())
+        values["model"] = {**values["model"], **model}
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return config

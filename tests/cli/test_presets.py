@@ -1,0 +1,108 @@
+"""Mirrors clipseg3d/cli/presets.py: a changed value leaves all others of a network as they are."""
+
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from clipseg3d.cli.presets import expand_presets
+from clipseg3d.networks.config import PRESETS
+from clipseg3d.training.plan import PLANS, TrainingPlan, resolve_plan
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+PHANTOM = Path(__file__).parents[2] / "examples/configs/phantom_tiny.yaml"
+VALUES = {
+    "clip": "tiny-random",
+    "channels": [4, 8],
+    "num_auxiliary": 0,
+    "semantic_dim": 16,
+    "num_heads": 2,
+}
+CHANGE = ("--model.network.cbam", "false")
+
+
+def expanded(name):
+    """Return the arguments that stand for a preset."""
+    return [f"--model.network={json.dumps(asdict(PRESETS[name]))}", f"--model.plan={name}"]
+
+
+def test_values_are_inserted_before_the_first_change():
+    given = ["fit", "--model.network", "tiny", "--trainer.max_epochs", "3"]
+    assert expand_presets([*given, *CHANGE, "--data.fold", "1"]) == [
+        *(*given, *expanded("tiny"), *CHANGE, "--data.fold", "1"),
+    ]
+    plan = ["--model.plan", "paper_body"]
+    network, _ = expanded("tiny")
+    assert expand_presets([*given, *plan, *CHANGE]) == [*given, *plan, network, *CHANGE]
+    fast = ["fit", "--model.network=fast"]  # a preset without a plan of its name
+    assert expand_presets([*fast, *CHANGE]) == [*fast, expanded("fast")[0], *CHANGE]
+
+
+def test_the_last_name_before_the_change_is_expanded(write):
+    for option in ("-c", "--config"):
+        given = ["fit", option, str(write(network="paper", plan=None))]
+        assert expand_presets([*given, *CHANGE]) == [*given, *expanded("paper"), *CHANGE]
+        given += ["--model.network=tiny"]
+        assert expand_presets([*given, *CHANGE]) == [*given, *expanded("tiny"), *CHANGE]
+
+
+def test_other_arguments_stay_as_they_are(write, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("{")
+    for given in (
+        ["fit", "--model.network", "tiny"],
+        ["fit", *CHANGE],
+        ["fit", *CHANGE, "--model.network", "tiny"],
+        ["fit", "--model.network", json.dumps(VALUES), *CHANGE],
+        ["fit", "--config", str(write(network=VALUES)), *CHANGE],
+        ["fit", "--config", "gone.yaml", *CHANGE],
+        ["fit", "--config", str(broken), *CHANGE],
+    ):
+        assert expand_presets(given) == given
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("tiny", "file"), ("paper", "option"), ("tiny", "one word")]
+)
+def test_a_change_leaves_the_other_values_of_a_preset(parsed, write, name, where):
+    given = {
+        "file": ("--config", write(network=name)),
+        "option": ("--config", PHANTOM, "--model.network", name),
+        "one word": (f"--config={PHANTOM}", f"--model.network={name}"),
+    }[where]
+    changes = ("--model.network.checkpointing=true", "--model.network.clip", "tiny-random")
+    module = parsed(*given, *changes).model
+    assert module.config == replace(PRESETS[name], checkpointing=True, clip="tiny-random")
+    assert module.plan == replace(resolve_plan(None, name), lr=module.plan.lr)
+
+
+@pytest.mark.parametrize("name", ["tinny", "{"])
+def test_a_change_of_no_preset_is_refused(parsed, name):
+    with pytest.raises(ValueError, match=rf"{re.escape(repr(name))}.*recommended, tiny"):
+        parsed("--config", PHANTOM, "--model.network", name, *CHANGE)
+
+
+@pytest.mark.parametrize("network", ["tiny", VALUES])
+def test_a_change_to_the_wrong_type_is_refused(parsed, write, network, capsys):
+    with pytest.raises(SystemExit):
+        parsed("--config", write(network=network), "--model.network.cbam", "maybe")
+    error = capsys.readouterr().err.partition("error: ")[2]
+    assert "cbam" in error
+    assert "maybe" in error
+
+
+def test_a_change_leaves_the_other_values_of_a_network(parsed, write):
+    on_the_line = ("--config", PHANTOM, "--model.network", json.dumps(VALUES))
+    for given in (on_the_line, ("--config", write(network=VALUES))):
+        changed = parsed(*given, *CHANGE).model.config
+        assert changed == replace(parsed(*given).model.config, cbam=False)
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [("recommended", PLANS["recommended"]), ({"lr": 0.5}, TrainingPlan(lr=0.5))],
+)
+def test_a_change_leaves_the_plan_of_a_file(parsed, write, plan, expected):
+    assert parsed("--config", write(plan=plan, lr=None), *CHANGE).model.plan == expected
