@@ -1,0 +1,418 @@
+"""Change the source in many small ways, and see whether the tests notice: run on demand.
+
+``python tests/mutants.py`` copies the repository, applies one mutant after the other, and runs the
+tests that should fail. It prints a line per mutant, and how many were killed. ``--slow`` runs the slow
+tests too for those that survive; ``--only TEXT`` takes the mutants with this text in their name.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+REPO = Path(__file__).parents[1]
+
+
+class Mutant(NamedTuple):
+    """One change of one file, and the tests that are to notice."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: str
+
+
+MUTANTS = [
+    # House style: swapped axes, dropout in evaluation, dead gates, masked tokens that count, ...
+    Mutant(
+        "voxel positions: axes swapped",
+        "blocks/positions.py",
+        "crop_box[:, 0, axis, None] + crop_box[:, 1, axis, None]",
+        "crop_box[:, 0, 2 - axis, None] + crop_box[:, 1, 2 - axis, None]",
+        "blocks/test_positions.py",
+    ),
+    Mutant(
+        "patches: rows and columns swapped",
+        "blocks/patch_lifting.py",
+        "((2, 0, 1), (1, 0, 2), (0, 1, 2))",
+        "((2, 1, 0), (1, 2, 0), (0, 2, 1))",
+        "blocks/test_patch_lifting.py blocks/test_semantic_fusion.py",
+    ),
+    Mutant(
+        "space to depth: axes swapped on the way back",
+        "blocks/space_to_depth.py",
+        "b (c i j k) x y z -> b c (x i) (y j) (z k)",
+        "b (c k j i) x y z -> b c (x i) (y j) (z k)",
+        "blocks/test_space_to_depth.py",
+    ),
+    Mutant(
+        "views: coronal and sagittal swapped",
+        "views.py",
+        "for axis, rows, columns in ((2, 0, 1), (1, 0, 2), (0, 1, 2)):",
+        "for axis, rows, columns in ((2, 0, 1), (0, 1, 2), (1, 0, 2)):",
+        "test_views.py",
+    ),
+    Mutant(
+        "guidance: gate inverted",
+        "blocks/guidance.py",
+        "views * gate + text * (1 - gate)",
+        "views * (1 - gate) + text * gate",
+        "blocks/test_guidance.py",
+    ),
+    Mutant(
+        "guidance: masked text counts",
+        "blocks/guidance.py",
+        'weight = rearrange(text_mask.float(), "b n -> b n 1")',
+        'weight = rearrange(torch.ones_like(text_mask).float(), "b n -> b n 1")',
+        "blocks/test_guidance.py",
+    ),
+    Mutant(
+        "guidance: attention left out",
+        "blocks/guidance.py",
+        "return content + attended",
+        "return content",
+        "blocks/test_guidance.py",
+    ),
+    Mutant(
+        "semantic attention: temperature left out",
+        "blocks/semantic_attention.py",
+        "torch.cat([cosine / TEMPERATURE, position], dim=1)",
+        "torch.cat([cosine, position], dim=1)",
+        "blocks/test_semantic_attention.py",
+    ),
+    Mutant(
+        "scores: sign",
+        "blocks/semantic_attention.py",
+        "regions[index] = regions[index] + weight * score",
+        "regions[index] = regions[index] - weight * score",
+        "blocks/test_semantic_attention.py",
+    ),
+    Mutant(
+        "scores: weight ignored",
+        "blocks/semantic_attention.py",
+        "regions[index] = regions[index] + weight * score",
+        "regions[index] = regions[index] + score",
+        "blocks/test_semantic_attention.py",
+    ),
+    Mutant(
+        "CBAM slabs: gradient of the maximum forgotten",
+        "blocks/cbam_slabs.py",
+        "inner.scatter_add_(1, max_channel[:, :, slab].long(), grad_pooled[:, 1:, slab])",
+        "inner.sum()",
+        "blocks/test_cbam_slabs.py blocks/test_cbam.py",
+    ),
+    Mutant(
+        "CBAM slabs: voxel weight forgotten",
+        "blocks/cbam_slabs.py",
+        ".mul_(voxel[:, :, slab])",
+        ".mul_(1.0)",
+        "blocks/test_cbam_slabs.py blocks/test_cbam.py",
+    ),
+    Mutant(
+        "nested regions: a factor too few",
+        "blocks/nested_regions.py",
+        "inside = inside + F.logsigmoid(score)",
+        "inside = F.logsigmoid(score)",
+        "blocks/test_nested_regions.py",
+    ),
+    Mutant(
+        "pixel fusion: power loses the sign",
+        "blocks/pixel_fusion.py",
+        "normal.sign() * normal.abs()",
+        "normal.abs()",
+        "blocks/test_pixel_fusion.py",
+    ),
+    Mutant(
+        "pixel fusion: true regions in evaluation",
+        "blocks/pixel_fusion.py",
+        "if regions is not None and not self.training:",
+        "if False:",
+        "blocks/test_pixel_fusion.py",
+    ),
+    Mutant(
+        "statistics: background counts",
+        "intensity.py",
+        "values = sequence[sequence != 0]",
+        "values = sequence.flatten()",
+        "test_intensity.py",
+    ),
+    Mutant(
+        "batch: codes off by one",
+        "batch.py",
+        "(LEVELS - 1)).round() + 1",
+        "(LEVELS - 1)).round()",
+        "test_batch.py",
+    ),
+    Mutant(
+        "withheld sequences stay in the views",
+        "batch.py",
+        'views._replace(images=views.images * rearrange(kept, "b s -> b 1 1 1 s"))',
+        "views",
+        "test_batch.py",
+    ),
+    Mutant(
+        "loss: levels weigh the same",
+        "losses.py",
+        "weights = [0.5**level for level in range(len(logits))]",
+        "weights = [1.0 for level in range(len(logits))]",
+        "test_losses.py",
+    ),
+    Mutant(
+        "loss: unknown grades count",
+        "losses.py",
+        ">= 0",
+        ">= -1",
+        "test_losses.py",
+    ),
+    # CLIP
+    Mutant(
+        "frozen encoders train",
+        "clip/frozen_encoder.py",
+        "return super().train(False)",
+        "return super().train(mode)",
+        "clip/test_encoder.py clip/test_frozen_encoder.py",
+    ),
+    Mutant(
+        "text bank: mask always true",
+        "clip/text_bank.py",
+        "mask = torch.arange(text.shape[1]) < lengths[:, None]",
+        "mask = torch.ones(text.shape[:2], dtype=torch.bool)",
+        "clip/test_text_bank.py",
+    ),
+    # networks and files of networks
+    Mutant(
+        "padded crop box: growth forgotten",
+        "networks/clipseg3d.py",
+        "crop_box[:, 1] * growth",
+        "crop_box[:, 1]",
+        "networks/test_clipseg3d.py",
+    ),
+    Mutant(
+        "semantic strength ignored",
+        "networks/clipseg3d.py",
+        "semantics.weight * self.semantic_strength",
+        "semantics.weight",
+        "networks/test_clipseg3d.py",
+    ),
+    Mutant(
+        "checkpoints: check sums not verified",
+        "pretrained/checkpoint.py",
+        "if archive.testzip() is not None:",
+        "if False:",
+        "pretrained training/test_checkpoint_io.py",
+    ),
+    Mutant(
+        "pretrained: encoders not compared",
+        "networks/clipseg3d.py",
+        'if here["sha256"] != there["sha256"]:',
+        "if False:",
+        "pretrained networks/test_clipseg3d.py",
+    ),
+    # data
+    Mutant(
+        "release: enhancing tumour of 2023 is label 4",
+        "data/releases.py",
+        'labels_out={"WT": 2, "TC": 1, "ET": 3},\n        outside',
+        'labels_out={"WT": 2, "TC": 1, "ET": 4},\n        outside',
+        "data/test_releases.py testing/test_release_properties.py",
+    ),
+    Mutant(
+        "release: patients of 2023 are time points",
+        "data/releases.py",
+        'return match["patient"] if match else case_id',
+        "return case_id",
+        "data/test_releases.py data/test_splits.py data/test_cases.py",
+    ),
+    Mutant(
+        "splits: patients separated",
+        "data/splits.py",
+        "folds[fold] += scans[patient]",
+        "folds[fold] += scans[patient][:1]; folds[0] += scans[patient][1:]",
+        "data/test_splits.py",
+    ),
+    Mutant(
+        "NIfTI: check sum of gzip not read",
+        "data/nifti.py",
+        "if not member.eof:",
+        "if False:",
+        "data/test_nifti.py",
+    ),
+    Mutant(
+        "NIfTI: labels scaled as the scan",
+        "data/nifti.py",
+        "header.set_data_dtype(dtype)",
+        'header.set_data_dtype(dtype); header["scl_slope"] = 2',
+        "data/test_nifti.py",
+    ),
+    Mutant(
+        "geometry: affines not compared",
+        "data/cases.py",
+        "elif not np.allclose(image.affine, first[2], atol=AFFINE_TOLERANCE_MM):",
+        "elif False:",
+        "data/test_cases.py",
+    ),
+    Mutant(
+        "scan grid: restored mirrored",
+        "data/scan_grid.py",
+        "inverse[int(axis)] = ",
+        "inverse[int(axis)] = scan_axis, -flip if axis == 0 else flip; _ = ",
+        "data/test_scan_grid.py data/test_preprocessing.py",
+    ),
+    Mutant(
+        "scan checks: background kept",
+        "data/scan_checks.py",
+        "if border != 0 and counts.max()",
+        "if False and counts.max()",
+        "data/test_scan_checks.py",
+    ),
+    Mutant(
+        "cache: key without the release",
+        "data/cache.py",
+        "[FORMAT, VERSION, release.name,",
+        "[FORMAT, VERSION, 0,",
+        "data/test_cache.py",
+    ),
+    Mutant(
+        "augmentation: mirrored without telling",
+        "data/transforms.py",
+        "crop_box[1, mirrored] *= -1",
+        "crop_box[1, mirrored] *= 1",
+        "data/test_transforms.py",
+    ),
+    Mutant(
+        "augmentation: label not mirrored",
+        "data/transforms.py",
+        'sample["label"].flip([axis - 1 for axis in axes])',
+        'sample["label"].clone()',
+        "data/test_transforms.py",
+    ),
+    # metrics
+    Mutant(
+        "Dice: empty masks score 0",
+        "metrics/dice.py",
+        "2 * overlap / size.clamp(min=1), 1.0)",
+        "2 * overlap / size.clamp(min=1), 0.0)",
+        "metrics/test_dice.py",
+    ),
+    Mutant(
+        "case metric: the last of repeated cases counts",
+        "metrics/case_metric.py",
+        "reversed(list(enumerate(names)))",
+        "list(enumerate(names))",
+        "metrics/test_case_metric.py",
+    ),
+    Mutant(
+        "HD95: the smaller direction",
+        "metrics/hausdorff.py",
+        "larger = max(larger, ",
+        "larger = min(larger or 1e9, ",
+        "metrics/test_hausdorff.py",
+    ),
+    Mutant(
+        "lesion-wise: false positives free of charge",
+        "metrics/lesionwise.py",
+        "[0.0] * fp",
+        "[]",
+        "metrics/test_lesionwise.py",
+    ),
+    # inference and training
+    Mutant(
+        "mirrored crop box: left becomes right",
+        "inference/tta.py",
+        "crop_box[1, axes] *= -1",
+        "crop_box[1, axes] *= 1",
+        "inference/test_tta.py inference/test_sliding_window.py",
+    ),
+    Mutant(
+        "post-processing: holes of any size are filled",
+        "inference/postprocessing.py",
+        "parts = parts[1:-1, 1:-1, 1:-1]",
+        "parts = parts[1:-1, 1:-1, 1:-1]; thresholds = tuple(10**9 * t for t in thresholds)",
+        "inference/test_postprocessing.py",
+    ),
+    Mutant(
+        "plan: semantic ramp an epoch late",
+        "training/plan.py",
+        "(epoch - first + 1) / (last - first + 1)",
+        "(epoch - first) / (last - first + 1)",
+        "training/test_plan.py",
+    ),
+    Mutant(
+        "training: reports never withheld",
+        "training/module.py",
+        'dropped = self._draw(count, generator=generator) < self.hparams["report_dropout"]',
+        'dropped = self._draw(count, generator=generator) < 0 * self.hparams["report_dropout"]',
+        "training/test_module.py",
+    ),
+    Mutant(
+        "training: a case may lose all its sequences",
+        "training/module.py",
+        "kept |= ~(kept & acquired).any(dim=1, keepdim=True)",
+        "kept |= False",
+        "training/test_module.py",
+    ),
+    Mutant(
+        "training: NaN weights are saved",
+        "training/module.py",
+        "if not weight.isfinite().all():",
+        "if False:",
+        "training/test_module.py",
+    ),
+    Mutant(
+        "atomic write: written in place",
+        "atomic_write.py",
+        "tmp = path.with_name(tmp_name or unique)",
+        "tmp = path",
+        "test_atomic_write.py",
+    ),
+]
+
+
+def main() -> int:
+    """Run the mutants; the exit code is 1 if one survives."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", metavar="TEXT", help="in the name of the mutants")
+    parser.add_argument("--slow", action="store_true", help="slow tests for those that survive")
+    arguments = parser.parse_args()
+    mutants = [mutant for mutant in MUTANTS if arguments.only in mutant.name]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("clipseg3d", "tests", "examples", "pyproject.toml", "README.md"):
+            source = REPO / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
+        survivors = [mutant for mutant in mutants if not is_killed(mutant, copy, arguments.slow)]
+    print(f"{len(mutants) - len(survivors)} of {len(mutants)} mutants killed")
+    return 1 if survivors else 0
+
+
+def is_killed(mutant: Mutant, copy: Path, slow: bool) -> bool:
+    """Apply a mutant to a copy of the repository, run its tests, and undo it."""
+    path = copy / "clipseg3d" / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutant.before) < 1:
+        raise ValueError(f"{mutant.name}: {mutant.file} no longer holds {mutant.before!r}")
+    path.write_text(text.replace(mutant.before, mutant.after, 1), encoding="utf-8")
+    tests = [str(test) for name in mutant.tests.split() if (test := copy / "tests" / name).exists()]
+    try:
+        killed = fails(copy, tests) or (slow and fails(copy, ["-m", "slow", *tests]))
+    finally:
+        path.write_text(text, encoding="utf-8")
+    print("killed  " if killed else "SURVIVES", mutant.name, flush=True)
+    return killed
+
+
+def fails(copy: Path, tests: list[str]) -> bool:
+    """Say whether tests fail in a copy of the repository."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False)
+    return run.returncode == 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
