@@ -12,13 +12,14 @@ import pytest
 import clipseg3d
 
 PACKAGE = Path(clipseg3d.__file__).parent
-SHARED = {"vocabulary", "batch", "intensity", "views", "atomic_write", "formatting", "checksums"}
+SHARED = {"vocabulary", "batch", "intensity", "views", "atomic_write", "formatting", "checksums", "text_files"}
 """Files beside the rooms, which every room may import."""
 ARROWS = {
     "vocabulary": set(),
     "atomic_write": set(),
     "formatting": set(),
     "checksums": set(),
+    "text_files": set(),
     "intensity": set(),
     "views": {"intensity", "vocabulary"},
     "batch": {"views", "vocabulary"},
@@ -27,14 +28,14 @@ ARROWS = {
     "blocks": SHARED,
     "clip": SHARED | {"blocks", "weights"},
     "networks": SHARED | {"clip", "blocks", "pretrained.reader", "pretrained.writer"},
-    "pretrained": SHARED | {"networks", "clip", "weights", "data.text_files", "clipseg3d"},
+    "pretrained": SHARED | {"networks", "clip", "weights", "clipseg3d"},
     "metrics": SHARED,
     "data": SHARED,
     "phantom": SHARED | {"data"},
     "inference": SHARED
     | {"pretrained", "networks", "blocks", "metrics", "reporting.case_page"}
     | {f"data.{name}" for name in ("cases", "label_pairs", "labels", "nifti", "preprocessing")}
-    | {"data.releases", "data.scan_grid", "data.text_files"},
+    | {"data.releases", "data.scan_grid"},
     "training": SHARED
     | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}
     | {"data.releases", "data.sampling", "clipseg3d"},
@@ -55,6 +56,7 @@ THIRD_PARTY = {
     "atomic_write": set(),
     "formatting": set(),
     "checksums": set(),
+    "text_files": set(),
     "weights": set(),
     "intensity": {"torch", "einops"},
     "views": {"torch", "einops"},

@@ -142,7 +142,7 @@ class Guidance(nn.Module, ABC):
         *,
         summary: Tensor,
         tokens: Tensor,
-        mask: Tensor,
+        token_mask: Tensor,
         crop_box: Tensor | None,
     ) -> Tensor:
         """Return bottleneck features (b, c, x, y, z) changed by semantics.
@@ -152,7 +152,7 @@ class Guidance(nn.Module, ABC):
             features: (b, c, x, y, z).
             summary: (b, d), the mean of the valid tokens.
             tokens: (b, n, d) from :meth:`forward`.
-            mask: (b, n) bool from :meth:`forward`, True for valid tokens.
+            token_mask: (b, n) bool from :meth:`forward`, True for valid tokens.
             crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
         """
         changed: Tensor = block(features, summary)
@@ -321,11 +321,11 @@ class SequentialGuidance(Guidance):
         *,
         summary: Tensor,
         tokens: Tensor,
-        mask: Tensor,
+        token_mask: Tensor,
         crop_box: Tensor | None,
     ) -> Tensor:
         """Apply cross-attention with all tokens; see :meth:`Guidance.change_bottleneck`."""
-        changed: Tensor = block(features, tokens, mask, crop_box)
+        changed: Tensor = block(features, tokens, token_mask, crop_box)
         return changed
 
 

@@ -234,7 +234,7 @@ class SemanticFusion(nn.Module):
             bottleneck,
             summary=semantics.summary,
             tokens=semantics.tokens,
-            mask=semantics.token_mask,
+            token_mask=semantics.token_mask,
             crop_box=crop_box,
         )
         patches, planes = semantics.patches, semantics.planes

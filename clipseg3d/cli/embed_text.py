@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _reports(source: Path) -> list[str]:
     """Return the reports in a file or folder, at least one."""
     from clipseg3d.data.reports import REPORT_SUFFIX, read_reports
-    from clipseg3d.data.text_files import read_text
+    from clipseg3d.text_files import read_text
 
     if source.is_dir():
         names = glob.glob(f"**/*{REPORT_SUFFIX}", root_dir=source, recursive=True)

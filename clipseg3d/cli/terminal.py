@@ -20,7 +20,7 @@ def say(message: str, *, stream: TextIO | None = None) -> None:
 
 def report_text(value: str) -> str:
     """Return the report given as ``--text``: a text, or the path of a .txt file."""
-    from clipseg3d.data.text_files import read_text
+    from clipseg3d.text_files import read_text
 
     return read_text(Path(value)) if value.endswith(".txt") else value
 

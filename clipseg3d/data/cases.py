@@ -14,7 +14,7 @@ from clipseg3d.data.layout import CaseFiles, group, walk
 from clipseg3d.data.nifti import open_nifti, other_format, read_voxels, strip_extension
 from clipseg3d.data.releases import RELEASES, BraTSRelease
 from clipseg3d.data.reports import REPORT_SUFFIX, read_reports
-from clipseg3d.data.text_files import read_table, read_text
+from clipseg3d.text_files import read_table, read_text
 from clipseg3d.formatting import join_numbers
 from clipseg3d.vocabulary import LABEL, SEQUENCES
 

@@ -59,7 +59,7 @@ def find_references(root: Path, release: str | None) -> tuple[dict[str, Path], B
     candidates = RELEASES.values() if named is None else [named]
     if not any(group(files, candidate, ()).cases for candidate in candidates):
         try:
-            labels = by_case(root)
+            labels = find_label_maps(root)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{root}: holds no expert masks: neither cases of {release or 'a known release'}, "
@@ -85,7 +85,7 @@ def find_references(root: Path, release: str | None) -> tuple[dict[str, Path], B
     return {case_id: masks[case_id][0] for case_id in sorted(masks)}, named
 
 
-def by_case(folder: Path) -> dict[str, Path]:
+def find_label_maps(folder: Path) -> dict[str, Path]:
     """Return case -> file for the label maps in a folder, named ``{case}.nii.gz`` or ``.nii``.
 
     Raises:
@@ -111,7 +111,7 @@ def find_predictions(folder: Path, references: Mapping[str, Path]) -> dict[str, 
         DataError: predictions are missing, doubled, or without a reference. All faults are
             listed.
     """
-    labels = by_case(folder)
+    labels = find_label_maps(folder)
     faults = [
         f"{folder / case_id}.nii.gz: missing; segment the case, or take it out of the references"
         for case_id in references

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from clipseg3d.data.nifti import strip_extension
 from clipseg3d.data.releases import BraTSRelease
-from clipseg3d.data.text_files import read_json
+from clipseg3d.text_files import read_json
 from clipseg3d.vocabulary import LABEL, SEQUENCES
 
 _OTHER_ENDINGS = (

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipseg3d.data.text_files import read_json, read_table
+from clipseg3d.text_files import read_json, read_table
 
 REPORT_SUFFIX = "_flair_text.txt"
 """Report file in the folder of its case, named as in TextBraTS: ``{case}_flair_text.txt``.

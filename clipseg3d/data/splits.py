@@ -10,7 +10,7 @@ import numpy as np
 
 from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.cases import Case, DataError
-from clipseg3d.data.text_files import read_json
+from clipseg3d.text_files import read_json
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from clipseg3d.atomic_write import atomic_write
-from clipseg3d.data.text_files import read_json
+from clipseg3d.text_files import read_json
 from clipseg3d.vocabulary import REGIONS
 
 Masks = npt.NDArray[np.bool_]

@@ -12,7 +12,7 @@ from scipy import ndimage
 from clipseg3d.data.cases import DataError
 from clipseg3d.data.label_pairs import (
     LabelPair,
-    by_case,
+    find_label_maps,
     find_references,
     read_pair,
 )
@@ -65,7 +65,7 @@ def read_validation(folder: Path, root: Path, release: str | None) -> Iterator[L
             differ in grid or voxel size. All faults are listed.
     """
     references, detected = find_references(root, release)
-    segmentations = by_case(folder)
+    segmentations = find_label_maps(folder)
     faults = [
         f"{path}: has no reference in {root}; name it {{case}}.nii.gz like one of them, or remove "
         "it"

@@ -61,7 +61,7 @@ def check_guidance(make: Callable[..., Guidance], *, embed_dim: int = 12, dim: i
             features,
             summary=tokens.mean(dim=1),
             tokens=tokens,
-            mask=has_content,
+            token_mask=has_content,
             crop_box=None,
         )
         require(guided.shape == features.shape, "the bottleneck changes its shape")

@@ -180,7 +180,7 @@ def test_a_gate_changes_the_bottleneck_by_the_summary(make, randomise, kind):
     randomise(block)
     features, summary = torch.randn(B, 9, 2, 4, 5), torch.randn(B, D)
     changed = guidance.change_bottleneck(
-        block, features, summary=summary, tokens=None, mask=None, crop_box=None
+        block, features, summary=summary, tokens=None, token_mask=None, crop_box=None
     )
     assert torch.equal(changed, block(features, summary))
     assert not guidance.reads_prompts
@@ -197,7 +197,7 @@ def test_sequential_changes_the_bottleneck_by_all_tokens(make, randomise):
     mask = torch.tensor([[True] * N, [True, False, True, False, True]])
     crop_box = torch.tensor([[0.2, 0.1, 0.3], [0.5, 0.8, 0.4]]).repeat(B, 1, 1)
     changed = guidance.change_bottleneck(
-        block, features, summary=None, tokens=tokens, mask=mask, crop_box=crop_box
+        block, features, summary=None, tokens=tokens, token_mask=mask, crop_box=crop_box
     )
     assert torch.equal(changed, block(features, tokens, mask, crop_box))
     assert guidance.reads_prompts

@@ -5,7 +5,7 @@ import pytest
 
 from clipseg3d.data.cases import DataError
 from clipseg3d.data.label_pairs import (
-    by_case,
+    find_label_maps,
     find_predictions,
     find_references,
     read_pair,
@@ -123,7 +123,7 @@ def test_missing_extra_and_doubled_predictions(tmp_path, root, write_nifti):
         f"{extra}: of no reference; name it {{case}}.nii.gz like one of them, or take it out",
     )
     write_nifti(folder / f"{NAMES[0]}_pred.nii", labels())
-    (fault,) = faults_of(by_case, folder)
+    (fault,) = faults_of(find_label_maps, folder)
     assert f"the same case as {NAMES[0]}_pred.nii" in fault
     with pytest.raises(FileNotFoundError, match="gone: no such folder"):
         find_predictions(tmp_path / "gone", references)

@@ -1,11 +1,11 @@
-"""Mirrors clipseg3d/data/text_files.py."""
+"""Mirrors clipseg3d/text_files.py."""
 
 import errno
 from pathlib import Path
 
 import pytest
 
-from clipseg3d.data.text_files import read_json, read_table, read_text
+from clipseg3d.text_files import read_json, read_table, read_text
 
 
 def write(folder, data, name="file.csv"):
