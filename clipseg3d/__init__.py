@@ -1,6 +1,6 @@
 """CLIP-guided 3D segmentation of brain tumours (arXiv 2507.09966).
 
-Public names stand in ``__init__.pyi``. They load on first use, so that ``import clipseg3d`` is fast.
+Public names stand in ``__init__.pyi``. They load on first use, so ``import clipseg3d`` is fast.
 """
 
 import lazy_loader

@@ -19,7 +19,7 @@ def pytest_configure(config):
 
 
 NUM_PHANTOMS = 6
-"""Simulated patients that tests share; their seeds, and the numbers in their names, count from 0."""
+"""Simulated patients that tests share; their seeds and names count from 0."""
 
 
 @pytest.fixture(scope="session")

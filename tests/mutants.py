@@ -1,8 +1,9 @@
 """Change the source in many small ways, and see whether the tests notice: run on demand.
 
 ``python tests/mutants.py`` copies the repository, applies one mutant after the other, and runs the
-tests that should fail. It prints a line per mutant, and how many were killed. ``--slow`` runs the slow
-tests too for those that survive; ``--only TEXT`` takes the mutants with this text in their name.
+tests that should fail. It prints a line per mutant, and how many were killed. ``--slow`` runs the
+slow tests too for those that survive; ``--only TEXT`` takes the mutants with this text in their
+name.
 """
 
 import argparse

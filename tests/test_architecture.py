@@ -12,7 +12,16 @@ import pytest
 import clipseg3d
 
 PACKAGE = Path(clipseg3d.__file__).parent
-SHARED = {"vocabulary", "batch", "intensity", "views", "atomic_write", "formatting", "checksums", "text_files"}
+SHARED = {
+    "vocabulary",
+    "batch",
+    "intensity",
+    "views",
+    "atomic_write",
+    "formatting",
+    "checksums",
+    "text_files",
+}
 """Files beside the rooms, which every room may import."""
 ARROWS = {
     "vocabulary": set(),
@@ -143,7 +152,8 @@ def test_a_bare_import_loads_nothing_heavy():
 
 
 PACKAGES = sorted(
-    ".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.pyi")
+    ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+    for path in PACKAGE.rglob("__init__.pyi")
 )
 
 

@@ -39,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if argv and argv[0] in LIGHTNING_COMMANDS:
-            return LIGHTNING_COMMANDS[argv[0]].run(argv)
-        arguments = _parser().parse_args(argv)
-        code: int = arguments.command(arguments)
+            code: int = LIGHTNING_COMMANDS[argv[0]].run(argv)
+        else:
+            arguments = _parser().parse_args(argv)
+            code = arguments.command(arguments)
     except (ValueError, OSError, ImportError) as error:  # ImportError: an extra is not installed
         if not raised_here(error):
             raise

@@ -14,8 +14,8 @@ from clipseg3d.data.layout import CaseFiles, group, walk
 from clipseg3d.data.nifti import open_nifti, other_format, read_voxels, strip_extension
 from clipseg3d.data.releases import RELEASES, BraTSRelease
 from clipseg3d.data.reports import REPORT_SUFFIX, read_reports
-from clipseg3d.text_files import read_table, read_text
 from clipseg3d.formatting import join_numbers
+from clipseg3d.text_files import read_table, read_text
 from clipseg3d.vocabulary import LABEL, SEQUENCES
 
 AFFINE_TOLERANCE_MM = 1e-2
@@ -238,8 +238,8 @@ def detect_release(root: str | Path) -> BraTSRelease:
         volumes = [path.name for path in files if strip_extension(path.name)]
         if not volumes:
             raise ValueError(
-                f"{root}: holds no NIfTI file, and so is of no known release{_formats(files)}; check "
-                f"the path, or {cure}"
+                f"{root}: holds no NIfTI file, and so is of no known release{_formats(files)}; "
+                f"check the path, or {cure}"
             )
         raise ValueError(
             f"{root}: holds files such as {', '.join(volumes[:3])}, of no known release; {cure}"

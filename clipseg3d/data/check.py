@@ -200,8 +200,8 @@ def check_data(
     notes = [f"{without} of {len(cases)} cases have no report"] if 0 < without < len(cases) else []
     if empty := empty_folders(Path(root)):
         notes.append(
-            f"{len(empty)} folders hold no file, such as {empty[0]}; download them again, or remove "
-            "them"
+            f"{len(empty)} folders hold no file, such as {empty[0]}; download them again, or "
+            "remove them"
         )
     notes += _label_notes(facts, release)
     return DataCheck(
@@ -223,7 +223,7 @@ def _check_case(
 ) -> CaseFacts:
     """Read one case, and add what is wrong with it to the faults of its headers."""
     faults = [*faults]
-    notes = []
+    notes: list[str] = []
     files: dict[str, FileFacts] = {}
     labels: dict[str, int] | None = None
     volumes: dict[str, float] | None = None

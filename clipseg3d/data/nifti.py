@@ -157,8 +157,8 @@ def geometry_notes(path: Path, *, axes: int = 3) -> list[str]:
     orientation = "".join(code or "?" for code in nib.aff2axcodes(image.affine))
     sform, qform = int(header["sform_code"]), int(header["qform_code"])
     guess = (
-        f"{path}: the file does not say how it lies in space; {orientation} is assumed, so left may "
-        "be right in labels and reports; restore the orientation from the source"
+        f"{path}: the file does not say how it lies in space; {orientation} is assumed, so left "
+        "may be right in labels and reports; restore the orientation from the source"
     )
     if not sform and not qform:
         return [guess]
@@ -178,8 +178,8 @@ def geometry_notes(path: Path, *, axes: int = 3) -> list[str]:
 
 def _declared_bytes(image: Any) -> int:
     """Return the size of an uncompressed file, as its header says."""
-    size: int = image.dataobj.offset
-    return size + math.prod(image.shape) * image.get_data_dtype().itemsize
+    data: int = math.prod(image.shape) * image.get_data_dtype().itemsize
+    return int(image.dataobj.offset) + data
 
 
 def _require_size(path: Path, image: Any) -> None:

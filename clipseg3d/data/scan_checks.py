@@ -4,8 +4,8 @@ Where the cure is safe, it is applied and noted: a constant background becomes 0
 values that spline resampling leaves everywhere. Where it is not, a note or a fault says what to do.
 
 Figures of 18 BraTS 2018 cases (72 volumes): 1.2 to 1.7 litres are not 0; at most 6.4 % of an outer
-face is not 0; the sequences of a case agree on where the brain is with a Dice of 0.996 or more, but for
-one cut-off FLAIR (0.796); at most a few voxels are below 0.001 of the 99.5th percentile.
+face is not 0; the sequences of a case agree on where the brain is with a Dice of 0.996 or more, but
+for one cut-off FLAIR (0.796); at most a few voxels are below 0.001 of the 99.5th percentile.
 """
 
 from collections.abc import Mapping
@@ -112,9 +112,9 @@ def _with_zero_background(volume: Volume, name: str, path: Path, notes: list[str
     if tiny.mean() > MANY_TINY:
         volume = np.where(np.abs(volume) < limit, np.zeros((), volume.dtype), volume)
         notes.append(
-            f"{path}: {name} has tiny values in {tiny.mean():.0%} of the voxels that are not 0, as spline "
-            "resampling leaves them; they are taken as 0, but the edge of the brain stays blurred: "
-            "resample linearly, or strip the skull after resampling"
+            f"{path}: {name} has tiny values in {tiny.mean():.0%} of the voxels that are not 0, as "
+            "spline resampling leaves them; they are taken as 0, but the edge of the brain stays "
+            "blurred: resample linearly, or strip the skull after resampling"
         )
     return volume
 

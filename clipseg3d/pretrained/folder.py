@@ -17,8 +17,8 @@ from torch import Tensor
 
 from clipseg3d import __version__
 from clipseg3d.atomic_write import atomic_write
-from clipseg3d.text_files import read_json
 from clipseg3d.pretrained.formats import FORMAT, check_format, upgrade_config, upgrade_weights
+from clipseg3d.text_files import read_json
 from clipseg3d.weights import BUNDLED, CONFIG, bundled_names
 
 WEIGHTS, CARD = "model.safetensors", "README.md"

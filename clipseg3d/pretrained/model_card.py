@@ -70,7 +70,7 @@ def model_card(
     """
     own = network.state_dict()
     sizes = [weight.numel() for name, weight in network.named_parameters() if name in own]
-    return ModelCard.from_template(
+    card: ModelCard = ModelCard.from_template(
         card_data=ModelCardData(
             library_name="clipseg3d",
             pipeline_tag="image-segmentation",
@@ -85,3 +85,4 @@ def model_card(
         encoders=description["encoders"],
         **(texts or {}),
     )
+    return card

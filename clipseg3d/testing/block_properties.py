@@ -75,7 +75,7 @@ def _check_gradients(block: nn.Module, inputs: tuple[Any, ...]) -> None:
     if not trained:
         return
     require(bool(terms), "no result depends on the weights")
-    torch.stack(terms).sum().backward()
+    torch.autograd.backward(torch.stack(terms).sum())
     unreached = [
         name
         for name, weight in block.named_parameters()

@@ -16,8 +16,8 @@ def check_text_encoder(encoder: TextEncoder, *, tolerance: float = 1e-4) -> None
     - The vector of a text depends on that text alone, and a text over the limit is accepted.
     - Tokens are counted: more words, more tokens.
     - The fingerprint is 64 hexadecimal digits and stays the same.
-    - An encoder that is a module stays in evaluation mode, trains nothing, and keeps its weights out
-      of ``state_dict``.
+    - An encoder that is a module stays in evaluation mode, trains nothing, and keeps its weights
+      out of ``state_dict``.
 
     Args:
         encoder: as it would be given to a network.
@@ -88,10 +88,15 @@ def check_clip_encoder(encoder: ClipEncoder, *, tolerance: float = 1e-4) -> None
         patches.ndim == 4 and patches.shape[1] == patches.shape[2],
         f"encode_patches: {tuple(patches.shape)} is not (n, g, g, e)",
     )
-    _check_vectors("encode_patches", patches.flatten(0, 2), len(patches.flatten(0, 2)),
-                   encoder.embed_dim, tolerance)
+    _check_vectors(
+        "encode_patches",
+        patches.flatten(0, 2),
+        len(patches.flatten(0, 2)),
+        encoder.embed_dim,
+        tolerance,
+    )
     images.requires_grad_()
-    encoder.encode_image(images).sum().backward()
+    torch.autograd.backward(encoder.encode_image(images).sum())
     require(
         images.grad is not None and bool(images.grad.any()),
         "encode_image: no gradient reaches the images",

@@ -73,9 +73,7 @@ def check_guidance(make: Callable[..., Guidance], *, embed_dim: int = 12, dim: i
     raise AssertionError("text is accepted by guidance that is built without it (text_dim=0)")
 
 
-def _check_tokens(
-    case: str, tokens: torch.Tensor, has_content: torch.Tensor, dim: int
-) -> None:
+def _check_tokens(case: str, tokens: torch.Tensor, has_content: torch.Tensor, dim: int) -> None:
     """Require tokens and a mask of the right kind."""
     require(tokens.ndim == 3 and tokens.shape[2] == dim, f"{case}: tokens are not (b, n, d)")
     require(

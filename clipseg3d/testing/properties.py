@@ -18,7 +18,8 @@ def randomise(module: nn.Module, *, size: float = 0.3, seed: int = 0) -> None:
     with torch.no_grad():
         for weight in module.parameters():
             if weight.requires_grad:
-                weight += size * torch.randn(weight.shape, generator=generator).to(weight)
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.add_(noise.to(weight), alpha=size)
 
 
 def tensors_of(output: Any) -> list[Tensor]:
