@@ -203,14 +203,14 @@ MUTANTS = [
     Mutant(
         "checkpoints: check sums not verified",
         "pretrained/checkpoint.py",
-        "if archive.testzip() is not None:",
-        "if False:",
+        "damaged = archive.testzip()",
+        "damaged = None",
         "pretrained training/test_checkpoint_io.py",
     ),
     Mutant(
         "pretrained: encoders not compared",
         "networks/clipseg3d.py",
-        'if here["sha256"] != there["sha256"]:',
+        'if own["sha256"] != expected["sha256"]:',
         "if False:",
         "pretrained networks/test_clipseg3d.py",
     ),
@@ -260,8 +260,8 @@ MUTANTS = [
     Mutant(
         "scan grid: restored mirrored",
         "data/scan_grid.py",
-        "inverse[int(axis)] = ",
-        "inverse[int(axis)] = scan_axis, -flip if axis == 0 else flip; _ = ",
+        "inverse[int(target)] = axis, flip",
+        "inverse[int(target)] = axis, 1.0",
         "data/test_scan_grid.py data/test_preprocessing.py",
     ),
     Mutant(

@@ -12,11 +12,21 @@ PHANTOM = Path(__file__).parents[2] / "examples/configs/phantom_tiny.yaml"
 
 
 @pytest.fixture
-def parsed(monkeypatch):
+def only(monkeypatch):
+    """Build the parser of one command only, which is most of the time of a command."""
+    methods = CLIPSeg3DCLI.subcommands()
+    return lambda name: monkeypatch.setattr(
+        CLIPSeg3DCLI, "subcommands", staticmethod(lambda: {name: methods[name]})
+    )
+
+
+@pytest.fixture
+def parsed(monkeypatch, only):
     """Build module and data of a command, without the network, and run nothing."""
 
     def parse(*arguments, command="fit"):
         built = []
+        only(command)
         monkeypatch.setattr(CLIPSeg3DCLI, "_run_subcommand", lambda self, name: built.append(self))
         monkeypatch.setattr(
             "clipseg3d.training.module.build_clipseg3d", lambda *_, **options: torch.nn.Module()

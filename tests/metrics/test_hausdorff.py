@@ -10,7 +10,15 @@ from monai.metrics import compute_hausdorff_distance
 from monai.metrics.utils import get_edge_surface_distance
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from clipseg3d.metrics.hausdorff import HD95_DEFINITIONS, HD95_METHODS, hd95
+from clipseg3d.metrics.hausdorff import (
+    HD95_DEFINITIONS,
+    HD95_METHODS,
+    _percentile,
+    hd95,
+    hd95_of_pair,
+)
+from clipseg3d.metrics.mask_pair import MaskPair
+from clipseg3d.metrics.surfaces import border_voxels, distances, surface_elements
 
 GOLDEN = {
     "surface": ["2.000", "44.011", "52.962"],
@@ -88,6 +96,24 @@ def test_random_pairs_are_equal_to_monai(some_pairs):
 def test_random_pairs_are_equal_to_what_the_definition_says(some_pairs, method, peer):
     result = [hd95(p, r, spacing_mm=mm, method=method) for p, r, mm in some_pairs]
     np.testing.assert_allclose(result, [peer(*pair) for pair in some_pairs], rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["surface", "monai"])
+def test_percentiles_are_those_of_all_distances(random_pairs, method):
+    for prediction, reference, mm in random_pairs:
+        if not prediction.any() or not reference.any():
+            continue
+        pair = MaskPair.cut(prediction, reference, spacing_mm=mm)
+        masks = (pair.prediction, pair.reference)
+        if method == "surface":
+            surfaces = [surface_elements(mask, mm) for mask in masks]
+        else:
+            surfaces = [border_voxels(mask) for mask in masks]
+        directed = [
+            _percentile(distances(one, two, mm), one.areas if method == "surface" else None)
+            for one, two in (surfaces, surfaces[::-1])
+        ]
+        assert hd95_of_pair(pair, method) == pytest.approx(max(directed), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", HD95_METHODS)
