@@ -344,7 +344,9 @@ class BraTSDataModule(LightningDataModule):
                 folder, self.release, num_threads=max(1, self.num_workers), **options
             )
             faults += check.faults
-            notes += [*check.notes, *(note for case in check.cases for note in case.notes)]
+            if len(check.cases) > 1:  # notes on a folder compare its cases
+                notes += check.notes
+            notes += [note for case in check.cases for note in case.notes]
             cases += index_cases(folder, self.release, **options)[0]
         training: list[Case] = []
         validation: list[Case] = []

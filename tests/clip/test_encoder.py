@@ -6,6 +6,7 @@ import shutil
 import huggingface_hub.constants
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -185,6 +186,16 @@ def test_images_are_normalised_as_clip_was_trained(tiny_clip):
     expected = tiny_clip.frozen_model.visual_projection(pooled)
     expected = expected / expected.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(tiny_clip.encode_image(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_images_are_resized_and_stay_between_black_and_white(tiny_clip, images):
+    side = tiny_clip.frozen_model.config.vision_config.image_size
+    contrast = (images > 0.5).float()
+    resized = F.interpolate(contrast, size=(side, side), mode="bicubic", antialias=True)
+    assert resized.min() < -0.01
+    assert resized.max() > 1.01
+    expected = tiny_clip.encode_image(resized.clamp(0, 1))
+    torch.testing.assert_close(tiny_clip.encode_image(contrast), expected, rtol=0, atol=1e-6)
 
 
 def test_image_orientation_and_colour_count(tiny_clip, images):

@@ -316,6 +316,17 @@ def test_cache_of_another_encoder_is_refused(bank, tmp_path):
         assert part in str(caught.value)
 
 
+def test_an_encoder_is_known_by_its_weights_and_not_its_name(bank, tmp_path):
+    path = tmp_path / "texts.safetensors"
+    bank.save(path, [])
+    other = WordEncoder()
+    other.name = "elsewhere"
+    TextBank(other, REGIONS, cache=path)
+    other.name, other.fingerprint = bank.encoder.name, lambda: "a1" * 32
+    with pytest.raises(ValueError, match="made by encoder 'words'"):
+        TextBank(other, REGIONS, cache=path)
+
+
 def test_missing_cache_is_named(encoder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone.safetensors: no such file"):
         TextBank(encoder, REGIONS, cache=tmp_path / "gone.safetensors")
