@@ -45,7 +45,7 @@ def test_a_good_folder_ends_with_0(root, capsys):
     assert "2 cases of brats2020: 0 faults" in page
     assert "Faults:" not in page
     assert [line.split()[0] for line in page.splitlines()[1:3]] == list(NAMES)
-    assert "--voxels reads all" in page
+    assert "--voxels reads all of them" in page
     assert check(root, *COMMON, "--voxels") == 0
     assert "--voxels" not in capsys.readouterr().out
 
@@ -99,11 +99,11 @@ def test_tokens_are_those_of_the_encoder(root, tmp_path, tiny_clip, capsys):
     out = tmp_path / "report.json"
     assert check(root, *COMMON, "--reports", table, "--encoder", "tiny-random", "-o", out) == 0
     stored = json.loads(out.read_text())["cases"]
-    due = [tiny_clip.count_tokens(report) for report in reports.values()]
-    assert [case["report_tokens"] for case in stored] == due
+    expected = [tiny_clip.count_tokens(report) for report in reports.values()]
+    assert [case["report_tokens"] for case in stored] == expected
     assert [case["report_words"] for case in stored] == [7, 2]
     rows = capsys.readouterr().out.splitlines()
-    assert [int(row.split()[-2]) for row in rows[1:3]] == due
+    assert [int(row.split()[-2]) for row in rows[1:3]] == expected
     assert "tokens" in rows[0]
 
 
@@ -142,4 +142,4 @@ def test_help_says_what_is_read(capsys):
     assert stop.value.code == 0
     page = " ".join(capsys.readouterr().out.split())
     assert "not only headers and masks" in page
-    assert "ends with 1 if there is any" in page
+    assert "The exit code is 1 if there is any" in page

@@ -5,17 +5,15 @@ import numpy as np
 import pytest
 
 from clipseg3d.cli.main import main
-from clipseg3d.phantom.simulate import simulate_phantom
 from clipseg3d.phantom.write import write_phantom
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(phantoms, tmp_path_factory):
     root = tmp_path_factory.mktemp("check")
-    phantom = simulate_phantom(1, spacing_mm=8.0)
     (root / "found").mkdir()
     for name in ("Brats18_2013_20_1", "Brats18_2013_23_1"):
-        folder = write_phantom(phantom, root / "cases", name)
+        folder = write_phantom(phantoms[1], root / "cases", name)
         (folder / f"{name}_seg.nii.gz").replace(root / "found" / f"{name}.nii.gz")
     return root
 
@@ -44,7 +42,7 @@ def test_all_faults_are_printed(folders, capsys):
         assert part in shown
 
 
-def test_the_release_is_told_from_the_cases(folders, capsys):
+def test_the_release_is_detected_from_the_cases(folders, capsys):
     assert check(folders) == 1
     assert "cases of brats2018: " in capsys.readouterr().out
     assert check(folders, "--release", "brats1999") == 1

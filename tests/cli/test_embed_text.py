@@ -65,14 +65,14 @@ def test_a_bank_with_the_file_needs_no_encoder(sources, tmp_path, tiny_clip, cap
     for report in [*reports, ""]:
         torch.testing.assert_close(cached([report]), plain([report]), rtol=0, atol=1e-5)
     torch.testing.assert_close(cached(reports), plain(reports), rtol=0, atol=1e-5)
-    windows = {window for report in reports for window in plain.windows(report)}
-    assert len(windows) > len(reports)
+    chunks = {chunk for report in reports for chunk in plain.chunks(report)}
+    assert len(chunks) > len(reports)
     page = capsys.readouterr().out
     assert page == (
-        f"{out}: {PROMPTS + len(windows)} texts (prompts and 5 reports) embedded by tiny-random\n"
+        f"{out}: {PROMPTS + len(chunks)} texts (prompts and 5 reports) embedded by tiny-random\n"
     )
     stored = TextCache.load(out)
-    assert len(stored.embeddings) == PROMPTS + len(windows)
+    assert len(stored.embeddings) == PROMPTS + len(chunks)
     assert (stored.encoder, stored.sha256) == ("tiny-random", tiny_clip.fingerprint())
 
 

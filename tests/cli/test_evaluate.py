@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from clipseg3d.cli.main import main
-from clipseg3d.vocabulary import SEQUENCES
 from clipseg3d.metrics.protocols import get_protocol
 from clipseg3d.metrics.region_scores import score_region
+from clipseg3d.vocabulary import SEQUENCES
 
 NAMES = ("BraTS20_Training_001", "BraTS20_Training_002", "BraTS20_Training_003")
 SHAPE = (24, 22, 20)
@@ -144,7 +144,7 @@ def test_folders_are_compared_and_ranked(folders, tmp_path, capsys):
     assert float(cells[3]) <= float(cells[2]) <= float(cells[4])
     assert cells[6] == "3"
     assert lines[start + 3].split()[2].startswith("-")
-    ranking = lines.index("Mean rank over cases, regions and dice, hd95_mm, 1 being best:")
+    ranking = lines.index("Mean rank over cases, regions and dice, hd95_mm, 1 is best:")
     order = [line.split()[1] for line in lines[ranking + 1 :]]
     assert set(order) == {str(good), str(bad), str(third)}
     assert order[-1] == str(bad)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from clipseg3d import hub
 from clipseg3d.cli.main import main
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.export.image_path import example_inputs
@@ -15,14 +14,20 @@ from clipseg3d.inference.predictor import Predictor
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.prediction_settings import PredictionSettings
+from clipseg3d.pretrained import folder
 from clipseg3d.training.module import CLIPSeg3DModule
 from clipseg3d.views import cut_views
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = NetworkConfig(
-    channels=(4, 6), space_to_depth=2, num_auxiliary=0, semantic_dim=12, num_heads=3, clip="tiny-random"
+    channels=(4, 6),
+    space_to_depth=2,
+    num_auxiliary=0,
+    semantic_dim=12,
+    num_heads=3,
+    clip="tiny-random",
 )
-WINDOW = (16, 24, 12)
+ROI_SIZE = (16, 24, 12)
 REPORT = "Large oedema on the left."
 
 
@@ -34,7 +39,7 @@ def checkpoint(path, **changes):
         release="brats2023_gli",
         spacing_mm=1.5,
         sequence_dropout=0.2,
-        roi_size=WINDOW,
+        roi_size=ROI_SIZE,
         overlap=0.25,
     )
     with torch.no_grad():
@@ -57,7 +62,7 @@ def weights(tmp_path_factory):
 @torch.no_grad()
 def logits(network):
     generator = torch.Generator().manual_seed(3)
-    volume = 100 * torch.rand(1, 4, *WINDOW, generator=generator) + 5
+    volume = 100 * torch.rand(1, 4, *ROI_SIZE, generator=generator) + 5
     text, mask = network.embed_text([REPORT])
     views = cut_views(volume, selection=network.view_selection, size=48)
     return network(volume, views=views, text=text, text_mask=mask)
@@ -74,7 +79,7 @@ def test_a_checkpoint_becomes_a_folder_with_identical_logits(weights, tmp_path, 
     trained = Predictor.from_checkpoint(weights, device="cpu").network
     assert (logits(network) - logits(trained)).abs().max() == 0
     assert network.settings == PredictionSettings(
-        release="brats2023_gli", spacing_mm=1.5, roi_size=WINDOW, overlap=0.25, allow_missing=True
+        release="brats2023_gli", spacing_mm=1.5, roi_size=ROI_SIZE, overlap=0.25, allow_missing=True
     )
     assert export(tmp_path / "net", "-o", tmp_path / "again", "--format", "pretrained") == 0
     for name in ("config.json", "model.safetensors", "README.md"):
@@ -96,6 +101,7 @@ def test_clip_is_named_as_given_and_must_be_the_same(weights, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_graphs_of_both_kinds_agree_and_hold_the_report(weights, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -106,14 +112,14 @@ def test_graphs_of_both_kinds_agree_and_hold_the_report(weights, tmp_path):
     assert export(weights, "-o", torch_file, "--format", "torch", "--text", report) == 0
     network = Predictor.from_checkpoint(weights, device="cpu").network
     torch.manual_seed(4)
-    inputs = example_inputs(network, WINDOW)
+    inputs = example_inputs(network, ROI_SIZE)
     program = torch.export.load(torch_file).module()
     session = runtime.InferenceSession(onnx)
     (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
     with torch.no_grad():
         assert (torch.from_numpy(found) - program(**inputs)).abs().max() <= 1e-4
     assert session.get_modelmeta().custom_metadata_map["report"] == REPORT
-    assert session.get_inputs()[0].shape == [1, 4, *WINDOW]
+    assert session.get_inputs()[0].shape == [1, 4, *ROI_SIZE]
 
 
 def test_a_bundle_is_written_from_a_folder(weights, tmp_path):
@@ -128,12 +134,12 @@ def test_a_bundle_is_written_from_a_folder(weights, tmp_path):
     ("arguments", "message"),
     [
         (["gone.ckpt", "-o", "o"], "gone.ckpt: no such file"),
-        (["notes.txt", "-o", "o"], "notes.txt: not a readable checkpoint"),
+        (["notes.txt", "-o", "o"], "notes.txt: not a"),
         (["gone", "-o", "o"], "no weights are called 'gone'"),
         (["./gone", "-o", "o"], "./gone: no such folder; check the path"),
         (["empty", "-o", "o"], "empty: holds no config.json"),
-        (["BEST", "-o", "o", "--text", "x"], "--text is read into graphs only, not into --format"),
-        (["BEST", "-o", "o", "--format", "bundle", "--text", "x"], "not into --format bundle"),
+        (["BEST", "-o", "o", "--text", "x"], "--text is only for graphs, not for --format pretrained"),
+        (["BEST", "-o", "o", "--format", "bundle", "--text", "x"], "not for --format bundle"),
         (["BEST", "-o", "o.bin", "--format", "onnx"], "o.bin: does not end in .onnx; rename it"),
         (["BEST", "-o", "o.bin", "--format", "torch"], "o.bin: does not end in .pt2; rename it"),
         (["BEST", "-o", "full", "--format", "bundle"], "full: holds something already; give a new"),
@@ -158,7 +164,7 @@ def test_a_hub_id_without_network_is_one_message(tmp_path, monkeypatch, capsys):
     def fail(repo_id, **options):
         raise ConnectionError("refused")
 
-    monkeypatch.setattr(hub, "snapshot_download", fail)
+    monkeypatch.setattr(folder, "snapshot_download", fail)
     assert export("me/net", "-o", tmp_path / "net") == 1
     error = capsys.readouterr().err
     assert error.startswith("clipseg3d: 'me/net' is no local folder, not in the Hugging Face cache")

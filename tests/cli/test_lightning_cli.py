@@ -16,6 +16,7 @@ from clipseg3d.cli.main import main
 from clipseg3d.networks.config import PRESETS, NetworkConfig, network_config
 from clipseg3d.pretrained.formats import FORMAT
 from clipseg3d.training.checkpoint_io import AtomicCheckpointIO
+from clipseg3d.training.module import CLIPSeg3DModule
 from clipseg3d.training.plan import PLANS, TrainingPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -67,24 +68,18 @@ def test_network_given_as_values_reaches_the_data(parsed, write, selection, text
     assert cli.model.config == NetworkConfig(**values, view_selection=selection, text=text)
     assert cli.datamodule.view_selection == selection
     assert cli.datamodule.shuffle_reports == (text == "shuffled")
+    assert not cli.datamodule.allow_missing_sequences
 
 
-def test_ablation_of_values(parsed, write):
+def test_settings_are_shared_by_module_and_data(parsed, write):
     path = write(network={**VALUES, "view_selection": "attention"}, ablation="shuffled_text")
-    cli = parsed("--config", path)
-    assert cli.datamodule.view_selection == "attention"
-    assert cli.datamodule.shuffle_reports
-    cli = parsed("--config", path, "--model.ablation", "center_mean_bridge")
-    assert cli.datamodule.view_selection == cli.model.config.view_selection == "center"
-
-
-def test_settings_of_the_data_reach_the_module(parsed, write):
-    given = ("--config", write(network=VALUES), "--data.spacing_mm", 4)
-    cli = parsed(*given, "--model.sequence_dropout", 0.25)
+    options = ("--data.spacing_mm", 4, "--model.sequence_dropout", 0.25)
+    cli = parsed("--config", path, *options)
     assert cli.model.hparams["spacing_mm"] == 4.0
     assert cli.model.hparams["release"] == "phantom"
     assert cli.datamodule.allow_missing_sequences
-    assert not parsed(*given).datamodule.allow_missing_sequences
+    assert cli.datamodule.view_selection == "attention"
+    assert cli.datamodule.shuffle_reports
 
 
 def test_links_take_a_flat_namespace_too():
@@ -104,7 +99,6 @@ def test_links_take_a_flat_namespace_too():
             {"schedule": "cosine", "semantic_ramp": [2, 3]},
             TrainingPlan(schedule="cosine", semantic_ramp=(2, 3)),
         ),
-        ({"cosine_weight": 0.1}, TrainingPlan(cosine_weight=0.1)),
     ],
 )
 def test_plans_by_name_and_as_values(parsed, write, plan, expected):
@@ -113,17 +107,16 @@ def test_plans_by_name_and_as_values(parsed, write, plan, expected):
 
 
 @pytest.fixture
-def trained(parsed, write, tmp_path):
-    """A checkpoint of another network than the configuration's; its values."""
-    path = write(network={**VALUES, "view_selection": "attention"}, roi_size=[16, 16, 24])
-    values = dict(parsed("--config", path, "--model.plan", "paper_body").model.hparams)
+def trained(tmp_path):
+    """A checkpoint of another network than the configuration's, and its content."""
+    network = NetworkConfig(**{**VALUES, "channels": (4, 8), "view_selection": "attention"})
+    values = dict(CLIPSeg3DModule(network, plan="paper_body", roi_size=(16, 16, 24)).hparams)
     content = {"format": FORMAT, "hyper_parameters": values, "state_dict": {}}
     torch.save(content, tmp_path / "w.ckpt")
     return tmp_path / "w.ckpt", content
 
 
-@pytest.mark.parametrize("command", ["validate", "test"])
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(("command", "old"), [("validate", False), ("test", True)])
 def test_a_checkpoint_brings_its_network_and_its_views(parsed, trained, command, old):
     path, content = trained
     if old:  # of format 1
@@ -202,8 +195,6 @@ def test_folds_are_counted_and_nothing_is_trained(write, only, phantom_folder, t
     given = ["fit", "--config", str(write(network=VALUES)), "--trainer.default_root_dir"]
     given += [str(tmp_path / "out"), *(f"--{name}={value}" for name, value in options.items())]
     assert count_folds([*given, "--data.num_folds=3", "--scores=scores.csv"]) == 3
-    with pytest.raises(ValueError, match="6 patients cannot fill num_folds=7 folds"):
-        count_folds([*given, "--data.num_folds=7"])
     assert not (tmp_path / "out").exists()
 
 
@@ -280,7 +271,6 @@ def damage(path):
     ("name", "options", "message"),
     [
         ("fit", ["--data.fold", "5"], "fold=5 is not in 0..4, the folds there are"),
-        ("fit", ["--ckpt_path", "gone.ckpt"], "gone.ckpt: no such file"),
         ("validate", ["--ckpt_path", "gone.ckpt"], "gone.ckpt: no such file"),
         ("fit", ["--ckpt_path", "{broken}"], "{broken}: not a"),
         ("validate", ["--ckpt_path", "{broken}"], "{broken}: not a"),
@@ -290,14 +280,6 @@ def damage(path):
             ["--ckpt_path", "{best}", "--trainer.max_epochs", "2", "--data.fold", "1"],
             "the checkpoint was saved with other settings (trainer.max_epochs: 1 -> 2; data.fold: "
             "0 -> 1",
-        ),
-        (
-            "fit",
-            [
-                *("--ckpt_path", "{best}", "--model.network.cbam", "false"),
-                *("--model.resume_changed", "true"),
-            ],
-            "the checkpoint is of another architecture (",
         ),
         (
             "fit",
@@ -327,7 +309,6 @@ def test_what_cannot_be_run_ends_in_one_message(
         (["--model.colour", "red"], "colour"),
         (["--data.flavour", "sweet"], "flavour"),
         (["--trainer.epochs", "3"], "epochs"),
-        (["--model.overlap", "much"], "overlap"),
         (["--data.batch_size", "some"], "batch_size"),
         (["--data", "clipseg3d.NoSuchData"], "NoSuchData"),
     ],
@@ -340,7 +321,7 @@ def test_unknown_keys_and_wrong_types_are_named(command, capsys, options, messag
 
 
 @pytest.mark.parametrize(
-    "model", [{"colour": "red"}, {"network": {**VALUES, "colour": "red"}}, {"network": {"cbam": 3}}]
+    "model", [{"network": {**VALUES, "colour": "red"}}, {"network": {"cbam": 3}}]
 )
 def test_wrong_values_of_a_file_are_named(write, only, capsys, model):
     only("fit")

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from clipseg3d.cli.main import main
-from clipseg3d.phantom.simulate import simulate_phantom
-from clipseg3d.phantom.write import write_phantom
 from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.phantom.write import write_phantom
+from clipseg3d.pretrained.formats import FORMAT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPACING_MM = 8.0
@@ -31,10 +31,10 @@ CONFIG = NetworkConfig(
 
 
 @pytest.fixture(scope="module")
-def patients(tmp_path_factory):
+def patients(phantoms, tmp_path_factory):
     root = tmp_path_factory.mktemp("patients")
-    for seed, name in enumerate(NAMES):
-        write_phantom(simulate_phantom(seed, spacing_mm=SPACING_MM), root, name)
+    for phantom, name in zip(phantoms, NAMES, strict=False):
+        write_phantom(phantom, root, name)
     return root
 
 
@@ -48,11 +48,12 @@ def write_weights(path, *, seed=0, **settings):
                 weight += 0.3 * torch.randn(weight.shape)
     torch.save(
         {
+            "format": FORMAT,
             "hyper_parameters": {
                 "network": asdict(CONFIG),
                 "release": "brats2020",
                 "spacing_mm": SPACING_MM,
-                "window": (32, 32, 32),
+                "roi_size": (32, 32, 32),
                 "overlap": 0.5,
                 **settings,
             },
@@ -188,7 +189,7 @@ def test_a_rerun_skips_what_is_finished_and_says_so(weights, patients, tmp_path,
     assert segment(patients, out=out, weights=weights) == 0
     captured = capsys.readouterr()
     assert captured.out.split() == [str(out / f"{name}.nii.gz") for name in NAMES[1:]]
-    assert "Skipped 1 finished cases, whatever they were made with; --overwrite" in captured.err
+    assert "Skipped 1 finished cases, whatever weights and options they were made with; --over" in captured.err
     assert mark.read_bytes() == b"mine"
     assert segment(patients, out=out, weights=weights, options=["--overwrite"]) == 0
     captured = capsys.readouterr()
@@ -269,7 +270,7 @@ def test_two_cases_of_one_name_are_refused(weights, patients, tmp_path, capsys):
     assert segment(case, case, out=tmp_path, weights=weights) == 1
     assert f"{NAMES[0]} is given more than once" in capsys.readouterr().err
     assert segment(patients, out=tmp_path, weights=weights, options=["--text", "x"]) == 1
-    assert "--text is about one case, but 3 are given" in capsys.readouterr().err
+    assert "--text is for one case, but 3 are given" in capsys.readouterr().err
 
 
 def test_wrong_weights_end_in_one_message(tmp_path, capsys):
@@ -302,6 +303,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_half_file(weights, patients, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-W", "ignore", "-c", SLOW_WRITES, "segment", str(patients)]
@@ -316,7 +318,7 @@ def test_ctrl_c_leaves_no_half_file(weights, patients, tmp_path):
         for line in process.stdout:
             if line.startswith("writing"):
                 break
-        assert len(files_in(out)) == 2  # one whole, one being written
+        assert len(files_in(out)) == 2  # one complete, one being written
         process.send_signal(signal.SIGINT)
         start = time.monotonic()
         _, error = process.communicate(timeout=50)
@@ -324,7 +326,7 @@ def test_ctrl_c_leaves_no_half_file(weights, patients, tmp_path):
         process.kill()
     assert time.monotonic() - start < 50
     assert process.returncode == 130
-    assert "interrupted after 1 cases, which are whole; the same command goes on" in error
+    assert "interrupted after 1 cases, whose files are complete; run the same command again" in error
     assert "Traceback" not in error
     assert files_in(out) == [f"{NAMES[0]}.nii.gz"]
     assert voxels(out / f"{NAMES[0]}.nii.gz").any()

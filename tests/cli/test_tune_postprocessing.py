@@ -1,24 +1,23 @@
 """Mirrors clipseg3d/cli/tune_postprocessing.py."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from clipseg3d.cli.main import main
-from clipseg3d.phantom.simulate import simulate_phantom
-from clipseg3d.phantom.write import write_phantom
 from clipseg3d.inference.postprocessing import PostProcessing
 
 NAMES = ("Phantom_00001", "Phantom_00002")
 
 
 @pytest.fixture
-def folders(tmp_path):
-    """Two patients, and their truth with stray voxels as predictions."""
-    for seed, name in enumerate(NAMES, start=1):
-        folder = write_phantom(simulate_phantom(seed, spacing_mm=8.0), tmp_path / "cases", name)
+def folders(phantom_folder, tmp_path):
+    """Two patients, and their expert masks with stray voxels as predictions."""
+    for name in NAMES:
+        folder = shutil.copytree(phantom_folder / name, tmp_path / "cases" / name)
         mask = nib.load(folder / f"{name}_seg.nii.gz")
         label = np.asanyarray(mask.dataobj).copy()
         label[0, 0, 0] = label[-1, -1, -1] = 2
@@ -32,7 +31,7 @@ def tune(root, out="rules.json"):
     return main(["tune-postprocessing", *paths, "--release", "phantom"])
 
 
-def test_rules_are_learned_written_and_told(folders, capsys):
+def test_rules_are_learned_written_and_printed(folders, capsys):
     assert tune(folders) == 0
     rules = PostProcessing.read(folders / "rules.json")
     assert rules.spacing_mm == 8.0

@@ -48,7 +48,7 @@ def test_errors_name_file_and_cure(tmp_path):
         read_networks([tmp_path / "none.ckpt"])
     garbage = tmp_path / "garbage.ckpt"
     garbage.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"garbage\.ckpt: not a whole checkpoint; give another one"):
+    with pytest.raises(ValueError, match=r"garbage\.ckpt: not a whole checkpoint; give another"):
         read_networks([garbage])
     other = tmp_path / "other.ckpt"
     torch.save({"state_dict": {}}, other)
