@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(tmp, ignore_errors=True)
     except OSError as error:
         raise _not_written(path, error) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Raise an OSError if no file can be written to a folder; it is made if missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _not_written(folder, error) from error
 
 
 def _not_written(path: Path, error: OSError) -> OSError:

@@ -1,19 +1,25 @@
 """Segment many cases: failures do not stop the run, finished cases are skipped."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
-from clipseg3d.data.cases import Case
+from clipseg3d.atomic_write import require_writable
+from clipseg3d.checksums import sha256_of_file, sha256_of_values
+from clipseg3d.data.cases import Case, DataError
+from clipseg3d.data.nifti import strip_extension
+from clipseg3d.inference.case_record import CaseRecord
 from clipseg3d.inference.predictor import BAR, Predictor
-from clipseg3d.inference.segmentation import map_file
+from clipseg3d.inference.segmentation import ScanWarning, Segmentation, map_file
 from clipseg3d.vocabulary import REGIONS
 
-PROBABILITIES, UNCERTAINTY = "probabilities", "uncertainty"
-"""Subfolders for maps, so that the folder itself can be submitted to a challenge as it is."""
+PROBABILITIES, UNCERTAINTY, RECORDS = "probabilities", "uncertainty", "records"
+"""Subfolders for maps and for what files were made with, so that the folder itself can be submitted
+to a challenge as it is."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +29,17 @@ class CaseResult:
     Attributes:
         case: the case.
         files: its files, the labels first.
-        status: ``finished`` means that all files were there before.
+        status: ``finished`` means that all files were there before, made of the same scan with the
+            same weights, text and settings.
         error: why the case failed; None if it did not.
+        notes: what was changed, missing, unusual or in doubt about the scan, a line each.
     """
 
     case: Case
     files: tuple[Path, ...]
     status: Literal["written", "finished", "failed"]
     error: Exception | None = None
+    notes: tuple[str, ...] = ()
 
 
 def segment_cases(
@@ -47,8 +56,12 @@ def segment_cases(
     """Segment cases into a folder, with one progress bar over all of them.
 
     Labels go to ``out/{case}.nii.gz``, case pages to ``out/{case}.html``, maps into the subfolders
-    ``probabilities`` and ``uncertainty``. Every file is complete or absent, even if the process is
-    interrupted.
+    ``probabilities`` and ``uncertainty``, and what they were made with to ``records/{case}.json``.
+    Every file is complete or absent, even if the process is interrupted.
+
+    A case is finished if its record says that its files were made of the same scan, with the same
+    weights, text and settings, and they are still as they were written. Files that were made
+    otherwise, or by nobody knows what, are not touched: the case fails.
 
     Args:
         predictor: segments the cases.
@@ -58,11 +71,14 @@ def segment_cases(
         probabilities: whether to write the probability of each region.
         uncertainty: whether to write uncertainty maps.
         html: whether to write a page of each case, with its expert mask if there is one.
-        overwrite: whether to repeat cases whose files are all there. Without it they are skipped,
-            even if another network wrote the files.
+        overwrite: whether to repeat finished cases, and to replace files that were made otherwise.
 
     Yields:
         The result of each case, in order. An error in one case does not stop the others.
+
+    Raises:
+        ValueError: a file to write is a file of a case; nothing has been written.
+        OSError: ``out`` cannot be written to.
     """
     maps = {
         PROBABILITIES: REGIONS if probabilities else (),
@@ -76,11 +92,20 @@ def segment_cases(
         )
         for case in cases
     }
-    finished = [
-        case.case_id
-        for case in cases
-        if not overwrite and all(path.is_file() for path in files[case.case_id])
-    ]
+    _check_outputs(cases, files)
+    require_writable(out)  # before hours of computing
+    settings = predictor.fingerprint()
+    refusals: dict[str, str | None] = {}
+    finished = set()
+    if not overwrite:
+        for case in cases:
+            paths = files[case.case_id]
+            if any(path.exists() for path in paths):
+                made_with = _made_with(case, text, settings)
+                record = CaseRecord.read(_record_path(out, case), out)
+                refusals[case.case_id] = _why_not_ours(paths, record, made_with)
+                if record is not None and record.made_with == made_with and record.holds(paths):
+                    finished.add(case.case_id)
     num_open = len(cases) - len(finished)
     with tqdm(
         total=num_open, desc="Segmenting", bar_format=BAR, delay=2, disable=not num_open
@@ -95,24 +120,99 @@ def segment_cases(
                 f"Segmenting {done + 1}/{num_open} {case.case_id}", refresh=False
             )
             error: Exception | None = None
+            notes: tuple[str, ...] = ()
             try:
-                segmentation = predictor(
-                    case,
-                    text=text,
-                    probabilities=probabilities,
-                    uncertainty=uncertainty,
-                    explain=html,
-                    progress=bar.update,
-                )
+                if refusal := refusals.get(case.case_id):
+                    raise ValueError(refusal)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ScanWarning)  # the notes say it
+                    segmentation = predictor(
+                        case,
+                        text=text,
+                        probabilities=probabilities,
+                        uncertainty=uncertainty,
+                        explain=html,
+                        progress=bar.update,
+                    )
+                notes = segmentation.notes
+                made_with = _made_with(case, text, settings)
+                record = CaseRecord(_record_path(out, case), out, made_with, {})
+                record.write()  # if the process is killed now, it is known whose files these are
                 segmentation.save(paths[0])
                 if html:
-                    segmentation.save_case_page(paths[1], reference=case.label)
+                    notes += _save_case_page(segmentation, paths[1])
                 if probabilities:
                     segmentation.save_probabilities(out / PROBABILITIES)
                 if uncertainty:
                     segmentation.save_uncertainty(out / UNCERTAINTY)
+                record.with_files(paths).write()
             except Exception as caught:
                 error = caught
             done += 1
             bar.update(done - bar.n)
-            yield CaseResult(case, paths, "failed" if error else "written", error)
+            yield CaseResult(case, paths, "failed" if error else "written", error, notes)
+
+
+def _check_outputs(cases: Sequence[Case], files: Mapping[str, Sequence[Path]]) -> None:
+    """Raise a ValueError if a file to write is a file of a case, or would lie in its place."""
+    taken: dict[object, Path] = {}
+    for case in cases:
+        for path in [*case.sequences.values(), *([case.label] if case.label else [])]:
+            taken |= dict.fromkeys(_places(path), path)
+    for path in (path for paths in files.values() for path in paths):
+        for place in _places(path):
+            if place in taken:
+                raise ValueError(
+                    f"{path}: would replace {taken[place]}, which is a file of a case; choose "
+                    "another output folder, or another name for the case (--name)"
+                )
+
+
+def _places(path: Path) -> list[object]:
+    """Return what tells a file: its name without extension, and the disk's number of the file."""
+    places: list[object] = [(path.parent.resolve(), strip_extension(path.name) or path.name)]
+    if path.exists():
+        status = path.stat()  # the same for all links to a file
+        places.append((status.st_dev, status.st_ino))
+    return places
+
+
+def _record_path(out: Path, case: Case) -> Path:
+    return out / RECORDS / f"{case.case_id}.json"
+
+
+def _made_with(case: Case, text: str | None, settings: Mapping[str, object]) -> dict[str, object]:
+    """Return what decides the files of a case: inputs, text and settings."""
+    inputs = {
+        name: sha256_of_file(path) if path.is_file() else None
+        for name, path in case.sequences.items()
+    }
+    text = case.report if text is None else text
+    return {"inputs": inputs, "text": sha256_of_values(text), **settings}
+
+
+def _why_not_ours(
+    paths: Sequence[Path], record: CaseRecord | None, made_with: Mapping[str, object]
+) -> str | None:
+    """Return why the files that are there must not be replaced; None if they may be."""
+    path = next(path for path in paths if path.exists())
+    cure = "choose another folder, or replace it with --overwrite (overwrite=True)"
+    if record is None:
+        return f"{path}: is there already, and it is not known what it was made with; {cure}"
+    differences = [name for name in made_with if record.made_with.get(name) != made_with[name]]
+    if differences:
+        others = ", ".join(name.replace("_", " ") for name in differences)
+        return f"{path}: is there already, made with other {others}; {cure}"
+    if changed := record.changed(paths):
+        return f"{changed[0]}: has been changed since it was written; {cure}"
+    return None
+
+
+def _save_case_page(segmentation: Segmentation, path: Path) -> tuple[str, ...]:
+    """Write the case page; without the expert mask, and with a note, if that cannot be shown."""
+    try:
+        segmentation.save_case_page(path, reference=segmentation.case.label)
+    except DataError as error:
+        segmentation.save_case_page(path)
+        return (f"{error}; the case page does not show the expert mask",)
+    return ()

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clipseg3d.blocks.semantic_fusion import RegionMaps, Semantics
+from clipseg3d.checksums import sha256_of_tensors
 from clipseg3d.data.cases import Case, DataError, check_geometry
 from clipseg3d.data.preprocessing import Preprocessed, preprocess
 from clipseg3d.data.releases import BraTSRelease, get_release
@@ -20,6 +21,7 @@ from clipseg3d.inference.segmentation import (
     ENTROPY,
     VARIANCE,
     Evidence,
+    ScanWarning,
     Segmentation,
 )
 from clipseg3d.inference.sliding_window import segment_volume
@@ -51,7 +53,8 @@ class Predictor:
             refused.
         roi_size: size of the sliding window (x, y, z), in voxels.
         overlap: of neighbouring windows, in [0, 1).
-        device: where to compute; None takes a CUDA device if there is one.
+        device: where to compute, such as ``cpu`` or ``cuda:1``; None takes a CUDA device if there
+            is one.
         tta: whether to average over all 8 mirrorings of the volume too, at 8 times the cost; see
             :mod:`clipseg3d.inference.tta`.
         postprocessing: rules that clean up the regions; None leaves them as they are.
@@ -60,7 +63,8 @@ class Predictor:
         weights: file name -> SHA-256 of the networks' weights, to be shown on case pages.
 
     Raises:
-        ValueError: no network is given, or the rules are meant for another voxel size.
+        ValueError: no network is given, the device is not there, or the rules are meant for another
+            voxel size.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class Predictor:
                 f"{postprocessing.spacing_mm:g} mm, not {spacing_mm:g} mm; learn them from cases "
                 "of that size"
             )
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = find_device(device)
         self.networks = [member.to(self.device).eval() for member in networks]
         self.release = release
         self.spacing_mm = spacing_mm
@@ -144,6 +148,7 @@ class Predictor:
             ValueError: a file is not such a checkpoint, or CLIP has other weights; see
                 :func:`clipseg3d.pretrained.reader.read_networks`.
         """
+        find_device(device)  # a wrong name is found out before seconds of reading
         members = read_networks(paths, clip=clip)
         settings = members[0].settings
         return cls(
@@ -200,24 +205,21 @@ class Predictor:
         Raises:
             DataError: files are missing, broken or on different grids, the voxel size is not that
                 of training, or a sequence is missing that the networks need.
-            ValueError: the device has too little memory for one window.
+            ValueError: the device has too little memory for one window, or the network gives values
+                that are not finite.
 
         Warns:
-            UserWarning: the case has neither t1ce nor flair.
+            ScanWarning: something about the scan may make the result wrong; the words are also the
+                notes of the segmentation.
         """
         self._check(case)
-        if not {"t1ce", "flair"} & set(case.sequences):
-            warnings.warn(
-                f"{case.case_id}: has neither t1ce nor flair; without them tumours can hardly be "
-                "recognised, so do not rely on this segmentation",
-                stacklevel=3,  # skips the frame of the decorator
-            )
         report = case.report if text is None else text
         preprocessed = preprocess(
             replace(case, label=None),
             self.release,
             view_selection=self.network.view_selection,
         )
+        notes = [*_notes_on_missing(case), *preprocessed.notes]
         keep_maps = uncertainty or explain
         average = PassAverage(with_variance=keep_maps and self.num_passes > 1)
         views: Views | None = None
@@ -234,12 +236,21 @@ class Predictor:
                         network, preprocessed, semantics, mirrored, explain, advance
                     )
                     logits, maps = output[: len(REGIONS)], output[len(REGIONS) :]
+                    if not logits.isfinite().all():
+                        raise ValueError(
+                            f"{case.case_id}: the network gives values that are not finite; its "
+                            "weights, or the intensities of the scan, are damaged"
+                        )
                     average.add(logits, _maps_by_name(network, maps))
         mean = average.probabilities().cpu().numpy()
         label = self.release.to_labels(mean > 0.5)
         if self.postprocessing is not None:
             regions = self.postprocessing(self.release.to_regions(label))
             label = self.release.to_labels(regions)
+        if not label.any():
+            notes.append(f"{case.case_id}: no tumour was found; every voxel is labelled 0")
+        for note in notes:
+            warnings.warn(note, ScanWarning, stacklevel=3)  # skips the frame of the decorator
         uncertainty_maps = {ENTROPY: average.entropy()} if keep_maps else {}
         if average.with_variance:
             uncertainty_maps[VARIANCE] = average.variance()
@@ -253,6 +264,7 @@ class Predictor:
             evidence=(
                 self._evidence(case, preprocessed, report, views, average) if explain else None
             ),
+            notes=tuple(notes),
         )
 
     def _check(self, case: Case) -> None:
@@ -365,6 +377,28 @@ class Predictor:
             provenance=self.provenance(),
         )
 
+    def fingerprint(self) -> dict[str, object]:
+        """Return what decides a segmentation beside the case, as plain values: weights, settings.
+
+        Equal fingerprints give equal labels of a case, up to rounding on another device or with
+        another version of torch.
+        """
+        return {
+            "weights": [sha256_of_tensors(network.state_dict()) for network in self.networks],
+            "encoders": [
+                {
+                    role: identity["sha256"]
+                    for role, identity in network.encoder_identities().items()
+                }
+                for network in self.networks
+            ],
+            "release": self.release.name,
+            "roi_size": list(self.roi_size),
+            "overlap": self.overlap,
+            "mirrorings": len(self.mirrorings),
+            "postprocessing": self.postprocessing and self.postprocessing.describe(),
+        }
+
     def provenance(self) -> dict[str, str]:
         """Return what a segmentation was made with: weights, versions and settings, as text."""
         encoders: dict[str, list[str]] = {}
@@ -399,8 +433,43 @@ def _maps_by_name(network: CLIPSeg3D, maps: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, maps, strict=True))
 
 
+def find_device(name: str | None) -> torch.device:
+    """Return a device of this machine; None takes a CUDA device if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here, or it cannot be used.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).sum().item()
+    except Exception as error:  # each kind of device has its own errors
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"device {name!r} cannot be used here ({reason}); give another one, such as cpu, or "
+            "none"
+        ) from error
+    return device
+
+
+def _notes_on_missing(case: Case) -> list[str]:
+    """Return notes on sequences that a case lacks."""
+    missing = [name for name in SEQUENCES if name not in case.sequences]
+    if not missing:
+        return []
+    if {"t1ce", "flair"} <= set(missing):
+        return [
+            f"{case.case_id}: has neither t1ce nor flair; without them tumours can hardly be "
+            "recognised, so do not rely on this segmentation"
+        ]
+    return [f"{case.case_id}: segmented without {', '.join(missing)}, which makes it less exact"]
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether an accelerator ran out of memory; MONAI wraps some of these errors."""
-    return isinstance(error, torch.OutOfMemoryError) or isinstance(
-        error.__cause__, torch.OutOfMemoryError
-    )
+    causes = [error, error.__cause__]
+    if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
+        return True
+    # MPS raises a plain RuntimeError
+    return any("out of memory" in str(cause) for cause in causes if isinstance(cause, RuntimeError))

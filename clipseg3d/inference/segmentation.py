@@ -19,6 +19,10 @@ ENTROPY, VARIANCE = "entropy", "ensemble variance"
 Map = npt.NDArray[np.float32]
 
 
+class ScanWarning(UserWarning):
+    """Something about a scan that may make its segmentation wrong; the words are its notes."""
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """Inputs of the network and the maps behind its result, on the brain box in LPS order.
@@ -58,6 +62,7 @@ class Segmentation:
             probabilities over all passes (networks times mirrorings); it is there only if there
             are several.
         evidence: what :meth:`save_case_page` shows; None unless requested.
+        notes: what was changed, missing, unusual or in doubt, a line each.
     """
 
     case: Case
@@ -66,6 +71,7 @@ class Segmentation:
     probabilities: Map | None = field(default=None, repr=False)
     uncertainty: Mapping[str, Map] = field(default_factory=dict, repr=False)
     evidence: Evidence | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """Write the labels as NIfTI on the grid of the scan, without the texts in its header.
@@ -141,6 +147,7 @@ class Segmentation:
             views=self.evidence.views,
             uncertainty={name: grid.crop(values) for name, values in self.uncertainty.items()},
             provenance=self.evidence.provenance,
+            notes=self.notes,
         ).save(Path(path))
 
     @property

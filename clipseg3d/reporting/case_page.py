@@ -99,6 +99,7 @@ class CasePage:
             blue, 1 for grey.
         uncertainty: name, such as "entropy", -> (x, y, z).
         provenance: name -> value: weights, hashes, versions, settings.
+        notes: what was changed, missing, unusual or in doubt about the scan, a line each.
 
     Raises:
         ValueError: shapes, names or values do not fit together, or a value is not finite.
@@ -115,6 +116,7 @@ class CasePage:
     views: Sequence[tuple[str, NDArray[np.uint8]]] = field(default=(), repr=False)
     uncertainty: Mapping[str, Volume] = field(default_factory=dict, repr=False)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if len(self.spacing_mm) != 3 or not all(0 < mm < np.inf for mm in self.spacing_mm):
@@ -295,7 +297,7 @@ class CasePage:
         return entries
 
     def _region_bits(self) -> NDArray[np.uint8]:
-        """Return (x, y, z) with a bit per mask: 1, 2, 4 for the prediction, 8, 16, 32 the reference."""
+        """Return (x, y, z), a bit per mask: 1, 2, 4 the prediction, 8, 16, 32 the reference."""
         masks = [*self.prediction, *(() if self.reference is None else self.reference)]
         bits = [mask.astype(np.uint8) << i for i, mask in enumerate(masks)]
         return np.asarray(np.bitwise_or.reduce(bits), np.uint8)

@@ -21,16 +21,21 @@ def only(monkeypatch):
 
 
 @pytest.fixture
-def parsed(monkeypatch, only):
+def no_network(monkeypatch):
+    """Build modules without their network."""
+    monkeypatch.setattr(
+        "clipseg3d.training.module.build_clipseg3d", lambda *_, **options: torch.nn.Module()
+    )
+
+
+@pytest.fixture
+def parsed(monkeypatch, only, no_network):
     """Build module and data of a command, without the network, and run nothing."""
 
     def parse(*arguments, command="fit"):
         built = []
         only(command)
         monkeypatch.setattr(CLIPSeg3DCLI, "_run_subcommand", lambda self, name: built.append(self))
-        monkeypatch.setattr(
-            "clipseg3d.training.module.build_clipseg3d", lambda *_, **options: torch.nn.Module()
-        )
         run_lightning([command, *map(str, arguments)])
         return built[0]
 

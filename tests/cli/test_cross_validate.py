@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/cli/cross_validate.py, on six tiny phantoms in two folds."""
+"""Mirrors clipseg3d/cli/cross_validate.py, on six small patients in two folds."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ import yaml
 
 from clipseg3d.cli import cross_validate
 from clipseg3d.cli.main import main
+from clipseg3d.metrics.score_table import ScoreTable
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 from clipseg3d.training.module import CLIPSeg3DModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+CASES = [f"Phantom_{number:05d}" for number in range(6)]
 NETWORK = {
     "channels": [4, 8],
     "num_auxiliary": 0,
@@ -34,14 +37,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def configs(folder):
-    """Two configurations that differ in one word, and one of other folds."""
+def configs(folder, phantom_folder):
+    """Two configurations that differ in the ablation, and one with more folds."""
     values = {
-        "model": {"network": NETWORK, "plan": {"lr": 0.01}, "window": [16, 16, 16]},
+        "model": {"network": NETWORK, "plan": {"lr": 0.01}, "roi_size": [16, 16, 16]},
         "data": {
             "class_path": "clipseg3d.PhantomDataModule",
             "init_args": {
-                "root": str(folder / "phantoms"),
+                "root": str(phantom_folder),
                 "cache_dir": str(folder / "cache"),
                 "num_cases": 6,
                 "spacing_mm": 8.0,
@@ -69,13 +72,19 @@ def configs(folder):
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """Run fits in this process, and note their commands."""
-    noted = []
+def calls(only, no_network, monkeypatch):
+    """Do not run fits, but note their commands and write random scores of their cases."""
+    only("fit")
+    noted, generator = [], np.random.default_rng(0)
 
     def call(arguments, lock):
         noted.append(arguments)
-        return main(arguments)
+        options = dict(argument.split("=") for argument in arguments if "=" in argument)
+        cases = CASES[int(options["--data.fold"]) :: 2]
+        values = generator.random((len(cases), 3, 1))
+        table = ScoreTable(tuple(cases), ("WT", "TC", "ET"), ("dice",), values)
+        Path(options["--scores"]).write_text(table.csv())
+        return 0
 
     monkeypatch.setattr(cross_validate, "_call", call)
     return noted
@@ -87,11 +96,64 @@ def cross(*arguments):
 
 def dice(path):
     """Return region -> case -> Dice."""
-    found = {}
+    values = {}
     with path.open() as file:
         for row in csv.DictReader(file):
-            found.setdefault(row["region"], {})[row["case"]] = float(row["dice"])
-    return found
+            values.setdefault(row["region"], {})[row["case"]] = float(row["dice"])
+    return values
+
+
+def check_summary(out, folder):
+    """Check what is printed of two configurations against their files of scores."""
+    scores = {name: dice(folder / name / "scores.csv") for name in ("guided", "plain")}
+    for name, regions in scores.items():
+        assert {region: list(values) for region, values in regions.items()} == dict.fromkeys(
+            ("WT", "TC", "ET"), CASES
+        )
+        line = next(line for line in out.split(f"{name}, mean")[1].splitlines() if "WT" in line)
+        values = list(regions["WT"].values())
+        mean, sd = f"{np.mean(values):.3f}", f"{np.std(values, ddof=1):.3f}"
+        assert line.split() == ["WT", mean, "±", sd]
+    folds = [dice(folder / "plain" / f"fold_{fold}" / "scores.csv") for fold in (0, 1)]
+    means = [np.mean(list(fold["ET"].values())) for fold in folds]
+    assert f"{np.mean(means):.3f} ± {np.std(means, ddof=1):.3f}" in out.split("2 folds:")[2]
+    assert "guided - plain: mean, 95 % bootstrap interval" in out
+    row = out.split("guided - plain")[1].splitlines()[2].split()
+    change = [scores["guided"]["WT"][case] - scores["plain"]["WT"][case] for case in CASES]
+    assert row[:3] == ["WT", "dice", f"{np.mean(change):+.4f}"]
+    assert row[-1] == "6"
+
+
+def test_all_folds_are_trained_and_compared(configs, tmp_path, calls, capsys):
+    options = ("--trainer.max_epochs", "1")
+    assert cross(*configs[:2], "-o", tmp_path, "--fit", *options) == 0
+    out = capsys.readouterr().out
+    for name, config, commands in zip(("guided", "plain"), configs, (calls[:2], calls[2:])):
+        for fold, command in enumerate(commands):
+            folder = tmp_path / name / f"fold_{fold}"
+            assert command == [
+                *("fit", "--config", str(config), *options, f"--data.fold={fold}"),
+                *(f"--trainer.default_root_dir={folder}", f"--checkpoint.dirpath={folder}"),
+                *("--ckpt_path=last", f"--scores={folder / 'scores.csv'}"),
+            ]
+            assert f"{name}, fold {fold}: training in {folder}" in out
+    assert len(calls) == 4
+    check_summary(out, tmp_path)
+    # given again, it goes on with what is missing
+    (tmp_path / "plain" / "fold_1" / "scores.csv").unlink()
+    assert cross(*configs[:2], "-o", tmp_path, "--fit", *options) == 0
+    assert calls[4:] == calls[3:4]
+    out = capsys.readouterr().out
+    assert "plain, fold 0: already finished" in out
+    check_summary(out, tmp_path)
+
+
+def test_finished_folds_are_not_mixed_with_other_settings(configs, tmp_path, calls, capsys):
+    assert cross(configs[0], "-o", tmp_path) == 0
+    changed = ("--fit", "--model.lr", "0.02")
+    assert cross(configs[0], "-o", tmp_path, *changed) == 1
+    assert "guided: begun with another options, see " in capsys.readouterr().err
+    assert len(calls) == 2
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +176,14 @@ def killed(folder, configs):
     return out
 
 
-def test_a_killed_command_goes_on_and_compares(killed, configs, calls, capsys, monkeypatch):
+@pytest.mark.slow
+def test_a_killed_command_goes_on_and_compares(killed, configs, capsys, monkeypatch):
     first = (killed / "guided" / "fold_0" / "best.ckpt").stat().st_mtime_ns
     newest = read_checkpoint_file(max((killed / "guided" / "fold_1").glob("last-*.ckpt")))
-    loaded, load = [], CLIPSeg3DModule.on_load_checkpoint
+    calls, loaded, load = [], [], CLIPSeg3DModule.on_load_checkpoint
+    monkeypatch.setattr(
+        cross_validate, "_call", lambda arguments, lock: calls.append(arguments) or main(arguments)
+    )
     monkeypatch.setattr(
         CLIPSeg3DModule,
         "on_load_checkpoint",
@@ -125,7 +191,7 @@ def test_a_killed_command_goes_on_and_compares(killed, configs, calls, capsys, m
     )
     assert cross(*configs[:2], "-o", killed) == 0
     out = capsys.readouterr().out
-    assert "guided, fold 0: finished before" in out
+    assert "guided, fold 0: already finished" in out
     assert (killed / "guided" / "fold_0" / "best.ckpt").stat().st_mtime_ns == first
     assert [next(a for a in call if "data.fold" in a) for call in calls] == [
         "--data.fold=1",
@@ -136,75 +202,39 @@ def test_a_killed_command_goes_on_and_compares(killed, configs, calls, capsys, m
     assert len(loaded) == 4  # and the best of each of the three
     end = read_checkpoint_file(max((killed / "guided" / "fold_1").glob("last-*.ckpt")))
     assert end["global_step"] == 6
-
-    scores = {name: dice(killed / name / "scores.csv") for name in ("guided", "plain")}
-    cases = [f"Phantom_{number:05d}" for number in range(6)]
-    for name, found in scores.items():
-        assert {region: sorted(values) for region, values in found.items()} == dict.fromkeys(
-            ("WT", "TC", "ET"), cases
-        )
-        line = next(line for line in out.split(f"{name}, mean")[1].splitlines() if "WT" in line)
-        values = list(found["WT"].values())
-        assert line.split() == [
-            "WT",
-            f"{np.mean(values):.3f}",
-            "±",
-            f"{np.std(values, ddof=1):.3f}",
-        ]
-    folds = [dice(killed / "plain" / f"fold_{fold}" / "scores.csv") for fold in (0, 1)]
-    means = [np.mean(list(fold["ET"].values())) for fold in folds]
-    assert f"{np.mean(means):.3f} ± {np.std(means, ddof=1):.3f}" in out.split("2 folds:")[2]
-    assert "guided - plain: mean, 95 % bootstrap interval" in out
-    row = out.split("guided - plain")[1].splitlines()[2].split()
-    change = [scores["guided"]["WT"][case] - scores["plain"]["WT"][case] for case in cases]
-    assert row[:3] == ["WT", "dice", f"{np.mean(change):+.4f}"]
-    assert row[-1] == "6"
-
-
-def test_checkpoints_say_which_fold_they_are_of(killed, configs, calls):
-    assert cross(configs[0], "-o", killed) == 0
+    check_summary(out, killed)
     manifests = [
         json.loads((killed / "guided" / f"fold_{fold}" / "best.manifest.json").read_text())
         for fold in (0, 1)
     ]
-    assert [found["config"]["data"]["init_args"]["fold"] for found in manifests] == [0, 1]
-    splits = [found["data"]["split"] for found in manifests]
-    assert sorted(splits[0]["validation"] + splits[1]["validation"]) == [
-        f"Phantom_{number:05d}" for number in range(6)
-    ]
+    assert [one["config"]["data"]["init_args"]["fold"] for one in manifests] == [0, 1]
+    splits = [one["data"]["split"] for one in manifests]
+    assert sorted(splits[0]["validation"] + splits[1]["validation"]) == CASES
 
 
-def test_finished_folds_are_not_mixed_with_other_settings(killed, configs, calls, capsys):
-    changed = ("--fit", "--model.lr", "0.02")
-    assert cross(configs[0], "-o", killed, *changed) == 1
-    assert "guided: begun with another options, see " in capsys.readouterr().err
-    assert calls == []
-
-
-def test_a_fit_that_fails_is_told(folder, configs, monkeypatch, capsys):
+def test_a_fit_that_fails_ends_in_one_message(folder, configs, calls, monkeypatch, capsys):
     monkeypatch.setattr(cross_validate, "_call", lambda arguments, lock: 3)
     assert cross(configs[1], "-o", folder / "failed") == 1
     assert "fold_0: the fit ended with code 3, for the reason above" in capsys.readouterr().err
 
 
-def test_a_fold_that_is_still_trained_is_waited_for(killed, configs, tmp_path, capsys):
+def test_a_fold_that_is_still_trained_is_waited_for(tmp_path, capsys):
     """By an earlier command's fit, which outlived it and holds the lock."""
-    place = tmp_path / "fold_0"
-    place.mkdir()
+    folder = tmp_path / "fold_0"
+    folder.mkdir()
     lock = (
         "import fcntl, sys, time, shutil; file = open(sys.argv[1], 'w'); "
         "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(1); "
-        "shutil.copy(sys.argv[2], sys.argv[3])"
+        "shutil.copy(sys.argv[1], sys.argv[2])"
     )
-    scores = place / "scores.csv"
-    there = killed / "guided" / "fold_0" / "scores.csv"
+    scores = folder / "scores.csv"
     with subprocess.Popen(
-        [sys.executable, "-c", lock, place / ".lock", there, scores], stdout=subprocess.PIPE
+        [sys.executable, "-c", lock, folder / ".lock", scores], stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout.readline() == b"held\n"
-        cross_validate._train(["fit"], place, 0, scores)
+        cross_validate._train(["fit"], folder, 0, scores)
     assert "still being trained by an earlier command; waiting" in capsys.readouterr().out
-    assert scores.read_text() == there.read_text()
+    assert scores.is_file()
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def command(phantom_folder, folder, write, only, tmp_path, monkeypatch):
     return run_command
 
 
-def test_a_fit_writes_scores_of_its_best_checkpoint(command, folder, tmp_path):
+def test_a_fit_writes_scores_of_its_best_checkpoint(command, folder, tmp_path, capsys):
     assert command("fit", "--trainer.default_root_dir", folder, "--scores", "scores.csv") == 0
     checkpoints = folder / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == [
@@ -244,9 +244,11 @@ def test_a_fit_writes_scores_of_its_best_checkpoint(command, folder, tmp_path):
     assert network.get("init_args", network)["channels"] == [4, 8]
     assert config["data"]["init_args"]["spacing_mm"] == 8
     best = ("--ckpt_path", checkpoints / "best.ckpt")
-    assert command("validate", *best, "--scores", "again.csv") == 0
-    assert command("test", *best, "--scores", "test.csv") == 0
-    texts = {(tmp_path / f"{name}.csv").read_text() for name in ("scores", "again", "test")}
+    capsys.readouterr()
+    for name, stage in (("validate", "val"), ("test", "test")):
+        assert command(name, *best, "--scores", f"{name}.csv") == 0
+        assert f"{stage}/dice_mean" in capsys.readouterr().out
+    texts = {(tmp_path / f"{name}.csv").read_text() for name in ("scores", "validate", "test")}
     (text,) = texts
     assert [line.rpartition(",")[0] for line in text.splitlines()] == [
         "case,region",

@@ -199,26 +199,26 @@ def test_more_epochs_than_were_planned(small, tmp_path):
     (state,) = (tmp_path / "first").glob("last-*.ckpt")
     with pytest.raises(ValueError, match=r"\(trainer.max_epochs: 1 -> 2\).*resume_changed true"):
         small(tmp_path, checkpoint=state, max_epochs=2)
-    for schedule in ("onecycle", "cosine"):
-        plan = {"lr": 1e-3, "weight_decay": 0.3, "schedule": schedule}
-        module = small.module(plan=plan, resume_changed=True)
-        rates = Rates()
-        _, trainer = small(
-            tmp_path,
-            checkpoint=state,
-            module=module,
-            max_epochs=2,
-            callbacks=[rates],
-            enable_checkpointing=False,
-        )
-        (optimizer,) = trainer.optimizers
-        assert trainer.global_step == 8
-        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3}
-        fresh = module.plan.optimizer_for(module.network)
-        scheduler = module.plan.schedule_for(fresh, 8)
-        expected = []
-        for _ in range(8):
-            expected.append(fresh.param_groups[0]["lr"])
-            fresh.step()
-            scheduler.step()
-        assert rates.values == pytest.approx(expected[4:])
+    plan = {"lr": 1e-3, "weight_decay": 0.3, "schedule": "cosine"}
+    module = small.module(plan=plan, resume_changed=True)
+    rates = Rates()
+    _, trainer = small(
+        tmp_path,
+        checkpoint=state,
+        module=module,
+        max_epochs=2,
+        limit_val_batches=0,
+        callbacks=[rates],
+        enable_checkpointing=False,
+    )
+    (optimizer,) = trainer.optimizers
+    assert trainer.global_step == 8
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3}
+    fresh = module.plan.optimizer_for(module.network)
+    scheduler = module.plan.schedule_for(fresh, 8)
+    expected = []
+    for _ in range(8):
+        expected.append(fresh.param_groups[0]["lr"])
+        fresh.step()
+        scheduler.step()
+    assert rates.values == pytest.approx(expected[4:])

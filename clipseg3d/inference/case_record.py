@@ -1,0 +1,71 @@
+"""What the files of a case were made with: a small JSON file per case, kept beside them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clipseg3d.atomic_write import atomic_write
+from clipseg3d.checksums import sha256_of_file
+from clipseg3d.text_files import read_json
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What the files of one case were made with, and the files themselves.
+
+    Only files with a record are taken for finished, and only while they are as they were written.
+
+    Attributes:
+        path: of the record, in a subfolder of ``folder``.
+        folder: that the files lie in, or in subfolders of which they lie.
+        made_with: plain values that decide what is written: inputs, weights, text and settings.
+        files: name relative to ``folder`` -> SHA-256; empty as long as they are being written.
+    """
+
+    path: Path
+    folder: Path
+    made_with: Mapping[str, Any]
+    files: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path, folder: Path) -> "CaseRecord | None":
+        """Read a record; None if there is none, or none that can be understood."""
+        if not path.is_file():
+            return None
+        try:
+            content = read_json(path)
+            return cls(path, folder, dict(content["made_with"]), dict(content["files"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def with_files(self, files: Iterable[Path]) -> "CaseRecord":
+        """Return the record of files that have been written."""
+        return replace(self, files={self._name(file): sha256_of_file(file) for file in files})
+
+    def write(self) -> None:
+        """Write the record; raises an OSError if it cannot be written."""
+        content = {"made_with": self.made_with, "files": self.files}
+        with atomic_write(self.path) as tmp:
+            tmp.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf-8")
+
+    def holds(self, files: Iterable[Path]) -> bool:
+        """Return whether all files are there, each as it was written."""
+        return all(
+            file.is_file() and self.files.get(self._name(file)) == sha256_of_file(file)
+            for file in files
+        )
+
+    def changed(self, files: Iterable[Path]) -> list[Path]:
+        """Return the files that are there, but not as they were written."""
+        return [
+            file
+            for file in files
+            if file.is_file()
+            and self._name(file) in self.files
+            and self.files[self._name(file)] != sha256_of_file(file)
+        ]
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.folder).as_posix()
