@@ -78,6 +78,8 @@ def require_writable(folder: Path) -> None:
 
 def _not_written(path: Path, error: OSError) -> OSError:
     """Return the error for a file or folder that cannot be written."""
+    while isinstance(error.__cause__, OSError):  # of a file in a folder that is being written
+        error = error.__cause__
     failure = OSError(
         f"{path}: cannot be written ({error.strerror or error}); free some space, or choose "
         "another place"

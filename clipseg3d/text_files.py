@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+MAX_REPORT_BYTES = 1_000_000
+"""Largest report; those of BraTS cases have about 1,000 bytes."""
+
 
 def read_text(path: Path) -> str:
     """Read a UTF-8 text file, and strip white space at both ends.
@@ -24,6 +27,28 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"{path}: cannot be opened ({error.strerror}); check its permissions and its path"
         ) from error
+
+
+def read_report(path: Path) -> str:
+    """Read a report: as :func:`read_text`, but only what can be one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as :func:`read_text`; or the file is too large, or holds control characters, as
+            files of word processors do.
+    """
+    if path.is_file() and path.stat().st_size > MAX_REPORT_BYTES:
+        raise ValueError(
+            f"{path}: has {path.stat().st_size / 1e6:.1f} MB, too much for a report; give the text "
+            "of one case"
+        )
+    text = read_text(path)
+    if strange := next((c for c in text if ord(c) < 32 and c not in "\t\n\r\f\v"), None):
+        raise ValueError(
+            f"{path}: holds the control character {strange!r}, so it is no plain text; save it as "
+            "plain UTF-8 text"
+        )
+    return text
 
 
 def read_json(path: Path) -> Any:

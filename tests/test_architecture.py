@@ -64,7 +64,7 @@ THIRD_PARTY = {
     "vocabulary": set(),
     "atomic_write": set(),
     "formatting": set(),
-    "checksums": set(),
+    "checksums": {"torch"},
     "text_files": set(),
     "weights": set(),
     "intensity": {"torch", "einops"},

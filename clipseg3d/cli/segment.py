@@ -3,6 +3,8 @@
 import argparse
 import sys
 import traceback
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +30,10 @@ def add_command(commands: Commands) -> None:
         "segment",
         help="segment patients into label files",
         description="Segment cases. Give case folders named as in BraTS, or the four files of one "
-        "case. Labels are written as OUT/CASE.nii.gz, with the grid and the header of the scan. "
-        "Cases whose output files all exist are skipped. A case that fails does not stop the "
-        "others, but the exit code is 1.",
+        "case. Labels are written as OUT/CASE.nii.gz, on the grid of the scan. Cases whose files "
+        "were made of the same scan, with the same weights, text and settings, are skipped; other "
+        "files are not touched. A case that fails does not stop the others, but then the exit "
+        "code is 1.",
     )
     segment.add_argument(
         "cases", nargs="*", type=Path, metavar="CASE", help="folder of one case, or of many"
@@ -39,6 +42,9 @@ def add_command(commands: Commands) -> None:
         segment.add_argument(
             f"--{sequence}", type=Path, metavar="FILE", help=f"{sequence} volume of a single case"
         )
+    segment.add_argument(
+        "--name", help="name of a single case given as files (default: that of their folder)"
+    )
     segment.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the labels"
     )
@@ -54,7 +60,7 @@ def add_command(commands: Commands) -> None:
     segment.add_argument(
         "--text",
         metavar="FILE|STR",
-        help="report of the case: a .txt file, or the text itself (default: CASE_flair_text.txt "
+        help="report of the case: a text file, or the text itself (default: CASE_flair_text.txt "
         "in its folder, if there is one)",
     )
     segment.add_argument(
@@ -81,7 +87,9 @@ def add_command(commands: Commands) -> None:
         help="apply the rules that 'clipseg3d tune-postprocessing' wrote",
     )
     segment.add_argument(
-        "--overwrite", action="store_true", help="segment finished cases again"
+        "--overwrite",
+        action="store_true",
+        help="segment finished cases again, and replace files that were made otherwise",
     )
     segment.add_argument(
         "--clip", metavar="NAME|DIR", help="where CLIP is, if not at the place it had in training"
@@ -96,6 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "give either case folders, or one case as --t1 FILE --t1ce FILE --t2 FILE --flair FILE"
         )
+    if arguments.name is not None and not _files(arguments):
+        raise ValueError("--name is for one case given as files; folders give their own names")
     for folder in arguments.cases:  # before ten seconds of loading
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; give that of a case, or of many")
@@ -116,13 +126,6 @@ def run(arguments: argparse.Namespace) -> int:
         postprocessing=rules,
     )
     cases, faults = _find_cases(arguments, predictor)
-    names = [case.case_id for case in cases]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(
-            f"{repeated[0]} is given more than once, but there is one label file for each name; "
-            "leave one case out"
-        )
     if text is not None and len(cases) > 1:
         raise ValueError(f"--text is for one case, but {len(cases)} are given; run one at a time")
     for fault in faults:
@@ -142,6 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
             num_written += result.status == "written"
             num_skipped += result.status == "finished"
             with tqdm.external_write_mode():  # removes the progress bar meanwhile
+                for note in result.notes:
+                    say(f"clipseg3d: note: {note}", stream=sys.stderr)
                 if result.status == "written":
                     say(str(result.files[0]))
                 elif result.error is not None:
@@ -156,8 +161,8 @@ def run(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     if num_skipped:
         say(
-            f"Skipped {num_skipped} finished cases, whatever weights and options they were made "
-            "with; --overwrite segments them again",
+            f"Skipped {num_skipped} finished cases, made of the same scans with the same weights, "
+            "text and settings; --overwrite segments them again",
             stream=sys.stderr,
         )
     return 1 if failed else 0
@@ -168,14 +173,19 @@ def _files(arguments: argparse.Namespace) -> dict[str, Path]:
     return {name: getattr(arguments, name) for name in SEQUENCES if getattr(arguments, name)}
 
 
-def _find_cases(arguments: argparse.Namespace, predictor: "Predictor") -> tuple[list["Case"], list[str]]:
+def _find_cases(
+    arguments: argparse.Namespace, predictor: "Predictor"
+) -> tuple[list["Case"], list[str]]:
     """Return the cases to segment, and the faults of other cases and of other files."""
     from clipseg3d.data.cases import case_from_files, faults_by_case, index_cases
 
     files = _files(arguments)
     if files:
-        return [case_from_files(files, allow_missing=predictor.allow_missing)], []
-    usable, faults = [], []
+        allow_missing = predictor.allow_missing
+        return [case_from_files(files, name=arguments.name, allow_missing=allow_missing)], []
+    usable: list[Case] = []
+    faults: list[str] = []
+    notes: list[str] = []
     for folder in arguments.cases:
         # The predictor checks voxel size and missing sequences.
         cases, folder_faults = index_cases(
@@ -184,9 +194,22 @@ def _find_cases(arguments: argparse.Namespace, predictor: "Predictor") -> tuple[
         if not cases:
             raise FileNotFoundError("\n".join(folder_faults))
         case_faults, _ = faults_by_case(cases, folder_faults)
-        usable += [case for case, own in zip(cases, case_faults, strict=True) if not own]
-        faults += folder_faults
-    return usable, faults
+        for case, own in zip(cases, case_faults, strict=True):
+            of_mask = [fault for fault in own if fault.startswith(f"{case.label}: ")]
+            if len(of_mask) == len(own):  # an expert mask is not needed to segment
+                usable.append(replace(case, label=None) if of_mask else case)
+                notes += of_mask
+        faults += [fault for fault in folder_faults if fault not in notes]
+    names = Counter(case.case_id for case in usable)
+    for name in sorted(name for name, count in names.items() if count > 1):
+        folders = [
+            case.sequences[min(case.sequences)].parent for case in usable if case.case_id == name
+        ]
+        fault = f"{' and '.join(map(str, folders))}: each holds case {name}; keep one"
+        faults += [] if fault in faults else [fault]
+    for note in notes:
+        say(f"clipseg3d: note: {note}", stream=sys.stderr)
+    return [case for case in usable if names[case.case_id] == 1], faults
 
 
 def _print_error(case_id: str, error: Exception) -> None:

@@ -19,10 +19,19 @@ def say(message: str, *, stream: TextIO | None = None) -> None:
 
 
 def report_text(value: str) -> str:
-    """Return the report given as ``--text``: a text, or the path of a .txt file."""
-    from clipseg3d.text_files import read_text
+    """Return the report given as ``--text``: a text, or the content of a file.
 
-    return read_text(Path(value)) if value.endswith(".txt") else value
+    Raises:
+        FileNotFoundError: it ends in .txt, and there is no such file.
+        ValueError: the file is no plain text, or too large for a report.
+    """
+    from clipseg3d.text_files import read_report
+
+    try:
+        is_file = Path(value).is_file() or Path(value).is_fifo()
+    except (OSError, ValueError):  # too long for a name, or holds characters that no name can have
+        is_file = False
+    return read_report(Path(value)) if is_file or value.endswith(".txt") else value
 
 
 def raised_here(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from clipseg3d.data.nifti import open_nifti, other_format, read_voxels, strip_ex
 from clipseg3d.data.releases import RELEASES, BraTSRelease
 from clipseg3d.data.reports import REPORT_SUFFIX, read_reports
 from clipseg3d.formatting import join_numbers
-from clipseg3d.text_files import read_table, read_text
+from clipseg3d.text_files import read_report, read_table
 from clipseg3d.vocabulary import LABEL, SEQUENCES
 
 AFFINE_TOLERANCE_MM = 1e-2
@@ -160,7 +160,7 @@ def index_cases(
         report_file = entry.folder / f"{entry.case_id}{REPORT_SUFFIX}"
         if texts is None and report_file in existing:
             try:
-                report = read_text(report_file)
+                report = read_report(report_file)
             except (ValueError, FileNotFoundError) as error:
                 faults.append(str(error))
         case = Case(
@@ -265,18 +265,20 @@ def detect_release(root: str | Path) -> BraTSRelease:
     )
 
 
-def case_from_files(files: Mapping[str, str | Path], *, allow_missing: bool = False) -> Case:
+def case_from_files(
+    files: Mapping[str, str | Path], *, name: str | None = None, allow_missing: bool = False
+) -> Case:
     """Make a case without expert mask from files of any names.
 
     Args:
         files: sequence -> file, for all of ``SEQUENCES``.
+        name: of the case; None takes the name of the folder that holds the files.
         allow_missing: whether the case may lack sequences; it must have at least one.
-
-    Returns:
-        The case. Its name is the common start of the file names, or else the folder of the first.
 
     Raises:
         DataError: a sequence is not given, or its file is missing, broken or on another grid.
+        ValueError: the name cannot be that of a file; or none is given, and the files lie in
+            several folders.
     """
     missing = [sequence for sequence in SEQUENCES if sequence not in files]
     if missing and not (allow_missing and files):
@@ -287,10 +289,16 @@ def case_from_files(files: Mapping[str, str | Path], *, allow_missing: bool = Fa
             ]
         )
     paths = {sequence: Path(files[sequence]) for sequence in SEQUENCES if sequence in files}
-    stems = [strip_extension(path.name) or path.name for path in paths.values()]
-    prefix = os.path.commonprefix(stems)  # noqa: RUF071 - of names, not of paths
-    name = prefix.rstrip("_-. ")
-    name = name or next(iter(paths.values())).absolute().parent.name
+    folders = sorted({path.absolute().parent for path in paths.values()})
+    if name is None:
+        if len(folders) > 1:
+            raise ValueError(
+                f"the files lie in {len(folders)} folders, such as {folders[0]} and {folders[1]}; "
+                "give the case a name (name, --name)"
+            )
+        name = folders[0].resolve().name
+    if not name.strip(". ") or any(character in name for character in "/\\\0"):
+        raise ValueError(f"name={name!r} cannot be that of a file; give the case another (--name)")
     case = Case(case_id=name, patient=name, sequences=paths)
     faults = [
         f"{path}: given for {' and '.join(sharing)}; name one file for each"

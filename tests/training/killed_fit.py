@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from clipseg3d.batch import unpack
 from clipseg3d import atomic_write
+from clipseg3d.batch import unpack
 from clipseg3d.cli.lightning_cli import run_lightning
 from clipseg3d.training.module import CLIPSeg3DModule
 
