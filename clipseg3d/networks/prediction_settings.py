@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+MAX_ROI = 1024
+"""Longest side of the sliding window; a window of more voxels fits into no memory."""
+
 
 @dataclass(frozen=True)
 class PredictionSettings:
@@ -17,8 +20,8 @@ class PredictionSettings:
         allow_missing: whether sequences were withheld in training, so that cases may lack some.
 
     Raises:
-        ValueError: a voxel size that is not above 0, a ``roi_size`` that is not three sizes above
-            0, or an overlap outside [0, 1).
+        ValueError: a voxel size that is not above 0, a ``roi_size`` that is not three sizes from 1
+            to 1024, or an overlap outside [0, 1).
     """
 
     release: str
@@ -29,10 +32,12 @@ class PredictionSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that no prediction can use; they may come from a file."""
-        if not self.spacing_mm > 0:
+        if not 0 < self.spacing_mm < float("inf"):
             raise ValueError(f"spacing_mm={self.spacing_mm} is not above 0; give it in millimetres")
-        if len(self.roi_size) != 3 or min(self.roi_size) < 1:
-            raise ValueError(f"roi_size={self.roi_size}: give three sizes in voxels, each above 0")
+        if len(self.roi_size) != 3 or not all(1 <= size <= MAX_ROI for size in self.roi_size):
+            raise ValueError(
+                f"roi_size={self.roi_size}: give three sizes in voxels, each from 1 to {MAX_ROI}"
+            )
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap={self.overlap} is not in [0, 1)")
 

@@ -3,6 +3,7 @@
 Nothing here builds a network, and nothing is ever unpickled.
 """
 
+import hashlib
 import json
 from argparse import ArgumentError
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from clipseg3d import __version__
 from clipseg3d.atomic_write import atomic_write
+from clipseg3d.checksums import sha256_of_file
 from clipseg3d.pretrained.formats import FORMAT, check_format, upgrade_config, upgrade_weights
 from clipseg3d.text_files import read_json
 from clipseg3d.weights import BUNDLED, CONFIG, bundled_names
@@ -24,8 +26,9 @@ from clipseg3d.weights import BUNDLED, CONFIG, bundled_names
 WEIGHTS, CARD = "model.safetensors", "README.md"
 KEYS = {"clipseg3d", "network", "prediction", "encoders"}
 """Keys of config.json: the version of this library that wrote it; the network's configuration; the
-settings for prediction; the frozen encoders it was trained with. From format 2 on there is also
-``format``."""
+settings for prediction; the frozen encoders it was trained with."""
+LATER_KEYS = {"format", "weights_sha256"}
+"""Keys from format 2 on: the format, and the SHA-256 of model.safetensors."""
 _Values = TypeVar("_Values")
 
 
@@ -131,30 +134,45 @@ def _check_values(content: Mapping[str, Any]) -> None:
     """Raise a ValueError if a key of config.json is missing or unknown, or a value is no object."""
     if missing := KEYS - content.keys():
         raise ValueError(f"missing key {min(missing)}")
-    if unknown := content.keys() - KEYS - {"format"}:
+    if unknown := content.keys() - KEYS - LATER_KEYS:
         raise ValueError(f"unknown key {min(unknown)}")
     if not isinstance(content["network"], dict):
         raise ValueError("network is not an object")
     if not isinstance(content["prediction"], dict | None):
         raise ValueError("prediction is neither an object nor null")
-    encoders = content["encoders"]
+    check_encoders(content["encoders"])
+
+
+def check_encoders(encoders: Any) -> None:
+    """Raise a ValueError if the description of frozen encoders is not one, as it is in files."""
     if not isinstance(encoders, dict) or not all(
-        isinstance(encoder, dict) and encoder.keys() >= {"name", "sha256"}
+        isinstance(encoder, dict)
+        and isinstance(encoder.get("name"), str)
+        and isinstance(encoder.get("sha256"), str)
         for encoder in encoders.values()
     ):
         raise ValueError("encoders need a name and a sha256 each")
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
     """Read model.safetensors: tensors on the CPU, under their current names.
+
+    Args:
+        folder: that holds it.
+        sha256: of the file, as config.json says; None if it does not.
 
     Raises:
         FileNotFoundError: the folder holds none.
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or not the one that belongs to config.json.
     """
     path = folder / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: holds no {WEIGHTS}; copy it there too")
+    if sha256 is not None and sha256_of_file(path) != sha256:
+        raise ValueError(
+            f"{path}: not the weights that {CONFIG} belongs to (another SHA-256); copy or download "
+            "both again"
+        )
     try:
         return upgrade_weights(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
@@ -198,9 +216,11 @@ def write_folder(folder: Path, config: Mapping[str, Any], weights: Mapping[str, 
         OSError: a file cannot be written.
     """
     plain = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    content = {"clipseg3d": __version__, "format": FORMAT, **config}
+    data = save(plain, metadata={"format": "pt"})
+    digest = hashlib.sha256(data).hexdigest()
+    content = {"clipseg3d": __version__, "format": FORMAT, "weights_sha256": digest, **config}
     with atomic_write(folder / WEIGHTS) as tmp:
-        tmp.write_bytes(save(plain, metadata={"format": "pt"}))
+        tmp.write_bytes(data)
         # New weights are never beside the config of others, whatever happens from here on.
         (folder / CONFIG).unlink(missing_ok=True)
     with atomic_write(folder / CONFIG) as tmp:

@@ -20,6 +20,7 @@ from clipseg3d.networks.prediction_settings import PredictionSettings
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 from clipseg3d.pretrained.folder import (
     WEIGHTS,
+    check_encoders,
     find_pretrained,
     parse_values,
     read_config,
@@ -154,7 +155,7 @@ def _read_network(
     if stored.config.semantics:
         name = clip or stored.config.clip
         if name not in clips:
-            clips[name] = _load_clip(stored, name)
+            clips[name] = _load_clip(stored, name, local_files_only=clip is None)
         encoder = clips[name]
     return TrainedNetwork(
         path=stored.weights_path,
@@ -176,7 +177,7 @@ def _read_folder(folder: Path) -> _Stored:
         config=parse_values(NetworkConfig, content["network"], path, version),
         settings=settings,
         encoders=content["encoders"],
-        weights=read_weights(folder),
+        weights=read_weights(folder, sha256=content.get("weights_sha256")),
     )
 
 
@@ -186,11 +187,19 @@ def _read_checkpoint(path: Path) -> _Stored:
     if not {"hyper_parameters", "encoders"} <= content.keys():
         raise ValueError(f"{path}: not a checkpoint of clipseg3d; give one written by its training")
     values = content["hyper_parameters"]
-    version = content.get("manifest", {}).get("versions", {}).get("clipseg3d", "of another version")
+    manifest = content.get("manifest")
+    versions = manifest.get("versions") if isinstance(manifest, dict) else None
+    version = versions.get("clipseg3d") if isinstance(versions, dict) else "of another version"
     try:
         settings = PredictionSettings.from_hyperparameters(values)
         network = values["network"]
-    except (KeyError, TypeError, ValueError) as error:
+        check_encoders(content["encoders"])
+        if not all(
+            isinstance(name, str) and isinstance(weight, Tensor)
+            for name, weight in content["state_dict"].items()
+        ):
+            raise ValueError("state_dict holds more than named tensors")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: its hyperparameters are not those of clipseg3d ({error!r}); give a "
             "checkpoint written by its training"
@@ -215,6 +224,9 @@ def _build(
 ) -> CLIPSeg3D:
     """Build the stored network and load its weights."""
     config = stored.config
+    _check_sizes(stored)
+    # A name that only a file states is not fetched: files may come from anybody.
+    local_files_only = local_files_only or clip is None
     if clip is not None:
         config = replace(config, clip=clip if isinstance(clip, str) else clip.name)
     encoder = None if isinstance(clip, str) else clip
@@ -244,10 +256,37 @@ def _build(
     return network.eval()
 
 
-def _load_clip(stored: _Stored, name: str) -> ClipEncoder:
+def _check_sizes(stored: _Stored) -> None:
+    """Raise a ValueError for weights that cannot be those of the config, or are not finite.
+
+    Every width of the config is an axis of some weight; a larger one would only take memory.
+    """
+    config, path = stored.config, stored.weights_path
+    if broken := sorted(
+        name for name, weight in stored.weights.items() if not weight.isfinite().all()
+    ):
+        raise ValueError(
+            f"{path}: {broken[0]} holds values that are not finite; copy it again, or give other "
+            "weights"
+        )
+    largest = max((size for weight in stored.weights.values() for size in weight.shape), default=0)
+    widths = {
+        "channels": max(config.channels, default=0),
+        "refinement": config.refinement,
+        "semantic_dim": config.semantic_dim if config.semantics else 0,
+    }
+    if wrong := [f"{name} up to {width}" for name, width in widths.items() if width > largest]:
+        raise ValueError(
+            f"{path}: weights of another architecture than the config says ({'; '.join(wrong)}, "
+            f"but no weight has more than {largest}); give a config and weights that were saved "
+            "together"
+        )
+
+
+def _load_clip(stored: _Stored, name: str, *, local_files_only: bool) -> ClipEncoder:
     """Load the CLIP of a stored network."""
     try:
-        return load_encoder(name)
+        return load_encoder(name, local_files_only=local_files_only)
     except OSError as error:
         raise _no_encoder(stored, error) from error
 
@@ -255,8 +294,8 @@ def _load_clip(stored: _Stored, name: str) -> ClipEncoder:
 def _no_encoder(stored: _Stored, error: OSError) -> OSError:
     """Return the error for an encoder that is neither on this machine nor can be downloaded."""
     return OSError(
-        f"{stored.config_path}: an encoder it was trained with cannot be loaded ({error}); say "
-        "where CLIP is (clip, --clip)"
+        f"{stored.config_path}: an encoder it was trained with is not on this machine ({error}); "
+        "name CLIP yourself, by folder or by hub name, which is then downloaded (clip, --clip)"
     )
 
 
