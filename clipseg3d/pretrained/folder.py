@@ -168,17 +168,18 @@ def read_weights(folder: Path, *, sha256: str | None = None) -> dict[str, Tensor
     path = folder / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: holds no {WEIGHTS}; copy it there too")
+    try:
+        weights = upgrade_weights(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a readable safetensors file ({error}); copy or download it again"
+        ) from error
     if sha256 is not None and sha256_of_file(path) != sha256:
         raise ValueError(
             f"{path}: not the weights that {CONFIG} belongs to (another SHA-256); copy or download "
             "both again"
         )
-    try:
-        return upgrade_weights(load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: not a readable safetensors file ({error}); copy or download it again"
-        ) from error
+    return weights
 
 
 def parse_values(kind: type[_Values], values: Any, path: Path, version: Any) -> _Values:

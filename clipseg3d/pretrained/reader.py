@@ -5,7 +5,7 @@ the architecture.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +209,7 @@ def _read_checkpoint(path: Path) -> _Stored:
         config_path=path,
         weights_path=path,
         config=parse_values(NetworkConfig, network, path, version),
-        settings=settings,
+        settings=parse_values(PredictionSettings, asdict(settings), path, version),
         encoders=content["encoders"],
         weights={
             name.removeprefix(prefix): weight

@@ -80,7 +80,9 @@ def voxels(path):
 
 
 def files_in(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    """Return the files in a folder, without the records of how they were made."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in files if path.parts[0] != "records")
 
 
 def test_a_case_folder_and_four_files_give_the_same(weights, patients, tmp_path, capsys):
@@ -183,19 +185,22 @@ def test_a_defect_is_shown_with_its_traceback_and_the_others_go_on(
 def test_a_rerun_skips_what_is_finished_and_says_so(weights, patients, tmp_path, capsys):
     out = tmp_path / "out"
     assert segment(patients / NAMES[0], out=out, weights=weights) == 0
-    mark = out / f"{NAMES[0]}.nii.gz"
-    mark.write_bytes(b"mine")
+    first, last = (out / f"{name}.nii.gz" for name in (NAMES[0], NAMES[2]))
+    before = first.stat().st_mtime_ns
+    last.write_bytes(b"mine")
     capsys.readouterr()
-    assert segment(patients, out=out, weights=weights) == 0
+    assert segment(patients, out=out, weights=weights) == 1
     captured = capsys.readouterr()
-    assert captured.out.split() == [str(out / f"{name}.nii.gz") for name in NAMES[1:]]
-    assert "Skipped 1 finished cases, whatever weights and options they were made with; --over" in captured.err
-    assert mark.read_bytes() == b"mine"
+    assert captured.out.split() == [str(out / f"{NAMES[1]}.nii.gz")]
+    assert "Skipped 1 finished cases, made of the same scans with the same weights" in captured.err
+    assert f"{NAMES[2]} failed: {last}: " in captured.err
+    assert first.stat().st_mtime_ns == before
+    assert last.read_bytes() == b"mine"
     assert segment(patients, out=out, weights=weights, options=["--overwrite"]) == 0
     captured = capsys.readouterr()
     assert len(captured.out.split()) == 3
     assert "Skipped" not in captured.err
-    assert nib.load(mark).shape
+    assert nib.load(last).shape
 
 
 def test_everything_at_once(weights, patients, tmp_path):
@@ -268,7 +273,9 @@ def test_bad_input_ends_in_one_message(arguments, message, weights, capsys, tmp_
 def test_two_cases_of_one_name_are_refused(weights, patients, tmp_path, capsys):
     case = patients / NAMES[0]
     assert segment(case, case, out=tmp_path, weights=weights) == 1
-    assert f"{NAMES[0]} is given more than once" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert f"{case} and {case}: each holds case {NAMES[0]}; keep one" in captured.err
+    assert captured.out == ""
     assert segment(patients, out=tmp_path, weights=weights, options=["--text", "x"]) == 1
     assert "--text is for one case, but 3 are given" in capsys.readouterr().err
 

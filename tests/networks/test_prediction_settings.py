@@ -41,7 +41,7 @@ def test_a_missing_hyperparameter_is_named(name):
         ({"spacing_mm": 0.0}, "spacing_mm=0.0 is not above 0"),
         ({"spacing_mm": float("nan")}, "spacing_mm=nan is not above 0"),
         ({"roi_size": [16, 24]}, r"roi_size=\(16, 24\): give three sizes"),
-        ({"roi_size": [16, 24, 0]}, "give three sizes in voxels, each above 0"),
+        ({"roi_size": [16, 24, 0]}, "give three sizes in voxels, each from 1 to 1024"),
         ({"overlap": 1.0}, r"overlap=1.0 is not in \[0, 1\)"),
         ({"overlap": -0.1}, r"overlap=-0.1 is not in \[0, 1\)"),
     ],

@@ -116,9 +116,9 @@ def test_local_files_only_holds_for_clip_too(
     monkeypatch.setattr(HUB, lambda repo_id, **options: str(folder))
     change_config(folder, network={"clip": "someone/clip"})
     monkeypatch.chdir(tmp_path)
-    CLIPSeg3D.from_pretrained("me/net", local_files_only=True)
+    CLIPSeg3D.from_pretrained("me/net", clip="someone/clip", local_files_only=True)
     assert asked == [("someone/clip", True)] * 2
-    CLIPSeg3D.from_pretrained("me/net")
+    CLIPSeg3D.from_pretrained("me/net", clip="someone/clip")
     assert asked[2:] == [("someone/clip", False)] * 2
 
 
@@ -200,7 +200,7 @@ def test_a_source_that_is_nothing(source, kind, message, tmp_path, monkeypatch):
         ({"encoders": {"CLIP": {"name": "x"}}}, "encoders need a name and a sha256 each"),
         ({"prediction": 3}, "prediction is neither an object nor null"),
         ({"prediction": {"roi_size": [16, 24]}}, "roi_size"),
-        ({"prediction": {"roi_size": [16, 24, 0]}}, "three sizes in voxels, each above 0"),
+        ({"prediction": {"roi_size": [16, 24, 0]}}, "three sizes in voxels, each from 1 to 1024"),
         ({"prediction": {"spacing_mm": 0}}, r"spacing_mm=0.* is not above 0"),
         ({"prediction": {"overlap": 1.0}}, r"overlap=1.0 is not in \[0, 1\)"),
     ],

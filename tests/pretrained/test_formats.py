@@ -64,6 +64,7 @@ def make_folder_old(folder, kind):
     path = folder / "config.json"
     content = json.loads(path.read_text())
     assert content.pop("format") == 2
+    del content["weights_sha256"]
     content["network"] = old_values(content["network"], space_to_depth="fold")
     content["prediction"] = old_values(content["prediction"], roi_size="window")
     assert {"fold", "window"} <= {*content["network"], *content["prediction"]}

@@ -1,5 +1,6 @@
 """Mirrors clipseg3d/pretrained/reader.py: what is read, what is shared, what is refused."""
 
+import copy
 import hashlib
 import json
 from dataclasses import asdict, replace
@@ -149,8 +150,96 @@ def test_one_wrong_shape_is_named(folder):
     weights = load_file(path)
     weights["unet.heads.0.bias"] = torch.zeros(5)
     save_file(weights, path)
+    with pytest.raises(ValueError, match=r"not the weights that config\.json belongs to"):
+        CLIPSeg3D.from_pretrained(folder)
+    forget_sha256(folder)
     with pytest.raises(ValueError, match=r"\(1 of another shape, such as unet\.heads\.0\.bias\)"):
         CLIPSeg3D.from_pretrained(folder)
+
+
+def test_weights_that_are_not_finite_are_refused(folder, tmp_path, network, save_checkpoint):
+    weights = load_file(folder / "model.safetensors")
+    weights["unet.heads.0.bias"][0] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+    forget_sha256(folder)
+    with pytest.raises(ValueError, match=r"unet\.heads\.0\.bias holds values that are not finite"):
+        CLIPSeg3D.from_pretrained(folder)
+    damaged = copy.deepcopy(network)
+    with torch.no_grad():
+        next(damaged.parameters()).view(-1)[0] = torch.inf
+    save_checkpoint(damaged, PLAIN, tmp_path / "inf.ckpt")
+    with pytest.raises(ValueError, match=r"inf\.ckpt: .* holds values that are not finite"):
+        read_networks([tmp_path / "inf.ckpt"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"channels": [10**9] * 2}, {"semantic_dim": 10**9}, {"refinement": 10**9}]
+)
+def test_widths_are_compared_before_memory_is_taken(folder, change_config, change):
+    change_config(folder, network=change)
+    with pytest.raises(
+        ValueError, match=rf"another architecture .*{next(iter(change))} up to 1000"
+    ):
+        CLIPSeg3D.from_pretrained(folder)
+
+
+def test_an_encoder_that_only_the_file_names_is_not_downloaded(folder, change_config, monkeypatch):
+    asked = []
+
+    def load(name, *, local_files_only):
+        asked.append((name, local_files_only))
+        raise OSError(f"{name}: not here")
+
+    monkeypatch.setattr(clipseg3d.networks.build, "load_encoder", load)
+    change_config(folder, network={"clip": "some/one"})
+    for clip in (None, "some/one"):
+        with pytest.raises(OSError, match=r"some/one: not here\); name CLIP yourself"):
+            CLIPSeg3D.from_pretrained(folder, clip=clip)
+    assert asked == [("some/one", True), ("some/one", False)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"encoders": None},
+        {"encoders": [1]},
+        {"encoders": {"CLIP": {"name": "tiny"}}},
+        {"state_dict": {1: torch.ones(1)}},
+        {"state_dict": {"network.a": "text"}},
+        {"hyper_parameters": None},
+    ],
+)
+def test_other_content_of_a_checkpoint_is_one_message(network, tmp_path, save_checkpoint, change):
+    path = tmp_path / "w.ckpt"
+    save_checkpoint(network, PLAIN, path, **change)
+    with pytest.raises(ValueError, match=r"w\.ckpt: .*; give "):
+        read_networks([path])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"roi_size": 64},
+        {"roi_size": (10**5,) * 3},
+        {"spacing_mm": None},
+        {"overlap": "a"},
+        {"sequence_dropout": None},
+        {"release": 3},
+    ],
+)
+def test_settings_of_a_checkpoint_are_checked(network, tmp_path, save_checkpoint, settings):
+    path = tmp_path / "w.ckpt"
+    save_checkpoint(network, PLAIN, path, settings=settings)
+    with pytest.raises(ValueError, match=r"w\.ckpt: "):
+        read_networks([path])
+
+
+def forget_sha256(folder):
+    """Take the hash of the weights out of config.json, as if a person had made the folder."""
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    del content["weights_sha256"]
+    path.write_text(json.dumps(content))
 
 
 def test_mismatches_of_weights():
@@ -212,13 +301,17 @@ def test_clip_of_other_weights_is_refused(source, clips):
 
 
 def test_a_missing_clip_says_how_to_give_it(source, tmp_path):
-    with pytest.raises(OSError, match=r"gone: no such folder.*say where CLIP is \(clip, --clip\)"):
+    with pytest.raises(
+        OSError, match=r"gone: no such folder.*name CLIP yourself.*\(clip, --clip\)"
+    ):
         read_networks([source[0]], clip=str(tmp_path / "gone"))
 
 
 def test_a_missing_clip_of_a_network_says_how_to_give_it(folder, tmp_path, change_config):
     change_config(folder, network={"clip": str(tmp_path / "gone")})
-    with pytest.raises(OSError, match=r"gone: no such folder.*say where CLIP is \(clip, --clip\)"):
+    with pytest.raises(
+        OSError, match=r"gone: no such folder.*name CLIP yourself.*\(clip, --clip\)"
+    ):
         CLIPSeg3D.from_pretrained(folder)
 
 
@@ -259,7 +352,7 @@ def test_members_share_one_clip(tmp_path, save_checkpoint, monkeypatch):
     monkeypatch.setattr(
         clipseg3d.pretrained.reader,
         "load_encoder",
-        lambda name: loaded.append(name) or load(name),
+        lambda name, **options: loaded.append(name) or load(name, **options),
     )
     members = read_networks([tmp_path / f"{name}.ckpt" for name in "abc"])
     assert loaded == ["tiny-random"]

@@ -10,6 +10,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 import clipseg3d
+from clipseg3d.checksums import sha256_of_file
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
@@ -50,6 +51,7 @@ def test_files_hold_plain_values_and_no_clip(trained, folder):
     assert config == {
         "clipseg3d": clipseg3d.__version__,
         "format": 2,
+        "weights_sha256": sha256_of_file(folder / "model.safetensors"),
         "network": json.loads(json.dumps(asdict(network.config))),
         "prediction": {
             "release": "brats2023_gli",
