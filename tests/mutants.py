@@ -244,10 +244,10 @@ MUTANTS = [
         "data/test_nifti.py",
     ),
     Mutant(
-        "NIfTI: labels scaled as the scan",
+        "NIfTI: labels on the grid of no scan",
         "data/nifti.py",
-        "header.set_data_dtype(dtype)",
-        'header.set_data_dtype(dtype); header["scl_slope"] = 2',
+        "header = _geometry_of(reference.header)",
+        "header = type(reference.header)(); header.set_data_shape(volume.shape)",
         "data/test_nifti.py",
     ),
     Mutant(

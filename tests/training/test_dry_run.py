@@ -47,6 +47,12 @@ def peak(monkeypatch):
 
 
 @pytest.fixture
+def quick(peak, monkeypatch):
+    """Neither predict memory nor try steps."""
+    monkeypatch.setattr(clipseg3d.training.dry_run, "_measure", lambda *_: 0.5)
+
+
+@pytest.fixture
 def fit(tmp_path, monkeypatch, capsys):
     """Run ``clipseg3d fit --dry-run`` in a folder of its own; return code, output and errors."""
     (tmp_path / "here").mkdir()
@@ -88,7 +94,7 @@ def test_everything_is_printed_and_nothing_written(fit, patients, tmp_path):
     assert "fault" not in out
 
 
-def test_faults_of_data_are_listed_and_fail(fit, patients, peak):
+def test_faults_of_data_are_listed_and_fail(fit, patients, quick):
     broken = patients / "Phantom_00001" / "Phantom_00001_flair.nii.gz"
     image = nib.load(broken)
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), image.affine), broken)
@@ -159,7 +165,7 @@ def test_numbers_are_those_of_module_and_data(module, data, trainer, tmp_path, p
     assert found.faults == ()
 
 
-def test_patients_that_do_not_exist_yet_are_not_written(module, data, trainer, tmp_path, peak):
+def test_patients_that_do_not_exist_yet_are_not_written(module, data, trainer, tmp_path, quick):
     found = dry_run(module, data(tmp_path / "nobody"), trainer(max_epochs=1))
     assert "5 of 5 patients are still to be simulated" in str(found)
     assert "4 to train on, 1 to validate on" in str(found)
@@ -167,14 +173,14 @@ def test_patients_that_do_not_exist_yet_are_not_written(module, data, trainer, t
     assert not (tmp_path / "nobody").exists()
 
 
-def test_too_few_cases_for_the_folds(module, data, trainer, peak):
+def test_too_few_cases_for_the_folds(module, data, trainer, quick):
     found = dry_run(module, data(num_folds=6), trainer(max_epochs=1))
     (fault,) = found.faults
     assert fault.startswith("5 patients cannot fill num_folds=6 folds")
     assert "0 to train on" in str(found)
 
 
-def test_a_batch_larger_than_an_epoch(module, data, trainer, peak):
+def test_a_batch_larger_than_an_epoch(module, data, trainer, quick):
     found = dry_run(module, data(crops_per_case=1), trainer(max_epochs=1))
     (fault,) = found.faults
     assert "batch_size=5 is more than the 4 samples that an epoch has for each device" in fault
@@ -193,21 +199,21 @@ def test_a_step_that_does_not_fit_is_not_tried(module, data, trainer, peak, monk
     assert "a step" not in str(found)
 
 
-def test_a_precision_without_prediction_is_noted(module, data, trainer, peak):
+def test_a_precision_without_prediction_is_noted(module, data, trainer, quick):
     found = dry_run(module, data(), trainer(precision="64-true", max_epochs=1))
     assert found.peak is None
     assert "memory cannot be predicted for precision 64-true" in found.notes
-    assert found.step_seconds > 0
+    assert found.step_seconds == 0.5
 
 
-def test_a_disk_that_is_full(module, data, trainer, peak, monkeypatch, tmp_path):
+def test_a_disk_that_is_full(module, data, trainer, quick, monkeypatch, tmp_path):
     monkeypatch.setattr(clipseg3d.training.dry_run, "_free", lambda folder: 1)
     found = dry_run(module, data(), trainer(max_epochs=1))
     fault = f"{tmp_path / 'cache'}: 0.00 GB to be written, 0.00 GB free; make room"
     assert any(fault in one for one in found.faults)
 
 
-def test_cached_cases_need_no_disk(module, data, trainer, peak, tmp_path):
+def test_cached_cases_need_no_disk(module, data, trainer, quick, tmp_path):
     cached = data()
     cached.prepare_data()
     found = dry_run(module, cached, trainer(max_steps=3, max_epochs=-1))
