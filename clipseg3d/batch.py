@@ -7,7 +7,6 @@ device. A packed crop with 128 voxels per side takes 10 MB instead of 59.
 from typing import TypedDict, TypeVar
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from clipseg3d.views import Views
@@ -110,21 +109,3 @@ def unpack(batch: Batches) -> Batches:
         bits = torch.arange(len(REGIONS), device=label.device)[:, None, None, None]
         unpacked["label"] = (label.unsqueeze(-4) >> bits & 1).float()
     return unpacked
-
-
-def withhold_sequences(
-    image: Tensor, statistics: Tensor, views: Views, kept: Tensor
-) -> tuple[Tensor, Tensor, Views]:
-    """Return image, statistics and views as if only some sequences had been acquired.
-
-    Args:
-        image: (b, s, x, y, z).
-        statistics: (b, s, 4).
-        views: with images (b, v, h, w, s).
-        kept: (b, s) bool, False for sequences to withhold: they become 0 throughout.
-    """
-    return (
-        image * rearrange(kept, "b s -> b s 1 1 1"),
-        statistics * rearrange(kept, "b s -> b s 1"),
-        views._replace(images=views.images * rearrange(kept, "b s -> b 1 1 1 s")),
-    )

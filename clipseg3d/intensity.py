@@ -41,6 +41,17 @@ def intensity_statistics(volume: Tensor) -> Tensor:
     return rearrange(torch.stack(rows), "(b s) k -> b s k", b=volume.shape[0])
 
 
-def scale(value: Tensor, offset: Tensor, size: Tensor) -> Tensor:
-    """Return ``(value - offset) / size``, and 0 where ``size`` is 0 (a constant sequence)."""
-    return torch.where(size > 0, (value - offset) / torch.where(size > 0, size, 1), 0)
+def normalise(volume: Tensor, statistics: Tensor) -> Tensor:
+    """Clip each sequence to its percentiles and z-score it; background stays 0.
+
+    Args:
+        volume: (b, s, x, y, z), background 0.
+        statistics: (b, s, 4) from :func:`intensity_statistics`.
+    """
+    low, high, mean, std = rearrange(statistics, "b s k -> k b s 1 1 1")
+    return scale(volume.clamp(low, high), mean, std) * (volume != 0)
+
+
+def scale(value: Tensor, offset: Tensor, divisor: Tensor) -> Tensor:
+    """Return ``(value - offset) / divisor``, and 0 where that is 0 (a constant sequence)."""
+    return torch.where(divisor > 0, (value - offset) / torch.where(divisor > 0, divisor, 1), 0)

@@ -47,7 +47,8 @@ from clipseg3d.metrics.case_scores import CaseScores
 from clipseg3d.metrics.comparison import paired_difference
 from clipseg3d.metrics.score_table import ScoreTable, join_tables
 from clipseg3d.networks.build import build_clipseg3d
-from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import network_config
 from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.plan import TrainingPlan

@@ -38,17 +38,19 @@ from torch import Tensor
 
 from clipseg3d import BraTSDataModule, CLIPSeg3D, CLIPSeg3DModule, PhantomDataModule
 from clipseg3d.atomic_write import atomic_write
-from clipseg3d.batch import Sample, unpack_image, withhold_sequences
+from clipseg3d.batch import Sample, unpack_image
 from clipseg3d.data.cases import Case
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import BRATS_2018
 from clipseg3d.data.transforms import Augmentation
-from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import network_config
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.checkpoint_io import AtomicCheckpointIO, find_last
 from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
+from clipseg3d.training.sequence_dropout import withhold_sequences
 from clipseg3d.vocabulary import SEQUENCES
 
 NETWORK = network_config("tiny")

@@ -20,6 +20,7 @@ SHARED = {
     "atomic_write",
     "formatting",
     "checksums",
+    "ranges",
     "text_files",
 }
 """Files beside the rooms, which every room may import."""
@@ -28,6 +29,7 @@ ARROWS = {
     "atomic_write": set(),
     "formatting": set(),
     "checksums": set(),
+    "ranges": set(),
     "text_files": set(),
     "intensity": set(),
     "views": {"intensity", "vocabulary"},
@@ -43,11 +45,14 @@ ARROWS = {
     "phantom": SHARED | {"data"},
     "inference": SHARED
     | {"pretrained", "networks", "blocks", "metrics", "reporting.case_page"}
-    | {f"data.{name}" for name in ("cases", "label_pairs", "labels", "nifti", "preprocessing")}
+    | {
+        f"data.{name}"
+        for name in ("cases", "label_pairs", "label_checks", "nifti", "preprocessing")
+    }
     | {"data.releases", "data.scan_grid"},
     "training": SHARED
     | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}
-    | {"data.releases", "data.sampling", "clipseg3d"},
+    | {"data.releases", "data.sample_order", "clipseg3d"},
     "reporting": SHARED | {"metrics"},
     "export": SHARED | {"networks", "blocks", "clipseg3d"},
     "testing": SHARED | {"blocks", "clip", "data.releases"},
@@ -65,6 +70,7 @@ THIRD_PARTY = {
     "atomic_write": set(),
     "formatting": set(),
     "checksums": {"torch"},
+    "ranges": set(),
     "text_files": set(),
     "weights": set(),
     "intensity": {"torch", "einops"},

@@ -9,7 +9,6 @@ from clipseg3d.batch import (
     pack_regions,
     unpack,
     unpack_image,
-    withhold_sequences,
 )
 from clipseg3d.views import Views
 from clipseg3d.vocabulary import REGIONS
@@ -129,22 +128,3 @@ def test_bits_are_those_of_the_regions():
     regions[1, 0] = True
     regions[2, 0, 1] = True
     assert pack_regions(regions).tolist() == [[[3, 3], [7, 7]], [[1, 1], [1, 1]]]
-
-
-def test_withheld_sequences_look_missing_everywhere():
-    generator = torch.Generator().manual_seed(3)
-    image = torch.rand(B, S, X, Y, Z, generator=generator) + 1
-    stats = torch.rand(B, S, 4, generator=generator) + 1
-    views = Views(torch.full((B, 3, 5, 7, S), 9, dtype=torch.uint8), torch.rand(B, 3, 3))
-    kept = torch.tensor([[True, False, True, True], [False, True, True, False]])
-    result = withhold_sequences(image, stats, views, kept)
-    for b in range(B):
-        for s in range(S):
-            if kept[b, s]:
-                assert torch.equal(result[0][b, s], image[b, s])
-                assert torch.equal(result[1][b, s], stats[b, s])
-            assert result[0][b, s].any() == kept[b, s]
-            assert result[1][b, s].any() == kept[b, s]
-            assert (result[2].images[b, ..., s] == (9 if kept[b, s] else 0)).all()
-    assert result[2].images.dtype == torch.uint8
-    assert torch.equal(result[2].planes, views.planes)

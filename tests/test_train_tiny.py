@@ -61,7 +61,9 @@ def test_a_grafted_lesion_keeps_its_position(example, seed):
     torch.manual_seed(seed)
     middle = slice(18, 22)  # along x the lesion is its own mirror image
     donor = packed((40, 36, 30), value=25, lesion=(middle, slice(20, 24), slice(10, 14)))
-    donor["statistics"] = torch.tensor([[2.0, 510.0, 100.0, 10.0]])  # intensities are twice the codes
+    donor["statistics"] = torch.tensor(
+        [[2.0, 510.0, 100.0, 10.0]]
+    )  # intensities are twice the codes
     crop = packed((24, 20, 20), value=100, lesion=(slice(0, 1),) * 3)
     crop["image"][..., 9:] = 0
     crop["crop_box"] = torch.tensor([[0.25, 0.5, 0.2], [0.6, 0.6, 0.8]])  # from voxel 10, 18, 6

@@ -35,6 +35,7 @@ def add_command(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d check-submission``."""
     from clipseg3d.data.cases import detect_release
+    from clipseg3d.data.label_mixup import submission_note
     from clipseg3d.data.releases import get_release
     from clipseg3d.data.submission import check_submission
 
@@ -43,5 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     count, faults = check_submission(arguments.folder, arguments.reference, release)
     for fault in faults:
         say(fault)
+    if note := submission_note(arguments.folder, arguments.reference, release):
+        say(f"note: {note}")
     say(f"{count} cases of {release.name}: {len(faults)} faults")
     return 1 if faults else 0

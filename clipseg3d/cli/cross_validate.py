@@ -120,7 +120,16 @@ def _check_settings(folder: Path, config: Path, options: Sequence[str]) -> None:
     settings = {"config": config.read_text(encoding="utf-8"), "options": list(options)}
     path = folder / "settings.json"
     if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # of JSON, or of UTF-8
+            raise ValueError(
+                f"{path}: not valid JSON ({error}); remove it, or give another --output"
+            ) from error
+        if not isinstance(stored, dict) or not settings.keys() <= stored.keys():
+            raise ValueError(
+                f"{path}: not settings of cross-validate; remove it, or give another --output"
+            )
         changed = [name for name, value in settings.items() if stored[name] != value]
         if changed:
             raise ValueError(

@@ -121,7 +121,7 @@ def _train(out: Path, weights: Path) -> None:
     from pytorch_lightning import Trainer, seed_everything
 
     from clipseg3d.data.releases import PHANTOM
-    from clipseg3d.networks.config import network_config
+    from clipseg3d.networks.presets import network_config
     from clipseg3d.phantom.datamodule import PhantomDataModule
     from clipseg3d.training.module import CLIPSeg3DModule
 

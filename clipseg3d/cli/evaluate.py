@@ -51,7 +51,11 @@ def add_command(commands: Commands) -> None:
         "by up to tens of mm (default: the protocol's)",
     )
     evaluate.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write the scores of PRED to this .csv file"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the scores of PRED to this .csv file",
     )
     evaluate.add_argument(
         "--compare",
@@ -123,7 +127,7 @@ def _score(
     release: "BraTSRelease",
     metric: "CaseScores",
 ) -> tuple["ScoreTable", str]:
-    """Return the scores of one folder, and a line that counts empty masks.
+    """Return the scores of one folder, and a line that counts empty masks, with notes.
 
     Raises:
         DataError: files cannot be scored. All faults of all cases are listed.
@@ -132,11 +136,13 @@ def _score(
     from tqdm import tqdm
 
     from clipseg3d.data.cases import DataError
+    from clipseg3d.data.label_mixup import mixup_note
     from clipseg3d.data.label_pairs import read_pair
     from clipseg3d.vocabulary import REGIONS
 
     faults: list[str] = []
     empty = Counter[tuple[str, str]]()
+    labels: list[tuple[frozenset[int], frozenset[int]]] = []
     metric.reset()
     for case_id, path in tqdm(predictions.items(), desc="Scoring", unit="case", delay=2):
         try:
@@ -152,6 +158,7 @@ def _score(
             [case_id],
             spacing_mm=pair.spacing_mm,
         )
+        labels.append((pair.predicted_labels, pair.reference_labels))
         for region, predicted, true in zip(REGIONS, pair.prediction, pair.reference, strict=True):
             empty[region, EMPTY[bool(predicted.any()), bool(true.any())]] += 1
     if faults:
@@ -160,7 +167,10 @@ def _score(
         f"{region} {', '.join(f'{empty[region, kind]} {kind}' for kind in EMPTY.values() if kind)}"
         for region in REGIONS
     )
-    return metric.compute(), f"Empty masks: {'; '.join(counts)}"
+    text = f"Empty masks: {'; '.join(counts)}"
+    if note := mixup_note([pair[0] for pair in labels], [pair[1] for pair in labels], release):
+        text += f"\nNote: {note}"
+    return metric.compute(), text
 
 
 def _ranking(folders: Sequence[Path], tables: Sequence["ScoreTable"], ranked: Sequence[str]) -> str:

@@ -3,19 +3,28 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import yaml
+from filelock import FileLock, Timeout
 from jsonargparse import Namespace
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from clipseg3d.atomic_write import atomic_write
-from clipseg3d.cli.presets import expand_presets
-from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.atomic_write import atomic_write, require_writable
+from clipseg3d.cli.lightning_parser import OneLineLightningParser
+from clipseg3d.cli.preset_options import expand_presets
+from clipseg3d.cli.terminal import own_error
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import network_config
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
+from clipseg3d.ranges import require_count, require_not_negative
 from clipseg3d.training.checkpoint_io import AtomicCheckpointIO, find_last
 from clipseg3d.training.dry_run import dry_run
 from clipseg3d.training.last_checkpoints import LastCheckpoints
@@ -23,6 +32,8 @@ from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.module import CLIPSeg3DModule
 
 DRY_RUN = "--dry-run"
+MAX_SEED = 2**32 - 1
+PARTS = ("train", "val", "test")
 
 
 def release_name(data: Any) -> str:
@@ -45,10 +56,9 @@ def _config(network: Any, ablation: str | None) -> NetworkConfig:
     """Return the configuration for the parser's value of a network: a preset's name, or values."""
     if isinstance(network, Namespace):
         network = network.get("init_args", network).as_dict()
-    try:
-        return network_config(network, ablation=ablation)
-    except ValueError:  # raised again, without words of the parser, when the module is built
-        return NetworkConfig()
+    elif isinstance(network, str) and network.lstrip().startswith("{"):
+        network = yaml.safe_load(network)  # a mapping with faults, which the parser takes for text
+    return network_config(network, ablation=ablation)
 
 
 class CLIPSeg3DCLI(LightningCLI):
@@ -97,10 +107,11 @@ class CLIPSeg3DCLI(LightningCLI):
         older formats as they are. So the checkpoint's path is hidden from it until then.
 
         Raises:
-            ValueError: the checkpoint cannot be read.
+            ValueError: an option is unknown or has a wrong value; the checkpoint cannot be read.
         """
         self.config = parser.parse_args(expand_presets(args))
         command = self.config.subcommand
+        _require_ranges(self.config[command])
         self._ckpt_path = self.config[command].pop("ckpt_path")
         if command != "fit" and self._ckpt_path and Path(self._ckpt_path).is_file():
             trained = read_checkpoint_file(Path(self._ckpt_path))["hyper_parameters"]
@@ -109,6 +120,22 @@ class CLIPSeg3DCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Put the path of the checkpoint back."""
         self.config[self.subcommand].ckpt_path = self._ckpt_path
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer.
+
+        Raises:
+            ValueError: Lightning refuses its arguments, such as a device that is not there.
+        """
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            if own_error(error) is not None:
+                raise
+            reason = " ".join(str(error).split()).rstrip(".!")
+            raise ValueError(
+                f"--trainer: {reason}; give other values, such as --trainer.accelerator cpu"
+            ) from error
 
     def after_instantiate_classes(self) -> None:
         """Write checkpoints atomically, and put the configuration into their manifest."""
@@ -119,7 +146,12 @@ class CLIPSeg3DCLI(LightningCLI):
         self.trainer_defaults["callbacks"].config = config[self.subcommand]
 
     def before_fit(self) -> None:
-        """For ``--ckpt_path last``, find the newest intact checkpoint, and go on in its folder."""
+        """For ``--ckpt_path last``, find the newest intact checkpoint, and go on in its folder.
+
+        Raises:
+            OSError: a folder of results cannot be written.
+        """
+        self._require_outputs()
         if self.config_init.fit.ckpt_path != "last":
             return
         path = self.config_init.fit.ckpt_path = find_last(self.trainer)
@@ -127,7 +159,65 @@ class CLIPSeg3DCLI(LightningCLI):
             if path and isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(path.parent)
 
-    def after_fit(self) -> None:
+    def before_validate(self) -> None:
+        """Find out whether scores can be written."""
+        self._require_outputs()
+
+    before_test = before_validate
+
+    def fit(self, **arguments: Any) -> None:
+        """Train, alone in the folder for checkpoints, and score the best one.
+
+        Raises:
+            ValueError: another fit writes to that folder.
+        """
+        with self._lock():
+            self.trainer.fit(**arguments)
+            self._score_best()
+
+    def _lock(self) -> AbstractContextManager[Any]:
+        """Return a lock on the folder for checkpoints; on a new folder, none is needed.
+
+        Raises:
+            ValueError: another fit holds the lock.
+        """
+        trainer = self.trainer
+        if not trainer.is_global_zero or not trainer.checkpoint_callbacks:
+            return nullcontext()
+        folder = trainer.checkpoint_callbacks[0].dirpath
+        if folder is None and trainer.loggers:
+            folder = _take_version(trainer.loggers[0])
+            if folder is None:
+                return nullcontext()
+        path = Path(folder or Path(trainer.default_root_dir, "checkpoints")).absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(
+                f"{path}: another fit is writing its checkpoints there; wait for it, or give "
+                "another --checkpoint.dirpath or --trainer.default_root_dir"
+            ) from error
+        return lock
+
+    def _require_outputs(self) -> None:
+        """Raise an OSError if results cannot be written, before anything is computed."""
+        config, trainer = self.config[self.subcommand], self.trainer
+        if not trainer.is_global_zero:
+            return
+        if self.subcommand == "fit" and not trainer.fast_dev_run:
+            folders = [callback.dirpath for callback in trainer.checkpoint_callbacks]
+            folders += [log.save_dir for log in trainer.loggers]
+            for folder in dict.fromkeys(filter(None, [*folders, trainer.default_root_dir])):
+                require_writable(Path(folder))
+        if config.scores is not None:
+            scores = Path(config.scores)
+            if scores.is_dir():
+                raise IsADirectoryError(f"--scores {scores}: is a folder; give a .csv file")
+            require_writable(scores.parent)
+
+    def _score_best(self) -> None:
         """Score the best checkpoint, if scores are asked for.
 
         Raises:
@@ -154,14 +244,49 @@ class CLIPSeg3DCLI(LightningCLI):
     after_test = after_validate
 
 
+def _take_version(logger: Any) -> Path | None:
+    """Make the folder of a logger's next version, so that no fit that starts now takes it too.
+
+    Returns:
+        The folder, if it exists already; None if it is new, or the logger has none.
+    """
+    if logger.root_dir is None:
+        return None
+    root = Path(logger.root_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".version.lock"):  # Lightning draws the version when it is first read
+        folder = Path(logger.log_dir)
+        if folder.is_dir():
+            return folder
+        folder.mkdir(parents=True)
+    return None
+
+
+def _require_ranges(config: Namespace) -> None:
+    """Raise a ValueError if Lightning would take a wrong value without a word, or die of it."""
+    seed = config.seed_everything
+    if not isinstance(seed, bool) and seed is not None:
+        require_count(seed_everything=seed, at_least=0, at_most=MAX_SEED)
+    trainer = {name: value for name, value in config.trainer.items() if value is not None}
+    for name in ("max_epochs", "max_steps"):
+        if trainer.get(name, -1) != -1:  # -1 is no limit
+            require_count(**{name: trainer[name]})
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        if name in trainer:
+            require_count(**{name: trainer[name]})
+    for name in ("gradient_clip_val", *(f"limit_{part}_batches" for part in PARTS)):
+        if name in trainer:
+            require_not_negative(**{name: trainer[name]})
+
+
 class SetupCLI(CLIPSeg3DCLI):
     """The same, but ``fit`` only builds module, data and trainer."""
 
-    def fit(self, **_: Any) -> None:
-        """Train nothing."""
+    def before_fit(self) -> None:
+        """Write nothing."""
 
-    def after_fit(self) -> None:
-        """Score nothing."""
+    def fit(self, **arguments: Any) -> None:
+        """Train nothing."""
 
 
 def run_lightning(arguments: Sequence[str]) -> None:
@@ -206,5 +331,6 @@ def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> CLIPSeg3DCLI:
         save_config_kwargs={"overwrite": True},  # a resumed fit writes it again
         args=list(arguments),
         auto_configure_optimizers=False,
+        parser_class=OneLineLightningParser,
         parser_kwargs={"prog": "clipseg3d"},
     )

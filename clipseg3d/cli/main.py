@@ -19,7 +19,7 @@ from clipseg3d.cli import (
     tune_postprocessing,
     validate,
 )
-from clipseg3d.cli.terminal import raised_here, say
+from clipseg3d.cli.terminal import OneLineParser, own_error, say
 
 LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test}
 """Commands whose options LightningCLI parses."""
@@ -44,16 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = _parser().parse_args(argv)
             code = arguments.command(arguments)
     except (ValueError, OSError, ImportError) as error:  # ImportError: an extra is not installed
-        if not raised_here(error):
+        own = own_error(error)
+        if own is None:
             raise
-        say(f"clipseg3d: {error}", stream=sys.stderr)
+        say(f"clipseg3d: {own}", stream=sys.stderr)
         return 1
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of all commands but Lightning's, and of the main help."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="clipseg3d",
         description="Text-guided 3D segmentation of brain tumours in four MRI sequences.",
         epilog="'clipseg3d COMMAND --help' says more about a command.",

@@ -1,10 +1,11 @@
 """Code that the commands share: the type of their parsers, and messages for the user."""
 
 import argparse
+import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TextIO, TypeAlias
+from typing import NoReturn, TextIO, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """The list of commands, to which each adds its parser."""
@@ -36,5 +37,41 @@ def report_text(value: str) -> str:
 
 def raised_here(error: BaseException) -> bool:
     """Return whether this library raised the error itself, with a message for its user."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__", "")).startswith("clipseg3d")
+    return _raised_in(error, "clipseg3d")
+
+
+def own_error(error: BaseException) -> BaseException | None:
+    """Return the error that this library raised itself; None if it is another's.
+
+    jsonargparse wraps errors of the classes that it builds, and of links between options.
+    """
+    if raised_here(error):
+        return error
+    if _raised_in(error, "jsonargparse") and error.__cause__ is not None:
+        return own_error(error.__cause__)
+    return None
+
+
+def _raised_in(error: BaseException, package: str) -> bool:
+    """Return whether an error was raised by code of a package."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith(package)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, which names the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message without the usage, and end with 2."""
+        from clipseg3d.ranges import nearest
+
+        if unknown := re.fullmatch(r"unrecognized arguments: (--\S+).*", message):
+            option = unknown[1].partition("=")[0]
+            commands = [a.choices for a in self._actions if isinstance(a.choices, dict)]
+            parsers = [parser for choices in commands for parser in choices.values()]
+            words = {word for parser in parsers for word in parser._option_string_actions}
+            message = f"{option}: no such option; {nearest(option, sorted(words))}"
+        elif unknown := re.match(r"argument COMMAND: invalid choice: '(.*?)'", message):
+            names = [n for a in self._actions if isinstance(a.choices, dict) for n in a.choices]
+            message = f"{unknown[1]}: no such command; {nearest(unknown[1], names)}"
+        self.exit(2, f"{self.prog}: {message}\n")

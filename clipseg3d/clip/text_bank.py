@@ -184,4 +184,10 @@ def _read_cache(path: str | Path, encoder: TextEncoder) -> dict[str, Tensor]:
             f"{encoder.name!r} ({sha256[:12]}...); make it again with 'clipseg3d embed-text "
             f"--encoder {encoder.name}'"
         )
+    width = next((len(embedding) for embedding in cache.embeddings.values()), encoder.embed_dim)
+    if width != encoder.embed_dim:
+        raise ValueError(
+            f"{path}: embeddings of {width} numbers, but those of {encoder.name!r} have "
+            f"{encoder.embed_dim}; make it again with 'clipseg3d embed-text'"
+        )
     return cache.embeddings

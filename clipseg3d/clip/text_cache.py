@@ -52,6 +52,12 @@ class TextCache:
                 embeddings = file.get_tensor("embeddings")
             texts = json.loads(metadata["texts"])
             encoder, sha256 = metadata["encoder"], metadata["sha256"]
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise ValueError("texts are not a list of texts")
+            if len(set(texts)) < len(texts):
+                raise ValueError("a text occurs twice")
+            if not embeddings.is_floating_point():
+                raise ValueError(f"embeddings are {embeddings.dtype}, not floating point")
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path}: not a file of text embeddings ({error}); {cure}") from error
         if embeddings.ndim != 2 or embeddings.shape[0] != len(texts):

@@ -23,7 +23,7 @@ from .releases import RELEASES as RELEASES
 from .releases import BraTSRelease as BraTSRelease
 from .releases import get_release as get_release
 from .reports import read_reports as read_reports
-from .sampling import EpochSampler as EpochSampler
+from .sample_order import EpochSampler as EpochSampler
 from .scan_grid import ScanGrid as ScanGrid
 from .splits import Splits as Splits
 from .submission import check_submission as check_submission

@@ -39,10 +39,11 @@ from clipseg3d.data.releases import (
     BraTSRelease,
     get_release,
 )
-from clipseg3d.data.sampling import CountingLoader, EpochSampler, global_seed
+from clipseg3d.data.sample_order import CountingLoader, EpochSampler, global_seed
 from clipseg3d.data.splits import Splits
 from clipseg3d.data.survey import DataSurvey
 from clipseg3d.data.transforms import Augmentation
+from clipseg3d.ranges import require_above_zero, require_count
 from clipseg3d.views import ViewSelection
 
 
@@ -83,8 +84,9 @@ class BraTSDataModule(LightningDataModule):
             ``$CLIPSEG3D_CACHE``, or ``clipseg3d`` in the user's cache folder.
 
     Raises:
-        ValueError: ``patch_size``, ``batch_size`` or ``crops_per_case`` is not positive; or
-            ``release`` is unknown, differs from that of the subclass, or cannot be detected.
+        ValueError: ``patch_size``, ``batch_size``, ``crops_per_case`` or ``spacing_mm`` is not
+            positive; ``num_workers``, ``fold`` or ``seed`` is negative; or ``release`` is unknown,
+            differs from that of the subclass, or cannot be detected.
         FileNotFoundError: from :meth:`prepare_data`, if ``root`` holds no case.
         DataError: from :meth:`prepare_data`, listing every fault of every case.
     """
@@ -113,13 +115,11 @@ class BraTSDataModule(LightningDataModule):
         super().__init__()
         if len(patch_size) != 3:
             raise ValueError(f"patch_size={tuple(patch_size)} needs three sizes: x, y, z")
-        for name, value in (
-            ("patch_size", min(patch_size)),
-            ("batch_size", batch_size),
-            ("crops_per_case", crops_per_case),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}={value} is not positive")
+        for size in patch_size:
+            require_count(patch_size=size)
+        require_count(batch_size=batch_size, crops_per_case=crops_per_case)
+        require_count(num_workers=num_workers, fold=fold, seed=seed, at_least=0)
+        require_above_zero(spacing_mm=spacing_mm)
         # Only plain values: checkpoints are loaded with weights_only=True. Model and data share
         # their hyperparameters, and the model stores the name of the release that was detected:
         # Lightning would refuse "auto" here.

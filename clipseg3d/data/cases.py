@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from clipseg3d.data.labels import ROUNDING, releases_with
+from clipseg3d.data.label_checks import ROUNDING, releases_with
 from clipseg3d.data.layout import CaseFiles, group, walk
 from clipseg3d.data.nifti import open_nifti, other_format, read_voxels, strip_extension
 from clipseg3d.data.releases import RELEASES, BraTSRelease

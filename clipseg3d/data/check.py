@@ -29,7 +29,7 @@ from clipseg3d.data.cases import (
     faults_by_case,
     index_cases,
 )
-from clipseg3d.data.labels import label_faults, round_labels
+from clipseg3d.data.label_checks import label_faults, round_labels
 from clipseg3d.data.layout import empty_folders
 from clipseg3d.data.nifti import geometry_notes, open_nifti, read_voxels
 from clipseg3d.data.preprocessing import preprocess

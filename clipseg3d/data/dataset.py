@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,13 +10,9 @@ from torch.utils.data import Dataset
 
 from clipseg3d.batch import Sample, pack_regions, unpack
 from clipseg3d.data.cache import CachedCase
+from clipseg3d.data.crops import draw_corner
 from clipseg3d.data.releases import BraTSRelease
-from clipseg3d.data.sampling import Draw
-
-Indices = npt.NDArray[np.integer]
-
-TUMOUR_SHARE = 2 / 3
-"""Share of crops that have a random tumour voxel near their centre."""
+from clipseg3d.data.sample_order import Draw
 
 
 class BraTSDataset(Dataset[Sample]):
@@ -77,7 +72,11 @@ class BraTSDataset(Dataset[Sample]):
         image, label = case.image(), case.label()
         size = np.array(label.shape)
         crop = size if self.crop is None else np.array(self.crop)
-        corner = np.zeros(3, dtype=int) if self.crop is None else self._corner(case, size, crop)
+        corner = (
+            np.zeros(3, dtype=int)
+            if self.crop is None
+            else draw_corner(case.foreground(), size, crop)
+        )
         start, stop = np.maximum(corner, 0), np.minimum(corner + crop, size)
         x, y, z = (slice(*side) for side in zip(start, stop, strict=True))
         padding = np.stack([start - corner, corner + crop - stop], axis=1)[::-1].ravel().tolist()
@@ -98,20 +97,6 @@ class BraTSDataset(Dataset[Sample]):
         if self.augment:
             sample = self.augment(sample)
         return sample if self.packed else unpack(sample)
-
-    def _corner(self, case: CachedCase, size: Indices, crop: Indices) -> Indices:
-        """Draw the first corner of a crop; a crop larger than the brain is centred on it."""
-        tumour = case.foreground()
-        margin = size - crop
-        if len(tumour) and torch.rand(()) < TUMOUR_SHARE:
-            centre = tumour[int(torch.randint(len(tumour), ()))].numpy()
-            jitter = (torch.rand(3).numpy() - 0.5) * crop / 2
-            corner = np.round(centre - crop / 2 + jitter).astype(int)
-        else:
-            corner = np.floor(torch.rand(3).numpy() * (np.maximum(margin, 0) + 1)).astype(int)
-        inside = np.clip(corner, 0, np.maximum(margin, 0))
-        corner = np.where(margin > 0, inside, margin // 2)
-        return corner
 
 
 def _pad(volume: Tensor, padding: list[int]) -> Tensor:

@@ -16,7 +16,7 @@ from clipseg3d.data.cases import (
     check_geometry,
     detect_release,
 )
-from clipseg3d.data.labels import label_faults, round_labels
+from clipseg3d.data.label_checks import label_faults, round_labels
 from clipseg3d.data.layout import group, walk
 from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension
 from clipseg3d.data.releases import RELEASES, BraTSRelease, get_release
@@ -32,11 +32,15 @@ class LabelPair:
         prediction: (3, x, y, z) bool, in ``REGIONS`` order.
         reference: as ``prediction``.
         spacing_mm: voxel size along x, y and z.
+        predicted_labels: labels in the predicted map, without the background.
+        reference_labels: labels in the reference, without the background.
     """
 
     prediction: npt.NDArray[np.bool_]
     reference: npt.NDArray[np.bool_]
     spacing_mm: tuple[float, float, float]
+    predicted_labels: frozenset[int] = frozenset()
+    reference_labels: frozenset[int] = frozenset()
 
 
 def find_references(root: Path, release: str | None) -> tuple[dict[str, Path], BraTSRelease]:
@@ -147,8 +151,14 @@ def read_pair(prediction: Path, reference: Path, release: BraTSRelease) -> Label
     if faults:
         raise DataError(list(dict.fromkeys(faults)))
     x, y, z = voxel_sizes(open_nifti(reference).affine).tolist()
-    predicted, true = (release.to_regions(round_labels(labels)) for labels in voxels)
-    return LabelPair(predicted, true, (x, y, z))
+    maps = [round_labels(labels) for labels in voxels]
+    predicted, true = (release.to_regions(labels) for labels in maps)
+    return LabelPair(predicted, true, (x, y, z), *map(labels_in, maps))
+
+
+def labels_in(label: npt.NDArray[np.integer]) -> frozenset[int]:
+    """Return the labels in a label map, without the background."""
+    return frozenset(np.unique(label[label != 0]).tolist())
 
 
 def _release_of(root: Path, case_ids: list[str]) -> BraTSRelease:

@@ -11,17 +11,16 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange
 from scipy import ndimage
 from torch import Tensor
 
 from clipseg3d.data.cases import Case, DataError
-from clipseg3d.data.labels import label_faults, round_labels
+from clipseg3d.data.label_checks import label_faults, round_labels
 from clipseg3d.data.nifti import geometry_notes, open_nifti, read_voxels
 from clipseg3d.data.releases import BraTSRelease
 from clipseg3d.data.scan_checks import check_scan
 from clipseg3d.data.scan_grid import ScanGrid, to_lps
-from clipseg3d.intensity import intensity_statistics, scale
+from clipseg3d.intensity import intensity_statistics, normalise, scale
 from clipseg3d.views import Views, ViewSelection, cut_views
 from clipseg3d.vocabulary import SEQUENCES
 
@@ -144,9 +143,8 @@ def preprocess(
         dim=1,
     )
     views = cut_views(tensor[None], raw[None], selection=view_selection)
-    low, high, mean, std = rearrange(raw, "s k -> k s 1 1 1")
     return Preprocessed(
-        image=scale(tensor.clamp(low, high), mean, std) * (tensor != 0),
+        image=normalise(tensor[None], raw[None])[0],
         statistics=statistics,
         views=Views(views.images[0], views.planes[0]),
         label=label,

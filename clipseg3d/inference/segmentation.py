@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipseg3d.data.cases import Case, DataError
-from clipseg3d.data.labels import label_faults, round_labels
+from clipseg3d.data.label_checks import label_faults, round_labels
 from clipseg3d.data.nifti import read_voxels, write_label, write_map
 from clipseg3d.data.releases import BraTSRelease
 from clipseg3d.data.scan_grid import ScanGrid

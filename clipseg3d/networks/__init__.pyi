@@ -1,9 +1,9 @@
 from .build import build_clipseg3d as build_clipseg3d
 from .clipseg3d import CLIPSeg3D as CLIPSeg3D
 from .clipseg3d import Prediction as Prediction
-from .config import ABLATIONS as ABLATIONS
-from .config import PRESETS as PRESETS
 from .config import NetworkConfig as NetworkConfig
-from .config import network_config as network_config
 from .prediction_settings import PredictionSettings as PredictionSettings
+from .presets import ABLATIONS as ABLATIONS
+from .presets import PRESETS as PRESETS
+from .presets import network_config as network_config
 from .unet import UNet3D as UNet3D

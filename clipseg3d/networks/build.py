@@ -9,7 +9,8 @@ from clipseg3d.clip.encoder import ClipEncoder, TextEncoder, load_encoder
 from clipseg3d.clip.text_bank import TextBank
 from clipseg3d.clip.text_encoder import load_text_encoder
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import network_config
 from clipseg3d.networks.unet import UNet3D
 
 DIFFERENCES = ((1, 0), (2, 3))

@@ -1,14 +1,17 @@
-"""Configs of networks, as plain values; presets and ablations by name."""
+"""Configs of networks, as plain values."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from clipseg3d.blocks.guidance import GuidanceKind
 from clipseg3d.blocks.pixel_fusion import Norm
 from clipseg3d.blocks.semantic_attention import AttentionMode
+from clipseg3d.ranges import require_count, require_share
 from clipseg3d.views import ViewSelection
 from clipseg3d.vocabulary import REGIONS, SEQUENCES
+
+MAX_CHANNELS = 8192
+"""Of a level or a token; more is a slip, and would take all memory."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ class NetworkConfig:
         text_encoder: another encoder for text, by folder or hub name; None takes CLIP's own.
         semantic_dim: channels of semantic tokens.
         num_heads: heads of the guidance's attention.
+
+    Raises:
+        ValueError: a value out of its range, an unknown ``text``, or a switch without effect.
     """
 
     sequences: tuple[str, ...] = SEQUENCES
@@ -88,7 +94,15 @@ class NetworkConfig:
     num_heads: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse switches without effect, and unknown values of ``text``."""
+        """Refuse values out of range, switches without effect, and unknown values of ``text``."""
+        require_share(dropout=self.dropout, region_contrast=self.region_contrast)
+        for width in self.channels:
+            require_count(channels=width, at_most=MAX_CHANNELS)
+        require_count(
+            semantic_dim=self.semantic_dim, num_heads=self.num_heads, at_most=MAX_CHANNELS
+        )
+        require_count(refinement=self.refinement, at_least=0, at_most=MAX_CHANNELS)
+        require_count(num_auxiliary=self.num_auxiliary, at_least=0)
         if self.text not in ("own", "shuffled", "none"):
             raise ValueError(f"text={self.text!r}: choose from own, shuffled, none")
         if (self.difference_channels or self.region_contrast) and not self.pixel_fusion:
@@ -100,96 +114,3 @@ class NetworkConfig:
             raise ValueError(
                 "conditional_norm is steered by semantics; set semantics, or leave it out"
             )
-
-
-# Every mechanism as in the paper, where it is specified: min-max of T2 and FLAIR, the middle slice
-# of each axis, the mean of their embeddings, and probabilities multiplied (equation 6). Region
-# contrast is an augmentation in its appendix.
-_PAPER = NetworkConfig(
-    norms=("zscore", "zscore", "minmax", "minmax"),
-    region_contrast=0.5,
-    view_selection="center",
-    mix_rgb=True,
-    guidance_tokens="mean",
-    attention_mode="paper",
-)
-PRESETS = {
-    "paper": _PAPER,
-    # The paper's body and appendix contradict each other; see clipseg3d.training.plan too.
-    "paper_body": replace(_PAPER, dropout=0.2),
-    "paper_appendix": replace(_PAPER, adapter=True),
-    # The same layout, but parts that have no effect in the paper's equations are repaired, and all
-    # norms are z-scores: with min-max, T2 and FLAIR have a sixth of the spread of T1, and training
-    # is slower.
-    "recommended": NetworkConfig(),
-    # For two CPU cores: all convolutions at half resolution, the CLIP that comes with the package.
-    "tiny": NetworkConfig(
-        channels=(16, 32, 64, 128, 160),
-        space_to_depth=2,
-        refinement=48,
-        semantic_dim=64,
-        num_heads=4,
-        clip="tiny",
-    ),
-    # All convolutions at half resolution, where recommended spends seven eighths of its time: about
-    # an eighth of the time of a training step. 12 M weights; patches longer than 32 voxels. Small
-    # networks that differ in the same way, trained alike at 2 mm, are five to six points of Dice
-    # apart (rows refinement and full_resolution of examples/ablation.py).
-    "fast": NetworkConfig(channels=(24, 48, 96, 192, 320), space_to_depth=2, refinement=48),
-}
-_NO_PIXEL: dict[str, Any] = {
-    "pixel_fusion": False,
-    "difference_channels": False,
-    "region_contrast": 0.0,
-}
-_NO_FEATURE: dict[str, Any] = {"cbam": False, "attention_skips": False}
-_NO_SEMANTIC: dict[str, Any] = {"semantics": False, "conditional_norm": False}
-ABLATIONS: dict[str, dict[str, Any]] = {
-    # Rows of the paper's tables 1 and 3. Deep supervision stays on in all of them.
-    "no_pixel": _NO_PIXEL,
-    "no_feature": _NO_FEATURE,
-    "no_semantic": _NO_SEMANTIC,
-    "center_mean_bridge": {
-        "view_selection": "center",
-        "guidance_tokens": "mean",
-        "mix_rgb": False,
-        "adapter": False,
-        "dense": False,
-    },
-    "no_guidance": {"guidance": "none"},
-    "no_attention": {"guided": ()},
-    "unet3d": _NO_PIXEL | _NO_FEATURE | _NO_SEMANTIC,
-    # Not in the paper.
-    "shuffled_text": {"text": "shuffled"},
-    "no_text": {"text": "none"},
-}
-
-
-def network_config(
-    network: NetworkConfig | Mapping[str, Any] | str, *, ablation: str | None = None
-) -> NetworkConfig:
-    """Return a config with the parts that an ablation names switched off.
-
-    Args:
-        network: a preset's name, a config, or its values.
-        ablation: a name in ``ABLATIONS``; None switches nothing off.
-
-    Raises:
-        ValueError: there is no preset or ablation of that name; the message lists all names.
-
-    Example:
-        >>> config = network_config("recommended", ablation="no_guidance")
-        >>> config.channels, config.guidance
-        ((32, 64, 128, 256, 512), 'none')
-    """
-    if isinstance(network, str):
-        if network not in PRESETS:
-            raise ValueError(f"unknown preset {network!r}: choose one of {', '.join(PRESETS)}")
-        config = PRESETS[network]
-    else:
-        config = NetworkConfig(**network) if isinstance(network, Mapping) else network
-    if ablation is None:
-        return config
-    if ablation not in ABLATIONS:
-        raise ValueError(f"unknown ablation {ablation!r}: choose one of {', '.join(ABLATIONS)}")
-    return replace(config, **ABLATIONS[ablation])

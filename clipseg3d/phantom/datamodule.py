@@ -8,6 +8,7 @@ from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.releases import PHANTOM
 from clipseg3d.data.survey import DataSurvey
 from clipseg3d.phantom.write import case_names, write_phantoms
+from clipseg3d.ranges import require_count
 
 MEGABYTES = 12
 """Size of the files of a patient at 1 mm."""
@@ -24,7 +25,7 @@ class PhantomDataModule(BraTSDataModule):
         **options: as for :class:`clipseg3d.data.brats.BraTSDataModule`.
 
     Raises:
-        ValueError: ``num_cases`` is not positive.
+        ValueError: ``num_cases`` is not positive, or ``first_seed`` is negative.
     """
 
     release = PHANTOM
@@ -38,8 +39,8 @@ class PhantomDataModule(BraTSDataModule):
         spacing_mm: float = 2.0,
         **options: Any,
     ) -> None:
-        if num_cases < 1:
-            raise ValueError(f"num_cases={num_cases} is not positive")
+        require_count(num_cases=num_cases)
+        require_count(first_seed=first_seed, at_least=0)
         super().__init__(root, spacing_mm=spacing_mm, **options)
         self.num_cases = num_cases
         self.first_seed = first_seed

@@ -5,7 +5,7 @@ from typing import Any
 
 from pytorch_lightning import Trainer
 
-from clipseg3d.data.sampling import global_seed
+from clipseg3d.data.sample_order import global_seed
 from clipseg3d.training.averaged_weights import AveragedWeights
 
 IRRELEVANT = ("root", "cache_dir", "num_workers", "reports", "splits", "release")

@@ -1,9 +1,12 @@
 """The newest states of a fit, to resume it from."""
 
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+
+from clipseg3d.ranges import require_count
 
 
 class LastCheckpoints(ModelCheckpoint):
@@ -12,7 +15,8 @@ class LastCheckpoints(ModelCheckpoint):
     A state is saved at the end of every epoch, after every validation within one, and every so many
     steps. None is saved between a batch and the validation or the end of the epoch that follows it:
     a fit resumed from it would leave those out, as of Lightning 2.6. Nor is one saved while
-    gradients are accumulated, because no checkpoint holds them.
+    gradients are accumulated, because no checkpoint holds them. A resumed fit also removes older
+    states of the fit that it goes on with, which Lightning or a kill has left.
 
     Args:
         every_n_train_steps: interval, which is also what a kill costs at most, apart from a
@@ -24,8 +28,7 @@ class LastCheckpoints(ModelCheckpoint):
     """
 
     def __init__(self, every_n_train_steps: int = 100, *, dirpath: str | None = None) -> None:
-        if every_n_train_steps < 0:
-            raise ValueError(f"every_n_train_steps={every_n_train_steps} is negative; give 0 or more")
+        require_count(every_n_train_steps=every_n_train_steps, at_least=0)
         super().__init__(
             dirpath,
             filename="last-{step:07d}",
@@ -47,6 +50,20 @@ class LastCheckpoints(ModelCheckpoint):
         if every and trainer.global_step % every == 0 and not _validates(trainer, batch_idx):
             self._save_within_epoch(trainer, pl_module)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the state; of a resumed fit, remove the older ones that are left."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.dirpath is None or trainer.ckpt_path is None or not trainer.is_global_zero:
+            return
+        folder, resumed = Path(self.dirpath).absolute(), Path(trainer.ckpt_path).absolute()
+        if resumed.parent != folder:
+            return
+        kept = {Path(path).name for path in self.best_k_models}
+        for path in folder.glob("last-*.ckpt"):
+            # Later ones than the resumed one are of another fit, or damaged.
+            if path.name <= resumed.name and path.name not in kept:
+                trainer.strategy.remove_checkpoint(path)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state after a validation within an epoch."""
         self._save_within_epoch(trainer, pl_module)
@@ -58,7 +75,7 @@ class LastCheckpoints(ModelCheckpoint):
         accumulates = (loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0
         if not ends and not accumulates:
             # The only public method that saves at any step; each step is saved once.
-            super().on_train_epoch_end(trainer, pl_module)
+            self.on_train_epoch_end(trainer, pl_module)
 
 
 def _validates(trainer: Trainer, batch_idx: int) -> bool:

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from clipseg3d import __file__ as package_file
-from clipseg3d.data.sampling import global_seed
+from clipseg3d.data.sample_order import global_seed
 from clipseg3d.training.checkpoint_io import MANIFEST
 
 LIBRARIES = (

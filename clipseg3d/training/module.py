@@ -12,22 +12,25 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from clipseg3d.batch import Batch, unpack, withhold_sequences
+from clipseg3d.batch import Batch, unpack
 from clipseg3d.data.releases import get_release
-from clipseg3d.data.sampling import derived_seed, global_seed
+from clipseg3d.data.sample_order import derived_seed, global_seed
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.metrics.dice import CaseDice
 from clipseg3d.metrics.score_table import ScoreTable
 from clipseg3d.networks.build import build_clipseg3d
-from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.prediction_settings import PredictionSettings
+from clipseg3d.networks.presets import network_config
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 from clipseg3d.pretrained.formats import FORMAT, check_format, upgrade_checkpoint
 from clipseg3d.pretrained.reader import weight_mismatches
+from clipseg3d.ranges import require_share
 from clipseg3d.training.fit_settings import changed_settings, fit_settings
 from clipseg3d.training.non_finite import NonFinite, first_non_finite
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
+from clipseg3d.training.sequence_dropout import draw_kept_sequences, withhold_sequences
 
 
 class CLIPSeg3DModule(LightningModule):
@@ -46,7 +49,7 @@ class CLIPSeg3DModule(LightningModule):
 
     Args:
         network: a preset's name or a NetworkConfig; also its values, as in checkpoints.
-        ablation: name of the parts to switch off; see :data:`clipseg3d.networks.config.ABLATIONS`.
+        ablation: name of the parts to switch off; see :data:`clipseg3d.networks.presets.ABLATIONS`.
         release: label convention of the training data; predictions are written in it.
         spacing_mm: voxel size of the training data; the predictor refuses other scans.
         plan: optimiser, schedule and losses: a name of :data:`clipseg3d.training.plan.PLANS`, or
@@ -69,7 +72,8 @@ class CLIPSeg3DModule(LightningModule):
         scores: Dice of every case in the last validation or test; None before the first.
 
     Raises:
-        ValueError: unknown preset, ablation, plan or release; a CLIP folder without weights.
+        ValueError: unknown preset, ablation, plan or release; a value out of its range; a CLIP
+            folder without weights.
         OSError: a CLIP hub name without network.
 
     Example:
@@ -96,6 +100,7 @@ class CLIPSeg3DModule(LightningModule):
         resume_changed: bool = False,
     ) -> None:
         super().__init__()
+        require_share(report_dropout=report_dropout, sequence_dropout=sequence_dropout)
         config = network_config(network, ablation=ablation)
         self.plan = resolve_plan(plan, network)
         if lr is not None:
@@ -113,13 +118,14 @@ class CLIPSeg3DModule(LightningModule):
                 "overlap": overlap,
             }
         )
+        settings = PredictionSettings.from_hyperparameters(self.hparams)
         self.config = config
         self.resume_changed = resume_changed
         self.scores: ScoreTable | None = None
         self._restart_schedule = False
         self.network = build_clipseg3d(config, text_cache=text_cache)
         # save_pretrained writes them beside the weights, for the predictor.
-        self.network.settings = PredictionSettings.from_hyperparameters(self.hparams)
+        self.network.settings = settings
         self.loss = RegionLoss()
         self.val_dice = CaseDice(config.regions)
         self.test_dice = CaseDice(config.regions)
@@ -300,19 +306,12 @@ class CLIPSeg3DModule(LightningModule):
     def _draw_sequences(
         self, count: int, num_sequences: int, *, generator: torch.Generator
     ) -> Tensor:
-        """Return which sequences each of ``count`` samples keeps, (count, s) bool.
-
-        Samples drawn for ``sequence_dropout`` keep 1 to s - 1 sequences; all such subsets are
-        equally likely.
-        """
-        kept = torch.ones(count, num_sequences, dtype=torch.bool)
-        if self.hparams["sequence_dropout"]:
-            chance, choice = self._draw(count, 2, generator=generator).unbind(dim=1)
-            chosen = chance < self.hparams["sequence_dropout"]
-            codes = 1 + (choice * (2**num_sequences - 2)).long()
-            subsets = (codes[:, None] >> torch.arange(num_sequences)) & 1 > 0
-            kept[chosen] = subsets[chosen]
-        return kept
+        """Return which sequences each of ``count`` samples keeps, (count, s) bool."""
+        share = self.hparams["sequence_dropout"]
+        if not share:
+            return torch.ones(count, num_sequences, dtype=torch.bool)
+        chance, choice = self._draw(count, 2, generator=generator).unbind(dim=1)
+        return draw_kept_sequences(chance, choice, share, num_sequences=num_sequences)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Score one full volume; return its predicted regions (b, r, x, y, z) as ``prediction``."""

@@ -1,7 +1,7 @@
 """Optimiser, schedule and loss weights of a fit as plain values, and named plans."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from torch import nn
@@ -9,6 +9,13 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.ranges import (
+    require_above_zero,
+    require_count,
+    require_names,
+    require_not_negative,
+    require_share,
+)
 
 _OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 _SCHEDULES = ("cosine", "onecycle")
@@ -37,7 +44,8 @@ class TrainingPlan:
         grade_weight: weight of the grade classifier's loss, if there is a classifier.
 
     Raises:
-        ValueError: unknown ``optimizer`` or ``schedule``; the ramp ends before it begins.
+        ValueError: unknown ``optimizer`` or ``schedule``; a value out of its range; the ramp ends
+            before it begins.
     """
 
     optimizer: Literal["adam", "adamw"] = "adamw"
@@ -62,7 +70,28 @@ class TrainingPlan:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}: choose from {', '.join(choices)}"
                 )
+        require_above_zero(
+            lr=self.lr,
+            start_div=self.start_div,
+            final_div=self.final_div,
+            cosine_temperature=self.cosine_temperature,
+        )
+        require_not_negative(
+            weight_decay=self.weight_decay,
+            backbone_lr=self.backbone_lr,
+            bridge_lr=self.bridge_lr,
+            semantic_lr=self.semantic_lr,
+            cosine_weight=self.cosine_weight,
+            grade_weight=self.grade_weight,
+        )
+        require_share(warmup=self.warmup)
+        if len(self.semantic_ramp) != 2:
+            raise ValueError(
+                f"semantic_ramp={self.semantic_ramp}: give two epochs, the first and the last"
+            )
         first, last = self.semantic_ramp
+        require_count(semantic_ramp=first, at_least=0)
+        require_count(semantic_ramp=last, at_least=0)
         if last < first:
             raise ValueError(
                 f"semantic_ramp={(first, last)} ends before it begins; give its first and last "
@@ -149,10 +178,15 @@ def training_plan(name: str) -> TrainingPlan:
 
 
 def resolve_plan(plan: TrainingPlan | dict[str, Any] | str | None, network: object) -> TrainingPlan:
-    """Return a plan from its name, its values, or the name of the network that it is for."""
+    """Return a plan from its name, its values, or the name of the network that it is for.
+
+    Raises:
+        ValueError: there is no plan or setting of that name, or a value is out of range.
+    """
     if isinstance(plan, TrainingPlan):
         return plan
     if isinstance(plan, dict):
+        require_names(plan, [field.name for field in fields(TrainingPlan)], of="plan")
         return TrainingPlan(**{**plan, "semantic_ramp": tuple(plan.get("semantic_ramp", (0, 0)))})
     if plan is None:
         plan = network if isinstance(network, str) and network in PLANS else "recommended"

@@ -1,5 +1,8 @@
 """The same training, faster on some hardware: memory layout and compilation."""
 
+import os
+import shutil
+import sys
 from typing import Any
 
 import torch
@@ -18,9 +21,14 @@ class Speedup(Callback):
         channels_last: store the channels of a voxel side by side.
         compile: compile the U-Net; the first step, and the first with crops of another size, takes
             minutes.
+
+    Raises:
+        ValueError: ``compile`` is set, and there is no compiler.
     """
 
     def __init__(self, *, channels_last: bool = False, compile: bool = False) -> None:
+        if compile:
+            _require_compiler()
         self.channels_last = channels_last
         self.compile = compile
 
@@ -43,6 +51,19 @@ class Speedup(Callback):
 
 
 _METHODS = ("encode", "decode")
+_COMPILERS = {"darwin": "clang++", "win32": "cl"}
+
+
+def _require_compiler() -> None:
+    """Raise a ValueError if torch.compile would find no compiler, after all data are prepared."""
+    names = [os.environ.get("CXX") or _COMPILERS.get(sys.platform, "g++")]
+    if torch.cuda.is_available():  # kernels of a GPU are launched by code in C
+        names += [os.environ.get("CC") or "gcc", "clang"]
+    if not any(map(shutil.which, names)):
+        raise ValueError(
+            f"compile: torch.compile found no C++ compiler ({', '.join(names)}); install one, set "
+            "CXX to it, or leave out compile"
+        )
 
 
 def _unet(module: Any) -> UNet3D:

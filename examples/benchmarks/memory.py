@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from clipseg3d.intensity import intensity_statistics
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.build import build_clipseg3d
-from clipseg3d.networks.config import network_config
+from clipseg3d.networks.presets import network_config
 from clipseg3d.training.memory import AUTOCAST, predict_peak_memory
 from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.views import cut_views

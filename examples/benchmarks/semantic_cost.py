@@ -29,7 +29,7 @@ from clipseg3d.intensity import intensity_statistics
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.networks.config import network_config
+from clipseg3d.networks.presets import network_config
 from clipseg3d.views import cut_views
 
 BRAIN = (140, 175, 140)

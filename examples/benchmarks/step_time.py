@@ -36,7 +36,8 @@ from torch import nn
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.networks.config import NetworkConfig, network_config
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import network_config
 
 RECOMMENDED = network_config("recommended")
 BACKBONE, PEER, SEMANTICS, FAST, SWIN = (

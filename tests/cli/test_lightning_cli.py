@@ -13,7 +13,8 @@ from pytorch_lightning.plugins.io import AsyncCheckpointIO
 
 from clipseg3d.cli.lightning_cli import count_folds, is_shuffled, view_selection
 from clipseg3d.cli.main import main
-from clipseg3d.networks.config import PRESETS, NetworkConfig, network_config
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import PRESETS, network_config
 from clipseg3d.pretrained.formats import FORMAT
 from clipseg3d.training.checkpoint_io import AtomicCheckpointIO
 from clipseg3d.training.module import CLIPSeg3DModule
@@ -316,10 +317,10 @@ def test_what_cannot_be_run_ends_in_one_message(
     ],
 )
 def test_unknown_keys_and_wrong_types_are_named(command, capsys, options, message):
-    with pytest.raises(SystemExit) as caught:
-        command("fit", *options)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err.partition("error: ")[2]
+    assert command("fit", *options) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("clipseg3d: --")
+    assert message in line
 
 
 @pytest.mark.parametrize(
@@ -327,7 +328,6 @@ def test_unknown_keys_and_wrong_types_are_named(command, capsys, options, messag
 )
 def test_wrong_values_of_a_file_are_named(write, only, capsys, model):
     only("fit")
-    with pytest.raises(SystemExit):
-        main(["fit", "--config", str(write(**model))])
-    error = capsys.readouterr().err.partition("error: ")[2]
+    assert main(["fit", "--config", str(write(**model))]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
     assert ("cbam" if model.get("network") == {"cbam": 3} else "colour") in error

@@ -21,7 +21,7 @@ from clipseg3d.data.cases import (
     find_cases,
     index_cases,
 )
-from clipseg3d.data.labels import label_faults
+from clipseg3d.data.label_checks import label_faults
 from clipseg3d.data.nifti import read_voxels
 from clipseg3d.data.releases import (
     BRATS_2018,

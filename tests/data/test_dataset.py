@@ -161,7 +161,7 @@ def test_two_thirds_of_crops_hold_tumour(big):
 
 
 def test_a_tumour_voxel_lies_near_the_centre_but_not_at_it(big, monkeypatch):
-    monkeypatch.setattr("clipseg3d.data.dataset.TUMOUR_SHARE", 1.0)
+    monkeypatch.setattr("clipseg3d.data.crops.TUMOUR_SHARE", 1.0)
     crop = np.array([4, 5, 3])
     dataset = BraTSDataset(big[:1], BRATS_2020, crop=tuple(crop))
     tumour = np.argwhere(big[0].label().numpy())

@@ -9,7 +9,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from clipseg3d.blocks.semantic_attention import SemanticAttention
 from clipseg3d.networks.build import build_clipseg3d
-from clipseg3d.networks.config import ABLATIONS, NetworkConfig
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import ABLATIONS
 from clipseg3d.views import cut_views
 
 B = 3

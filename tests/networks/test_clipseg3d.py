@@ -12,7 +12,8 @@ from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.intensity import intensity_statistics
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.networks.build import build_clipseg3d
-from clipseg3d.networks.config import ABLATIONS, NetworkConfig
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import ABLATIONS
 from clipseg3d.views import Views, cut_views
 
 B, X, Y, Z = 3, 12, 16, 8

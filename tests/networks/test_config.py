@@ -4,12 +4,8 @@ from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 
-from clipseg3d.networks.config import (
-    ABLATIONS,
-    PRESETS,
-    NetworkConfig,
-    network_config,
-)
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import ABLATIONS, PRESETS, network_config
 
 EVERYTHING = NetworkConfig(
     difference_channels=True,

@@ -14,7 +14,7 @@ from clipseg3d.checksums import sha256_of_file
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.networks.config import ABLATIONS
+from clipseg3d.networks.presets import ABLATIONS
 from clipseg3d.networks.unet import UNet3D
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -143,7 +143,9 @@ def test_the_newest_intact_one_is_found_and_damaged_ones_are_reported(files, tmp
     spoil(damage, paths[0])
     with (
         pytest.warns(match="going on from the checkpoint before it"),
-        pytest.raises(ValueError, match=r"last-10.ckpt: damaged, and so is .* leave --ckpt_path out to"),
+        pytest.raises(
+            ValueError, match=r"last-10.ckpt: damaged, and so is .* leave --ckpt_path out to"
+        ),
     ):
         find_last(one)
 

@@ -80,7 +80,7 @@ def contents(folder):
 
 def test_everything_is_printed_and_nothing_written(fit, patients, tmp_path):
     before = contents(tmp_path)
-    code, out, _ = fit(patients)
+    code, out, _ = fit(patients, "--model.ablation", "unet3d")
     assert code == 0
     assert contents(tmp_path) == before
     assert not (tmp_path / "cache").exists()

@@ -72,7 +72,11 @@ def fit(folder, every=1, *, checkpoint=None, **options):
         (2, {}, [(2, 2, 0), (4, 4, 0), (6, 6, 1), (8, 2, 1), (10, 4, 1), (12, 6, 2)]),
         (100, {"limit_val_batches": 0}, [(6, 6, 0), (12, 6, 0)]),
         (100, {"check_val_every_n_epoch": 2}, [(6, 6, 0), (12, 6, 1)]),
-        (2, {"max_epochs": 1, "val_check_interval": 0.5}, [(2, 2, 0), (3, 3, 1), (4, 4, 1), (6, 6, 2)]),
+        (
+            2,
+            {"max_epochs": 1, "val_check_interval": 0.5},
+            [(2, 2, 0), (3, 3, 1), (4, 4, 1), (6, 6, 2)],
+        ),
         (
             1,
             {"max_epochs": 1, "val_check_interval": 4, "check_val_every_n_epoch": None},

@@ -87,7 +87,9 @@ def test_a_fit_stops_within_the_step(small, tmp_path, harm, samples):
         assert f"case {breaking.case_id[index]}, crop from (" in message
     newest = max(tmp_path.glob("last-*.ckpt"))
     assert newest.name == "last-0000002.ckpt"
-    assert all(weight.isfinite().all() for weight in read_checkpoint_file(newest)["state_dict"].values())
+    assert all(
+        weight.isfinite().all() for weight in read_checkpoint_file(newest)["state_dict"].values()
+    )
 
 
 def test_weights_that_are_not_finite_are_not_saved(small, tmp_path):

@@ -8,7 +8,8 @@ import torch
 from torch.optim import SGD, Adam, AdamW
 
 from clipseg3d.networks.build import build_clipseg3d
-from clipseg3d.networks.config import PRESETS, NetworkConfig
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import PRESETS
 from clipseg3d.training.plan import (
     PLANS,
     TrainingPlan,

@@ -153,7 +153,9 @@ def test_killed_again_and_again(tmp_path):
     assert ends["left alone"] == [0], run.stderr[-3000:]
     assert ends["killed"][0] == -signal.SIGKILL
     assert ends["killed"][-1] == 0, (ends, run.stderr[-3000:])
-    diaries = {name: (tmp_path / name / "log.jsonl").read_text() for name in ("left alone", "killed")}
+    diaries = {
+        name: (tmp_path / name / "log.jsonl").read_text() for name in ("left alone", "killed")
+    }
     # What was done twice was the same twice.
     assert set(diaries["killed"].splitlines()) == set(diaries["left alone"].splitlines()), ends
     folders = [tmp_path / name / "checkpoints" for name in ("left alone", "killed")]

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Trainer, seed_everything
 
-from clipseg3d.networks.config import ABLATIONS, NetworkConfig
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import ABLATIONS
 from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.training.module import CLIPSeg3DModule
 

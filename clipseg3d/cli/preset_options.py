@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from clipseg3d.networks.config import network_config
+from clipseg3d.networks.presets import network_config
 from clipseg3d.training.plan import PLANS
 
 NETWORK, PLAN = "--model.network", "--model.plan"

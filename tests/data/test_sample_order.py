@@ -1,10 +1,10 @@
-"""Mirrors clipseg3d/data/sampling.py."""
+"""Mirrors clipseg3d/data/sample_order.py."""
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from clipseg3d.data.sampling import CountingLoader, Draw, EpochSampler, derived_seed
+from clipseg3d.data.sample_order import CountingLoader, Draw, EpochSampler, derived_seed
 
 
 class Echo(Dataset):

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/data/labels.py."""
+"""Mirrors clipseg3d/data/label_checks.py."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipseg3d.data.labels import compare_values, label_faults, releases_with, round_labels
+from clipseg3d.data.label_checks import compare_values, label_faults, releases_with, round_labels
 from clipseg3d.data.releases import BRATS_2020, BRATS_2023_GLI, RELEASES
 
 PATH = Path("case_seg.nii.gz")

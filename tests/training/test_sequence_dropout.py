@@ -1,0 +1,42 @@
+"""Mirrors clipseg3d/training/sequence_dropout.py."""
+
+import torch
+
+from clipseg3d.training.sequence_dropout import draw_kept_sequences, withhold_sequences
+from clipseg3d.views import Views
+
+B, S, X, Y, Z = 2, 4, 3, 5, 2
+
+
+def test_all_subsets_but_none_and_all_are_drawn_alike():
+    choice = (torch.arange(14) + 0.5) / 14
+    kept = draw_kept_sequences(torch.zeros(14), choice, 1.0, num_sequences=4)
+    subsets = {tuple(row) for row in kept.tolist()}
+    assert len(subsets) == 14
+    assert (False,) * 4 not in subsets
+    assert (True,) * 4 not in subsets
+
+
+def test_the_others_keep_all():
+    chance = torch.tensor([0.1, 0.3, 0.2])
+    kept = draw_kept_sequences(chance, torch.zeros(3), 0.2, num_sequences=3)
+    assert kept.tolist() == [[True, False, False], [True] * 3, [True] * 3]
+
+
+def test_withheld_sequences_look_missing_everywhere():
+    generator = torch.Generator().manual_seed(3)
+    image = torch.rand(B, S, X, Y, Z, generator=generator) + 1
+    stats = torch.rand(B, S, 4, generator=generator) + 1
+    views = Views(torch.full((B, 3, 5, 7, S), 9, dtype=torch.uint8), torch.rand(B, 3, 3))
+    kept = torch.tensor([[True, False, True, True], [False, True, True, False]])
+    result = withhold_sequences(image, stats, views, kept)
+    for b in range(B):
+        for s in range(S):
+            if kept[b, s]:
+                assert torch.equal(result[0][b, s], image[b, s])
+                assert torch.equal(result[1][b, s], stats[b, s])
+            assert result[0][b, s].any() == kept[b, s]
+            assert result[1][b, s].any() == kept[b, s]
+            assert (result[2].images[b, ..., s] == (9 if kept[b, s] else 0)).all()
+    assert result[2].images.dtype == torch.uint8
+    assert torch.equal(result[2].planes, views.planes)
