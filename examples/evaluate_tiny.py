@@ -29,6 +29,8 @@ from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
 from clipseg3d.data.releases import BRATS_2018
 from clipseg3d.metrics.case_scores import CaseScores
+from clipseg3d.pretrained.folder import find_pretrained, read_config
+from clipseg3d.pretrained.model_card import model_card
 from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 
@@ -146,15 +148,14 @@ def card(weights: str, rows: list[dict[str, str]]) -> str:
     for case in dict.fromkeys(row["case"] for row in listed):
         cells = [f"{float(row['dice']):.3f}" for row in listed if row["case"] == case]
         lines.append(f"| {case} | {' | '.join(cells)} |")
-    return str(
-        network.generate_model_card(
-            name="clipseg3d tiny",
-            source="tiny",
-            data=DATA,
-            metrics="\n".join(lines),
-            limits=LIMITS,
-        )
-    )
+    texts = {
+        "name": "clipseg3d tiny",
+        "source": "tiny",
+        "data": DATA,
+        "metrics": "\n".join(lines),
+        "limits": LIMITS,
+    }
+    return str(model_card(network, read_config(find_pretrained(weights)), texts))
 
 
 def table(rows: list[dict[str, str]], variant: str) -> np.ndarray:

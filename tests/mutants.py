@@ -151,10 +151,10 @@ MUTANTS = [
     ),
     Mutant(
         "withheld sequences stay in the views",
-        "batch.py",
+        "training/sequence_dropout.py",
         'views._replace(images=views.images * rearrange(kept, "b s -> b 1 1 1 s"))',
         "views",
-        "test_batch.py",
+        "training/test_sequence_dropout.py",
     ),
     Mutant(
         "loss: levels weigh the same",
@@ -362,7 +362,7 @@ MUTANTS = [
         "training/module.py",
         "if not weight.isfinite().all():",
         "if False:",
-        "training/test_module.py",
+        "training/test_non_finite.py",
     ),
     Mutant(
         "atomic write: written in place",

@@ -75,7 +75,12 @@ class Guidance(nn.Module, ABC):
 
     @abstractmethod
     def combine(self, views: Tensor, text: Tensor) -> Tensor:
-        """Return C (b, n, d) for projected views (b, n, d) and averaged text (b, 1, d)."""
+        """Return the views combined with the text, C in the docstring of the class, (b, n, d).
+
+        Args:
+            views: (b, n, d), projected.
+            text: (b, 1, d), averaged.
+        """
 
     def forward(
         self,
@@ -113,7 +118,9 @@ class Guidance(nn.Module, ABC):
         views_valid: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return C (b, n, d), before attention and norm; arguments as for :meth:`forward`.
+        """Return views combined with text, C of the class, (b, n, d), before attention and norm.
+
+        Arguments are those of :meth:`forward`.
 
         Patch embeddings can be given as views: each is combined with the text independently.
         """

@@ -10,17 +10,15 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
-from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from clipseg3d.atomic_write import atomic_write, require_writable
 from clipseg3d.cli.lightning_parser import OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
-from clipseg3d.cli.terminal import own_error
+from clipseg3d.cli.terminal import raised_in, unwrapped
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import network_config
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
@@ -32,6 +30,7 @@ from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.module import CLIPSeg3DModule
 
 DRY_RUN = "--dry-run"
+LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 MAX_SEED = 2**32 - 1
 PARTS = ("train", "val", "test")
 
@@ -104,7 +103,7 @@ class CLIPSeg3DCLI(LightningCLI):
         """Parse the command line; to validate and test, a checkpoint overrides its model.
 
         LightningCLI would also let a checkpoint override the model of a fit, and read files of
-        older formats as they are. So the checkpoint's path is hidden from it until then.
+        older formats as they are. So the path is taken out here, and put back before the classes are built.
 
         Raises:
             ValueError: an option is unknown or has a wrong value; the checkpoint cannot be read.
@@ -121,21 +120,20 @@ class CLIPSeg3DCLI(LightningCLI):
         """Put the path of the checkpoint back."""
         self.config[self.subcommand].ckpt_path = self._ckpt_path
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer.
+    def instantiate_classes(self) -> None:
+        """Build data, module and trainer.
 
         Raises:
-            ValueError: Lightning refuses its arguments, such as a device that is not there.
+            ValueError: Lightning refuses an argument, such as a device that is not there.
         """
         try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, RuntimeError) as error:
-            if own_error(error) is not None:
+            super().instantiate_classes()
+        except Exception as error:
+            cause = unwrapped(error)
+            if not raised_in(cause, LIGHTNING):
                 raise
-            reason = " ".join(str(error).split()).rstrip(".!")
-            raise ValueError(
-                f"--trainer: {reason}; give other values, such as --trainer.accelerator cpu"
-            ) from error
+            reason = " ".join(str(cause).split()).rstrip(".!")
+            raise ValueError(f"{reason}; change the options of --trainer") from error
 
     def after_instantiate_classes(self) -> None:
         """Write checkpoints atomically, and put the configuration into their manifest."""

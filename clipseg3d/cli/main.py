@@ -19,7 +19,7 @@ from clipseg3d.cli import (
     tune_postprocessing,
     validate,
 )
-from clipseg3d.cli.terminal import OneLineParser, own_error, say
+from clipseg3d.cli.terminal import OneLineParser, raised_here, say, unwrapped
 
 LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test}
 """Commands whose options LightningCLI parses."""
@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = _parser().parse_args(argv)
             code = arguments.command(arguments)
     except (ValueError, OSError, ImportError) as error:  # ImportError: an extra is not installed
-        own = own_error(error)
-        if own is None:
+        cause = unwrapped(error)
+        if not raised_here(cause):
             raise
-        say(f"clipseg3d: {own}", stream=sys.stderr)
+        say(f"clipseg3d: {cause}", stream=sys.stderr)
         return 1
     return code
 

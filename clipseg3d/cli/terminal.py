@@ -37,25 +37,23 @@ def report_text(value: str) -> str:
 
 def raised_here(error: BaseException) -> bool:
     """Return whether this library raised the error itself, with a message for its user."""
-    return _raised_in(error, "clipseg3d")
+    return raised_in(error, ("clipseg3d",))
 
 
-def own_error(error: BaseException) -> BaseException | None:
-    """Return the error that this library raised itself; None if it is another's.
-
-    jsonargparse wraps errors of the classes that it builds, and of links between options.
-    """
-    if raised_here(error):
-        return error
-    if _raised_in(error, "jsonargparse") and error.__cause__ is not None:
-        return own_error(error.__cause__)
-    return None
-
-
-def _raised_in(error: BaseException, package: str) -> bool:
-    """Return whether an error was raised by code of a package."""
+def raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
+    """Return whether an error was raised by code of one of some packages."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith(package)
+    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith(packages)
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """Return an error without those that jsonargparse has wrapped around it.
+
+    It wraps errors of the classes that it builds, and of links between options.
+    """
+    while raised_in(error, ("jsonargparse",)) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -23,7 +23,7 @@ class BraTSRelease:
             earlier ones.
         case_pattern: regular expression of an official case name; its group ``patient`` is the
             name of the patient, whose cases a split keeps together. A case whose name does not
-            match counts as a patient.
+            match is treated as a patient of its own.
         label_suffix: as ``suffixes``, for the expert mask.
         separator: between case name and suffix.
         outside: labels that an expert mask may hold and that belong to no region.

@@ -12,7 +12,7 @@ from clipseg3d.batch import Sample
 
 
 class Draw(NamedTuple):
-    """One sample of one epoch."""
+    """Which sample to take, and the seed of what is random about it."""
 
     sample: int
     """Index of the sample."""

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from clipseg3d.atomic_write import require_writable
 from clipseg3d.checksums import sha256_of_file, sha256_of_values
-from clipseg3d.data.cases import Case, DataError
+from clipseg3d.data.cases import Case
 from clipseg3d.data.nifti import strip_extension
 from clipseg3d.inference.case_record import CaseRecord
 from clipseg3d.inference.predictor import BAR, Predictor
@@ -212,7 +212,7 @@ def _save_case_page(segmentation: Segmentation, path: Path) -> tuple[str, ...]:
     """Write the case page; without the expert mask, and with a note, if that cannot be shown."""
     try:
         segmentation.save_case_page(path, reference=segmentation.case.label)
-    except DataError as error:
-        segmentation.save_case_page(path)
+    except (ValueError, FileNotFoundError) as error:
+        segmentation.save_case_page(path)  # fails again if it was not for the mask
         return (f"{error}; the case page does not show the expert mask",)
     return ()

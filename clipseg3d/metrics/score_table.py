@@ -45,7 +45,7 @@ class ScoreTable(NamedTuple):
             cases, regions = (tuple(dict.fromkeys(row[k] for row in rows)) for k in (0, 1))
             values = np.array([[float(x or "nan") for x in row[2:]] for row in rows])
             shaped = values.reshape(len(cases), len(regions), len(scores))
-        except (IndexError, ValueError) as error:
+        except (IndexError, ValueError, csv.Error) as error:
             raise ValueError(
                 f"{path}: not a table of scores ({error}); remove it, and score again"
             ) from error

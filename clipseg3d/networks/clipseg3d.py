@@ -45,7 +45,7 @@ class CLIPSeg3D(nn.Module):
         text_bank: embeds reports; None reads no text.
         grade_classifier: predicts the grade from the bottleneck; None predicts none.
         encoders: role -> frozen encoder; checkpoints name them.
-        config: from which the parts were built; None, and the network cannot be saved for others.
+        config: that the parts were built from; with None, ``save_pretrained`` fails.
 
     Attributes:
         settings: what the network was trained for, saved with it; None if unknown.

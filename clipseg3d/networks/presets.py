@@ -6,7 +6,6 @@ from typing import Any
 
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.ranges import require_names
-from clipseg3d.ranges import require_names
 
 # Every mechanism as in the paper, where it is specified: min-max of T2 and FLAIR, the middle slice
 # of each axis, the mean of their embeddings, and probabilities multiplied (equation 6). Region

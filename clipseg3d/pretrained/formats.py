@@ -23,7 +23,7 @@ _WEIGHTS = (
 )
 """Patterns of weights' names, and their replacements, in order."""
 _STATE_DICTS = ("state_dict", "current_model_state")
-"""Weights in a checkpoint. The second are the current ones, where the first are their average."""
+"""Weights in a checkpoint. With weight averaging, ``state_dict`` holds the average, and the second those being trained."""
 
 
 def check_format(file_format: Any) -> int:

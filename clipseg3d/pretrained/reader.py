@@ -118,7 +118,7 @@ def read_networks(
             if first != this:
                 raise ValueError(
                     f"{source}: trained with {name}={this!r}, but {sources[0]} with "
-                    f"{name}={first!r}; use them apart"
+                    f"{name}={first!r}; they cannot form one ensemble; predict with each alone"
                 )
         members.append(member)
     return members

@@ -339,7 +339,7 @@ def test_members_must_have_been_trained_for_the_same(
 ):
     save_checkpoint(network, PLAIN, tmp_path / "a.ckpt")
     save_checkpoint(network, PLAIN, tmp_path / "b.ckpt", settings={name: value})
-    with pytest.raises(ValueError, match=rf"b\.ckpt: trained with {shown}; use them apart"):
+    with pytest.raises(ValueError, match=rf"b\.ckpt: trained with {shown}; they cannot form"):
         Predictor.from_checkpoints([tmp_path / "a.ckpt", tmp_path / "b.ckpt"])
 
 

@@ -4,6 +4,7 @@ Cases config_typos.py, dropout_out_of_range.py, outputs.py and fit_on_a_wrong_fo
 """
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ PHANTOM = Path(__file__).parents[2] / "examples/configs/phantom_tiny.yaml"
 SMALL = {"channels": [4, 8], "num_auxiliary": 0, "semantic_dim": 16, "num_heads": 2}
 NETWORK = {**SMALL, "clip": "tiny-random"}
 
+EARLY = "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=x"
+
 
 def network(**changes):
     return json.dumps({**NETWORK, **changes})
@@ -26,9 +29,7 @@ def network(**changes):
 def only_fit(monkeypatch, tmp_path):
     """Build the parser of one command only, and work in a folder of its own."""
     methods = CLIPSeg3DCLI.subcommands()
-    monkeypatch.setattr(
-        CLIPSeg3DCLI, "subcommands", staticmethod(lambda: {"fit": methods["fit"]})
-    )
+    monkeypatch.setattr(CLIPSeg3DCLI, "subcommands", staticmethod(lambda: {"fit": methods["fit"]}))
     monkeypatch.chdir(tmp_path)
 
 
@@ -101,11 +102,19 @@ def test_wrong_values_and_misspelt_options_are_named(fit, option, value, message
     [
         ("--trainer.accelerator", "warp", "invalid accelerator name"),
         ("--trainer.devices", 0, "not a valid input"),
+        ("--trainer.accelerator", "gpu", "No supported gpu backend found; change the options of"),
+        (f"{EARLY} --trainer.callbacks.mode", "mx", "can be min, max"),
         ("--last.every_n_train_steps", -5, "every_n_train_steps=-5 is negative"),
     ],
 )
 def test_what_lightning_refuses_is_one_line(fit, option, value, reason):
-    assert reason in fit("--model.network", network(), option, value)
+    assert reason in fit("--model.network", network(), *option.split(), value)
+
+
+def test_a_logger_that_is_not_installed_is_named(fit):
+    if find_spec("wandb") is not None:
+        pytest.skip("W&B is installed")
+    assert "wandb" in fit("--model.network", network(), "--trainer.logger", "WandbLogger")
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ def test_evaluate_and_check_submission_ask_about_the_release(folders, capsys, re
 
 def test_good_predictions_have_no_note(folders, capsys):
     assert main(["evaluate", str(folders / "good"), str(folders / "ref"), "--protocol", "nan"]) == 0
-    assert main(["check-submission", str(folders / "good"), "--reference", str(folders / "ref")]) == 0
+    assert (
+        main(["check-submission", str(folders / "good"), "--reference", str(folders / "ref")]) == 0
+    )
     assert "no reference has" not in capsys.readouterr().out
 
 
