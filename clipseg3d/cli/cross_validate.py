@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipseg3d.atomic_write import atomic_write
-from clipseg3d.cli.terminal import Commands, say
+from clipseg3d.cli.terminal import Commands, require_output, say
 
 if TYPE_CHECKING:
     from clipseg3d.metrics.score_table import ScoreTable
@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d cross-validate``."""
     configs, options = arguments.config, arguments.fit
     _check_arguments(configs, options)
+    require_output(arguments.output, folder=True)
 
     from clipseg3d.cli.lightning_cli import count_folds
     from clipseg3d.metrics.comparison import difference_table

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipseg3d.atomic_write import atomic_write
-from clipseg3d.cli.terminal import Commands, say
+from clipseg3d.cli.terminal import Commands, require_output, say
 
 PATIENT_SEED = 12
 SPACING_MM = 2.0
@@ -56,6 +56,7 @@ def add_command(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d demo``."""
+    require_output(arguments.output, folder=True)
     result = run_demo(arguments.output)
     say(f"\nReport: {result.report}\n")
     for region, score in result.dice.items():

@@ -4,7 +4,7 @@ import argparse
 import glob
 from pathlib import Path
 
-from clipseg3d.cli.terminal import Commands, say
+from clipseg3d.cli.terminal import Commands, require_output, say
 
 
 def add_command(commands: Commands) -> None:
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d embed-text``."""
     if arguments.output.suffix != ".safetensors":
         raise ValueError(f"{arguments.output}: does not end in .safetensors; rename it")
+    require_output(arguments.output)
     reports = [report for source in arguments.sources for report in _reports(source)]
 
     from clipseg3d.clip.prompts import REGION_PROMPTS

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipseg3d.atomic_write import atomic_write
-from clipseg3d.cli.terminal import Commands, say
+from clipseg3d.cli.terminal import Commands, require_output, say
 
 if TYPE_CHECKING:
     from clipseg3d.data.releases import BraTSRelease
@@ -80,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.output
     if output is not None and output.suffix != ".csv":
         raise ValueError(f"{output}: does not end in .csv; rename it")
+    if output is not None:
+        require_output(output)
     folders = [arguments.prediction, *arguments.compare]
     repeated = [str(folder) for folder in folders if folders.count(folder) > 1]
     if repeated:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clipseg3d.cli.terminal import Commands, report_text, say
+from clipseg3d.cli.terminal import Commands, report_text, require_output, say
 
 GRAPHS = ("onnx", "torch")
 
@@ -58,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"--text is only for graphs, not for --format {arguments.format}; leave it out"
         )
     report = "" if arguments.text is None else report_text(arguments.text)
+
+    require_output(arguments.output, folder=arguments.format not in GRAPHS)
 
     from clipseg3d.pretrained.reader import read_networks
 

@@ -15,10 +15,10 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from clipseg3d.atomic_write import atomic_write, require_writable
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.cli.lightning_parser import OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
-from clipseg3d.cli.terminal import raised_in, unwrapped
+from clipseg3d.cli.terminal import raised_in, require_output, unwrapped
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import network_config
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
@@ -179,7 +179,7 @@ class CLIPSeg3DCLI(LightningCLI):
         Raises:
             ValueError: another fit holds the lock.
         """
-        trainer = self.trainer
+        trainer: Any = self.trainer
         if not trainer.is_global_zero or not trainer.checkpoint_callbacks:
             return nullcontext()
         folder = trainer.checkpoint_callbacks[0].dirpath
@@ -201,19 +201,17 @@ class CLIPSeg3DCLI(LightningCLI):
 
     def _require_outputs(self) -> None:
         """Raise an OSError if results cannot be written, before anything is computed."""
-        config, trainer = self.config[self.subcommand], self.trainer
+        config: Any = self.config[self.subcommand]
+        trainer: Any = self.trainer
         if not trainer.is_global_zero:
             return
         if self.subcommand == "fit" and not trainer.fast_dev_run:
             folders = [callback.dirpath for callback in trainer.checkpoint_callbacks]
             folders += [log.save_dir for log in trainer.loggers]
             for folder in dict.fromkeys(filter(None, [*folders, trainer.default_root_dir])):
-                require_writable(Path(folder))
+                require_output(Path(folder), folder=True)
         if config.scores is not None:
-            scores = Path(config.scores)
-            if scores.is_dir():
-                raise IsADirectoryError(f"--scores {scores}: is a folder; give a .csv file")
-            require_writable(scores.parent)
+            require_output(Path(config.scores))
 
     def _score_best(self) -> None:
         """Score the best checkpoint, if scores are asked for.

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clipseg3d.cli.terminal import Commands, say
+from clipseg3d.cli.terminal import Commands, require_output, say
 
 
 def add_command(commands: Commands) -> None:
@@ -32,7 +32,11 @@ def add_command(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d phantom``."""
     from clipseg3d.phantom.write import write_phantoms
+    from clipseg3d.ranges import require_count
 
+    require_count(number=arguments.number)
+    require_count(seed=arguments.seed, at_least=0)
+    require_output(arguments.output, folder=True)
     names = write_phantoms(
         arguments.output, arguments.number, spacing_mm=arguments.spacing, seed=arguments.seed
     )

@@ -35,6 +35,28 @@ def report_text(value: str) -> str:
     return read_report(Path(value)) if is_file or value.endswith(".txt") else value
 
 
+def require_output(path: Path, *, folder: bool = False) -> None:
+    """Find out that a file or folder cannot be written before anything is computed.
+
+    Raises:
+        OSError: it cannot; the message names it and the cure.
+    """
+    from clipseg3d.atomic_write import require_writable
+
+    if folder and path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path}: is a file; give a folder")
+    if not folder and path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; give a file")
+    existing = path if path.is_dir() else path.parent
+    while not existing.exists():  # no folder is made for a command that may fail
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(
+            f"{path}: cannot be written ({existing} is a file); choose another place"
+        )
+    require_writable(existing)
+
+
 def raised_here(error: BaseException) -> bool:
     """Return whether this library raised the error itself, with a message for its user."""
     return raised_in(error, ("clipseg3d",))

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from clipseg3d.cli.terminal import Commands, say
+from clipseg3d.cli.terminal import Commands, require_output, say
 
 
 def add_command(commands: Commands) -> None:
@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d tune-postprocessing``."""
     if arguments.output.suffix != ".json":
         raise ValueError(f"{arguments.output}: does not end in .json; rename it")
+    require_output(arguments.output)
 
     from clipseg3d.inference.postprocessing_tuning import read_validation, tune_postprocessing
 
