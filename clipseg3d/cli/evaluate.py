@@ -47,8 +47,8 @@ def add_command(commands: Commands) -> None:
     evaluate.add_argument(
         "--hd95-method",
         metavar="NAME",
-        help="implementation that defines the HD95: surface (DeepMind), medpy or monai; they differ "
-        "by up to tens of mm (default: the protocol's)",
+        help="implementation that defines the HD95: surface (DeepMind), medpy or monai; they "
+        "differ by up to tens of mm (default: the protocol's)",
     )
     evaluate.add_argument(
         "-o",

@@ -103,7 +103,8 @@ class CLIPSeg3DCLI(LightningCLI):
         """Parse the command line; to validate and test, a checkpoint overrides its model.
 
         LightningCLI would also let a checkpoint override the model of a fit, and read files of
-        older formats as they are. So the path is taken out here, and put back before the classes are built.
+        older formats as they are. So the path is taken out here, and put back before the
+        classes are built.
 
         Raises:
             ValueError: an option is unknown or has a wrong value; the checkpoint cannot be read.

@@ -23,7 +23,8 @@ _WEIGHTS = (
 )
 """Patterns of weights' names, and their replacements, in order."""
 _STATE_DICTS = ("state_dict", "current_model_state")
-"""Weights in a checkpoint. With weight averaging, ``state_dict`` holds the average, and the second those being trained."""
+"""Weights in a checkpoint. With weight averaging, the first holds the average, and the second the
+weights that are being trained."""
 
 
 def check_format(file_format: Any) -> int:

@@ -14,7 +14,7 @@ from clipseg3d.atomic_write import atomic_write
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 
 MANIFEST = "manifest"
-"""Key of the manifest in a checkpoint, and part of the name of the file that is written beside it."""
+"""Key of the manifest in a checkpoint, and part of the name of the file beside it."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

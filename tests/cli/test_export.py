@@ -138,7 +138,7 @@ def test_a_bundle_is_written_from_a_folder(weights, tmp_path):
         (["gone", "-o", "o"], "no weights are called 'gone'"),
         (["./gone", "-o", "o"], "./gone: no such folder; check the path"),
         (["empty", "-o", "o"], "empty: holds no config.json"),
-        (["BEST", "-o", "o", "--text", "x"], "--text is only for graphs, not for --format pretrained"),
+        (["BEST", "-o", "o", "--text", "x"], "only for graphs, not for --format pretrained"),
         (["BEST", "-o", "o", "--format", "bundle", "--text", "x"], "not for --format bundle"),
         (["BEST", "-o", "o.bin", "--format", "onnx"], "o.bin: does not end in .onnx; rename it"),
         (["BEST", "-o", "o.bin", "--format", "torch"], "o.bin: does not end in .pt2; rename it"),

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/cli/preset_options.py: a changed value leaves all others of a network as they are."""
+"""Mirrors clipseg3d/cli/preset_options.py: a changed value leaves all others as they are."""
 
 import json
 import re

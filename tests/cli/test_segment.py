@@ -333,7 +333,9 @@ def test_ctrl_c_leaves_no_half_file(weights, patients, tmp_path):
         process.kill()
     assert time.monotonic() - start < 50
     assert process.returncode == 130
-    assert "interrupted after 1 cases, whose files are complete; run the same command again" in error
+    assert (
+        "interrupted after 1 cases, whose files are complete; run the same command again" in error
+    )
     assert "Traceback" not in error
     assert files_in(out) == [f"{NAMES[0]}.nii.gz"]
     assert voxels(out / f"{NAMES[0]}.nii.gz").any()

@@ -1,4 +1,4 @@
-"""What ``clipseg3d segment`` must never do in silence: touch inputs, trust strange files, assume."""
+"""What ``clipseg3d segment`` must never do in silence: touch inputs, trust files, assume."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/training/speedup.py: every way to save time or memory trains the same weights."""
+"""Mirrors clipseg3d/training/speedup.py: all ways to save time train the same weights."""
 
 import copy
 import pickle
