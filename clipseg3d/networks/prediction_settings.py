@@ -39,7 +39,7 @@ class PredictionSettings:
                 f"roi_size={self.roi_size}: give three sizes in voxels, each from 1 to {MAX_ROI}"
             )
         if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap={self.overlap} is not in [0, 1)")
+            raise ValueError(f"overlap={self.overlap} is not in [0, 1); give a share, such as 0.5")
 
     @classmethod
     def from_hyperparameters(cls, values: Mapping[str, Any]) -> "PredictionSettings":

@@ -286,7 +286,8 @@ class CLIPSeg3DModule(LightningModule):
         if not np.isfinite(loss):
             crops = "; ".join(
                 f"case {batch['case_id'][index]}, crop from "
-                f"{_numbers(batch['crop_box'][index, 0])} of size {_numbers(batch['crop_box'][index, 1])} in shares of its brain box"
+                f"{_numbers(batch['crop_box'][index, 0])} of size "
+                f"{_numbers(batch['crop_box'][index, 1])} in shares of its brain box"
                 for index in fault.samples or range(count)
             )
             message = f"the loss is {loss} in {step}: {crops}; first in {fault.layer}. {advice}"
