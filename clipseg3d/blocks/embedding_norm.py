@@ -135,11 +135,12 @@ class RunningWhitening(nn.Module):
 
     def _whitening_matrix(self) -> Tensor:
         """Return the matrix (e, e) for the current covariance."""
-        variances, axes = torch.linalg.eigh(self.covariance.float())
-        # Rounding leaves about 1e-7 of the squared mean, of either sign.
+        covariance = self.covariance.float()
+        # Rounding leaves about 1e-7 of the squared mean, of either sign; eigh may give NaN for it.
+        if covariance.diagonal().mean() <= 1e-6 * self.mean.square().mean():
+            return torch.eye(len(covariance), device=covariance.device)
+        variances, axes = torch.linalg.eigh(covariance)
         variances = variances.clamp(min=0)
-        if variances.mean() <= 1e-6 * self.mean.square().mean():
-            return torch.eye(len(variances), device=variances.device)
         scale = variances * (variances + self.floor * variances.mean()) ** -1.5
         matrix: Tensor = einsum(axes, scale, axes, "i k, k, j k -> i j")
         return matrix

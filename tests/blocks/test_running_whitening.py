@@ -148,3 +148,16 @@ def test_state_holds_the_statistics():
     other.load_state_dict(whitening.state_dict())
     more, _ = draw(30, seed=4)
     assert torch.equal(other(more, all_of(more)), whitening(more, all_of(more)))
+
+
+def test_rounding_is_no_variance(monkeypatch):
+    """On such a matrix, LAPACK's eigh has been seen to return NaN."""
+
+    def fail(matrix):
+        return torch.full((len(matrix),), torch.nan), matrix
+
+    whitening = RunningWhitening(E)
+    whitening.mean.fill_(50)
+    whitening.covariance.fill_(1e-18)
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    assert torch.equal(whitening._whitening_matrix(), torch.eye(E))
