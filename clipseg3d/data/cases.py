@@ -350,8 +350,8 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
             if spacing_mm is not None and not np.allclose(spacing, spacing_mm, rtol=0.02):
                 faults.append(
                     f"{path}: voxels of {_join_sizes(spacing.round(3))} mm, expected "
-                    f"{spacing_mm:g} mm; resample the case, or set spacing_mm to the voxel size "
-                    "of all cases"
+                    f"{spacing_mm:g} mm; resample the case, or train with the voxel size of all "
+                    "cases (spacing_mm)"
                 )
         elif shape != first[1]:
             faults.append(
