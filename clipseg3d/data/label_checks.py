@@ -57,8 +57,8 @@ def releases_with(values: Iterable[float]) -> list[str]:
     """Return the names of the releases that have all of these values as labels.
 
     Example:
-        >>> releases_with([1, 2, 3, 4])
-        ['brats2024_gli', 'brats2024_ped', 'brats2023_met']
+        >>> "brats2024_gli" in releases_with([1, 2, 3, 4]), "brats2020" in releases_with([3])
+        (True, False)
     """
     expected = set(values)
     return [name for name, release in RELEASES.items() if expected <= set(release.labels)]

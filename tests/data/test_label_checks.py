@@ -80,9 +80,8 @@ def test_the_labels_are_those_of_the_release_given():
 
 
 def test_releases_by_their_labels():
-    assert releases_with([0, 1, 2, 4]) == [
-        *("brats2018", "brats2019", "brats2020", "brats2021", "brats2024_gli", "brats2024_ped"),
-        *("brats2023_met", "phantom"),
-    ]
+    names = releases_with([0, 1, 2, 4])
+    assert {"brats2018", "brats2021", "brats2024_gli"} <= set(names)
+    assert not {"brats2023_gli", "msd_task01"} & set(names)
     assert releases_with([]) == [*RELEASES]
     assert releases_with([1, 5]) == releases_with([0.5]) == []

@@ -22,6 +22,7 @@ from clipseg3d.data.releases import (
     RELEASES,
     get_release,
 )
+from clipseg3d.testing import check_release
 from clipseg3d.vocabulary import LABEL, REGIONS, SEQUENCES
 
 every_release = pytest.mark.parametrize("release", RELEASES.values(), ids=lambda r: r.name)
@@ -47,12 +48,33 @@ MEANING = {
 }
 # What comes back from three nested regions, where it is not the label itself.
 LOST = {"brats2024_gli": {4: 0}, "brats2023_met": {4: 0}, "brats2024_ped": {3: 2}}
+# An official name of a case.
+CASES = {
+    "brats2018": "Brats18_TCIA02_222_1",
+    "brats2019": "BraTS19_CBICA_AAB_1",
+    "brats2020": "BraTS20_Training_001",
+    "brats2021": "BraTS2021_00000",
+    "brats2023_gli": "BraTS-GLI-00000-000",
+    "brats2024_gli": "BraTS-GLI-00005-100",
+    "brats2023_ped": "BraTS-PED-00001-000",
+    "brats2024_ped": "BraTS-PED-00001-000",
+    "brats2023_ssa": "BraTS-SSA-00002-000",
+    "brats2023_men": "BraTS-MEN-00004-000",
+    "brats2023_met": "BraTS-MET-00001-000",
+    "msd_task01": "BRATS_001",
+    "phantom": "Phantom_00000",
+}
 INSIDE = {None: (0, 0, 0), "WT": (1, 0, 0), "TC": (1, 1, 0), "ET": (1, 1, 1)}
 
 
 def test_order_of_channels():
     assert SEQUENCES == ("t1", "t1ce", "t2", "flair")
     assert REGIONS == ("WT", "TC", "ET")
+
+
+@every_release
+def test_the_record_has_the_properties_of_releases(release):
+    check_release(release, CASES[release.name])
 
 
 @every_release
