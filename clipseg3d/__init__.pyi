@@ -8,7 +8,10 @@ from .data.brats import BraTS2023METDataModule as BraTS2023METDataModule
 from .data.brats import BraTS2023PEDDataModule as BraTS2023PEDDataModule
 from .data.brats import BraTS2023SSADataModule as BraTS2023SSADataModule
 from .data.brats import BraTS2024GLIDataModule as BraTS2024GLIDataModule
+from .data.brats import BraTS2024MENRTDataModule as BraTS2024MENRTDataModule
 from .data.brats import BraTS2024PEDDataModule as BraTS2024PEDDataModule
+from .data.brats import BraTS2025GLIDataModule as BraTS2025GLIDataModule
+from .data.brats import BraTS2025METDataModule as BraTS2025METDataModule
 from .data.brats import BraTSDataModule as BraTSDataModule
 from .data.brats import MSDTask01DataModule as MSDTask01DataModule
 from .inference.predictor import Predictor as Predictor

@@ -24,7 +24,7 @@ class Sample(TypedDict):
     """One crop or one whole case from a dataset; shapes are those of Batch without ``b``.
 
     In a packed sample, ``image`` is (s, x, y, z) uint8 codes, or float16 if augmentation leaves the
-    range of the codes. ``label`` is (x, y, z) uint8 with one bit per region.
+    range of the codes. ``label`` is (x, y, z) with one bit per region, see :func:`pack_regions`.
     """
 
     image: Tensor
@@ -40,8 +40,8 @@ class Sample(TypedDict):
 class Batch(TypedDict):
     """A collated batch.
 
-    Axes: b batch, s sequences (``SEQUENCES`` order), r regions (``REGIONS`` order), x y z voxels
-    in LPS order (x grows to the patient's left, y backwards, z upwards), v views.
+    Axes: b batch, s sequences and r regions in the order of the release, x y z voxels in LPS order
+    (x grows to the patient's left, y backwards, z upwards), v views.
     """
 
     image: Tensor
@@ -95,17 +95,28 @@ def unpack_image(packed: Tensor, statistics: Tensor) -> Tensor:
 
 
 def pack_regions(regions: Tensor) -> Tensor:
-    """Return region masks (..., r, x, y, z) bool as bits of (..., x, y, z) uint8; bit 0 is WT."""
-    bits = torch.arange(len(REGIONS), device=regions.device)
-    return (regions.byte() << bits[:, None, None, None]).sum(dim=-4, dtype=torch.uint8)
+    """Return region masks (..., r, x, y, z) bool as bits of (..., x, y, z); bit 0 is the first.
+
+    Returns:
+        uint8; int32 with more than eight regions.
+    """
+    count = regions.shape[-4]
+    bits = torch.arange(count, device=regions.device)[:, None, None, None]
+    dtype = torch.uint8 if count <= 8 else torch.int32
+    return (regions.int() << bits).sum(dim=-4, dtype=dtype)
 
 
-def unpack(batch: Batches) -> Batches:
-    """Return a batch or a sample in the form of :class:`Batch`; unpacked values do not change."""
+def unpack(batch: Batches, *, num_regions: int = len(REGIONS)) -> Batches:
+    """Return a batch or a sample in the form of :class:`Batch`; unpacked values do not change.
+
+    Args:
+        batch: packed or not.
+        num_regions: number of regions r that were packed.
+    """
     unpacked = batch.copy()
     unpacked["image"] = unpack_image(batch["image"], batch["statistics"])
     label = batch["label"]
-    if label.dtype == torch.uint8:
-        bits = torch.arange(len(REGIONS), device=label.device)[:, None, None, None]
+    if label.ndim < batch["image"].ndim:
+        bits = torch.arange(num_regions, device=label.device)[:, None, None, None]
         unpacked["label"] = (label.unsqueeze(-4) >> bits & 1).float()
     return unpacked

@@ -1,10 +1,12 @@
-"""Reading text, JSON and CSV files, with errors that name the file and the cure."""
+"""Reading text, JSON, YAML and CSV files, with errors that name the file and the cure."""
 
 import csv
 import io
 import json
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 MAX_REPORT_BYTES = 1_000_000
 """Largest report; those of BraTS cases have about 1,000 bytes."""
@@ -62,6 +64,20 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); repair it") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file; tags that would make anything but plain values are refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not YAML of plain values.
+    """
+    try:
+        return yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not valid YAML ({reason}); repair it") from error
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -27,7 +27,8 @@ from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
 from clipseg3d.data.preprocessing import preprocess
-from clipseg3d.data.releases import PHANTOM, BraTSRelease, get_release
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import PHANTOM, get_release
 from clipseg3d.intensity import intensity_statistics, scale
 from clipseg3d.losses import RegionLoss
 from clipseg3d.metrics.dice import dice_empty_is_one

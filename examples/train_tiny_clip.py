@@ -48,7 +48,8 @@ from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.clip.prompts import REGION_PROMPTS, region_prompts, split_sentences
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.preprocessing import preprocess
-from clipseg3d.data.releases import PHANTOM, BraTSRelease, get_release
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import PHANTOM, get_release
 from clipseg3d.data.reports import read_reports
 from clipseg3d.intensity import intensity_statistics
 from clipseg3d.phantom.report import (

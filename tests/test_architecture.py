@@ -30,7 +30,7 @@ ARROWS = {
     "formatting": set(),
     "checksums": set(),
     "ranges": set(),
-    "text_files": set(),
+    "text_files": {"yaml"},
     "intensity": set(),
     "views": {"intensity", "vocabulary"},
     "batch": {"views", "vocabulary"},
@@ -47,7 +47,7 @@ ARROWS = {
     | {"pretrained", "networks", "blocks", "metrics", "reporting.case_page"}
     | {
         f"data.{name}"
-        for name in ("cases", "label_pairs", "label_checks", "nifti", "preprocessing")
+        for name in ("cases", "label_pairs", "label_checks", "nifti", "preprocessing", "release")
     }
     | {"data.releases", "data.scan_grid"},
     "training": SHARED
@@ -55,7 +55,7 @@ ARROWS = {
     | {"data.releases", "data.sample_order", "clipseg3d"},
     "reporting": SHARED | {"metrics"},
     "export": SHARED | {"networks", "blocks", "clipseg3d"},
-    "testing": SHARED | {"blocks", "clip", "data.releases"},
+    "testing": SHARED | {"blocks", "clip", "data.release"},
     "cli": SHARED
     | {"training", "inference", "pretrained", "networks", "clip", "metrics", "reporting"}
     | {"data", "phantom", "export"},
@@ -71,7 +71,7 @@ THIRD_PARTY = {
     "formatting": set(),
     "checksums": {"torch"},
     "ranges": set(),
-    "text_files": set(),
+    "text_files": {"yaml"},
     "weights": set(),
     "intensity": {"torch", "einops"},
     "views": {"torch", "einops"},

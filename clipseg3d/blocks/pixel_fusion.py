@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clipseg3d.blocks.zero_init import zero_init
 from clipseg3d.intensity import intensity_statistics, scale
+from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 Norm = Literal["zscore", "minmax"]
 
@@ -26,23 +27,26 @@ class PixelFusion(nn.Module):
     can therefore be normalised with the statistics of the whole brain.
 
     Args:
-        norms: normalisation of each sequence; their number is the number of sequences s.
-        gammas: exponent p of ``sign(v) |v|^p`` for each sequence, 1 for none.
+        sequences: names of the sequences s.
+        norms: normalisation of each sequence; None takes the paper's, ``minmax`` for t2 and flair.
+        gammas: exponent p of ``sign(v) |v|^p`` for each sequence, 1 for none; None takes the
+            paper's, 0.9 for t1ce.
         clip: largest absolute value before the power.
         gate: whether a learned gate weights the sequences.
-        differences: pairs (i, j) of sequences; channel i - j follows the sequences. In T1, T1ce,
-            T2, FLAIR order, T1ce - T1 is (1, 0) and T2 - FLAIR is (2, 3). Differences are computed
-            before the power; power, region contrast and gate do not change them. A difference is 0
-            if one of its sequences is missing.
+        differences: pairs (i, j) of sequences by name; channel i - j follows the sequences.
+            Differences are computed before the power; power, region contrast and gate do not
+            change them. A difference is 0 if one of its sequences is missing.
         contrast: probability, per sample, that a training step increases the contrast of every
-            sequence inside the tumour; needs ``regions`` in :meth:`forward`.
+            sequence inside TC and ET; needs ``regions`` in :meth:`forward`.
+        regions: names of the regions there.
 
     Attributes:
         out_channels: sequences plus differences.
 
     Raises:
-        ValueError: ``norms`` and ``gammas`` differ in length, a norm is unknown, a difference is
-            not of two of the sequences, or ``contrast`` is outside [0, 1].
+        ValueError: there is not one norm and gamma per sequence, a norm is unknown, a difference is
+            not of two of the sequences, ``contrast`` is outside [0, 1], or there is neither TC nor
+            ET to increase it in.
 
     Source: arXiv 2507.09966, pixel-level fusion: norms, clip, T1ce power 0.9, contrast x1.25 in ET
     and x1.2 in TC, listed as augmentation with p = 0.5. The contrast needs the true regions, which
@@ -53,38 +57,54 @@ class PixelFusion(nn.Module):
     Example:
         >>> import torch
         >>> volume = torch.rand(1, 4, 20, 24, 18)
-        >>> PixelFusion(differences=((1, 0), (2, 3)))(volume).shape
+        >>> PixelFusion(differences=(("t1ce", "t1"), ("t2", "flair")))(volume).shape
         torch.Size([1, 6, 20, 24, 18])
     """
 
     def __init__(
         self,
         *,
-        norms: Sequence[Norm] = ("zscore", "zscore", "minmax", "minmax"),
-        gammas: Sequence[float] = (1.0, 0.9, 1.0, 1.0),
+        sequences: Sequence[str] = SEQUENCES,
+        norms: Sequence[Norm] | None = None,
+        gammas: Sequence[float] | None = None,
         clip: float = 5.0,
         gate: bool = True,
-        differences: Sequence[tuple[int, int]] = (),
+        differences: Sequence[tuple[str, str]] = (),
         contrast: float = 0.0,
+        regions: Sequence[str] = REGIONS,
     ) -> None:
         super().__init__()
-        count = len(norms)
-        if count != len(gammas):
-            raise ValueError(f"{count} norms but {len(gammas)} gammas; give one per sequence")
+        papers: list[Norm] = ["minmax" if s in ("t2", "flair") else "zscore" for s in sequences]
+        norms = papers if norms is None else list(norms)
+        if gammas is None:
+            gammas = [0.9 if name == "t1ce" else 1.0 for name in sequences]
+        count = len(sequences)
+        for kind, number in (("norms", len(norms)), ("gammas", len(gammas))):
+            if number != count:
+                raise ValueError(
+                    f"{number} {kind} for {count} sequences ({', '.join(sequences)}); give one per "
+                    "sequence"
+                )
         unknown = set(norms) - {"zscore", "minmax"}
         if unknown:
             raise ValueError(f"norms={tuple(norms)}: choose from 'zscore' and 'minmax'")
         for i, j in differences:
-            if i == j or not {i, j} <= set(range(count)):
+            if i == j or not {i, j} <= set(sequences):
                 raise ValueError(
-                    f"difference ({i}, {j}): give two different sequences of 0..{count - 1}"
+                    f"difference ({i}, {j}): give two different sequences of {', '.join(sequences)}"
                 )
         if not 0 <= contrast <= 1:
             raise ValueError(f"contrast={contrast} is not a probability; give a value in [0, 1]")
+        if contrast and not {"TC", "ET"} & set(regions):
+            raise ValueError(
+                f"contrast={contrast} is increased in TC and ET, but the regions are "
+                f"{', '.join(regions)}; set it to 0"
+            )
         self.clip = clip
         self.contrast = contrast
-        self.minuends = [i for i, _ in differences]
-        self.subtrahends = [j for _, j in differences]
+        self.regions = list(regions)
+        self.minuends = [list(sequences).index(i) for i, _ in differences]
+        self.subtrahends = [list(sequences).index(j) for _, j in differences]
         self.out_channels = count + len(differences)
         self.is_zscore: Tensor
         self.gammas: Tensor
@@ -110,8 +130,8 @@ class PixelFusion(nn.Module):
             image: (b, s, x, y, z), background 0; a missing sequence is 0 everywhere.
             statistics: (b, s, 4) low, high, mean and SD of the whole brain, in the units of
                 ``image``; None computes them from ``image``, which then must hold the whole brain.
-            regions: (b, 3, x, y, z) true WT, TC and ET in {0, 1}, for region contrast; training
-                only, and ignored if ``contrast`` is 0.
+            regions: (b, r, x, y, z) true regions in {0, 1}, for region contrast; training only,
+                and ignored if ``contrast`` is 0.
             available: (b, s) bool, False for sequences to treat as missing, whatever their values
                 are; None means that all are available. A sequence whose SD in ``statistics`` is 0
                 is always missing.
@@ -165,8 +185,12 @@ class PixelFusion(nn.Module):
     def _increase_contrast(self, fused: Tensor, signal: Tensor, regions: Tensor) -> Tensor:
         """Scale ET by 1.25 and the rest of TC by 1.2 about their means, in random samples."""
         chosen = torch.rand(len(fused), device=fused.device) < self.contrast
-        _, core, enhancing = rearrange(regions.bool(), "b r x y z -> r b 1 x y z")
-        for region, factor in ((enhancing, 1.25), (core & ~enhancing, 1.2)):
+        masks = dict(
+            zip(self.regions, rearrange(regions.bool(), "b r ... -> r b 1 ..."), strict=True)
+        )
+        nothing = torch.zeros_like(signal[:, :1])
+        enhancing = masks.get("ET", nothing)
+        for region, factor in ((enhancing, 1.25), (masks.get("TC", nothing) & ~enhancing, 1.2)):
             part = region & signal & rearrange(chosen, "b -> b 1 1 1 1")
             count = reduce(part.float(), "b s x y z -> b s 1 1 1", "sum").clamp(min=1)
             centre = reduce(fused * part, "b s x y z -> b s 1 1 1", "sum") / count

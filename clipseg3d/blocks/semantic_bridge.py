@@ -13,7 +13,7 @@ from clipseg3d.blocks.attention_pooling import GatedAttentionPooling
 from clipseg3d.blocks.residual_adapter import ResidualAdapter
 from clipseg3d.blocks.zero_init import zero_init
 from clipseg3d.views import Views, ViewSelection, cut_views
-from clipseg3d.vocabulary import PLANES
+from clipseg3d.vocabulary import PLANES, SEQUENCES
 
 MAX_CACHED_CASES = 4096
 """Largest number of cases in the cache of tokens; 6 KB each with three views and ViT-B/32."""
@@ -58,8 +58,9 @@ class SemanticBridge(nn.Module):
             case are embedded once and their tokens stay in memory, unless ``mix_rgb`` or ``dense``.
         selection: which slices :meth:`forward` cuts; see :func:`clipseg3d.views.cut_views`. With
             ``attention``, the slices of each axis are pooled into one token.
-        rgb: index of the sequences shown in red, green and blue; by default t1ce, flair and t2.
-        num_sequences: sequences s of the views.
+        sequences: names of the sequences s of the views.
+        rgb: those shown in red, green and blue; None takes t1ce, flair and t2, and where one is
+            not there, the next sequence that is.
         mix_rgb: add a learned mixture of all sequences to red, green and blue (the paper's "2D
             processing network"); it starts at zero.
         adapter: pass the tokens through a residual adapter; a new one changes nothing.
@@ -67,7 +68,7 @@ class SemanticBridge(nn.Module):
             :func:`~clipseg3d.blocks.patch_lifting.lift_patches`.
 
     Raises:
-        ValueError: ``rgb`` does not name three of the sequences.
+        ValueError: ``rgb`` does not name three sequences that there are.
 
     Source: arXiv 2507.09966, 3D-2D semantic bridging; ``energy``, ``attention`` and ``dense`` are
     ours.
@@ -84,19 +85,23 @@ class SemanticBridge(nn.Module):
         encoder: ImageEncoder,
         *,
         selection: ViewSelection = "center",
-        rgb: Sequence[int] = (1, 3, 2),
-        num_sequences: int = 4,
+        sequences: Sequence[str] = SEQUENCES,
+        rgb: Sequence[str] | None = None,
         mix_rgb: bool = False,
         adapter: bool = False,
         dense: bool = False,
     ) -> None:
         super().__init__()
-        if len(rgb) != 3 or max(rgb) >= num_sequences:
-            raise ValueError(f"rgb={tuple(rgb)}: name three of {num_sequences} sequences by index")
+        self.sequences = list(sequences)
+        rgb = _default_rgb(self.sequences) if rgb is None else rgb
+        if len(rgb) != 3 or not set(rgb) <= set(sequences):
+            raise ValueError(
+                f"rgb={tuple(rgb)}: name three sequences, of {', '.join(self.sequences)}"
+            )
         self.encoder = encoder
         self.selection: ViewSelection = selection
-        self.rgb = list(rgb)
-        self.num_sequences = num_sequences
+        self.rgb = [self.sequences.index(name) for name in rgb]
+        num_sequences = len(self.sequences)
         self.dense = dense
         self.mixture: nn.Sequential | None = None
         if mix_rgb:
@@ -114,21 +119,21 @@ class SemanticBridge(nn.Module):
 
     def forward(self, volume: Tensor) -> ViewTokens:
         """Cut a whole volume (b, s, x, y, z) into views and embed them; see :meth:`embed`."""
-        return self.embed(cut_views(volume, selection=self.selection))
+        return self.embed(cut_views(volume, selection=self.selection, sequences=self.sequences))
 
     def embed(self, views: Views) -> ViewTokens:
         """Embed views that were already cut; tokens have unit norm unless pooled or adapted.
 
         Raises:
-            ValueError: the images are not uint8, not (b, v, h, w, s) with s = ``num_sequences``,
-                or not the same number per axis.
+            ValueError: the images are not uint8, not (b, v, h, w, s), or not the same number per
+                axis.
         """
         images = views.images
-        fits = images.ndim == 5 and images.shape[4] == self.num_sequences
+        fits = images.ndim == 5 and images.shape[4] == len(self.sequences)
         if images.dtype != torch.uint8 or not fits or images.shape[1] % len(PLANES):
             raise ValueError(
                 f"views are {images.dtype} {tuple(images.shape)}, expected uint8 (b, v, h, w, "
-                f"{self.num_sequences}) with equally many views per axis; cut them with "
+                f"{len(self.sequences)}) with equally many views per axis; cut them with "
                 "clipseg3d.views.cut_views"
             )
         batch = images.shape[0]
@@ -195,3 +200,10 @@ class SemanticBridge(nn.Module):
             with torch.inference_mode(False):  # training may use tokens that validation computed
                 self._token_cache[key] = self.encoder.encode_image(self._to_rgb(images[None])).cpu()
         return self._token_cache[key].to(images.device)
+
+
+def _default_rgb(sequences: Sequence[str]) -> list[str]:
+    """Return t1ce, flair and t2, as far as they are there, then others; the last one repeated."""
+    usual = [name for name in ("t1ce", "flair", "t2") if name in sequences]
+    order = [*usual, *(name for name in sequences if name not in usual)]
+    return [*order, *order[-1:] * 3][:3]

@@ -10,7 +10,7 @@ from clipseg3d.atomic_write import atomic_write
 from clipseg3d.cli.terminal import Commands, require_output, say
 
 if TYPE_CHECKING:
-    from clipseg3d.data.releases import BraTSRelease
+    from clipseg3d.data.release import BraTSRelease
     from clipseg3d.metrics.case_scores import CaseScores
     from clipseg3d.metrics.score_table import ScoreTable
 

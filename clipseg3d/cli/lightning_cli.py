@@ -19,6 +19,7 @@ from clipseg3d.atomic_write import atomic_write
 from clipseg3d.cli.lightning_parser import OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
 from clipseg3d.cli.terminal import raised_in, require_output, unwrapped
+from clipseg3d.data.releases import release_values
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import network_config
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
@@ -35,10 +36,9 @@ MAX_SEED = 2**32 - 1
 PARTS = ("train", "val", "test")
 
 
-def release_name(data: Any) -> str:
-    """Return the name of the release that a data module reads."""
-    name: str = data.release.name
-    return name
+def release_of(data: Any) -> str | dict[str, Any]:
+    """Return the release that a data module reads: its name, or its values."""
+    return release_values(data.release)
 
 
 def view_selection(network: Any, ablation: str | None) -> Any:
@@ -72,7 +72,7 @@ class CLIPSeg3DCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link data to module; add both callbacks for checkpoints, and ``--scores``."""
         parser.link_arguments(
-            "data", "model.release", compute_fn=release_name, apply_on="instantiate"
+            "data", "model.release", compute_fn=release_of, apply_on="instantiate"
         )
         parser.link_arguments("data.spacing_mm", "model.spacing_mm", apply_on="instantiate")
         choice = ("model.network", "model.ablation")

@@ -36,12 +36,23 @@ def add_command(commands: Commands) -> None:
         "code is 1.",
     )
     segment.add_argument(
-        "cases", nargs="*", type=Path, metavar="CASE", help="folder of one case, or of many"
+        "cases",
+        nargs="*",
+        type=Path,
+        metavar="CASE",
+        help="folder of one case, or of many; or a table of cases (.csv or .json)",
     )
     for sequence in SEQUENCES:
         segment.add_argument(
             f"--{sequence}", type=Path, metavar="FILE", help=f"{sequence} volume of a single case"
         )
+    segment.add_argument(
+        "--sequence",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="volume of a single case, for a sequence of any name that the weights read",
+    )
     segment.add_argument(
         "--name", help="name of a single case given as files (default: that of their folder)"
     )
@@ -170,7 +181,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _files(arguments: argparse.Namespace) -> dict[str, Path]:
     """Return the files given for a single case, by sequence."""
-    return {name: getattr(arguments, name) for name in SEQUENCES if getattr(arguments, name)}
+    files = {name: getattr(arguments, name) for name in SEQUENCES if getattr(arguments, name)}
+    for entry in arguments.sequence:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"--sequence {entry}: write it as NAME=FILE, such as adc=adc.nii.gz")
+        if name in files:
+            raise ValueError(f"--sequence {entry}: {name} is given already; give each one once")
+        files[name] = Path(path)
+    return files
 
 
 def _find_cases(
@@ -181,8 +200,13 @@ def _find_cases(
 
     files = _files(arguments)
     if files:
-        allow_missing = predictor.allow_missing
-        return [case_from_files(files, name=arguments.name, allow_missing=allow_missing)], []
+        case = case_from_files(
+            files,
+            name=arguments.name,
+            sequences=list(predictor.release.sequences),
+            allow_missing=predictor.allow_missing,
+        )
+        return [case], []
     usable: list[Case] = []
     faults: list[str] = []
     notes: list[str] = []

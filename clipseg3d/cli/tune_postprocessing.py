@@ -51,11 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{arguments.output}: does not end in .json; rename it")
     require_output(arguments.output)
 
+    from clipseg3d.data.label_pairs import find_references
     from clipseg3d.inference.postprocessing_tuning import read_validation, tune_postprocessing
 
-    release = None if arguments.release == "auto" else arguments.release
+    wanted = None if arguments.release == "auto" else arguments.release
+    references, release = find_references(arguments.references, wanted)
     tuned = tune_postprocessing(
-        read_validation(arguments.predictions, arguments.references, release)
+        read_validation(arguments.predictions, references, release), release
     )
     learned = {"cases": tuned.num_cases, "dice_before": tuned.before, "dice_after": tuned.after}
     tuned.rules.save(arguments.output, learned=learned)

@@ -6,6 +6,9 @@ REGION_PROMPTS = {
     "WT": "FLAIR-bright glioma with surrounding oedema",
     "TC": "tumour core with necrosis on post-contrast T1",
     "ET": "ring of contrast enhancement on post-contrast T1",
+    "RC": "resection cavity after surgery",
+    "CC": "cyst beside the tumour core",
+    "GTV": "contrast-enhancing mass on post-contrast T1",
 }
 TEMPLATES = ("{}", "a brain MRI with {}", "a slice of a brain scan that shows {}")
 
@@ -17,17 +20,14 @@ _SENTENCE_END = re.compile(
 )
 
 
-def region_prompts(region: str) -> list[str]:
-    """Return the prompts of a region; their embeddings are averaged.
+def region_prompts(region: str, prompt: str | None = None) -> list[str]:
+    """Return a region's prompt in several wordings; their embeddings are averaged.
 
-    Raises:
-        ValueError: there are no prompts for this region.
+    Args:
+        region: name of the region.
+        prompt: what to say of it; None takes that of ``REGION_PROMPTS``, or the region's name.
     """
-    if region not in REGION_PROMPTS:
-        raise ValueError(
-            f"no prompt for region {region!r}: choose from {', '.join(REGION_PROMPTS)}"
-        )
-    return [template.format(REGION_PROMPTS[region]) for template in TEMPLATES]
+    return [template.format(prompt or REGION_PROMPTS.get(region, region)) for template in TEMPLATES]
 
 
 def split_sentences(report: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Embeddings of prompts and reports; each text is encoded once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,12 +21,13 @@ class TextBank:
     Args:
         encoder: CLIP, or another encoder of texts.
         regions: regions whose prompts come first, in this order.
+        prompts: region -> prompt; regions that are not in it have the library's own.
         cache: file written by :meth:`save` or ``clipseg3d embed-text``. Texts in it are not
             encoded again; others are encoded when they are first used, and kept in memory.
 
     Raises:
         FileNotFoundError: there is no such cache.
-        ValueError: a region has no prompt; the cache is damaged, or of another encoder.
+        ValueError: the cache is damaged, or of another encoder.
 
     Example:
         >>> from clipseg3d.clip.encoder import load_encoder
@@ -41,10 +42,12 @@ class TextBank:
         encoder: TextEncoder,
         regions: Sequence[str],
         *,
+        prompts: Mapping[str, str] | None = None,
         cache: str | Path | None = None,
     ) -> None:
         self.encoder = encoder
-        self.prompts = [region_prompts(region) for region in regions]
+        own = prompts or {}
+        self.prompts = [region_prompts(region, own.get(region)) for region in regions]
         self._embeddings: dict[str, Tensor] = {}
         if cache is not None:
             self._embeddings = _read_cache(cache, encoder)

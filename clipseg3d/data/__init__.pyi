@@ -19,8 +19,8 @@ from .nifti import write_label as write_label
 from .nifti import write_map as write_map
 from .preprocessing import Preprocessed as Preprocessed
 from .preprocessing import preprocess as preprocess
+from .release import BraTSRelease as BraTSRelease
 from .releases import RELEASES as RELEASES
-from .releases import BraTSRelease as BraTSRelease
 from .releases import get_release as get_release
 from .reports import read_reports as read_reports
 from .sample_order import EpochSampler as EpochSampler

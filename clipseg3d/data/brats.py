@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
@@ -23,6 +23,7 @@ from clipseg3d.data.cache import (
 from clipseg3d.data.cases import Case, detect_release, find_cases, index_cases
 from clipseg3d.data.check import check_data
 from clipseg3d.data.dataset import BraTSDataset
+from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import (
     BRATS_2018,
     BRATS_2019,
@@ -34,9 +35,12 @@ from clipseg3d.data.releases import (
     BRATS_2023_PED,
     BRATS_2023_SSA,
     BRATS_2024_GLI,
+    BRATS_2024_MEN_RT,
     BRATS_2024_PED,
+    BRATS_2025_GLI,
+    BRATS_2025_MET,
     MSD_TASK01,
-    BraTSRelease,
+    RELEASES,
     get_release,
 )
 from clipseg3d.data.sample_order import CountingLoader, EpochSampler, global_seed
@@ -55,9 +59,13 @@ class BraTSDataModule(LightningDataModule):
     those of full volumes.
 
     Args:
-        root: folder that holds the cases, at any depth; only read.
-        release: name of the release, one of :data:`clipseg3d.data.releases.RELEASES`. ``auto``
-            detects it from case names and label values; a subclass uses its own release.
+        root: folder that holds the cases, at any depth; only read. Or a table of cases, see
+            :func:`clipseg3d.data.case_table.read_case_table`.
+        release: name of the release, one of :data:`clipseg3d.data.releases.RELEASES`, or a YAML
+            file of your own. ``auto`` detects it from case names and label values; a subclass uses
+            its own release.
+        sequences: those to read, by name and in order; None takes all of the release.
+        regions: those to learn, by name and in order; None takes all of the release.
         reports: JSON or CSV file of reports by case name (see
             :func:`clipseg3d.data.reports.read_reports`). None reads ``{case}_flair_text.txt``
             in the folder of each case, where there is one.
@@ -91,11 +99,16 @@ class BraTSDataModule(LightningDataModule):
         DataError: from :meth:`prepare_data`, listing every fault of every case.
     """
 
+    published: ClassVar[BraTSRelease | None] = None
+    """The release that a subclass reads; None takes the argument."""
+
     def __init__(
         self,
         root: str,
         *,
         release: str = "auto",
+        sequences: tuple[str, ...] | None = None,
+        regions: tuple[str, ...] | None = None,
         reports: str | None = None,
         allow_missing_sequences: bool = False,
         splits: str | None = None,
@@ -121,16 +134,20 @@ class BraTSDataModule(LightningDataModule):
         require_count(num_workers=num_workers, fold=fold, seed=seed, at_least=0)
         require_above_zero(spacing_mm=spacing_mm)
         # Only plain values: checkpoints are loaded with weights_only=True. Model and data share
-        # their hyperparameters, and the model stores the name of the release that was detected:
-        # Lightning would refuse "auto" here.
-        self.save_hyperparameters(ignore="release" if release == "auto" else None)
+        # their hyperparameters, and the model stores the release that was detected or read:
+        # Lightning would refuse "auto" or a file here.
+        self.save_hyperparameters(ignore=None if release in RELEASES else "release")
         self.root = Path(root)
         self.release_name = release
-        if release != "auto" and self.release.name != release:
+        self.sequences, self.regions = sequences, regions
+        own = type(self).published
+        if own is not None and release not in ("auto", own.name):
             raise ValueError(
-                f"{type(self).__name__} reads {self.release.name}, not release={release!r}; use "
+                f"{type(self).__name__} reads {own.name}, not release={release!r}; use "
                 "BraTSDataModule"
             )
+        if own is not None or release != "auto":
+            _ = self.release  # wrong names are found out before the folder is read
         self.reports = reports
         self.allow_missing_sequences = allow_missing_sequences
         self.splits = splits
@@ -154,10 +171,17 @@ class BraTSDataModule(LightningDataModule):
 
     @cached_property
     def release(self) -> BraTSRelease:
-        """The release of the cases."""
-        if self.release_name == "auto":
-            return detect_release(self.root)
-        return get_release(self.release_name)
+        """The release of the cases, with the chosen sequences and regions.
+
+        Raises:
+            ValueError: it cannot be detected, or has no such sequence or region.
+        """
+        release = type(self).published
+        if release is None and self.release_name == "auto":
+            release = detect_release(self.root)
+        elif release is None:
+            release = get_release(self.release_name)
+        return release.select(sequences=self.sequences, regions=self.regions)
 
     def survey(self) -> DataSurvey:
         """Check all cases and report what :meth:`prepare_data` would write; nothing is written.
@@ -307,7 +331,7 @@ class BraTSDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Unpack a batch on the device to which it was moved."""
-        return unpack(batch)
+        return unpack(batch, num_regions=len(self.release.regions))
 
     def _cases(self) -> list[Case]:
         """Return all cases; the headers of their files are read once per run."""
@@ -414,70 +438,88 @@ class BraTSDataModule(LightningDataModule):
 class BraTS2018DataModule(BraTSDataModule):
     """BraTS 2018: folders HGG and LGG; a patient may have several scans."""
 
-    release = BRATS_2018
+    published = BRATS_2018
 
 
 class BraTS2019DataModule(BraTSDataModule):
     """BraTS 2019: as 2018, with more cases."""
 
-    release = BRATS_2019
+    published = BRATS_2019
 
 
 class BraTS2020DataModule(BraTSDataModule):
     """BraTS 2020, the data of the paper; the label map of case 355 has an irregular name."""
 
-    release = BRATS_2020
+    published = BRATS_2020
 
 
 class BraTS2021DataModule(BraTSDataModule):
     """BraTS 2021: the last release in which enhancing tumour is label 4."""
 
-    release = BRATS_2021
+    published = BRATS_2021
 
 
 class BraTS2023GLIDataModule(BraTSDataModule):
     """BraTS 2023 adult glioma: new names of sequences; enhancing tumour is label 3."""
 
-    release = BRATS_2023_GLI
+    published = BRATS_2023_GLI
 
 
 class BraTS2024GLIDataModule(BraTSDataModule):
-    """BraTS 2024 glioma after treatment: label 4 is the resection cavity, in no region."""
+    """BraTS 2024 glioma after treatment: label 4, the resection cavity, is a region of its own."""
 
-    release = BRATS_2024_GLI
+    published = BRATS_2024_GLI
+
+
+class BraTS2025GLIDataModule(BraTSDataModule):
+    """BraTS 2025 glioma, before and after treatment: regions as in 2024."""
+
+    published = BRATS_2025_GLI
 
 
 class BraTS2023PEDDataModule(BraTSDataModule):
     """BraTS-PEDs 2023, tumours of children: labels as in adults."""
 
-    release = BRATS_2023_PED
+    published = BRATS_2023_PED
 
 
 class BraTS2024PEDDataModule(BraTSDataModule):
-    """BraTS-PEDs 2024: enhancing tumour is label 1; cysts have a label of their own."""
+    """BraTS-PEDs 2024: enhancing tumour is label 1; cysts are a region of their own."""
 
-    release = BRATS_2024_PED
+    published = BRATS_2024_PED
 
 
 class BraTS2023SSADataModule(BraTSDataModule):
     """BraTS-Africa 2023: gliomas from Sub-Saharan Africa."""
 
-    release = BRATS_2023_SSA
+    published = BRATS_2023_SSA
 
 
 class BraTS2023MENDataModule(BraTSDataModule):
     """BraTS 2023 meningioma, before surgery."""
 
-    release = BRATS_2023_MEN
+    published = BRATS_2023_MEN
 
 
 class BraTS2023METDataModule(BraTSDataModule):
-    """BraTS metastases of 2023 and later: from 2025, label 4 is the resection cavity."""
+    """BraTS 2023 metastases."""
 
-    release = BRATS_2023_MET
+    published = BRATS_2023_MET
+
+
+class BraTS2025METDataModule(BraTSDataModule):
+    """BraTS 2025 metastases: label 4, the resection cavity, is a region of its own."""
+
+    published = BRATS_2025_MET
+
+
+class BraTS2024MENRTDataModule(BraTSDataModule):
+    """BraTS 2024 meningioma before radiotherapy: T1ce alone, with skull; one region, GTV."""
+
+    published = BRATS_2024_MEN_RT
 
 
 class MSDTask01DataModule(BraTSDataModule):
     """Task01_BrainTumour of the Medical Segmentation Decathlon: 4D images, its own labels."""
 
-    release = MSD_TASK01
+    published = MSD_TASK01

@@ -25,10 +25,10 @@ from clipseg3d.atomic_write import atomic_write
 from clipseg3d.batch import pack_image
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.preprocessing import preprocess
-from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.data.release import BraTSRelease
 from clipseg3d.views import Views, ViewSelection
 
-FORMAT = 3
+FORMAT = 4
 """Part of every key. Raise it when preprocessing or the files change within a version."""
 VERSION = version("clipseg3d")
 MAX_FOREGROUND = 20_000
@@ -74,7 +74,7 @@ class CachedCase:
         return self._tensor("label")
 
     def foreground(self) -> Tensor:
-        """Return indices (n, 3) of tumour voxels, int16; n is 0 without tumour."""
+        """Return indices (n, 3) of voxels of the regions, int16; n is 0 if there are none."""
         return self._tensor("foreground")
 
     def statistics(self) -> Tensor:
@@ -115,12 +115,16 @@ def cached_case(
     """Return the cache entry of a case; its file may not exist yet.
 
     The key in the file name depends on the content of the source files (see :func:`fingerprint`),
-    the release, the selection of views, and the version of this library. So a changed file never
+    the release, its sequences and tumour labels, the selection of views, and the version of this
+    library. So a changed file never
     gets an outdated entry, and a moved folder keeps its entries.
     """
     files = {**case.sequences, **({"label": case.label} if case.label else {})}
     sources = {name: fingerprint(path) for name, path in files.items()}
-    settings = [FORMAT, VERSION, release.name, view_selection, dict(case.channels)]
+    settings = [
+        *(FORMAT, VERSION, release.name, view_selection, dict(case.channels)),
+        *(list(release.sequences), tumour_labels(release)),
+    ]
     content = json.dumps([*settings, sources], sort_keys=True)
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     path = root / release.name / f"{case.case_id[:MAX_NAME]}-{key}.safetensors"
@@ -245,7 +249,7 @@ def _build(
         {
             "image": pack_image(preprocessed.image, preprocessed.statistics),
             "label": torch.from_numpy(preprocessed.label),
-            "foreground": torch.from_numpy(_tumour_voxels(preprocessed.label)),
+            "foreground": torch.from_numpy(_tumour_voxels(preprocessed.label, release)),
             "statistics": preprocessed.statistics,
             "views": preprocessed.views.images,
             "planes": preprocessed.views.planes,
@@ -256,8 +260,13 @@ def _build(
     return ()
 
 
-def _tumour_voxels(label: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
-    """Return indices (n, 3) of up to MAX_FOREGROUND tumour voxels, evenly spread."""
-    voxels = np.argwhere(label > 0)
+def tumour_labels(release: BraTSRelease) -> list[int]:
+    """Return the labels of all regions: crops are drawn around these."""
+    return sorted(set().union(*release.regions.values()))
+
+
+def _tumour_voxels(label: npt.NDArray[np.uint8], release: BraTSRelease) -> npt.NDArray[np.int16]:
+    """Return indices (n, 3) of up to MAX_FOREGROUND voxels of the regions, evenly spread."""
+    voxels = np.argwhere(np.isin(label, tumour_labels(release)))
     step = max(1, -(-len(voxels) // MAX_FOREGROUND))
     return np.ascontiguousarray(voxels[::step], dtype=np.int16)

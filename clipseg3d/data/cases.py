@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from clipseg3d.data.case_table import is_case_table, read_case_table
 from clipseg3d.data.label_checks import ROUNDING, releases_with
 from clipseg3d.data.layout import CaseFiles, group, walk
 from clipseg3d.data.nifti import open_nifti, other_format, read_voxels, strip_extension
-from clipseg3d.data.releases import RELEASES, BraTSRelease
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import RELEASES
 from clipseg3d.data.reports import REPORT_SUFFIX, read_reports
 from clipseg3d.formatting import join_numbers
 from clipseg3d.text_files import read_report, read_table
@@ -48,7 +50,7 @@ class Case:
     Attributes:
         case_id: name of the case; its file names start with it.
         patient: name of the patient; splits keep all cases of a patient together.
-        sequences: sequence -> file, in ``SEQUENCES`` order, without sequences that were not
+        sequences: sequence -> file, in the order of the release, without sequences that were not
             acquired.
         label: file of the expert mask; None without one.
         report: radiology report of this case; empty if there is none.
@@ -113,13 +115,14 @@ def index_cases(
 ) -> tuple[list[Case], list[str]]:
     """Find every case of a release below a folder, however deep, and check file headers.
 
-    Files are recognised by name: ``{case}_{suffix}.nii.gz`` or ``.nii``, with the suffixes and the
-    separator of the release, or as its manifest lists them. Hidden files are ignored. Nothing is
+    Files are recognised by name, with the extension ``.nii.gz`` or ``.nii``: as the patterns of the
+    release say, or as its manifest lists them. Hidden files are ignored. Nothing is
     guessed: a NIfTI file that belongs to no case is a fault. Grades come from folders named HGG
     and LGG, or from ``name_mapping.csv``, in or above ``root``.
 
     Args:
-        root: folder to search; nothing in it is changed.
+        root: folder to search; nothing in it is changed. Or a table of cases, see
+            :func:`clipseg3d.data.case_table.read_case_table`.
         release: says how files are named.
         reports: JSON or CSV file of reports by case name, see
             :func:`clipseg3d.data.reports.read_reports`; None reads ``{case}_flair_text.txt``
@@ -136,37 +139,44 @@ def index_cases(
         FileNotFoundError: ``root`` or ``reports`` is missing.
     """
     root = Path(root)
-    files, faults = walk(root)
+    required = (*(() if allow_missing else release.sequences), *((LABEL,) if require_label else ()))
+    files: list[Path] = []
+    faults: list[str] = []
+    if is_case_table(root):
+        entries, faults = read_case_table(root, release, required)
+    else:
+        files, faults = walk(root)
+        entries, strays, grouping_faults = group(files, release, required)
+        faults += grouping_faults
+        if not entries:
+            return [], [_no_case(root, release, strays, files), *faults]
+        faults += [
+            f"{path}: not a file of {release.name}; {_naming(release)}, or move it out of {root}"
+            for path in strays
+        ]
     texts = None
     try:
         texts = None if reports is None else read_reports(Path(reports))
     except ValueError as error:
         faults.append(str(error))
-    required = (*(() if allow_missing else SEQUENCES), *((LABEL,) if require_label else ()))
-    grouping = group(files, release, required)
-    faults += grouping.faults
-    if not grouping.cases:
-        return [], [_no_case(root, release, grouping.strays, files), *faults]
-    faults += [
-        f"{path}: not a file of {release.name}; {_naming(release)}, or move it out of {root}"
-        for path in grouping.strays
-    ]
     grades, table_faults = _read_grades(root, files)
     faults += table_faults
     existing = set(files)
     cases = []
-    for entry in grouping.cases:
-        report = "" if texts is None else texts.get(entry.case_id, "")
+    for entry in entries:
+        report = entry.report or ""
         report_file = entry.folder / f"{entry.case_id}{REPORT_SUFFIX}"
-        if texts is None and report_file in existing:
+        if texts is not None:
+            report = texts.get(entry.case_id, "")
+        elif entry.report is None and report_file in existing:
             try:
                 report = read_report(report_file)
             except (ValueError, FileNotFoundError) as error:
                 faults.append(str(error))
         case = Case(
             case_id=entry.case_id,
-            patient=release.patient(entry.case_id),
-            sequences={s: entry.files[s] for s in SEQUENCES if s in entry.files},
+            patient=entry.patient or release.patient(entry.case_id),
+            sequences={s: entry.files[s] for s in release.sequences if s in entry.files},
             label=entry.files.get(LABEL),
             report=report,
             grade=_grade(entry, grades),
@@ -175,7 +185,7 @@ def index_cases(
         faults += check_geometry(case, spacing_mm=spacing_mm)
         cases.append(case)
     folders_of = defaultdict(list)
-    for entry in grouping.cases:
+    for entry in entries:
         folders_of[entry.case_id].append(str(entry.folder))
     faults += [
         f"{' and '.join(folders)}: each holds case {case_id}; keep one"
@@ -198,6 +208,7 @@ def faults_by_case(
     """
     owners: dict[str, int] = {}  # start of a fault -> index of the case
     for index, case in enumerate(cases):
+        owners[f"{case.case_id}: "] = index
         for path in [*case.sequences.values(), *([case.label] if case.label else [])]:
             owners[f"{path}: "] = index
             for separator in "_-":  # before the suffix of a file that is missing
@@ -216,9 +227,8 @@ def faults_by_case(
 def detect_release(root: str | Path) -> BraTSRelease:
     """Detect the release of the cases below a folder, from case names and label values.
 
-    Expert masks are read if the case names leave several releases, until one of them is left. Time
-    points before and after treatment in one folder are of the release whose labels contain those of
-    the other.
+    Expert masks are read if the case names leave several releases, until one of them is left. If
+    those that are left differ only in further regions, the one with the fewest is taken.
 
     Raises:
         FileNotFoundError: ``root`` is missing.
@@ -226,6 +236,9 @@ def detect_release(root: str | Path) -> BraTSRelease:
             the releases with such names, or several.
     """
     root = Path(root)
+    cure = f"name the release, one of {', '.join(RELEASES)}, or the YAML file of your own"
+    if is_case_table(root):
+        raise ValueError(f"{root}: a table of cases does not say of which release they are; {cure}")
     files, _ = walk(root)
     owned: dict[str, dict[str, Path | None]] = {}
     for release in RELEASES.values():
@@ -233,7 +246,6 @@ def detect_release(root: str | Path) -> BraTSRelease:
         cases = {c.case_id: c.files.get(LABEL) for c in grouped if release.owns(c.case_id)}
         if cases:
             owned[release.name] = cases
-    cure = f"name the release, one of {', '.join(RELEASES)}"
     if not owned:
         volumes = [path.name for path in files if strip_extension(path.name)]
         if not volumes:
@@ -247,17 +259,19 @@ def detect_release(root: str | Path) -> BraTSRelease:
     names = " and ".join(
         f"{name} ({len(cases)}, such as {next(iter(cases))})" for name, cases in owned.items()
     )
-    if len(owned) == 1:  # labels that do not fit are faults of their files
-        return RELEASES[next(iter(owned))]
-    first, *others = owned.values()
-    if any(cases.keys() != first.keys() for cases in others):
-        if (widest := _widest_release(list(owned))) is not None:
-            return widest
+    every_case = set().union(*owned.values())
+    candidates = [name for name, cases in owned.items() if cases.keys() == every_case]
+    # Names that only one release has say more than labels, which may be of another release.
+    candidates = [name for name in candidates if RELEASES[name].own_pattern] or candidates
+    if not candidates:
         raise ValueError(f"{root}: holds cases of {names}; give a folder of one release")
-    labels, fitting = _match_labels([mask for mask in first.values() if mask], list(owned))
-    if len(fitting) == 1:
-        return RELEASES[fitting[0]]
-    expected = " and ".join(f"{name} ({join_numbers(RELEASES[name].labels)})" for name in owned)
+    if len(candidates) == 1:  # labels that do not fit are faults of their files
+        return RELEASES[candidates[0]]
+    masks = [mask for mask in owned[candidates[0]].values() if mask]
+    labels, fitting = _match_labels(masks, candidates)
+    if (narrowest := _narrowest(fitting)) is not None:
+        return narrowest
+    expected = " and ".join(f"{n} ({join_numbers(RELEASES[n].labels)})" for n in candidates)
     raise ValueError(
         f"{root}: holds case names of {names}, and expert masks with the labels "
         f"{join_numbers(labels)}, which {'fit each of' if fitting else 'do not fit'} {expected}; "
@@ -266,29 +280,38 @@ def detect_release(root: str | Path) -> BraTSRelease:
 
 
 def case_from_files(
-    files: Mapping[str, str | Path], *, name: str | None = None, allow_missing: bool = False
+    files: Mapping[str, str | Path],
+    *,
+    name: str | None = None,
+    sequences: Sequence[str] = SEQUENCES,
+    allow_missing: bool = False,
 ) -> Case:
     """Make a case without expert mask from files of any names.
 
     Args:
-        files: sequence -> file, for all of ``SEQUENCES``.
+        files: sequence -> file, for all of ``sequences``.
         name: of the case; None takes the name of the folder that holds the files.
+        sequences: that a case has.
         allow_missing: whether the case may lack sequences; it must have at least one.
 
     Raises:
         DataError: a sequence is not given, or its file is missing, broken or on another grid.
-        ValueError: the name cannot be that of a file; or none is given, and the files lie in
-            several folders.
+        ValueError: a file is given for another sequence; the name cannot be that of a file; or none
+            is given, and the files lie in several folders.
     """
-    missing = [sequence for sequence in SEQUENCES if sequence not in files]
+    if unknown := [sequence for sequence in files if sequence not in sequences]:
+        raise ValueError(
+            f"{unknown[0]}: no sequence that these weights read; choose from {', '.join(sequences)}"
+        )
+    missing = [sequence for sequence in sequences if sequence not in files]
     if missing and not (allow_missing and files):
         raise DataError(
             [
-                f"{name}: no file given; name one for each of {', '.join(SEQUENCES)}"
+                f"{name}: no file given; name one for each of {', '.join(sequences)}"
                 for name in missing
             ]
         )
-    paths = {sequence: Path(files[sequence]) for sequence in SEQUENCES if sequence in files}
+    paths = {sequence: Path(files[sequence]) for sequence in sequences if sequence in files}
     folders = sorted({path.absolute().parent for path in paths.values()})
     if name is None:
         if len(folders) > 1:
@@ -401,20 +424,17 @@ def _match_labels(masks: Sequence[Path], names: list[str]) -> tuple[list[float],
     return sorted(labels), fitting
 
 
-def _widest_release(names: list[str]) -> BraTSRelease | None:
-    """Return the release that all cases may be read as: same files, regions and more labels."""
-    releases = [RELEASES[name] for name in names]
-    wide = [
-        release
-        for release in releases
+def _narrowest(names: list[str]) -> BraTSRelease | None:
+    """Return the release whose regions all others have too, with the same labels and files."""
+    for release in (RELEASES[name] for name in names):
         if all(
-            (other.suffixes, other.separator, other.regions)
-            == (release.suffixes, release.separator, release.regions)
-            and set(other.labels) <= set(release.labels)
-            for other in releases
-        )
-    ]
-    return wide[0] if len(wide) == 1 else None
+            release.sequences == other.sequences
+            and release.label == other.label
+            and release.regions.items() <= other.regions.items()
+            for other in (RELEASES[name] for name in names)
+        ):
+            return release
+    return None
 
 
 def _formats(files: Sequence[Path]) -> str:
@@ -429,8 +449,8 @@ def _no_case(
     root: Path, release: BraTSRelease, strays: Sequence[Path], files: Sequence[Path]
 ) -> str:
     """Say that a folder holds no case, and what it holds instead."""
-    endings = ", ".join(f"{release.separator}{s}.nii.gz" for s in release.suffixes.values())
-    expected = f"listed in {release.manifest}" if release.manifest else f"ending in {endings}"
+    names = ", ".join(f"{pattern}.nii.gz" for pattern in release.sequences.values())
+    expected = f"listed in {release.manifest}" if release.manifest else f"named {names}"
     example = f"; it holds files such as {strays[0]}" if strays else _formats(files)
     return (
         f"{root}: no case of {release.name} in it (files {expected}){example}; check the path, and "
@@ -442,8 +462,8 @@ def _naming(release: BraTSRelease) -> str:
     """Say how a file must be named or listed to belong to a case."""
     if release.manifest:
         return f"list it in {release.manifest}"
-    suffixes = ", ".join([*release.suffixes.values(), release.label_suffix])
-    return f"rename it to {{case}}{release.separator}SUFFIX.nii.gz with SUFFIX one of {suffixes}"
+    names = ", ".join(f"{name}.nii.gz" for name in (*release.sequences.values(), release.label))
+    return f"rename it to one of {names}"
 
 
 def _read_grades(root: Path, files: Sequence[Path]) -> tuple[dict[str, int], list[str]]:

@@ -33,9 +33,9 @@ from clipseg3d.data.label_checks import label_faults, round_labels
 from clipseg3d.data.layout import empty_folders
 from clipseg3d.data.nifti import geometry_notes, open_nifti, read_voxels
 from clipseg3d.data.preprocessing import preprocess
-from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.data.release import BraTSRelease
 from clipseg3d.formatting import align_columns, join_numbers
-from clipseg3d.vocabulary import LABEL, REGIONS, SEQUENCES
+from clipseg3d.vocabulary import LABEL
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class DataCheck:
     Attributes:
         root: the folder.
         release: name of the release that its cases were compared with.
+        regions: of that release.
         cases: facts about each case, sorted by name.
         other_faults: faults that belong to no single case: files of no case, copies, unreadable
             folders.
@@ -112,6 +113,7 @@ class DataCheck:
 
     root: str
     release: str
+    regions: tuple[str, ...]
     cases: tuple[CaseFacts, ...]
     other_faults: tuple[str, ...]
     notes: tuple[str, ...]
@@ -135,11 +137,12 @@ class DataCheck:
         """Return one line per case, then every fault and note, then a summary."""
         has_tokens = any(case.report_tokens is not None for case in self.cases)
         head = ["case", "grade", "shape", "mm", "axes", "range", "labels"]
-        head += [f"{region} ml" for region in REGIONS]
+        head += [f"{region} ml" for region in self.regions]
         head += ["tokens" if has_tokens else "words", "faults"]
         lines = []
         if self.cases:
-            lines = align_columns([head, *map(_row, self.cases)], left=1).splitlines()
+            rows = [_row(case, self.regions) for case in self.cases]
+            lines = align_columns([head, *rows], left=1).splitlines()
         notes = [note for case in self.cases for note in case.notes] + [*self.notes]
         for title, entries in (("Faults", self.faults), ("Notes", notes)):
             if entries:
@@ -207,6 +210,7 @@ def check_data(
     return DataCheck(
         root=str(root),
         release=release.name,
+        regions=tuple(release.regions),
         cases=tuple(facts),
         other_faults=(*other_faults, *_copies(facts)),
         notes=tuple(notes),
@@ -259,14 +263,14 @@ def _check_case(
             if np.isfinite(axes).all():
                 ml = abs(float(np.linalg.det(axes))) / 1000
                 volumes = {
-                    region: ml * sum(count_of.get(value, 0) for value in release.regions[region])
-                    for region in REGIONS
+                    region: ml * sum(count_of.get(value, 0) for value in values)
+                    for region, values in release.regions.items()
                 }
     return CaseFacts(
         case_id=case.case_id,
         patient=case.patient,
         grade=case.grade,
-        missing=tuple(kind for kind in (*SEQUENCES, LABEL) if kind not in files),
+        missing=tuple(kind for kind in (*release.sequences, LABEL) if kind not in files),
         files=files,
         labels=labels,
         volumes_ml=volumes,
@@ -401,14 +405,15 @@ def _label_notes(cases: Sequence[CaseFacts], release: BraTSRelease) -> list[str]
     if absent:
         notes.append(f"no expert mask has label {join_numbers(absent)} of {release.name}")
     volumes = [case.volumes_ml for case in labelled if case.volumes_ml]
-    for inner, outer in itertools.pairwise(reversed(REGIONS)):
-        if all(volume[inner] == volume[outer] > 0 for volume in volumes):
+    for outer, inner in itertools.pairwise(release.regions):
+        nested = inner in release.inner(outer)
+        if nested and all(volume[inner] == volume[outer] > 0 for volume in volumes):
             notes.append(
                 f"{inner} equals {outer} in every case; are these masks of {release.name}?"
             )
     notes += [
         f"{region} is empty in every case"
-        for region in REGIONS
+        for region in release.regions
         if not any(volume[region] for volume in volumes)
     ]
     return notes
@@ -441,7 +446,7 @@ def _copies(cases: Sequence[CaseFacts]) -> list[str]:
     return faults
 
 
-def _row(case: CaseFacts) -> list[str]:
+def _row(case: CaseFacts, regions: Sequence[str]) -> list[str]:
     """Return the cells of one line of the table."""
     files = [file for file in case.files.values() if file.shape is not None]
     first = files[0] if files else FileFacts("")
@@ -458,7 +463,7 @@ def _row(case: CaseFacts) -> list[str]:
         first.orientation or "-",
         f"{min(lows):g}..{max(highs):g}" if lows else "-",
         " ".join([*(case.labels or "-")][:6]),
-        *(f"{volumes[region]:.1f}" if region in volumes else "-" for region in REGIONS),
+        *(f"{volumes[region]:.1f}" if region in volumes else "-" for region in regions),
         str(length) if length else "-",
         str(len(case.faults)) if case.faults else "-",
     ]

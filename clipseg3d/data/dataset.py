@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from clipseg3d.batch import Sample, pack_regions, unpack
 from clipseg3d.data.cache import CachedCase
 from clipseg3d.data.crops import draw_corner
-from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.sample_order import Draw
 
 
@@ -47,6 +47,7 @@ class BraTSDataset(Dataset[Sample]):
         self.packed = packed
         masks = torch.from_numpy(release.to_regions(np.array(release.labels)[:, None, None]))
         codes = pack_regions(masks).flatten().numpy()
+        self.code_type = codes.dtype
         self.region_codes = {
             label: code for label, code in zip(release.labels, codes, strict=True) if code
         }
@@ -81,7 +82,7 @@ class BraTSDataset(Dataset[Sample]):
         x, y, z = (slice(*side) for side in zip(start, stop, strict=True))
         padding = np.stack([start - corner, corner + crop - stop], axis=1)[::-1].ravel().tolist()
         labels = label[x, y, z].numpy()
-        regions = np.zeros(labels.shape, np.uint8)
+        regions = np.zeros(labels.shape, self.code_type)
         for value, code in self.region_codes.items():  # a lookup table takes twice as long
             regions += code * (labels == value)
         sample: Sample = {
@@ -96,7 +97,7 @@ class BraTSDataset(Dataset[Sample]):
         }
         if self.augment:
             sample = self.augment(sample)
-        return sample if self.packed else unpack(sample)
+        return sample if self.packed else unpack(sample, num_regions=len(self.release.regions))
 
 
 def _pad(volume: Tensor, padding: list[int]) -> Tensor:

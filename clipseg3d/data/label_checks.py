@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from clipseg3d.data.releases import RELEASES, BraTSRelease
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import RELEASES
 from clipseg3d.formatting import join_numbers
 
 ROUNDING = 1e-3

@@ -6,7 +6,8 @@ from pathlib import Path
 from clipseg3d.data.cases import DataError, index_cases
 from clipseg3d.data.label_checks import releases_with
 from clipseg3d.data.label_pairs import read_pair
-from clipseg3d.data.releases import RELEASES, BraTSRelease
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import RELEASES
 from clipseg3d.formatting import join_numbers
 
 

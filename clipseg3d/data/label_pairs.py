@@ -19,7 +19,8 @@ from clipseg3d.data.cases import (
 from clipseg3d.data.label_checks import label_faults, round_labels
 from clipseg3d.data.layout import group, walk
 from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension
-from clipseg3d.data.releases import RELEASES, BraTSRelease, get_release
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import RELEASES, get_release
 from clipseg3d.data.submission import find_segmentations
 from clipseg3d.vocabulary import LABEL
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipseg3d.data.nifti import strip_extension
-from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.data.release import BraTSRelease
 from clipseg3d.text_files import read_json
-from clipseg3d.vocabulary import LABEL, SEQUENCES
+from clipseg3d.vocabulary import LABEL
 
 _OTHER_ENDINGS = (
     *(".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".img", ".img.gz", ".dcm", ".npy"),
@@ -30,12 +30,16 @@ class CaseFiles:
         folder: folder of its images.
         files: sequence, or ``LABEL``, -> file.
         channels: sequence -> index along the fourth axis, where one file holds all sequences.
+        patient: name of the patient; None takes it from the name of the case.
+        report: report of the case; None looks for its file.
     """
 
     case_id: str
     folder: Path
     files: dict[str, Path]
     channels: dict[str, int] = field(default_factory=dict)
+    patient: str | None = None
+    report: str | None = None
 
 
 class Grouping(NamedTuple):
@@ -132,7 +136,7 @@ def _group_by_name(
         stem = strip_extension(path.name)
         if stem is None:
             continue
-        parsed = release.parse(stem)
+        parsed = release.parse(path.with_name(stem))
         if parsed is None:
             strays.append(path)
             continue
@@ -156,11 +160,10 @@ def _group_by_name(
         if not case_files:
             continue
         cases.append(CaseFiles(case_id, folder, case_files))
-        has_sequence = any(sequence in case_files for sequence in SEQUENCES)
-        for kind in dict.fromkeys(required if has_sequence else (*SEQUENCES, *required)):
+        has_sequence = any(sequence in case_files for sequence in release.sequences)
+        for kind in dict.fromkeys(required if has_sequence else (*release.sequences, *required)):
             if kind not in case_files:
-                suffix = release.suffixes.get(kind, release.label_suffix)
-                missing = folder / f"{case_id}{release.separator}{suffix}.nii.gz"
+                missing = folder / f"{release.file_name(case_id, kind)}.nii.gz"
                 faults.append(f"{missing}: missing; add it, or move the case away")
     return Grouping(cases, strays, faults)
 
@@ -170,7 +173,7 @@ def _in_another_format(path: Path, release: BraTSRelease) -> tuple[str, str] | N
     for ending in _OTHER_ENDINGS:
         if path.name.lower().endswith(ending):
             stem = path.name[: -len(ending)]
-            return release.parse(strip_extension(stem) or stem)
+            return release.parse(path.with_name(strip_extension(stem) or stem))
     return None
 
 
@@ -190,8 +193,8 @@ def _group_by_manifest(
             faults.append(str(error))
             continue
         lacking = [
-            release.suffixes[sequence]
-            for sequence in SEQUENCES
+            name
+            for sequence, name in release.sequences.items()
             if sequence not in channels and (sequence in required or not channels)
         ]
         if lacking:
@@ -233,6 +236,6 @@ def _read_manifest(
             f"{path}: not a list of 4D images with modality, training and test ({error!r}); "
             "restore the published file"
         ) from error
-    names = {sequence: release.suffixes[sequence].casefold() for sequence in SEQUENCES}
+    names = {sequence: name.casefold() for sequence, name in release.sequences.items()}
     channels = {s: index_of[name] for s, name in names.items() if name in index_of}
     return channels, pairs, unlabelled

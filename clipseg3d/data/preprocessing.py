@@ -17,12 +17,11 @@ from torch import Tensor
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.label_checks import label_faults, round_labels
 from clipseg3d.data.nifti import geometry_notes, open_nifti, read_voxels
-from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.scan_checks import check_scan
 from clipseg3d.data.scan_grid import ScanGrid, to_lps
 from clipseg3d.intensity import intensity_statistics, normalise, scale
 from clipseg3d.views import Views, ViewSelection, cut_views
-from clipseg3d.vocabulary import SEQUENCES
 
 MAX_OUTSIDE = 0.1
 """Share of labelled voxels that may lie outside the brain box; with more, the case is refused."""
@@ -88,7 +87,12 @@ def preprocess(
     if len({volume.shape for volume in volumes.values()}) == 1:
         scan = open_nifti(next(iter(case.sequences.values())), axes=case.axes)
         voxel_mm3 = abs(float(np.linalg.det(scan.affine[:3, :3])))
-        volumes, notes, scan_faults = check_scan(volumes, case.sequences, voxel_mm3=voxel_mm3)
+        volumes, notes, scan_faults = check_scan(
+            volumes,
+            case.sequences,
+            voxel_mm3=voxel_mm3,
+            skull_stripped=release.skull_stripped,
+        )
         faults += scan_faults
     label = None
     if case.label is not None:
@@ -99,7 +103,9 @@ def preprocess(
         else:
             faults.extend(label_faults(case.label, label, release))
     if not case.sequences:
-        faults.append(f"{case.case_id}: has no sequence; give one of {', '.join(SEQUENCES)}")
+        faults.append(
+            f"{case.case_id}: has no sequence; give one of {', '.join(release.sequences)}"
+        )
     if faults:
         raise DataError(faults)
     shapes = {volume.shape for volume in [*volumes.values(), *([] if label is None else [label])]}
@@ -113,13 +119,14 @@ def preprocess(
     (inside,) = ndimage.find_objects(brain.astype(np.uint8))
     box = tuple((side.start, side.stop) for side in inside)
     grid = ScanGrid(shape=scan.shape[:3], affine=scan.affine, box=box)
-    image = np.zeros((len(SEQUENCES), *(stop - start for start, stop in box)), np.float32)
+    names = list(release.sequences)
+    image = np.zeros((len(names), *(stop - start for start, stop in box)), np.float32)
     with np.errstate(over="ignore"):  # voxels beyond float32 are a fault, reported below
         for name, volume in oriented.items():
-            image[SEQUENCES.index(name)] = volume[inside]
+            image[names.index(name)] = volume[inside]
     tensor = torch.from_numpy(image)
     raw = intensity_statistics(tensor[None])[0]
-    for name, (low, high, _, std) in zip(SEQUENCES, raw.tolist(), strict=True):
+    for name, (low, high, _, std) in zip(names, raw.tolist(), strict=True):
         if name in oriented and not std > 0:  # NaN where intensities are infinite
             faults.append(
                 f"{case.sequences[name]}: voxels of {name} are {low:g} to {high:g} all over the "
@@ -142,7 +149,7 @@ def preprocess(
         [scale(low, mean, std), scale(high, mean, std), torch.zeros_like(mean), (std > 0).float()],
         dim=1,
     )
-    views = cut_views(tensor[None], raw[None], selection=view_selection)
+    views = cut_views(tensor[None], raw[None], selection=view_selection, sequences=names)
     return Preprocessed(
         image=normalise(tensor[None], raw[None])[0],
         statistics=statistics,

@@ -45,7 +45,11 @@ class CheckedScan(NamedTuple):
 
 
 def check_scan(
-    volumes: Mapping[str, Volume], paths: Mapping[str, Path], *, voxel_mm3: float
+    volumes: Mapping[str, Volume],
+    paths: Mapping[str, Path],
+    *,
+    voxel_mm3: float,
+    skull_stripped: bool = True,
 ) -> CheckedScan:
     """Check the sequences of one case against what is assumed of them.
 
@@ -54,6 +58,7 @@ def check_scan(
             are not changed.
         paths: sequence -> its file, for messages.
         voxel_mm3: volume of a voxel.
+        skull_stripped: whether the scan should hold the brain alone.
     """
     checked: dict[str, Volume] = {}
     notes: list[str] = []
@@ -71,7 +76,7 @@ def check_scan(
             faults.append(str(error))
     faults += _copies(checked, paths)
     brains = {name: volume != 0 for name, volume in checked.items()}
-    for name, brain in brains.items():
+    for name, brain in brains.items() if skull_stripped else ():
         litres = np.count_nonzero(brain) * voxel_mm3 / 1e6
         if brain.all():
             faults.append(

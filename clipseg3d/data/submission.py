@@ -12,7 +12,7 @@ from nibabel.affines import voxel_sizes
 from clipseg3d.data.cases import AFFINE_TOLERANCE_MM, Case, index_cases
 from clipseg3d.data.label_checks import compare_values
 from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension
-from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.data.release import BraTSRelease
 from clipseg3d.formatting import join_numbers
 
 SUFFIX = ".nii.gz"

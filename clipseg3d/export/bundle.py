@@ -50,7 +50,7 @@ def write_bundle(network: CLIPSeg3D, folder: Path, settings: PredictionSettings)
     readme = _README.format(
         name=folder.name,
         version=__version__,
-        release=settings.release,
+        release=settings.release_name,
         spacing_mm=settings.spacing_mm,
     )
     with atomic_folder(folder) as tmp:

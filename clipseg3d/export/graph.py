@@ -118,7 +118,7 @@ def _metadata(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> 
     """Return what a user of the graph must know, as name -> text."""
     metadata = {
         "clipseg3d": __version__,
-        "release": settings.release,
+        "release": settings.release_name,
         "spacing_mm": f"{settings.spacing_mm:g}",
         "report": report,
         "encoders": json.dumps(network.encoder_identities()),

@@ -15,7 +15,6 @@ from clipseg3d.data.nifti import strip_extension
 from clipseg3d.inference.case_record import CaseRecord
 from clipseg3d.inference.predictor import BAR, Predictor
 from clipseg3d.inference.segmentation import ScanWarning, Segmentation, map_file
-from clipseg3d.vocabulary import REGIONS
 
 PROBABILITIES, UNCERTAINTY, RECORDS = "probabilities", "uncertainty", "records"
 """Subfolders for maps and for what files were made with, so that the folder itself can be submitted
@@ -81,7 +80,7 @@ def segment_cases(
         OSError: ``out`` cannot be written to.
     """
     maps = {
-        PROBABILITIES: REGIONS if probabilities else (),
+        PROBABILITIES: tuple(predictor.release.regions) if probabilities else (),
         UNCERTAINTY: predictor.uncertainty_names if uncertainty else (),
     }
     files = {

@@ -11,36 +11,34 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from clipseg3d.atomic_write import atomic_write
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import BRATS_2020
 from clipseg3d.text_files import read_json
-from clipseg3d.vocabulary import REGIONS
 
 Masks = npt.NDArray[np.bool_]
 
-RULES = {
-    "small_components": REGIONS,
-    "enhancing_to_core": ("ET",),
-    "holes": ("WT", "TC"),
-}
-"""Rule -> regions that it has a threshold for, in the order of application. There is none for holes
-in the enhancing tumour: it is a rim by nature, and its holes are necrosis."""
+RULES = ("small_components", "enhancing_to_core", "holes")
+"""Rules, in the order of application."""
+ENHANCING = "ET"
 _INFINITE = np.iinfo(np.int64).max
 _ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)  # voxels that share a corner are connected too
 
 
 @dataclass(frozen=True)
 class PostProcessing:
-    """Rules on nested regions, each with a threshold in voxels; a threshold of 0 does nothing.
+    """Rules on regions, each with a threshold in voxels; a threshold of 0 does nothing.
 
     Attributes:
         spacing_mm: voxel size that the thresholds are meant for.
         small_components: region -> connected components with fewer voxels are removed from the
             region and from the regions inside it; the region around it keeps them.
         enhancing_to_core: an enhancing tumour with fewer voxels in total becomes core.
-        holes: region -> enclosed holes with fewer voxels are filled; WT or TC.
+        holes: region -> enclosed holes with fewer voxels are filled; not for ET, which is a rim by
+            nature, and whose holes are necrosis.
 
     Raises:
-        ValueError: a rule has no such region, a threshold is not a whole number of 0 or more, or
-            the voxel size is not positive.
+        ValueError: a rule is not for that region, a threshold is not a whole number of 0 or more,
+            or the voxel size is not positive.
 
     Example:
         >>> regions = np.zeros((3, 8, 8, 8), bool)
@@ -60,12 +58,10 @@ class PostProcessing:
             raise ValueError(
                 f"spacing_mm={self.spacing_mm!r} is not a voxel size; give a positive number of mm"
             )
-        for rule, allowed in RULES.items():
+        if ENHANCING in self.holes:
+            raise ValueError(f"holes: not for region {ENHANCING!r}, whose holes are necrosis")
+        for rule in RULES:
             for region, threshold in self.thresholds(rule).items():
-                if region not in allowed:
-                    raise ValueError(
-                        f"{rule}: no region {region!r}; choose from {', '.join(allowed)}"
-                    )
                 if type(threshold) is not int or threshold < 0:
                     raise ValueError(
                         f"{rule} of {region}: {threshold!r} is not a number of voxels; give a "
@@ -75,13 +71,23 @@ class PostProcessing:
     def thresholds(self, rule: str) -> Mapping[str, int]:
         """Return region -> threshold of a rule, given its name."""
         value = getattr(self, rule)
-        return value if isinstance(value, Mapping) else {"ET": value}
+        return value if isinstance(value, Mapping) else {ENHANCING: value}
 
-    def __call__(self, regions: Masks) -> Masks:
-        """Return the nested regions WT, TC and ET, (3, x, y, z), after all rules."""
+    def __call__(self, regions: Masks, release: BraTSRelease = BRATS_2020) -> Masks:
+        """Return the regions (r, x, y, z) of a release after all rules.
+
+        Raises:
+            ValueError: a rule with a threshold is for a region that the release has not.
+        """
         for rule in RULES:
             for region, threshold in self.thresholds(rule).items():
-                regions = apply_rule(regions, rule, region, (threshold,))[0]
+                if threshold and region not in release.regions:
+                    raise ValueError(
+                        f"{rule}: {release.name} has no region {region!r}, but "
+                        f"{', '.join(release.regions)}; learn the rules from its cases"
+                    )
+                if threshold:
+                    regions = apply_rule(regions, rule, region, (threshold,), release)[0]
         return regions
 
     def describe(self) -> str:
@@ -131,35 +137,52 @@ class PostProcessing:
             ) from error
 
 
-def apply_rule(regions: Masks, rule: str, region: str, thresholds: tuple[int, ...]) -> list[Masks]:
+def rule_regions(rule: str, release: BraTSRelease) -> list[str]:
+    """Return the regions of a release that a rule has a threshold for."""
+    if rule == "enhancing_to_core":
+        return [region for region in release.regions if region == ENHANCING]
+    return [region for region in release.regions if rule != "holes" or region != ENHANCING]
+
+
+def apply_rule(
+    regions: Masks,
+    rule: str,
+    region: str,
+    thresholds: tuple[int, ...],
+    release: BraTSRelease = BRATS_2020,
+) -> list[Masks]:
     """Apply one rule to one region with each of several thresholds.
 
     Args:
-        regions: nested masks (3, x, y, z) of WT, TC and ET.
+        regions: masks (r, x, y, z) of the regions of the release.
         rule: a name in :data:`RULES`.
-        region: region to apply the rule to; the regions stay nested.
+        region: region to apply the rule to; regions inside others stay inside them.
         thresholds: in voxels.
+        release: says which regions there are, and which lie inside others.
 
     Returns:
-        Nested masks (3, x, y, z), one for each threshold.
+        Masks (r, x, y, z), one for each threshold.
     """
-    index = REGIONS.index(region)
+    names = list(release.regions)
+    index = names.index(region)
+    inner = [names.index(name) for name in release.inner(region)]
+    outer = [names.index(name) for name in release.outer(region)]
     if not any(thresholds):
         return [regions] * len(thresholds)
     if rule == "enhancing_to_core":
         size = int(regions[index].sum())
         return [
-            _remove(regions, index, regions[index]) if size < t else regions for t in thresholds
+            _remove(regions, inner, regions[index]) if size < t else regions for t in thresholds
         ]
     if rule == "small_components":
         parts, sizes = _components(regions[index], _ALL_NEIGHBOURS)
-        return [_remove(regions, index, (sizes < t)[parts]) if t else regions for t in thresholds]
+        return [_remove(regions, inner, (sizes < t)[parts]) if t else regions for t in thresholds]
     # The margin connects all background outside the region; what is not connected is enclosed.
     outside = np.pad(~regions[index], 1, constant_values=True)
     parts, sizes = _components(outside, None)
     sizes[parts[0, 0, 0]] = _INFINITE
     parts = parts[1:-1, 1:-1, 1:-1]
-    return [_add(regions, index, (sizes < t)[parts]) if t else regions for t in thresholds]
+    return [_add(regions, outer, (sizes < t)[parts]) if t else regions for t in thresholds]
 
 
 def _components(
@@ -177,15 +200,15 @@ def _components(
     return parts, sizes
 
 
-def _remove(regions: Masks, index: int, removed: Masks) -> Masks:
+def _remove(regions: Masks, inner: list[int], removed: Masks) -> Masks:
     """Return the regions with voxels removed from one region and from those inside it."""
     changed: Masks = regions.copy()
-    changed[index:] &= ~removed
+    changed[inner] &= ~removed
     return changed
 
 
-def _add(regions: Masks, index: int, added: Masks) -> Masks:
+def _add(regions: Masks, outer: list[int], added: Masks) -> Masks:
     """Return the regions with voxels added to one region and to those around it."""
     changed: Masks = regions.copy()
-    changed[: index + 1] |= added
+    changed[outer] |= added
     return changed

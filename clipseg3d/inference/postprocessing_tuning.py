@@ -1,6 +1,6 @@
 """Learn the thresholds of post-processing from segmented cases that have expert masks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,22 +13,24 @@ from clipseg3d.data.cases import DataError
 from clipseg3d.data.label_pairs import (
     LabelPair,
     find_label_maps,
-    find_references,
     read_pair,
 )
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import BRATS_2020
 from clipseg3d.inference.postprocessing import (
+    ENHANCING,
     RULES,
     Masks,
     PostProcessing,
     apply_rule,
+    rule_regions,
 )
 from clipseg3d.metrics.dice import dice_empty_is_one
-from clipseg3d.vocabulary import REGIONS
 
 THRESHOLDS_ML = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Thresholds that are tried for every rule; 0 does nothing."""
-_Depths = npt.NDArray[np.uint8]
-"""(x, y, z): how many of the nested regions a voxel belongs to; a third of the memory of masks."""
+_Codes = npt.NDArray[np.uint16]
+"""(x, y, z): the regions that a voxel belongs to, a bit for each; less memory than masks."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +51,24 @@ class Tuned:
     after: dict[str, float]
 
 
-def read_validation(folder: Path, root: Path, release: str | None) -> Iterator[LabelPair]:
+def read_validation(
+    folder: Path, references: Mapping[str, Path], release: BraTSRelease
+) -> Iterator[LabelPair]:
     """Read the segmentations in a folder and their expert masks, case by case.
 
     Args:
         folder: segmentations ``{case}.nii.gz``.
-        root: references, as for :func:`clipseg3d.data.label_pairs.find_references`; references
-            without a segmentation are left out.
-        release: as for :func:`clipseg3d.data.label_pairs.find_references`.
+        references: case -> expert mask; those without a segmentation are left out.
+        release: of the references; see :func:`clipseg3d.data.label_pairs.find_references`.
 
     Raises:
-        FileNotFoundError: a folder is missing, or holds no such files.
-        ValueError: the release of the references cannot be determined.
+        FileNotFoundError: the folder is missing, or holds no such files.
         DataError: raised after the last case if segmentations have no reference, are broken, or
             differ in grid or voxel size. All faults are listed.
     """
-    references, detected = find_references(root, release)
     segmentations = find_label_maps(folder)
     faults = [
-        f"{path}: has no reference in {root}; name it {{case}}.nii.gz like one of them, or remove "
-        "it"
+        f"{path}: has no reference; name it {{case}}.nii.gz like one of them, or remove it"
         for case_id, path in segmentations.items()
         if case_id not in references
     ]
@@ -77,7 +77,7 @@ def read_validation(folder: Path, root: Path, release: str | None) -> Iterator[L
         if case_id not in references:
             continue
         try:
-            pair = read_pair(path, references[case_id], detected)
+            pair = read_pair(path, references[case_id], release)
         except DataError as error:
             faults += error.faults
             continue
@@ -94,22 +94,24 @@ def read_validation(folder: Path, root: Path, release: str | None) -> Iterator[L
         raise DataError(faults)
 
 
-def tune_postprocessing(pairs: Iterable[LabelPair]) -> Tuned:
+def tune_postprocessing(pairs: Iterable[LabelPair], release: BraTSRelease = BRATS_2020) -> Tuned:
     """Choose the threshold of each rule by mean Dice, rule by rule in order of application.
 
-    Dice is averaged over WT, TC and ET and over cases. Two empty masks score 1, as in BraTS 2020
+    Dice is averaged over regions and over cases. Two empty masks score 1, as in BraTS 2020
     (:func:`clipseg3d.metrics.dice.dice_empty_is_one`). Of equally good thresholds the smallest is
     chosen, so a rule that gains nothing does nothing. Cases are cropped to their tumours, and take
     1 or 2 MB of memory each.
 
     Args:
-        pairs: segmentations and references, nested, all with the same cubic voxels.
+        pairs: segmentations and references, all with the same cubic voxels.
+        release: whose regions they are.
 
     Raises:
         ValueError: there is no case.
     """
-    predictions: list[_Depths] = []
-    references: list[_Depths] = []
+    predictions: list[_Codes] = []
+    references: list[_Codes] = []
+    regions = list(release.regions)
     spacing_mm = 1.0
     for pair in pairs:
         spacing_mm = pair.spacing_mm[0]
@@ -119,61 +121,69 @@ def tune_postprocessing(pairs: Iterable[LabelPair]) -> Tuned:
     if not predictions:
         raise ValueError("no case to learn from; give segmentations and their references")
     options = tuple(sorted({round(ml * 1000 / spacing_mm**3) for ml in THRESHOLDS_ML}))
-    before = _mean_dice(predictions, references)
+    before = _mean_dice(predictions, references, regions)
     learned: dict[str, dict[str, int]] = {rule: {} for rule in RULES}
-    for rule, names in RULES.items():
-        for region in names:
+    for rule in RULES:
+        for region in rule_regions(rule, release):
             sums = np.zeros(len(options))
             for prediction, reference in zip(predictions, references, strict=True):
-                results = apply_rule(_masks(prediction), rule, region, options)
-                sums += [float(_dice(result, _masks(reference)).mean()) for result in results]
+                masks = _masks(prediction, len(regions))
+                true = _masks(reference, len(regions))
+                results = apply_rule(masks, rule, region, options, release)
+                sums += [float(_dice(result, true).mean()) for result in results]
             # rounded, because rounding errors must not look like gains
             scores = np.round(sums / len(predictions), 9)
             best = options[int(scores.argmax())]
             learned[rule][region] = best
             predictions = [
-                _depths(apply_rule(_masks(prediction), rule, region, (best,))[0])
+                _codes(
+                    apply_rule(_masks(prediction, len(regions)), rule, region, (best,), release)[0]
+                )
                 for prediction in predictions
             ]
     rules = PostProcessing(
         round(spacing_mm, 3),
         small_components=learned["small_components"],
-        enhancing_to_core=learned["enhancing_to_core"]["ET"],
+        enhancing_to_core=learned["enhancing_to_core"].get(ENHANCING, 0),
         holes=learned["holes"],
     )
-    return Tuned(rules, len(predictions), before, _mean_dice(predictions, references))
+    return Tuned(rules, len(predictions), before, _mean_dice(predictions, references, regions))
 
 
-def _crop(pair: LabelPair) -> tuple[_Depths, _Depths]:
+def _crop(pair: LabelPair) -> tuple[_Codes, _Codes]:
     """Return prediction and reference, cropped to the box that holds both tumours."""
-    prediction, reference = _depths(pair.prediction), _depths(pair.reference)
+    prediction, reference = _codes(pair.prediction), _codes(pair.reference)
     boxes = ndimage.find_objects(((prediction > 0) | (reference > 0)).astype(np.uint8))
     box = boxes[0] if boxes else (slice(0, 1),) * 3
     return prediction[box].copy(), reference[box].copy()
 
 
-def _depths(masks: Masks) -> _Depths:
-    """Return how many of the nested regions (3, x, y, z) each voxel belongs to."""
-    depths: _Depths = masks.sum(axis=0, dtype=np.uint8)
-    return depths
+def _codes(masks: Masks) -> _Codes:
+    """Return the regions (r, x, y, z) that each voxel belongs to, as bits."""
+    codes: _Codes = np.zeros(masks.shape[1:], np.uint16)
+    for bit, mask in enumerate(masks):
+        codes |= mask.astype(np.uint16) << bit
+    return codes
 
 
-def _masks(depths: _Depths) -> Masks:
-    """Return the nested regions (3, x, y, z)."""
-    return np.stack([depths > index for index in range(len(REGIONS))])
+def _masks(codes: _Codes, num_regions: int) -> Masks:
+    """Return the regions (r, x, y, z)."""
+    return np.stack([codes >> bit & 1 > 0 for bit in range(num_regions)])
 
 
-def _mean_dice(predictions: list[_Depths], references: list[_Depths]) -> dict[str, float]:
+def _mean_dice(
+    predictions: list[_Codes], references: list[_Codes], regions: Sequence[str]
+) -> dict[str, float]:
     """Return region -> mean Dice over cases."""
     scores = [
-        _dice(_masks(prediction), _masks(reference))
+        _dice(_masks(prediction, len(regions)), _masks(reference, len(regions)))
         for prediction, reference in zip(predictions, references, strict=True)
     ]
-    return dict(zip(REGIONS, np.mean(scores, axis=0).tolist(), strict=True))
+    return dict(zip(regions, np.mean(scores, axis=0).tolist(), strict=True))
 
 
 def _dice(prediction: Masks, reference: Masks) -> npt.NDArray[np.float64]:
-    """Return the Dice of each region, (3,); 1 where both masks are empty."""
+    """Return the Dice of each region, (r,); 1 where both masks are empty."""
     scores: npt.NDArray[np.float64] = dice_empty_is_one(
         torch.from_numpy(prediction), torch.from_numpy(reference)
     ).numpy()

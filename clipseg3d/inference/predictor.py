@@ -14,7 +14,8 @@ from clipseg3d.blocks.semantic_fusion import RegionMaps, Semantics
 from clipseg3d.checksums import sha256_of_tensors
 from clipseg3d.data.cases import Case, DataError, check_geometry
 from clipseg3d.data.preprocessing import Preprocessed, preprocess
-from clipseg3d.data.releases import BraTSRelease, get_release
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import get_release
 from clipseg3d.inference.pass_average import PassAverage
 from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.segmentation import (
@@ -29,7 +30,7 @@ from clipseg3d.inference.tta import MIRRORINGS
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.pretrained.reader import read_networks
 from clipseg3d.views import Views, cut_views
-from clipseg3d.vocabulary import PLANES, REGIONS, SEQUENCES
+from clipseg3d.vocabulary import PLANES
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 """Format of progress bars: a share, not a count."""
@@ -39,16 +40,17 @@ class Predictor:
     """Segment cases with one trained network, or with the mean of several.
 
     Memory: on the device, the networks and one forward pass of one window. In addition, volumes of
-    float32 on the brain box: 4 sequences, 3 regions and 1 weight, and 3 regions more if there are
-    several passes. For a BraTS brain of 3.4 million voxels these take 110 to 150 MB, for any number
-    of cases, networks and mirrorings. Variance takes 3 volumes more, an explanation 2 to 6. Maps
-    that are returned lie on the grid of the scan, 36 MB each for 240 x 240 x 155 voxels. The
-    volumes lie on the device as long as it has enough memory, otherwise on the CPU.
+    float32 on the brain box: the sequences, the regions and 1 weight, and the regions once more if
+    there are several passes. For a BraTS brain of 3.4 million voxels, four sequences and three
+    regions these take 110 to 150 MB, for any number of cases, networks and mirrorings. Variance
+    takes the regions once more, an explanation 2 volumes for each guided region. Maps that are
+    returned lie on the grid of the scan, 36 MB each for 240 x 240 x 155 voxels. The volumes lie on
+    the device as long as it has enough memory, otherwise on the CPU.
 
     Args:
         network: trained; or the members of an ensemble, whose probabilities are averaged. They are
             moved to ``device`` and put into evaluation mode.
-        release: label convention to write.
+        release: whose labels are written; it must have the sequences and regions of the networks.
         spacing_mm: voxel size that the networks were trained at; scans with another voxel size are
             refused.
         roi_size: size of the sliding window (x, y, z), in voxels.
@@ -63,7 +65,8 @@ class Predictor:
         weights: file name -> SHA-256 of the networks' weights, to be shown on case pages.
 
     Raises:
-        ValueError: no network is given, the device is not there, or the rules are meant for another
+        ValueError: no network is given, the networks have different sequences or regions, or some
+            that the release has not; the device is not there; or the rules are meant for another
             voxel size.
     """
 
@@ -92,7 +95,7 @@ class Predictor:
             )
         self.device = find_device(device)
         self.networks = [member.to(self.device).eval() for member in networks]
-        self.release = release
+        self.release = _select(release, self.networks)
         self.spacing_mm = spacing_mm
         self.roi_size = roi_size
         self.overlap = overlap
@@ -219,10 +222,11 @@ class Predictor:
             self.release,
             view_selection=self.network.view_selection,
         )
-        notes = [*_notes_on_missing(case), *preprocessed.notes]
+        notes = [*_notes_on_missing(case, self.release), *preprocessed.notes]
         keep_maps = uncertainty or explain
         average = PassAverage(with_variance=keep_maps and self.num_passes > 1)
         views: Views | None = None
+        num_regions = len(self.release.regions)
         with tqdm(
             total=1.0, desc=case.case_id, bar_format=BAR, delay=2, disable=progress is not True
         ) as bar:
@@ -235,7 +239,7 @@ class Predictor:
                     output = self._segment(
                         network, preprocessed, semantics, mirrored, explain, advance
                     )
-                    logits, maps = output[: len(REGIONS)], output[len(REGIONS) :]
+                    logits, maps = output[:num_regions], output[num_regions:]
                     if not logits.isfinite().all():
                         raise ValueError(
                             f"{case.case_id}: the network gives values that are not finite; its "
@@ -245,7 +249,7 @@ class Predictor:
         mean = average.probabilities().cpu().numpy()
         label = self.release.to_labels(mean > 0.5)
         if self.postprocessing is not None:
-            regions = self.postprocessing(self.release.to_regions(label))
+            regions = self.postprocessing(self.release.to_regions(label), self.release)
             label = self.release.to_labels(regions)
         if not label.any():
             notes.append(f"{case.case_id}: no tumour was found; every voxel is labelled 0")
@@ -270,11 +274,12 @@ class Predictor:
     def _check(self, case: Case) -> None:
         """Raise a DataError for a case that these networks cannot segment."""
         faults = check_geometry(replace(case, label=None), spacing_mm=self.spacing_mm)
-        missing = [name for name in SEQUENCES if name not in case.sequences]
+        missing = [name for name in self.release.sequences if name not in case.sequences]
         if missing and not self.allow_missing:
             faults.append(
                 f"{case.case_id}: has no {', '.join(missing)}, but these weights need all of "
-                f"{', '.join(SEQUENCES)}; add it, or use weights trained with sequence_dropout"
+                f"{', '.join(self.release.sequences)}; add it, or use weights trained with "
+                "sequence_dropout"
             )
         if faults:
             raise DataError(faults)
@@ -289,6 +294,7 @@ class Predictor:
                 preprocessed.image[None],
                 preprocessed.statistics[None],
                 selection=network.view_selection,
+                sequences=list(self.release.sequences),
             )
         views = Views(*(part.to(self.device) for part in views))
         return views, network.encode_semantics(views, *network.embed_text([report]))
@@ -353,12 +359,14 @@ class Predictor:
         attention, similarity = (
             {
                 region: values
-                for region in REGIONS
+                for region in self.release.regions
                 if (values := average.map(f"{kind} {region}")) is not None
             }
             for kind in RegionMaps._fields
         )
-        pictures = [] if views is None else list(views.images[0].cpu().numpy())
+        fusion = self.network.semantic_fusion
+        rgb = [] if fusion is None else fusion.bridge.rgb
+        pictures = [] if views is None else list(views.images[0].cpu().numpy()[..., rgb])
         per_plane = len(pictures) // len(PLANES)
         names = [
             f"{plane} {number + 1}" if per_plane > 1 else plane
@@ -368,12 +376,15 @@ class Predictor:
         return Evidence(
             grid=preprocessed.grid,
             images={
-                name: preprocessed.image[SEQUENCES.index(name)].numpy() for name in case.sequences
+                name: volume.numpy()
+                for name, volume in zip(self.release.sequences, preprocessed.image, strict=True)
+                if name in case.sequences
             },
             text=report if any(n.text_bank is not None for n in self.networks) else "",
             attention=attention,
             similarity={name: values.clip(-1, 1) for name, values in similarity.items()},
             views=list(zip(names, pictures, strict=True)),
+            view_colours=[list(self.release.sequences)[index] for index in rgb],
             provenance=self.provenance(),
         )
 
@@ -453,9 +464,28 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def _notes_on_missing(case: Case) -> list[str]:
+def _select(release: BraTSRelease, networks: Sequence[CLIPSeg3D]) -> BraTSRelease:
+    """Return the release with the sequences and regions of the networks.
+
+    Raises:
+        ValueError: they differ, or the release has not all of them.
+    """
+    configs = [network.config for network in networks if network.config is not None]
+    if not configs:
+        return release
+    first = configs[0]
+    for config in configs:
+        if (config.sequences, config.regions) != (first.sequences, first.regions):
+            raise ValueError(
+                "the networks have different sequences or regions, so they form no ensemble; "
+                "predict with each alone"
+            )
+    return release.select(sequences=first.sequences, regions=first.regions)
+
+
+def _notes_on_missing(case: Case, release: BraTSRelease) -> list[str]:
     """Return notes on sequences that a case lacks."""
-    missing = [name for name in SEQUENCES if name not in case.sequences]
+    missing = [name for name in release.sequences if name not in case.sequences]
     if not missing:
         return []
     if {"t1ce", "flair"} <= set(missing):

@@ -10,9 +10,8 @@ import numpy.typing as npt
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.label_checks import label_faults, round_labels
 from clipseg3d.data.nifti import read_voxels, write_label, write_map
-from clipseg3d.data.releases import BraTSRelease
+from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.scan_grid import ScanGrid
-from clipseg3d.vocabulary import REGIONS
 
 ENTROPY, VARIANCE = "entropy", "ensemble variance"
 """Names of the uncertainty maps."""
@@ -33,9 +32,10 @@ class Evidence:
         text: report that a text encoder read; empty if none.
         attention: guided region -> (x, y, z), scores of semantic attention.
         similarity: guided region -> (x, y, z), cosine of voxel and text, -1 to 1.
-        views: views that CLIP was given, each a name and (h, w, s) uint8. The name is ``axial``,
+        views: views that CLIP was given, each a name and (h, w, 3) uint8. The name is ``axial``,
             ``coronal`` or ``sagittal``, with a number if there are several. Empty if no network
             takes views.
+        view_colours: sequences that they show in red, green and blue.
         provenance: name -> value: weights, versions, settings.
     """
 
@@ -45,6 +45,7 @@ class Evidence:
     attention: Mapping[str, Map]
     similarity: Mapping[str, Map]
     views: Sequence[tuple[str, npt.NDArray[np.uint8]]]
+    view_colours: Sequence[str]
     provenance: Mapping[str, str]
 
 
@@ -56,8 +57,8 @@ class Segmentation:
         case: the case that was segmented.
         label: (x, y, z) uint8, in the label values of ``release``.
         release: label convention.
-        probabilities: (3, x, y, z) of WT, TC and ET, before post-processing; None unless requested.
-        uncertainty: name -> (x, y, z), the maximum over WT, TC and ET; empty unless requested.
+        probabilities: (r, x, y, z) of the regions, before post-processing; None unless requested.
+        uncertainty: name -> (x, y, z), the maximum over the regions; empty unless requested.
             ``entropy`` is that of the probabilities, in bits. ``ensemble variance`` is that of the
             probabilities over all passes (networks times mirrorings); it is there only if there
             are several.
@@ -85,7 +86,7 @@ class Segmentation:
         write_label(Path(path), self.label, source=self._source, axes=self.case.axes)
 
     def save_probabilities(self, folder: str | Path) -> None:
-        """Write ``folder/{case}_WT.nii.gz``, ``_TC`` and ``_ET``: the probability of each region.
+        """Write the probability of each region, such as ``folder/{case}_WT.nii.gz``.
 
         Raises:
             ValueError: the case was segmented without ``probabilities=True``.
@@ -96,7 +97,7 @@ class Segmentation:
                 f"{self.case.case_id}: its probabilities were not kept; segment it with "
                 "probabilities=True"
             )
-        maps = dict(zip(REGIONS, self.probabilities, strict=True))
+        maps = dict(zip(self.release.regions, self.probabilities, strict=True))
         self._save_maps(Path(folder), maps)
 
     def save_uncertainty(self, folder: str | Path) -> None:
@@ -139,12 +140,14 @@ class Segmentation:
             case_id=self.case.case_id,
             images=self.evidence.images,
             spacing_mm=grid.spacing_mm,
+            regions=list(self.release.regions),
             prediction=self.release.to_regions(grid.crop(self.label)),
             reference=None if mask is None else self.release.to_regions(grid.crop(mask)),
             text=self.evidence.text,
             attention=self.evidence.attention,
             similarity=self.evidence.similarity,
             views=self.evidence.views,
+            view_colours=self.evidence.view_colours,
             uncertainty={name: grid.crop(values) for name, values in self.uncertainty.items()},
             provenance=self.evidence.provenance,
             notes=self.notes,

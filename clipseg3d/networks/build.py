@@ -13,8 +13,8 @@ from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import network_config
 from clipseg3d.networks.unet import UNet3D
 
-DIFFERENCES = ((1, 0), (2, 3))
-"""Pairs of sequences whose differences are channels: t1ce - t1, t2 - flair."""
+DIFFERENCES = (("t1ce", "t1"), ("t2", "flair"))
+"""Pairs of sequences whose differences are channels."""
 
 
 def build_clipseg3d(
@@ -42,9 +42,11 @@ def build_clipseg3d(
     pixel_fusion = None
     if config.pixel_fusion:
         pixel_fusion = PixelFusion(
+            sequences=config.sequences,
             norms=config.norms,
-            differences=DIFFERENCES if config.difference_channels else (),
+            differences=_differences(config),
             contrast=config.region_contrast,
+            regions=config.regions,
         )
     in_channels = pixel_fusion.out_channels if pixel_fusion else len(config.sequences)
     unet = UNet3D(
@@ -76,12 +78,14 @@ def build_clipseg3d(
             text_encoder = encoders["text"] = load_text_encoder(
                 config.text_encoder, local_files_only=local_files_only
             )
-        text_bank = TextBank(text_encoder, config.regions, cache=text_cache)
+        prompts = dict(zip(config.regions, config.prompts, strict=False))
+        text_bank = TextBank(text_encoder, config.regions, prompts=prompts, cache=text_cache)
         text_dim = text_encoder.embed_dim
     bridge = SemanticBridge(
         encoder,
         selection=config.view_selection,
-        num_sequences=len(config.sequences),
+        sequences=config.sequences,
+        rgb=config.rgb or None,
         mix_rgb=config.mix_rgb,
         adapter=config.adapter,
         dense=config.dense,
@@ -101,7 +105,7 @@ def build_clipseg3d(
         bottleneck_channels=unet.channels[-1],
         decoder_channels=unet.channels[0],
         regions=config.regions,
-        guided=config.guided,
+        guided=config.guided or (),
         mode=config.attention_mode,
         attention_stride=1 if config.space_to_depth > 1 else 2,
         conditional=config.conditional_norm,
@@ -115,3 +119,20 @@ def build_clipseg3d(
         encoders=encoders,
         config=config,
     )
+
+
+def _differences(config: NetworkConfig) -> list[tuple[str, str]]:
+    """Return the pairs of sequences whose differences are channels.
+
+    Raises:
+        ValueError: they are wanted, but no pair is there.
+    """
+    if not config.difference_channels:
+        return []
+    pairs = [pair for pair in DIFFERENCES if set(pair) <= set(config.sequences)]
+    if not pairs:
+        raise ValueError(
+            f"difference_channels: the sequences {', '.join(config.sequences)} hold neither t1ce "
+            "and t1 nor t2 and flair; leave it out"
+        )
+    return pairs

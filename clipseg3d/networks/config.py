@@ -1,11 +1,13 @@
 """Configs of networks, as plain values."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from clipseg3d.blocks.guidance import GuidanceKind
 from clipseg3d.blocks.pixel_fusion import Norm
 from clipseg3d.blocks.semantic_attention import AttentionMode
+from clipseg3d.clip.prompts import REGION_PROMPTS
 from clipseg3d.ranges import require_count, require_share
 from clipseg3d.views import ViewSelection
 from clipseg3d.vocabulary import REGIONS, SEQUENCES
@@ -26,9 +28,12 @@ class NetworkConfig:
         refinement: hidden channels of a light head that reads the voxels of each cube again; needs
             ``space_to_depth`` above 1.
         pixel_fusion: whether the network normalises and weighs the sequences itself.
+        prompts: what the text encoder reads about each region; empty takes the library's own
+            prompts, and the names of regions that have none.
         norms: of each sequence in pixel fusion: ``zscore``, or ``minmax``, the paper's for T2 and
-            FLAIR.
-        difference_channels: append t1ce - t1 and t2 - flair; needs ``pixel_fusion``.
+            FLAIR; empty takes ``zscore`` for all.
+        difference_channels: append t1ce - t1 and t2 - flair, as far as these are there; needs
+            ``pixel_fusion``.
         region_contrast: probability of the paper's contrast enhancement inside TC and ET, in
             training only; needs ``pixel_fusion``.
         cbam: channel and spatial attention in every block.
@@ -40,8 +45,11 @@ class NetworkConfig:
         grade_classifier: also predict whether a glioma is of high grade.
         checkpointing: recompute blocks in the backward pass: less memory, more time.
         semantics: whether the semantic path is built.
-        guided: regions whose logits semantic attention may change.
+        guided: regions whose logits semantic attention may change; None takes TC and ET, or all
+            regions if there are neither.
         view_selection: how slices for CLIP are chosen; see :func:`clipseg3d.views.cut_views`.
+        rgb: sequences that CLIP sees in red, green and blue; empty takes the default of
+            :class:`clipseg3d.blocks.semantic_bridge.SemanticBridge`.
         mix_rgb: learn how the sequences are mixed into CLIP's red, green and blue.
         adapter: a small residual network after CLIP's image tower.
         dense: lift CLIP's patch embeddings to a 3D map at the bottleneck.
@@ -58,16 +66,18 @@ class NetworkConfig:
         num_heads: heads of the guidance's attention.
 
     Raises:
-        ValueError: a value out of its range, an unknown ``text``, or a switch without effect.
+        ValueError: a value out of its range, an unknown ``text``, a switch without effect, or not
+            one norm per sequence and one prompt per region.
     """
 
     sequences: tuple[str, ...] = SEQUENCES
     regions: tuple[str, ...] = REGIONS
+    prompts: tuple[str, ...] = ()
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     space_to_depth: int = 1
     refinement: int = 0
     pixel_fusion: bool = True
-    norms: tuple[Norm, ...] = ("zscore", "zscore", "zscore", "zscore")
+    norms: tuple[Norm, ...] = ()
     difference_channels: bool = False
     region_contrast: float = 0.0
     cbam: bool = True
@@ -79,8 +89,9 @@ class NetworkConfig:
     grade_classifier: bool = False
     checkpointing: bool = False
     semantics: bool = True
-    guided: tuple[str, ...] = ("TC", "ET")
+    guided: tuple[str, ...] | None = None
     view_selection: ViewSelection = "energy"
+    rgb: tuple[str, ...] = ()
     mix_rgb: bool = False
     adapter: bool = False
     dense: bool = False
@@ -94,7 +105,24 @@ class NetworkConfig:
     num_heads: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, switches without effect, and unknown values of ``text``."""
+        """Refuse what no network can be built of, and fill in what depends on names."""
+        for kind, names in (("sequences", self.sequences), ("regions", self.regions)):
+            if not names or len(set(names)) < len(names):
+                raise ValueError(f"{kind}={names}: give at least one name, and none twice")
+        norms = self.norms or ("zscore",) * len(self.sequences)
+        guided = self.guided
+        if guided is None:
+            guided = tuple(r for r in self.regions if r in ("TC", "ET")) or self.regions
+        object.__setattr__(self, "norms", tuple(norms))
+        object.__setattr__(self, "guided", tuple(guided))
+        for kind, values, names in (
+            ("norms", norms, self.sequences),
+            ("prompts", self.prompts or self.regions, self.regions),
+        ):
+            if len(values) != len(names):
+                raise ValueError(
+                    f"{kind}={values} for {', '.join(names)}; give one for each, or none"
+                )
         require_share(dropout=self.dropout, region_contrast=self.region_contrast)
         for width in self.channels:
             require_count(channels=width, at_most=MAX_CHANNELS)
@@ -114,3 +142,35 @@ class NetworkConfig:
             raise ValueError(
                 "conditional_norm is steered by semantics; set semantics, or leave it out"
             )
+
+    def with_names(
+        self,
+        sequences: Sequence[str],
+        regions: Sequence[str],
+        *,
+        prompts: Mapping[str, str] | None = None,
+    ) -> "NetworkConfig":
+        """Return the same network for other sequences and regions.
+
+        Sequences keep their norm, and regions their prompt and guidance, by name. If no guided
+        region is left, the default is taken.
+
+        Args:
+            sequences: names, in order.
+            regions: names, in order.
+            prompts: region -> prompt.
+        """
+        norm_of = dict(zip(self.sequences, self.norms, strict=True))
+        prompt_of = {**dict(zip(self.regions, self.prompts, strict=False)), **(prompts or {})}
+        guided = tuple(region for region in self.guided or () if region in regions)
+        return replace(
+            self,
+            sequences=tuple(sequences),
+            regions=tuple(regions),
+            prompts=tuple(prompt_of.get(r, REGION_PROMPTS.get(r, r)) for r in regions)
+            if prompt_of
+            else (),
+            norms=tuple(norm_of.get(name, "zscore") for name in sequences),
+            guided=guided if guided or not self.guided else None,
+            rgb=self.rgb if set(self.rgb) <= set(sequences) else (),
+        )

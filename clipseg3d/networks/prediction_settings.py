@@ -13,7 +13,7 @@ class PredictionSettings:
     """Settings of training that prediction must share.
 
     Attributes:
-        release: label convention of the training data, by name.
+        release: of the training data: its name, or the values of one that was not published.
         spacing_mm: voxel size of the training data.
         roi_size: size of the sliding window (x, y, z), in voxels.
         overlap: of neighbouring windows, in [0, 1).
@@ -24,7 +24,7 @@ class PredictionSettings:
             to 1024, or an overlap outside [0, 1).
     """
 
-    release: str
+    release: str | dict[str, Any]
     spacing_mm: float
     roi_size: tuple[int, int, int] = (128, 128, 128)
     overlap: float = 0.5
@@ -40,6 +40,11 @@ class PredictionSettings:
             )
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap={self.overlap} is not in [0, 1); give a share, such as 0.5")
+
+    @property
+    def release_name(self) -> str:
+        """Name of the release."""
+        return self.release if isinstance(self.release, str) else str(self.release.get("name"))
 
     @classmethod
     def from_hyperparameters(cls, values: Mapping[str, Any]) -> "PredictionSettings":

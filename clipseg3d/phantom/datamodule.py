@@ -28,7 +28,7 @@ class PhantomDataModule(BraTSDataModule):
         ValueError: ``num_cases`` is not positive, or ``first_seed`` is negative.
     """
 
-    release = PHANTOM
+    published = PHANTOM
 
     def __init__(
         self,

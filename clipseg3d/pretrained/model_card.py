@@ -25,7 +25,7 @@ network = CLIPSeg3D.from_pretrained({{ source | default("FOLDER_OR_HUB_ID", true
 
 ## What it is for
 {% if settings %}
-- label convention: {{ settings.release }}
+- label convention: {{ settings.release_name }}
 - voxel size: {{ settings.spacing_mm }} mm; scans of another one are refused
 - sliding window: {{ settings.roi_size | join(" x ") }} voxels, overlap {{ settings.overlap }}
 - cases that lack sequences: {{ "yes, trained for it" if settings.allow_missing else "no" }}

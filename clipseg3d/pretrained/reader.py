@@ -26,7 +26,6 @@ from clipseg3d.pretrained.folder import (
     read_config,
     read_weights,
 )
-from clipseg3d.vocabulary import REGIONS, SEQUENCES
 from clipseg3d.weights import CONFIG
 
 _SHARED_SETTINGS = ("release", "spacing_mm")
@@ -101,9 +100,8 @@ def read_networks(
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: none is given; one is damaged, of another architecture, or of other sequences or
-            regions than this library's; CLIP has other weights; or the members were trained on
-            different releases or voxel sizes.
+        ValueError: none is given; one is damaged, or of another architecture; CLIP has other
+            weights; or the members were trained on different releases or voxel sizes.
         OSError: the network or its CLIP is neither on this machine nor can it be downloaded.
     """
     if not sources:
@@ -150,7 +148,6 @@ def _read_network(
             f"{stored.config_path}: does not say which scans the network is for; set "
             "network.settings and save it again with save_pretrained"
         )
-    _check_names(stored)
     encoder = None
     if stored.config.semantics:
         name = clip or stored.config.clip
@@ -297,16 +294,3 @@ def _no_encoder(stored: _Stored, error: OSError) -> OSError:
         f"{stored.config_path}: an encoder it was trained with is not on this machine ({error}); "
         "name CLIP yourself, by folder or by hub name, which is then downloaded (clip, --clip)"
     )
-
-
-def _check_names(stored: _Stored) -> None:
-    """Raise a ValueError for a network of other sequences or regions than this library's."""
-    for name, expected, names in (
-        ("sequences", SEQUENCES, stored.config.sequences),
-        ("regions", REGIONS, stored.config.regions),
-    ):
-        if names != expected:
-            raise ValueError(
-                f"{stored.config_path}: trained with the {name} {', '.join(names)}, not "
-                f"{', '.join(expected)}; give weights trained with those"
-            )

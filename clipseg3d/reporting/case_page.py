@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clipseg3d.atomic_write import atomic_write
 from clipseg3d.metrics.dice import dice_empty_is_one
-from clipseg3d.reporting.figures import REGION_COLOURS, shared_scale
+from clipseg3d.reporting.figures import region_colours, shared_scale
 from clipseg3d.reporting.lesions import Lesion, find_lesions
 from clipseg3d.reporting.packing import (
     grey_levels,
@@ -88,15 +88,16 @@ class CasePage:
         images: sequence -> (x, y, z), the brain box in LPS voxel order, 0 is background; acquired
             sequences only.
         spacing_mm: voxel size along x, y and z.
-        prediction: predicted WT, TC and ET, (3, x, y, z) bool.
-        reference: WT, TC and ET of the expert mask, (3, x, y, z) bool; None if there is none.
+        prediction: predicted regions, (r, x, y, z) bool.
+        reference: regions of the expert mask, (r, x, y, z) bool; None if there is none.
+        regions: their names; the first is the one whose lesions are listed.
         text: report that the network read; empty if none.
         attention: region -> (x, y, z), scores of semantic attention.
         similarity: region -> (x, y, z), cosine of voxel and text, -1 to 1.
         views: views that CLIP was given, each a name that begins with axial, coronal or sagittal,
             and (h, w, s) uint8 with rows and columns along array axes, as in
-            :class:`clipseg3d.views.Views`; s is 4 for t1, t1ce, t2 and flair, 3 for red, green and
-            blue, 1 for grey.
+            :class:`clipseg3d.views.Views`; s is 3 for red, green and blue, 1 for grey.
+        view_colours: sequences that the views show in red, green and blue.
         uncertainty: name, such as "entropy", -> (x, y, z).
         provenance: name -> value: weights, hashes, versions, settings.
         notes: what was changed, missing, unusual or in doubt about the scan, a line each.
@@ -110,10 +111,12 @@ class CasePage:
     spacing_mm: tuple[float, float, float]
     prediction: Masks = field(repr=False)
     reference: Masks | None = field(default=None, repr=False)
+    regions: Sequence[str] = REGIONS
     text: str = ""
     attention: Mapping[str, Volume] = field(default_factory=dict, repr=False)
     similarity: Mapping[str, Volume] = field(default_factory=dict, repr=False)
     views: Sequence[tuple[str, NDArray[np.uint8]]] = field(default=(), repr=False)
+    view_colours: Sequence[str] = ()
     uncertainty: Mapping[str, Volume] = field(default_factory=dict, repr=False)
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -152,10 +155,6 @@ class CasePage:
     def _check_images(self) -> None:
         if not self.images:
             raise ValueError(f"{self.case_id}: images is empty; pass at least one sequence")
-        if unknown := [name for name in self.images if name not in SEQUENCE_TITLES]:
-            raise ValueError(
-                f"{self.case_id}: images has {unknown}; choose from {[*SEQUENCE_TITLES]}"
-            )
         if len(self._shape) != 3 or 0 in self._shape:
             raise ValueError(
                 f"{self.case_id}: an image has shape {self._shape}; pass (x, y, z), not empty"
@@ -163,18 +162,20 @@ class CasePage:
         self._check_volumes("images", self.images)
 
     def _check_masks(self) -> None:
-        expected = (len(REGIONS), *self._shape)
+        expected = (len(self.regions), *self._shape)
         for name, masks in (("prediction", self.prediction), ("reference", self.reference)):
             if masks is not None and (masks.shape != expected or masks.dtype != np.bool_):
                 raise ValueError(
                     f"{self.case_id}: {name} is {masks.dtype} of shape {masks.shape}; pass bool "
-                    f"masks of {', '.join(REGIONS)} as {expected}"
+                    f"masks of {', '.join(self.regions)} as {expected}"
                 )
 
     def _check_maps(self) -> None:
         for name, maps in (("attention", self.attention), ("similarity", self.similarity)):
-            if unknown := [region for region in maps if region not in REGIONS]:
-                raise ValueError(f"{self.case_id}: {name} has {unknown}; choose from {REGIONS}")
+            if unknown := [region for region in maps if region not in self.regions]:
+                raise ValueError(
+                    f"{self.case_id}: {name} has {unknown}; choose from {tuple(self.regions)}"
+                )
             self._check_volumes(name, maps)
         self._check_volumes("uncertainty", self.uncertainty)
         for region, cosines in self.similarity.items():
@@ -203,10 +204,10 @@ class CasePage:
                 raise ValueError(
                     f"{self.case_id}: views has {name!r}; begin its name with one of {PLANES}"
                 )
-            if view.ndim != 3 or view.shape[-1] not in (1, 3, 4) or view.dtype != np.uint8:
+            if view.ndim != 3 or view.shape[-1] not in (1, 3) or view.dtype != np.uint8:
                 raise ValueError(
                     f"{self.case_id}: view {name!r} is {view.dtype} of shape {view.shape}; pass "
-                    "uint8 (h, w, s) with s 1, 3 or 4"
+                    "uint8 (h, w, s) with s 1 or 3"
                 )
 
     def _render(self) -> str:
@@ -220,13 +221,14 @@ class CasePage:
         reference_lesions = (
             None if self.reference is None else [*map(self._find_lesions, self.reference)]
         )
-        sequences = {name: title for name, title in SEQUENCE_TITLES.items() if name in self.images}
+        sequences = {name: SEQUENCE_TITLES.get(name, name) for name in self.images}
+        colours = region_colours(self.regions)
         brain = np.any([image != 0 for image in self.images.values()], axis=0)
         maps = self._maps_in_order(brain)
         volumes = {f"image-{name}": grey_levels(self.images[name]) for name in sequences}
         for entry in maps:
             volumes[f"map-{entry.number}"] = map_levels(entry.values, entry.scale, brain=brain)
-        volumes["regions"] = self._region_bits()
+        volumes |= {f"regions-{n}": bits for n, bits in enumerate(self._region_bits())}
         template = Environment(
             loader=PackageLoader("clipseg3d.reporting"), autoescape=True, undefined=StrictUndefined
         ).get_template("case_page.html.j2")
@@ -239,8 +241,8 @@ class CasePage:
             numbers=self._numbers(lesions, reference_lesions),
             lesions=lesions[0][:_MAX_LESIONS],
             more_lesions=len(lesions[0]) - _MAX_LESIONS,
-            meanings=REGION_TITLES,
-            colours=REGION_COLOURS,
+            meanings={name: REGION_TITLES.get(name, name) for name in self.regions},
+            colours=colours,
             sequences=sequences,
             map_background="t1ce" if "t1ce" in sequences else next(iter(sequences)),
             planes=PLANES,
@@ -248,14 +250,14 @@ class CasePage:
             maps=maps,
             notes=_MAP_NOTES,
             views=[(name, view_png(name, view)) for name, view in self.views],
-            views_hold_sequences=any(view.shape[-1] == 4 for _, view in self.views),
+            view_colours=[SEQUENCE_TITLES.get(name, name) for name in self.view_colours],
             volumes={name: pack_volume(volume) for name, volume in volumes.items()},
             data={
                 "shape": self._shape,
                 "spacing": self.spacing_mm,
                 "start": _start(lesions[0] or (reference_lesions or lesions)[0], self._shape),
                 "sequences": [*sequences.items()],
-                "regions": [(name, REGION_COLOURS[name]) for name in REGIONS],
+                "regions": [*colours.items()],
                 "maps": [entry.describe() for entry in maps],
             },
         )
@@ -269,7 +271,7 @@ class CasePage:
         """Return the rows of the table of numbers; Dice is 1 where both masks are empty."""
         rows = [
             _RegionNumbers(name, _total_ml(predicted), len(predicted))
-            for name, predicted in zip(REGIONS, lesions, strict=True)
+            for name, predicted in zip(self.regions, lesions, strict=True)
         ]
         if self.reference is None or reference_lesions is None:
             return rows
@@ -283,10 +285,8 @@ class CasePage:
     def _maps_in_order(self, brain: Masks) -> list[_ShownMap]:
         """Return all maps in the order of the page; maps of one group share a colour scale."""
         groups = {
-            _ATTENTION: {name: self.attention[name] for name in REGIONS if name in self.attention},
-            _SIMILARITY: {
-                name: self.similarity[name] for name in REGIONS if name in self.similarity
-            },
+            title: {name: by_region[name] for name in self.regions if name in by_region}
+            for title, by_region in ((_ATTENTION, self.attention), (_SIMILARITY, self.similarity))
         }
         groups |= {f"Uncertainty: {name}": {"": m} for name, m in self.uncertainty.items()}
         entries: list[_ShownMap] = []
@@ -296,11 +296,13 @@ class CasePage:
                 entries.append(_ShownMap(len(entries), title, region, values, scale))
         return entries
 
-    def _region_bits(self) -> NDArray[np.uint8]:
-        """Return (x, y, z), a bit per mask: 1, 2, 4 the prediction, 8, 16, 32 the reference."""
+    def _region_bits(self) -> list[NDArray[np.uint8]]:
+        """Return volumes (x, y, z) of eight bits each: the prediction, then the reference."""
         masks = [*self.prediction, *(() if self.reference is None else self.reference)]
-        bits = [mask.astype(np.uint8) << i for i, mask in enumerate(masks)]
-        return np.asarray(np.bitwise_or.reduce(bits), np.uint8)
+        volumes = [np.zeros(self._shape, np.uint8) for _ in range(0, len(masks), 8)]
+        for index, mask in enumerate(masks):
+            volumes[index // 8] |= mask.astype(np.uint8) << index % 8
+        return volumes
 
 
 def _total_ml(lesions: Sequence[Lesion]) -> float:

@@ -3,6 +3,7 @@
 Figures are drawn without pyplot: they need no display and do not change plots of the caller.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from clipseg3d.atomic_write import atomic_write
 from clipseg3d.vocabulary import REGIONS, SEQUENCE_TITLES, SEQUENCES
 
 REGION_COLOURS = {"WT": "#56B4E9", "TC": "#F0E442", "ET": "#D55E00"}
-"""One colour per region, from the palette of Okabe and Ito: safe for colour-blind readers."""
+"""Of the usual regions, from the palette of Okabe and Ito: safe for colour-blind readers."""
+_MORE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#0072B2", "#F0F3F6")
+"""The rest of that palette, for other regions; used again where there are more."""
 
 _BACKGROUND, _TEXT, _FAINT_TEXT = "#0d1117", "#f0f3f6", "#9aa4af"
 _MARGIN = 3  # voxels around the brain
@@ -28,6 +31,13 @@ _UPSAMPLING = 4  # outlines are drawn on a grid that is finer by this factor
 
 Slice = NDArray[np.floating]
 Box = tuple[float, float, float, float]
+
+
+def region_colours(regions: Sequence[str]) -> dict[str, str]:
+    """Return one colour for each region, as ``#rrggbb``."""
+    others = [name for name in regions if name not in REGION_COLOURS]
+    more = dict(zip(others, itertools.cycle(_MORE_COLOURS), strict=False))
+    return {name: REGION_COLOURS.get(name) or more[name] for name in regions}
 
 
 def save_overlay(
@@ -55,13 +65,12 @@ def save_overlay(
         prediction: predicted region masks, (r, x, y, z) bool.
         reference: reference region masks, (r, x, y, z) bool.
         sequences: s names, in the order of ``image``.
-        regions: r names from :data:`REGION_COLOURS`, in the order of ``prediction``; each region is
+        regions: r names, in the order of ``prediction``; each region is
             drawn over those before it.
         title: headline; none if empty.
 
     Raises:
-        ValueError: shapes or names do not fit together, a region has no colour, or ``path`` does
-            not end in ``.png``.
+        ValueError: shapes or names do not fit together, or ``path`` does not end in ``.png``.
         OSError: ``path`` cannot be written.
     """
     _check_path(path)
@@ -109,7 +118,7 @@ def save_maps(
             is background.
         maps: kind, such as "Semantic attention", -> region -> (x, y, z).
         prediction: predicted region masks, (r, x, y, z) bool.
-        regions: r names from :data:`REGION_COLOURS`, in the order of ``prediction``.
+        regions: r names, in the order of ``prediction``.
         title: headline; none if empty.
 
     Raises:
@@ -124,6 +133,7 @@ def save_maps(
     x, y = _brain_box(image[None, ..., k])
     plane = image[x, y, k]
     columns = [name for name in regions if any(name in row for row in maps.values())]
+    colours = region_colours(regions)
 
     # In inches. Panels keep the shape of the slice, with names above; each row ends with a scale.
     width, gap, name_height, bar, head = 2.2, 0.12, 0.3, 1.1, 0.5 if title else 0.1
@@ -145,7 +155,7 @@ def save_maps(
                 continue
             axes = figure.add_axes(box(gap + column * (width + gap), top, width, height))
             mask = prediction[[*regions].index(region), x, y, k]
-            _draw_map(axes, plane, by_region[region][x, y, k], scale, mask, region)
+            _draw_map(axes, plane, by_region[region][x, y, k], scale, mask, colours[region])
             axes.set_title(f"{kind}, {region}", color=_TEXT, fontsize=10, pad=4)
         axes = figure.add_axes(box(total[0] - bar + 0.1, top + 0.1 * height, 0.14, 0.8 * height))
         _draw_scale(axes, scale)
@@ -224,8 +234,6 @@ def _check_volumes(
                 f"{name} has shape {mask.shape} but image has shape {image.shape} and "
                 f"regions={tuple(regions)}; pass {name} as {expected}"
             )
-    if unknown := [name for name in regions if name not in REGION_COLOURS]:
-        raise ValueError(f"regions={unknown} have no colour; choose from {[*REGION_COLOURS]}")
 
 
 def _largest_slice(*masks: NDArray[np.bool_]) -> int:
@@ -278,7 +286,9 @@ def _draw(
     if title:
         _draw_title(figure, title, total[1])
     figure.legend(
-        handles=[Patch(color=REGION_COLOURS[name], label=name) for name in regions],
+        handles=[
+            Patch(color=colour, label=name) for name, colour in region_colours(regions).items()
+        ],
         loc="center",
         bbox_to_anchor=(0.5, 0.5 * foot / total[1]),
         ncols=len(regions),
@@ -299,13 +309,14 @@ def _draw_panel(
     # Colours are easier to see on a darker brain.
     extent = _draw_scan(axes, plane, darker=0.0 if masks is None else 0.3)
     if masks is not None:
+        colours = region_colours(regions)
         fine_masks = [_smooth(mask) for mask in masks]
         fill = np.zeros((*fine_masks[0].shape, 4), np.float32)
         for mask, name in zip(fine_masks, regions, strict=True):
-            fill[mask > 0.5] = (*to_rgb(REGION_COLOURS[name]), 0.45)
+            fill[mask > 0.5] = (*to_rgb(colours[name]), 0.45)
         axes.imshow(fill.transpose(1, 0, 2), interpolation="nearest", extent=extent, aspect="auto")
         for mask, name in zip(fine_masks, regions, strict=True):
-            _draw_outline(axes, mask, name, extent)
+            _draw_outline(axes, mask, colours[name], extent)
 
 
 def _draw_map(
@@ -314,7 +325,7 @@ def _draw_map(
     values: Slice,
     scale: ScalarMappable,
     mask: NDArray[np.bool_],
-    region: str,
+    colour: str,
 ) -> None:
     """Draw one slice, (x, y), with a map and the outline of its region over it, both (x, y)."""
     extent = _draw_scan(axes, plane, darker=0.6)
@@ -322,7 +333,7 @@ def _draw_map(
     strength = np.abs(values) / (scale.norm.vmax or 1.0)
     colours[..., 3] = np.where(plane == 0, 0, 0.75 * np.minimum(1, 2 * strength))
     axes.imshow(colours.transpose(1, 0, 2), interpolation="bilinear", extent=extent, aspect="auto")
-    _draw_outline(axes, _smooth(mask), region, extent)
+    _draw_outline(axes, _smooth(mask), colour, extent)
 
 
 def _draw_scan(axes: Axes, plane: Slice, *, darker: float) -> Box:
@@ -357,14 +368,14 @@ def _draw_scan(axes: Axes, plane: Slice, *, darker: float) -> Box:
     return extent
 
 
-def _draw_outline(axes: Axes, mask: NDArray[np.float32], region: str, extent: Box) -> None:
+def _draw_outline(axes: Axes, mask: NDArray[np.float32], colour: str, extent: Box) -> None:
     """Draw the outline of a region from its smooth mask, as returned by :func:`_smooth`."""
     if (mask > 0.5).any():
         axes.contour(
             mask.T,
             levels=[0.5],
             linewidths=1.4,
-            colors=[REGION_COLOURS[region]],
+            colors=[colour],
             extent=extent,
             origin="upper",
         )

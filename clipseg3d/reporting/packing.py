@@ -10,8 +10,6 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 _LOW_PERCENTILE, _HIGH_PERCENTILE = 0.5, 99.7
-_RGB_OF_VIEW = {1: (0, 0, 0), 3: (0, 1, 2), 4: (1, 3, 2)}
-"""Number of channels of a view -> channels shown as red, green and blue; see :func:`view_png`."""
 
 
 def pack_volume(volume: NDArray[np.uint8]) -> str:
@@ -55,11 +53,10 @@ def view_png(plane: str, view: NDArray[np.uint8]) -> str:
 
     Args:
         plane: name that begins with axial, coronal or sagittal.
-        view: (h, w, s) uint8, rows and columns along array axes. s is 1 for grey; 3 for red, green
-            and blue; 4 for t1, t1ce, t2 and flair: then t1ce, flair and t2 are shown as red, green
-            and blue.
+        view: (h, w, s) uint8, rows and columns along array axes. s is 3 for red, green and blue, 1
+            for grey.
     """
-    upright = view[..., _RGB_OF_VIEW[view.shape[-1]]].swapaxes(0, 1)
+    upright = np.broadcast_to(view, (*view.shape[:2], 3)).swapaxes(0, 1)
     if not plane.startswith("axial"):
         upright = upright[::-1]  # z grows upwards
     png = io.BytesIO()

@@ -17,7 +17,6 @@ from clipseg3d.intensity import intensity_statistics
 from clipseg3d.training.memory import AUTOCAST, PeakMemory, predict_peak_memory
 from clipseg3d.training.module import CLIPSeg3DModule
 from clipseg3d.views import cut_views
-from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 STEPS = 2
 CHECKPOINTS = 2
@@ -209,13 +208,14 @@ def _measure(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> float:
 
 def _noise(module: CLIPSeg3DModule, patch_size: tuple[int, int, int], count: int) -> Batch:
     """Return a batch of noise in the shapes of training batches."""
-    image = torch.rand(count, len(SEQUENCES), *patch_size) + 0.1
+    config = module.config
+    image = torch.rand(count, len(config.sequences), *patch_size) + 0.1
     return {
         "image": image,
-        "label": (torch.rand(count, len(REGIONS), *patch_size) > 0.9).float(),
+        "label": (torch.rand(count, len(config.regions), *patch_size) > 0.9).float(),
         "crop_box": torch.tensor([[[0.0] * 3, [1.0] * 3]]).repeat(count, 1, 1),
         "statistics": intensity_statistics(image),
-        "views": cut_views(image, selection=module.network.view_selection),
+        "views": cut_views(image, selection=config.view_selection, sequences=config.sequences),
         "report": ["A mass in the left temporal lobe."] * count,
         "grade": torch.zeros(count, dtype=torch.int64),
         "case_id": [f"noise {index}" for index in range(count)],

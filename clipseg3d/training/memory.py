@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.views import cut_views
-from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Precision, as Lightning names it -> what autocast computes in; None for no autocast."""
@@ -70,6 +70,7 @@ def predict_peak_memory(
     if precision not in AUTOCAST:
         raise ValueError(f"precision={precision!r}: choose from {', '.join(AUTOCAST)}")
     dtype = AUTOCAST[precision]
+    config = network.config or NetworkConfig()
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     semantics = _example_semantics(network, batch_size)
     if semantics is not None:
@@ -78,9 +79,9 @@ def predict_peak_memory(
     loss = RegionLoss()
     live = _LiveBytes()
     with fakes, live:
-        image = torch.empty(batch_size, len(SEQUENCES), *patch_size)
-        label = torch.empty(batch_size, len(REGIONS), *patch_size)
-        statistics = torch.empty(batch_size, len(SEQUENCES), 4)
+        image = torch.empty(batch_size, len(config.sequences), *patch_size)
+        label = torch.empty(batch_size, len(config.regions), *patch_size)
+        statistics = torch.empty(batch_size, len(config.sequences), 4)
     for _ in range(2):  # the second forward pass runs while gradients of the first step exist
         autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
         with fakes, live, autocast:
@@ -104,8 +105,11 @@ def _example_semantics(network: CLIPSeg3D, batch_size: int) -> Any:
     device = network.semantic_strength.device
     try:
         with torch.no_grad():
+            sequences = (network.config or NetworkConfig()).sequences
             views = cut_views(
-                torch.rand(batch_size, 4, 24, 24, 24), selection=network.view_selection
+                torch.rand(batch_size, len(sequences), 24, 24, 24),
+                selection=network.view_selection,
+                sequences=sequences,
             )
             text, mask = network.embed_text([""] * batch_size)
             moved = type(views)(*(part.to(device) for part in views))

@@ -13,7 +13,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from clipseg3d.batch import Batch, unpack
-from clipseg3d.data.releases import get_release
+from clipseg3d.data.releases import get_release, release_values
 from clipseg3d.data.sample_order import derived_seed, global_seed
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
@@ -50,7 +50,9 @@ class CLIPSeg3DModule(LightningModule):
     Args:
         network: a preset's name or a NetworkConfig; also its values, as in checkpoints.
         ablation: name of the parts to switch off; see :data:`clipseg3d.networks.presets.ABLATIONS`.
-        release: label convention of the training data; predictions are written in it.
+        release: of the training data: a name, a YAML file, its values, or a BraTSRelease.
+            Predictions are written in its labels. A preset takes its sequences and regions; those
+            of a NetworkConfig must be among them.
         spacing_mm: voxel size of the training data; the predictor refuses other scans.
         plan: optimiser, schedule and losses: a name of :data:`clipseg3d.training.plan.PLANS`, or
             a TrainingPlan, or its values; None takes the plan with the name of the network, or
@@ -88,7 +90,7 @@ class CLIPSeg3DModule(LightningModule):
         network: NetworkConfig | str = "recommended",
         *,
         ablation: str | None = None,
-        release: str = "brats2020",
+        release: str | dict[str, Any] = "brats2020",
         spacing_mm: float = 1.0,
         plan: TrainingPlan | dict[str, Any] | str | None = None,
         lr: float | None = None,
@@ -102,6 +104,13 @@ class CLIPSeg3DModule(LightningModule):
         super().__init__()
         require_share(report_dropout=report_dropout, sequence_dropout=sequence_dropout)
         config = network_config(network, ablation=ablation)
+        whole_release = get_release(release)
+        if isinstance(network, str):
+            config = config.with_names(
+                list(whole_release.sequences),
+                list(whole_release.regions),
+                prompts=whole_release.prompts,
+            )
         self.plan = resolve_plan(plan, network)
         if lr is not None:
             self.plan = replace(self.plan, lr=lr)
@@ -109,7 +118,7 @@ class CLIPSeg3DModule(LightningModule):
         self.save_hyperparameters(
             {
                 "network": asdict(config),
-                "release": get_release(release).name,
+                "release": release_values(whole_release),
                 "spacing_mm": spacing_mm,
                 "plan": asdict(self.plan),
                 "report_dropout": report_dropout,
@@ -120,6 +129,7 @@ class CLIPSeg3DModule(LightningModule):
         )
         settings = PredictionSettings.from_hyperparameters(self.hparams)
         self.config = config
+        self.release = whole_release.select(sequences=config.sequences, regions=config.regions)
         self.resume_changed = resume_changed
         self.scores: ScoreTable | None = None
         self._restart_schedule = False
@@ -153,9 +163,18 @@ class CLIPSeg3DModule(LightningModule):
         """Check that the data module has the settings that the network needs.
 
         Raises:
-            ValueError: its ``view_selection`` or ``shuffle_reports`` is another one.
+            ValueError: its ``view_selection`` or ``shuffle_reports`` is another one, or its
+                sequences or regions are.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        release = getattr(data, "release", None)
+        for name, own in (("sequences", self.config.sequences), ("regions", self.config.regions)):
+            given = own if release is None else tuple(getattr(release, name))
+            if given != own:
+                raise ValueError(
+                    f"the data module has the {name} {', '.join(given)}, but the network "
+                    f"{', '.join(own)}; give the data module {name}={list(own)}"
+                )
         required = {
             "view_selection": self.config.view_selection,
             "shuffle_reports": self.config.text == "shuffled",
@@ -170,8 +189,7 @@ class CLIPSeg3DModule(LightningModule):
     def on_fit_start(self) -> None:
         """Embed all texts and views before the first step.
 
-        All texts are embedded together, because the last digits of an embedding depend on the other
-        texts in its batch. Views are embedded case by case, each on one rank.
+        Views are embedded case by case, each on one rank.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "texts"):
@@ -214,7 +232,7 @@ class CLIPSeg3DModule(LightningModule):
             ValueError: the loss is NaN or infinite; the message names the case, its crop and the
                 first layer whose output is not finite.
         """
-        batch = unpack(batch)
+        batch = unpack(batch, num_regions=len(self.config.regions))
         loss = self._loss(batch, batch_idx)
         finite = bool(loss.isfinite())
         if self._trainer is not None:  # all ranks stop together; the others would wait for ever
@@ -258,7 +276,7 @@ class CLIPSeg3DModule(LightningModule):
         )
         loss: Tensor = self.loss([prediction.logits, *prediction.auxiliary], batch["label"])
         if self.plan.cosine_weight and prediction.maps is not None:
-            guided = [region in self.config.guided for region in self.config.regions]
+            guided = [region in (self.config.guided or ()) for region in self.config.regions]
             loss = loss + self.plan.cosine_weight * cosine_loss(
                 prediction.maps.cosines,
                 batch["label"][:, guided],
@@ -387,14 +405,15 @@ class CLIPSeg3DModule(LightningModule):
             )
         self.network.require_encoders(checkpoint["encoders"])
 
-    def _require_labels(self, trained: str) -> None:
+    def _require_labels(self, trained: str | dict[str, Any]) -> None:
         """Raise a ValueError if the data's labels mean other regions than in training."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         release = getattr(data, "release", None)
-        if release is not None and release.regions != get_release(trained).regions:
+        expected = get_release(trained)
+        if release is not None and release.regions.items() - expected.regions.items():
             raise ValueError(
-                f"the checkpoint was trained on {trained}, whose labels mean other regions than "
-                f"those of {release.name}; give cases of the release that it was trained on"
+                f"the checkpoint was trained on {expected.name}, whose labels mean other regions "
+                f"than those of {release.name}; give cases of the release that it was trained on"
             )
 
     def _fitting(self) -> bool:
@@ -413,10 +432,10 @@ class CLIPSeg3DModule(LightningModule):
             roi_size=self.hparams["roi_size"],
             overlap=self.hparams["overlap"],
         )
-        release = get_release(self.hparams["release"])
-        # Scored as label maps, which are what is written: these hold nested regions only.
+        # Scored as label maps, which are what is written.
         regions = [
-            release.to_regions(release.to_labels(mask)) for mask in (logits > 0).cpu().numpy()
+            self.release.to_regions(self.release.to_labels(mask))
+            for mask in (logits > 0).cpu().numpy()
         ]
         prediction = torch.from_numpy(np.stack(regions)).to(self.device)
         metric.update(prediction, batch["label"] > 0, batch["case_id"])

@@ -53,6 +53,7 @@ class Previews(Callback):
         save_overlay(
             path,
             batch["image"][0].float().cpu().numpy(),
+            **_names(pl_module),
             prediction=outputs["prediction"][0].cpu().numpy(),
             reference=(batch["label"][0] > 0).cpu().numpy(),
             title=f"{case_id}, step {step}",
@@ -63,3 +64,11 @@ class Previews(Callback):
                 logger.experiment.add_image(f"val/{case_id}", picture, step, dataformats="HWC")
             elif isinstance(logger, WandbLogger):
                 logger.log_image(f"val/{case_id}", [str(path)])
+
+
+def _names(module: LightningModule) -> dict[str, list[str]]:
+    """Return the names of sequences and regions, where the module has a release."""
+    release = getattr(module, "release", None)
+    if release is None:
+        return {}
+    return {"sequences": list(release.sequences), "regions": list(release.regions)}

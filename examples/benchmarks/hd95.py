@@ -30,7 +30,8 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.label_pairs import find_predictions
 from clipseg3d.data.nifti import read_voxels
-from clipseg3d.data.releases import BRATS_2018, PHANTOM, BraTSRelease
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import BRATS_2018, PHANTOM
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.metrics.hausdorff import hd95
 from clipseg3d.phantom.write import write_phantoms

@@ -44,7 +44,8 @@ from clipseg3d.blocks.semantic_fusion import Semantics
 from clipseg3d.cli.demo import run_demo
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.preprocessing import preprocess
-from clipseg3d.data.releases import BRATS_2018, PHANTOM, BraTSRelease
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import BRATS_2018, PHANTOM
 from clipseg3d.data.scan_grid import ScanGrid
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.sliding_window import segment_volume

@@ -44,7 +44,8 @@ from clipseg3d.data.cache import CachedCase, build_cache
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.nifti import open_nifti
-from clipseg3d.data.releases import BRATS_2018, PHANTOM, BraTSRelease
+from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.releases import BRATS_2018, PHANTOM
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.phantom.write import write_phantoms
 

@@ -131,7 +131,7 @@ def test_background_stays_zero(raw, randomise):
 
 
 def test_power_keeps_the_sign():
-    block = PixelFusion(norms=["zscore"], gammas=[0.5], clip=9.0)
+    block = PixelFusion(sequences=["t1"], norms=["zscore"], gammas=[0.5], clip=9.0)
     image = torch.tensor([-16.0, -4.0, -0.25, 0.25, 4.0, 16.0]).view(1, 1, 1, 2, 3)
     unit = torch.tensor([-20.0, 20.0, 0.0, 1.0]).view(1, 1, 4)
     assert block(image, unit).flatten().tolist() == [-3.0, -2.0, -0.5, 0.5, 2.0, 3.0]
@@ -150,13 +150,15 @@ def test_state_holds_the_gate_only():
 
 
 def test_rejects_norms_and_gammas_of_different_length():
-    with pytest.raises(ValueError, match="3 norms but 2 gammas"):
-        PixelFusion(norms=["zscore"] * 3, gammas=[1.0, 1.0])
+    with pytest.raises(ValueError, match=r"3 norms for 4 sequences \(t1, t1ce, t2, flair\); give"):
+        PixelFusion(norms=["zscore"] * 3)
+    with pytest.raises(ValueError, match="2 gammas for 1 sequences"):
+        PixelFusion(sequences=["t1"], gammas=[1.0, 1.0])
 
 
 def test_rejects_unknown_norm():
     with pytest.raises(ValueError, match=r"'median'.*'zscore' and 'minmax'"):
-        PixelFusion(norms=["zscore", "median"], gammas=[1.0, 1.0])
+        PixelFusion(sequences=["t1", "t2"], norms=["zscore", "median"])
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -172,7 +174,7 @@ def test_without_gate_there_are_no_weights(raw):
 
 
 def test_differences_follow_the_sequences(raw, randomise):
-    block = randomise(PixelFusion(differences=[(1, 0), (2, 3)]))
+    block = randomise(PixelFusion(differences=[("t1ce", "t1"), ("t2", "flair")]))
     plain = randomise(PixelFusion())
     fused = block(raw)
     assert block.out_channels == fused.shape[1] == S + 2
@@ -185,7 +187,7 @@ def test_differences_follow_the_sequences(raw, randomise):
 
 
 def test_differences_are_those_of_clipped_signals():
-    block = PixelFusion(norms=["zscore"] * 2, gammas=[0.5] * 2, clip=2.0, differences=[(0, 1)])
+    block = PixelFusion(sequences=["a", "b"], gammas=[0.5] * 2, clip=2.0, differences=[("a", "b")])
     image = torch.tensor([[9.0, 1.0, 0.0], [-1.0, 4.0, -9.0]]).view(1, 2, 1, 1, 3)
     unit = torch.tensor([-20.0, 20.0, 0.0, 1.0]).expand(1, 2, 4)
     assert block(image, unit)[0, 2].flatten().tolist() == [3.0, -1.0, 2.0]
@@ -194,7 +196,7 @@ def test_differences_are_those_of_clipped_signals():
 @pytest.mark.parametrize("missing", [0, 1])
 @pytest.mark.parametrize("how", ["zeros", "flag", "flag with statistics"])
 def test_difference_with_a_missing_partner_is_zero(raw, missing, how):
-    block = PixelFusion(differences=[(1, 0), (2, 3)])
+    block = PixelFusion(differences=[("t1ce", "t1"), ("t2", "flair")])
     expected = block(raw)
     expected[1, [missing, S]] = 0
     statistics = intensity_statistics(raw) if "statistics" in how else None
@@ -205,10 +207,10 @@ def test_difference_with_a_missing_partner_is_zero(raw, missing, how):
     assert torch.equal(block(raw, statistics, available=available), expected)
 
 
-@pytest.mark.parametrize("pair", [(0, 0), (4, 1), (1, 4), (-1, 2)])
+@pytest.mark.parametrize("pair", [("t1", "t1"), ("adc", "t1"), ("t1", "adc")])
 def test_rejects_differences_of_sequences_that_are_not_there(pair):
-    with pytest.raises(ValueError, match=rf"\({pair[0]}, {pair[1]}\).*different.*0\.\.3"):
-        PixelFusion(differences=[(1, 0), pair])
+    with pytest.raises(ValueError, match=rf"\({pair[0]}, {pair[1]}\).*different.*of t1, t1ce"):
+        PixelFusion(differences=[("t1ce", "t1"), pair])
 
 
 @pytest.mark.parametrize("held", [7.0, float("nan")])
@@ -228,7 +230,7 @@ def test_unavailable_sequence_is_as_if_missing(raw, randomise, held, with_statis
 
 
 def test_flag_does_not_make_an_empty_sequence_available(raw, randomise):
-    block = randomise(PixelFusion(differences=[(2, 3)]))
+    block = randomise(PixelFusion(differences=[("t2", "flair")]))
     raw[1, 2] = 0
     available = torch.ones(B, S, dtype=torch.bool)
     assert torch.equal(block(raw, available=available), block(raw))
@@ -277,7 +279,7 @@ def test_contrast_stretches_enhancing_and_core(raw, regions):
 
 
 def test_gate_reads_the_stretched_signal_and_differences_do_not(raw, regions, randomise):
-    pairs = [(1, 0), (2, 3)]
+    pairs = [("t1ce", "t1"), ("t2", "flair")]
     block = randomise(PixelFusion(contrast=1.0, differences=pairs))
     ungated = PixelFusion(contrast=1.0, gate=False)(raw, regions=regions)
     count = (raw != 0).sum(dim=(2, 3, 4))

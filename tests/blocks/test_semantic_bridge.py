@@ -9,6 +9,7 @@ import clipseg3d.blocks.semantic_bridge
 from clipseg3d.blocks.patch_lifting import lift_patches
 from clipseg3d.blocks.semantic_bridge import SemanticBridge
 from clipseg3d.views import SLICES_PER_AXIS, Views, cut_views
+from clipseg3d.vocabulary import SEQUENCES
 
 B, V, H, W, S = 2, 3, 40, 28, 4
 T1, T1CE, T2, FLAIR = range(4)
@@ -79,7 +80,7 @@ def test_tokens_have_unit_norm(tiny_clip, views):
     torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(B, V))
 
 
-@pytest.mark.parametrize("rgb", [(1, 3, 2), (0, 2, 3)])
+@pytest.mark.parametrize("rgb", [("t1ce", "flair", "t2"), ("t1", "t2", "flair")])
 def test_only_the_named_sequences_are_shown(tiny_clip, views, rgb):
     bridge = SemanticBridge(tiny_clip, rgb=rgb)
     before = bridge.embed(views).tokens
@@ -87,7 +88,7 @@ def test_only_the_named_sequences_are_shown(tiny_clip, views, rgb):
         images = views.images.clone()
         images[..., sequence] = 255 - images[..., sequence]
         changed = not torch.equal(bridge.embed(views._replace(images=images)).tokens, before)
-        assert changed == (sequence in rgb)
+        assert changed == (SEQUENCES[sequence] in rgb)
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -238,9 +239,9 @@ def test_rejects_what_cut_views_does_not_give(tiny_clip, views, change):
         SemanticBridge(tiny_clip).embed(views)
 
 
-@pytest.mark.parametrize("rgb", [(1, 2), (1, 2, 4)])
+@pytest.mark.parametrize("rgb", [("t1ce", "t2"), ("t1ce", "t2", "adc")])
 def test_rejects_colours_that_are_not_there(tiny_clip, rgb):
-    with pytest.raises(ValueError, match=r"rgb=\(1, 2.*name three of 4 sequences"):
+    with pytest.raises(ValueError, match=r"rgb=\('t1ce', 't2'.*name three sequences, of t1, t1ce"):
         SemanticBridge(tiny_clip, rgb=rgb)
 
 

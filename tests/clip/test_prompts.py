@@ -25,9 +25,9 @@ def test_regions_have_different_prompts():
     assert len(set(prompts)) == len(prompts)
 
 
-def test_unknown_region_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"'NCR'.*WT, TC, ET"):
-        region_prompts("NCR")
+def test_prompts_of_other_regions():
+    assert region_prompts("lesion")[0] == "lesion"
+    assert region_prompts("WT", "a bright spot")[1] == "a brain MRI with a bright spot"
 
 
 @pytest.mark.parametrize(

@@ -174,9 +174,11 @@ def test_long_sentence_is_cut_and_no_word_is_lost(bank, encoder, count):
     assert mask.all()
 
 
-def test_unknown_region_is_refused(encoder):
-    with pytest.raises(ValueError, match="'NCR'"):
-        TextBank(encoder, ("WT", "NCR"))
+def test_prompts_of_your_own(encoder):
+    text, _ = TextBank(encoder, ("WT", "lesion"), prompts={"lesion": "a spot"})([""])
+    expected = [embedding(text) for text in region_prompts("lesion", "a spot")]
+    torch.testing.assert_close(text[0, 0], prompt("WT"))
+    torch.testing.assert_close(text[0, 1], torch.stack(expected).mean(dim=0))
 
 
 def test_a_chunk_without_room_for_a_character_is_refused():

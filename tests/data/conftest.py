@@ -88,16 +88,20 @@ def write_case(
 def write_release(root, release, case_id, labels=None, *, drop=()):
     """Write one case as a release names its files; the mask holds 0 and the labels given."""
     rng = np.random.default_rng(len(case_id))
-    start = root / case_id / f"{case_id}{release.separator}"
+    folder = root / case_id
+
+    def path_of(kind):
+        return folder / f"{release.file_name(case_id, kind)}.nii.gz"
+
     files = {
-        sequence: write_nifti(f"{start}{suffix}.nii.gz", rng.integers(1, 9, SHAPE, np.int16))
-        for sequence, suffix in release.suffixes.items()
+        sequence: write_nifti(path_of(sequence), rng.integers(1, 9, SHAPE, np.int16))
+        for sequence in release.sequences
         if sequence not in drop
     }
     if labels is not None:
         mask = np.zeros(SHAPE, np.uint8)
         mask.flat[: len(labels)] = labels
-        files["label"] = write_nifti(f"{start}{release.label_suffix}.nii.gz", mask)
+        files["label"] = write_nifti(path_of("label"), mask)
     return files
 
 

@@ -71,7 +71,7 @@ def test_there_is_one_module_for_each_release():
     kinds = [kind for kind in vars(brats).values() if isinstance(kind, type)]
     modules = [kind for kind in kinds if issubclass(kind, BraTSDataModule)]
     modules.remove(BraTSDataModule)
-    assert len(modules) == len({kind.release.name for kind in modules})
+    assert len(modules) == len({kind.published.name for kind in modules})
     assert {kind("anywhere").release.name for kind in modules} == RELEASES.keys() - {PHANTOM.name}
 
 

@@ -34,6 +34,7 @@ from clipseg3d.data.releases import (
     BRATS_2023_SSA,
     BRATS_2024_GLI,
     BRATS_2024_PED,
+    BRATS_2025_GLI,
     MSD_TASK01,
     PHANTOM,
 )
@@ -186,7 +187,9 @@ def test_empty_folder(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         find_cases(tmp_path, BRATS_2020)
     message = str(error.value)
-    assert message.startswith(f"{tmp_path}: no case of brats2020 in it (files ending in _t1.nii.gz")
+    assert message.startswith(
+        f"{tmp_path}: no case of brats2020 in it (files named {{case}}_t1.nii.gz"
+    )
     assert "check the path" in message
 
 
@@ -221,7 +224,7 @@ def test_a_volume_that_is_no_part_of_a_case(tmp_path, write_case, write_nifti):
     stray = write_nifti(tmp_path / "prediction.nii.gz", np.ones((3, 4, 5), np.uint8))
     fault = one_fault(tmp_path)
     assert fault.startswith(f"{stray}: not a file of brats2020; rename it")
-    assert "t1, t1ce, t2, flair, seg" in fault
+    assert "one of {case}_t1.nii.gz, {case}_t1ce.nii.gz" in fault
 
 
 def cut(path):
@@ -824,8 +827,8 @@ def test_labels_stored_as_floats_are_rounded(tmp_path, write_release, write_nift
 def test_time_points_before_and_after_treatment_are_of_the_wider_release(tmp_path, write_release):
     write_release(tmp_path, BRATS_2023_GLI, "BraTS-GLI-00008-000", [1, 2, 3])
     write_release(tmp_path, BRATS_2024_GLI, "BraTS-GLI-00008-100", [1, 2, 3, 4])
-    assert detect_release(tmp_path) is BRATS_2024_GLI
-    assert len(find_cases(tmp_path, BRATS_2024_GLI)) == 2
+    assert detect_release(tmp_path) is BRATS_2025_GLI
+    assert len(find_cases(tmp_path, BRATS_2025_GLI)) == 2
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_packed_samples_are_the_same_but_small(entries, crop, equal_views):
 def test_regions_are_those_of_the_release(tmp_path, write_case, fake_patient):
     images, label = fake_patient()
     label[label == 4] = 3
-    label[3, 8, 5] = 4  # a cavity, of no region
+    label[3, 8, 5] = 4  # a cavity
     files = write_case(tmp_path / "cases", "a", images=images, label=label)
     mask = files.pop("label")
     case = Case("a", "a", files, label=mask)
@@ -215,7 +215,7 @@ def test_regions_are_those_of_the_release(tmp_path, write_case, fake_patient):
     inside = label[1:12, 2:16, 3:10]
     for region, expected in zip(
         sample["label"],
-        (np.isin(inside, (1, 2, 3)), np.isin(inside, (1, 3)), inside == 3),
+        (np.isin(inside, (1, 2, 3)), np.isin(inside, (1, 3)), inside == 3, inside == 4),
         strict=True,
     ):
         np.testing.assert_array_equal(region, expected)

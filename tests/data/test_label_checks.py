@@ -74,7 +74,8 @@ def test_the_releases_that_have_such_labels_are_named():
 
 
 def test_the_labels_are_those_of_the_release_given():
-    later = replace(BRATS_2020, name="later", regions={"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)})
+    regions = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
+    later = replace(BRATS_2020, name="later", regions=regions, labels_out={})
     assert label_faults(PATH, label_map(1, 2, 3), later) == []
     assert "later has 0, 1, 2, 3" in label_faults(PATH, label_map(4), later)[0]
 

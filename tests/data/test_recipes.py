@@ -11,6 +11,7 @@ import torch
 
 from clipseg3d.cli.lightning_cli import run_lightning
 from clipseg3d.data.releases import BRATS_2018, BRATS_2020, BRATS_2021, BRATS_2023_GLI
+from clipseg3d.vocabulary import LABEL
 
 FOLDER = Path(__file__).parents[2] / "examples" / "configs"
 RELEASES = {
@@ -72,11 +73,10 @@ def write_recipe(tmp_path, fake_patient, write_nifti):
         names = [pattern.format(number) for number in range(1, NUM_CASES + 1)]
         for seed, name in enumerate(names):
             images, mask = fake_patient(seed=seed)
-            stem = f"{name}{release.separator}"
-            for sequence, volume in zip(release.suffixes.values(), images, strict=True):
-                write_nifti(root / name / f"{stem}{sequence}.nii.gz", volume)
+            for sequence, volume in zip(release.sequences, images, strict=True):
+                write_nifti(root / name / f"{release.file_name(name, sequence)}.nii.gz", volume)
             mask = relabelled(mask, release.labels_out["ET"])
-            write_nifti(root / name / f"{stem}{release.label_suffix}.nii.gz", mask)
+            write_nifti(root / name / f"{release.file_name(name, LABEL)}.nii.gz", mask)
             (root / name / f"{name}_flair_text.txt").write_text("A lesion on the left.")
         if recipe != "textbrats":
             return ["--data.root", root]

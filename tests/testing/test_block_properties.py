@@ -20,7 +20,7 @@ BLOCKS = {
     "GradeClassifier": (lambda: blocks.GradeClassifier(C), (FEATURES,), False),
     "InstanceNormAct": (lambda: blocks.InstanceNormAct(C), (FEATURES,), False),
     "NestedRegions": (blocks.NestedRegions, (FEATURES[:, :3],), False),
-    "PixelFusion": (lambda: blocks.PixelFusion(differences=((1, 0),)), (IMAGE,), False),
+    "PixelFusion": (lambda: blocks.PixelFusion(differences=(("t1ce", "t1"),)), (IMAGE,), False),
     "PointwiseConv3d": (lambda: blocks.PointwiseConv3d(C, 3), (FEATURES,), False),
     "ResidualAdapter": (lambda: blocks.ResidualAdapter(D), (TOKENS,), True),
     "ResidualBlock": (lambda: blocks.ResidualBlock(C, 6, dropout=0.5), (FEATURES,), False),

@@ -38,6 +38,8 @@
     volumes[holder.id] = await unpack(holder.textContent);
     holder.remove();
   }
+  // A bit per region: the prediction, then the reference; eight bits in each volume.
+  const regionVolumes = Object.keys(volumes).filter((name) => name.startsWith("regions-")).map((name) => volumes[name]);
   for (const map of data.maps) map.rgb = map.colours.map(channels);
 
   async function unpack(text) {
@@ -121,9 +123,10 @@
     const shift = 127.5 + 1.275 * Number($("brightness").value);
     const opacity = map ? Number($("opacity").value) / 100 : 0;
     const fill = inViewer ? Number($("fill").value) / 100 : 0;
-    // Regions are nested: the innermost one gives a voxel its colour.
+    // The last region that a voxel is in gives it its colour; of nested ones, that is the innermost.
     const chosen = regions.filter(isChosen).reverse();
-    const regionColours = Array.from({ length: 1 << (2 * regions.length) }, (_, b) => chosen.find((region) => b & region.bit)?.rgb);
+    const predicted = (1 << regions.length) - 1; // the bits of the prediction
+    const regionColours = Array.from({ length: predicted + 1 }, (_, b) => chosen.find((region) => b & region.bit)?.rgb);
     for (let i = 0; i < grey.length; i++) {
       let brightness = grey[i] === 0 ? 0 : Math.min(255, Math.max(0, (grey[i] - 127.5) * contrast + shift));
       let share = 0;
@@ -135,7 +138,7 @@
         mapColour = map.rgb[values[i] - 1];
         brightness *= 1 - 0.4 * opacity;
       }
-      const regionColour = fill ? regionColours[bits[i]] : undefined;
+      const regionColour = fill ? regionColours[bits[i] & predicted] : undefined;
       for (let c = 0; c < 3; c++) {
         let value = mapColour ? brightness + share * (mapColour[c] - brightness) : brightness;
         if (regionColour) value += fill * (regionColour[c] - value);
@@ -272,7 +275,10 @@
   function cutRegions(plane) {
     const slice = slices[plane.normal];
     if (plane.cut?.slice !== slice) {
-      const bits = cutSlice(volumes.regions, plane);
+      const bits = new Uint32Array(plane.width * plane.height);
+      for (const [number, volume] of regionVolumes.entries()) {
+        cutSlice(volume, plane).forEach((byte, i) => { bits[i] |= byte << (8 * number); });
+      }
       plane.cut = { slice, bits, outlines: [...Array(2 * regions.length).keys()].map((i) => outline(bits, 1 << i, plane)) };
     }
     return plane.cut;
@@ -296,7 +302,7 @@
   /* What is under the crosshair, in words. */
   function describePosition() {
     const voxel = slices.reduce((sum, slice, axis) => sum + slice * strides[axis], 0);
-    const bits = volumes.regions[voxel];
+    const bits = regionVolumes.reduce((sum, volume, number) => sum | (volume[voxel] << (8 * number)), 0);
     const names = (shift) => regions.filter((r) => bits & (r.bit << shift)).map((r) => r.name).join(" ") || "none";
     const parts = [`Crosshair: voxel ${slices.join(", ")} of the brain box`, `prediction ${names(0)}`];
     if ($("show-reference")) parts.push(`reference ${names(regions.length)}`);
