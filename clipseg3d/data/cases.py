@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from clipseg3d.data.array_volume import ArrayVolume, VolumeSource
 from clipseg3d.data.case_table import is_case_table, read_case_table
 from clipseg3d.data.label_checks import ROUNDING, releases_with
 from clipseg3d.data.layout import CaseFiles, group, walk
@@ -50,7 +51,7 @@ class Case:
     Attributes:
         case_id: name of the case; its file names start with it.
         patient: name of the patient; splits keep all cases of a patient together.
-        sequences: sequence -> file, in the order of the release, without sequences that were not
+        sequences: sequence -> file, or volume in memory, in the order of the release, without sequences that were not
             acquired.
         label: file of the expert mask; None without one.
         report: radiology report of this case; empty if there is none.
@@ -61,7 +62,7 @@ class Case:
 
     case_id: str
     patient: str
-    sequences: Mapping[str, Path]
+    sequences: Mapping[str, VolumeSource]
     label: Path | None = None
     report: str = ""
     grade: int = -1

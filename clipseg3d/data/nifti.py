@@ -15,6 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from clipseg3d.atomic_write import atomic_write
+from clipseg3d.data.array_volume import ArrayVolume, VolumeSource
 
 EXTENSIONS = (".nii.gz", ".nii")
 GEOMETRY_TOLERANCE_MM = 0.1
@@ -63,11 +64,11 @@ def strip_extension(name: str) -> str | None:
     return None
 
 
-def open_nifti(path: Path, *, axes: int = 3) -> Any:
+def open_nifti(path: VolumeSource, *, axes: int = 3) -> Any:
     """Open a NIfTI file and read its header; the voxels stay on disk.
 
     Args:
-        path: file to open.
+        path: file to open, or a volume in memory.
         axes: expected number of axes: 3 for (x, y, z), 4 for (x, y, z, sequence). Further axes of
             length 1, as some converters write, are accepted.
 
@@ -76,6 +77,8 @@ def open_nifti(path: Path, *, axes: int = 3) -> Any:
         ValueError: the file cannot be opened, or is not a NIfTI volume of real numbers with that
             number of axes.
     """
+    if isinstance(path, ArrayVolume):
+        return path.image()
     _require_readable(path)
     if (other := other_format(path)) is not None:
         raise ValueError(f"{path}: {other}")
@@ -99,11 +102,14 @@ def open_nifti(path: Path, *, axes: int = 3) -> Any:
     return image
 
 
-def read_voxels(path: Path, *, axes: int = 3, allow_nan: bool = False) -> npt.NDArray[Any]:
+def read_voxels(
+    path: VolumeSource, *, axes: int = 3, allow_nan: bool = False
+) -> npt.NDArray[Any]:
     """Read the voxels of a NIfTI file, scaled as its header says.
 
     Args:
-        path: file to read; it is read to its end, so that any damage is detected.
+        path: file to read, or a volume in memory. A file is read to its end, so that any damage is
+            detected.
         axes: as for :func:`open_nifti`.
         allow_nan: whether voxels may be NaN or infinite.
 
@@ -113,7 +119,8 @@ def read_voxels(path: Path, *, axes: int = 3, allow_nan: bool = False) -> npt.ND
     """
     image = open_nifti(path, axes=axes)
     try:
-        if path.name.lower().endswith(".gz"):  # nibabel stops reading before the check sum
+        if isinstance(path, Path) and path.name.lower().endswith(".gz"):
+            # nibabel stops reading before the check sum
             image = type(image).from_bytes(_decompress(path, _declared_bytes(image)))
         voxels: npt.NDArray[Any] = np.asanyarray(image.dataobj).reshape(image.shape[:axes])
     except (*_BROKEN, MemoryError) as error:
@@ -146,7 +153,7 @@ def other_format(path: Path) -> str | None:
     return None
 
 
-def geometry_notes(path: Path, *, axes: int = 3) -> list[str]:
+def geometry_notes(path: VolumeSource, *, axes: int = 3) -> list[str]:
     """Return what is in doubt about where a volume lies, one line each; only the header is read.
 
     Raises:
@@ -217,7 +224,9 @@ def _decompress(path: Path, declared: int) -> bytes:
     return b"".join(parts)
 
 
-def write_label(path: Path, label: npt.NDArray[np.uint8], *, source: Path, axes: int = 3) -> None:
+def write_label(
+    path: Path, label: npt.NDArray[np.uint8], *, source: VolumeSource, axes: int = 3
+) -> None:
     """Write a label map on the grid of ``source``, all or nothing.
 
     The header has the geometry and the units of the source, to the bit, and nothing else of it: no
@@ -226,7 +235,7 @@ def write_label(path: Path, label: npt.NDArray[np.uint8], *, source: Path, axes:
     Args:
         path: file to write, ending in .nii.gz or .nii; its folder is made if missing.
         label: (x, y, z), in the voxel order of the source.
-        source: NIfTI file whose grid the label lies on; it is not changed.
+        source: file or volume whose grid the label lies on; it is not changed.
         axes: number of axes of the source; the label has the first three of them.
 
     Raises:
@@ -236,7 +245,9 @@ def write_label(path: Path, label: npt.NDArray[np.uint8], *, source: Path, axes:
     _write_like(path, label, np.uint8, source=source, axes=axes)
 
 
-def write_map(path: Path, values: npt.NDArray[np.floating], *, source: Path, axes: int = 3) -> None:
+def write_map(
+    path: Path, values: npt.NDArray[np.floating], *, source: VolumeSource, axes: int = 3
+) -> None:
     """Write a map, such as a probability, as float32; arguments as in :func:`write_label`.
 
     Values are first rounded to the precision of float16, which NIfTI does not have: the compressed
@@ -246,7 +257,7 @@ def write_map(path: Path, values: npt.NDArray[np.floating], *, source: Path, axe
 
 
 def _write_like(
-    path: Path, volume: npt.NDArray[Any], dtype: type[np.generic], *, source: Path, axes: int
+    path: Path, volume: npt.NDArray[Any], dtype: type[np.generic], *, source: VolumeSource, axes: int
 ) -> None:
     """Write a volume on the grid of ``source``."""
     if strip_extension(path.name) is None:
