@@ -54,6 +54,7 @@ class Protocol:
         releases: regular expression of the names of the releases that the challenge scored.
         scores: names of the scores, in the order of the table.
         nsd_method: definition of the surface Dice.
+        penalise_no_overlap: take ``penalty_mm`` as HD95 of whole masks without a common voxel, too.
         one_to_one: match each lesion with one component at most, by Dice; otherwise with all
             components that it touches once it is dilated.
         dilations: number of dilations before lesions are separated and matched.
@@ -80,6 +81,7 @@ class Protocol:
     releases: str
     scores: tuple[str, ...] = SCORES
     nsd_method: NSDMethod = "surface"
+    penalise_no_overlap: bool = False
     one_to_one: bool = False
     dilations: int = 3
     min_lesion_mm3: float = 50.0
@@ -209,10 +211,11 @@ BRATS_2026 = Protocol(
     empty_reference_sensitivity=math.nan,
     hd95_method="medpy",
     source="BraTS 2026 (brats-evaluation 0.0.10; regions that are empty in both masks are left "
-    "out; where it has an infinite HD95, 373 is taken)",
+    "out; its HD95 is infinite where masks have no voxel in common, here 373)",
     releases=r"brats202[456]_\w+|brats2023_(ssa|men|met)",
     scores=_SCORES_2026,
     nsd_method="border",
+    penalise_no_overlap=True,
     one_to_one=True,
     dilations=0,
     ranked=("dice", "hd95_mm", "lesion_f1"),

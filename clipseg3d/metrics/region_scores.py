@@ -117,9 +117,11 @@ def score_region(
     found = _score_lesions(pair, lesions, parts, protocol, method, penalty_mm)
     tolerances = {name: mm for name, mm in TOLERANCES_MM.items() if name in protocol.scores}
     overlap, hd95 = Overlap.of(pair), hd95_of_pair(pair, method)
+    if not math.isfinite(hd95) or (protocol.penalise_no_overlap and not overlap.tp):
+        hd95 = penalty_mm
     scores = {
         "dice": overlap.dice_empty_is_nan,
-        "hd95_mm": hd95 if math.isfinite(hd95) else penalty_mm,
+        "hd95_mm": hd95,
         "sensitivity": overlap.sensitivity,
         "specificity": overlap.specificity,
         **dict(

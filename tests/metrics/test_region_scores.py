@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from clipseg3d.metrics.protocols import PROTOCOLS, SCORES, get_protocol
 from clipseg3d.metrics.region_scores import score_case, score_region
@@ -215,6 +216,95 @@ def test_enhancing_lesions_at_one_cavity_are_one_in_2024():
         masks = reference[:count]
         result = score_case(masks, masks, regions=regions, protocol=protocol)[2]
         assert result["lesion_tp"] == lesions
+
+
+def test_masks_without_a_common_voxel_get_the_penalty_in_2026():
+    reference, beside = boxes(SHAPE, np.s_[3:6, 4, 5]), boxes(SHAPE, np.s_[6:8, 4, 5])
+    touching = boxes(SHAPE, np.s_[5:8, 4, 5])
+    for prediction, distance in ((beside, 373), (touching, 2)):
+        result = score_region(prediction, reference, protocol=get_protocol("brats2026"))
+        assert result["hd95_mm"] == distance
+        assert result["lesion_hd95_mm"] == distance
+    assert score_region(beside, reference, protocol=get_protocol("nan"))["hd95_mm"] < 4
+
+
+def grow(voxels, times=1):
+    return ndimage.binary_dilation(
+        voxels, ndimage.generate_binary_structure(3, 2), iterations=times
+    )
+
+
+def lesions_of(mask, rules, *, predicted):
+    """The lesions of a region as a list of masks, over the whole volume."""
+    grown, count = ndimage.label(grow(mask, rules.dilations), np.ones((3, 3, 3)))
+    lesions = [mask & (grown == number) for number in range(1, count + 1)]
+    limit = rules.min_lesion_mm3 if predicted else 0
+    return [lesion for lesion in lesions if lesion.sum() > limit]
+
+
+def joined(lesions, others):
+    """Lesions that touch the same first lesion of another region become one."""
+    groups = {}
+    for index, lesion in enumerate(lesions):
+        touched = [number for number, other in enumerate(others) if (grow(lesion) & other).any()]
+        key = ("by", touched[0]) if touched else ("alone", index)
+        groups.setdefault(key, []).append(lesion)
+    return [np.any(group, axis=0) for group in groups.values()]
+
+
+@pytest.mark.parametrize("release", ["brats2024_gli", "brats2023_met"])
+def test_random_cases_are_equal_to_the_rules_of_2024_taken_literally(release):
+    protocol = get_protocol("brats2024", release=release)
+    names, parts = ("WT", "TC", "ET", "RC"), ((1, 2, 3), (1, 3), (3,), (4,))
+    seen, joins = set(), 0
+    for seed in range(16):
+        rng = np.random.default_rng(seed)
+        labels = np.zeros((2, 60, 16, 16), np.uint8)
+        for _ in range(9):
+            start, size = rng.integers((0, 0, 0), (56, 12, 12)), rng.integers(1, 5, 3)
+            axis = rng.integers(0, 3)
+            for label in rng.permutation([(3, 1, 3, 2), (4, 3, 1, 4), (2, 3, 4, 3)])[0]:
+                for side in (0, 1):
+                    at = start + rng.integers(0, 2, 3) * (side == 0)
+                    if rng.random() < 0.8:
+                        labels[side][tuple(map(slice, at, at + size))] = label
+                start[axis] += 3
+        masks = {n: [np.isin(one, p) for one in labels] for n, p in zip(names, parts, strict=True)}
+        result = score_case(
+            *(np.stack([masks[name][side] for name in names]) for side in (0, 1)),
+            regions=names,
+            protocol=protocol,
+        )
+        masks["NETC"] = [one == 1 for one in labels]
+        for name, found in zip(names, result, strict=True):
+            rules, sides = protocol.for_region(name), []
+            for side in (0, 1):
+                lesions = lesions_of(masks[name][side], rules, predicted=side == 0)
+                apart = len(lesions)
+                for other in rules.joined_by:
+                    others = protocol.for_region(other)
+                    lesions = joined(
+                        lesions, lesions_of(masks[other][side], others, predicted=side == 0)
+                    )
+                joins += apart - len(lesions)
+                sides.append(lesions)
+            dice, matched, counts = [], set(), [0, 0]
+            for true in sides[1]:
+                around = grow(true, rules.dilations)
+                own = [i for i, part in enumerate(sides[0]) if (part & around).any()]
+                matched.update(own)
+                if true.sum() <= rules.min_lesion_mm3:
+                    continue
+                part = np.any([sides[0][i] for i in own], axis=0) if own else np.zeros_like(true)
+                dice.append(2 * (part & true).sum() / (part.sum() + true.sum()))
+                counts[not own] += 1
+            fp = len(sides[0]) - len(matched)
+            total = len(dice) + fp
+            assert [found[f"lesion_{n}"] for n in ("tp", "fn", "fp")] == [*counts, fp]
+            assert found["lesion_dice"] == pytest.approx(sum(dice) / total if total else 1)
+            seen.add((*counts, fp))
+    assert len(seen) > 5
+    assert joins > 2
 
 
 def test_metastases_in_2026():
