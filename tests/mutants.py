@@ -317,9 +317,30 @@ MUTANTS = [
     Mutant(
         "lesion-wise: false positives free of charge",
         "metrics/lesionwise.py",
-        "[0.0] * fp",
-        "[]",
+        "[missed] * fp if",
+        "[missed] * 0 if",
         "metrics/test_lesionwise.py",
+    ),
+    Mutant(
+        "lesions of 2024: small predicted ones stay",
+        "metrics/region_scores.py",
+        "min_volume_mm3=volume, spacing_mm",
+        "min_volume_mm3=0, spacing_mm",
+        "metrics/test_region_scores.py",
+    ),
+    Mutant(
+        "lesions of 2024: those at one core stay apart",
+        "metrics/lesions.py",
+        "np.where(first <= count, first,",
+        "np.where(first < 0, first,",
+        "metrics/test_lesions.py",
+    ),
+    Mutant(
+        "lesions of 2026: the worst matching",
+        "metrics/one_to_one.py",
+        "maximize=True",
+        "maximize=False",
+        "metrics/test_one_to_one.py",
     ),
     # inference and training
     Mutant(

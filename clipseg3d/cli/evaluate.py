@@ -40,9 +40,10 @@ def add_command(commands: Commands) -> None:
     )
     evaluate.add_argument(
         "--protocol",
-        required=True,
         metavar="NAME",
-        help="brats2020, brats2023, or nan, which leaves out regions that are empty in both masks",
+        help="rules of a challenge: brats2020 (2021 too), brats2023, brats2024 (2025 too), "
+        "brats2026, or nan, which leaves out regions that are empty in both masks (default: the "
+        "first that fits the release)",
     )
     evaluate.add_argument(
         "--hd95-method",
@@ -90,17 +91,25 @@ def run(arguments: argparse.Namespace) -> int:
     from clipseg3d.data.label_pairs import find_predictions, find_references
     from clipseg3d.metrics.case_scores import CaseScores
     from clipseg3d.metrics.comparison import difference_table
-    from clipseg3d.vocabulary import REGIONS
+    from clipseg3d.metrics.protocols import fitting_protocol
 
     references, release = find_references(arguments.reference, arguments.release)
     predictions = [find_predictions(folder, references) for folder in folders]
+    fitting = fitting_protocol(release.name)
     metric = CaseScores(
-        REGIONS,
-        protocol=arguments.protocol,
+        tuple(release.regions),
+        protocol=arguments.protocol or fitting,
         hd95_method=arguments.hd95_method,
         release=release.name,
     )
     say(f"{len(references)} cases of {release.name}\n{metric.rules()}")
+    if arguments.protocol is None:
+        say(f"(no --protocol given: {fitting} fits {release.name})")
+    elif not metric.protocol.fits(release.name):
+        say(
+            f"Note: no challenge scores {release.name} by {metric.protocol.name}, so compare these "
+            f"scores with no leaderboard; {fitting} fits"
+        )
     tables = []
     for folder, paths in zip(folders, predictions, strict=True):
         table, empty = _score(paths, references, release, metric)
@@ -140,7 +149,6 @@ def _score(
     from clipseg3d.data.cases import DataError
     from clipseg3d.data.label_mixup import mixup_note
     from clipseg3d.data.label_pairs import read_pair
-    from clipseg3d.vocabulary import REGIONS
 
     faults: list[str] = []
     empty = Counter[tuple[str, str]]()
@@ -161,13 +169,15 @@ def _score(
             spacing_mm=pair.spacing_mm,
         )
         labels.append((pair.predicted_labels, pair.reference_labels))
-        for region, predicted, true in zip(REGIONS, pair.prediction, pair.reference, strict=True):
+        for region, predicted, true in zip(
+            release.regions, pair.prediction, pair.reference, strict=True
+        ):
             empty[region, EMPTY[bool(predicted.any()), bool(true.any())]] += 1
     if faults:
         raise DataError(faults)
     counts = (
         f"{region} {', '.join(f'{empty[region, kind]} {kind}' for kind in EMPTY.values() if kind)}"
-        for region in REGIONS
+        for region in release.regions
     )
     text = f"Empty masks: {'; '.join(counts)}"
     if note := mixup_note([pair[0] for pair in labels], [pair[1] for pair in labels], release):

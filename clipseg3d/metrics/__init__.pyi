@@ -11,7 +11,9 @@ from .nsd import surface_dice as surface_dice
 from .overlap import Overlap as Overlap
 from .protocols import PROTOCOLS as PROTOCOLS
 from .protocols import Protocol as Protocol
+from .protocols import fitting_protocol as fitting_protocol
 from .protocols import get_protocol as get_protocol
+from .region_scores import score_case as score_case
 from .region_scores import score_region as score_region
 from .score_table import ScoreTable as ScoreTable
 from .score_table import join_tables as join_tables

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from clipseg3d.metrics.case_metric import CaseMetric
 from clipseg3d.metrics.hausdorff import HD95_DEFINITIONS, HD95Method
-from clipseg3d.metrics.protocols import SCORES, get_protocol
-from clipseg3d.metrics.region_scores import score_region
+from clipseg3d.metrics.nsd import NSD_DEFINITIONS
+from clipseg3d.metrics.protocols import get_protocol
+from clipseg3d.metrics.region_scores import DIFFERENCES, score_case
 from clipseg3d.metrics.score_table import ScoreTable
 
 
@@ -21,7 +22,8 @@ class CaseScores(CaseMetric):
         regions: names of the mask channels, in order.
         protocol: name of the rules; see :data:`clipseg3d.metrics.protocols.PROTOCOLS`.
         hd95_method: definition of the HD95; None takes the protocol's.
-        release: name of the release that is scored; it decides how large lesions must be to count.
+        release: name of the release that is scored; it decides what a lesion is, and how large one
+            must be to count.
 
     Raises:
         ValueError: the protocol or the method is unknown.
@@ -35,8 +37,9 @@ class CaseScores(CaseMetric):
         hd95_method: HD95Method | None = None,
         release: str = "",
     ) -> None:
-        super().__init__(regions, SCORES)
-        self.protocol = get_protocol(protocol, release=release)
+        rules = get_protocol(protocol, release=release)
+        super().__init__(regions, rules.scores)
+        self.protocol = rules
         self.hd95_method = hd95_method or self.protocol.hd95_method
         if self.hd95_method not in HD95_DEFINITIONS:
             raise ValueError(
@@ -70,18 +73,16 @@ class CaseScores(CaseMetric):
             )
         values = [
             [
-                list(
-                    score_region(
-                        mask.numpy(),
-                        true_mask.numpy(),
-                        protocol=self.protocol,
-                        method=self.hd95_method,
-                        spacing_mm=spacing_mm,
-                    ).values()
+                list(scores.values())
+                for scores in score_case(
+                    *case,
+                    regions=self.regions,
+                    protocol=self.protocol,
+                    method=self.hd95_method,
+                    spacing_mm=spacing_mm,
                 )
-                for mask, true_mask in zip(*case, strict=True)
             ]
-            for case in zip(prediction.cpu(), reference.cpu(), strict=True)
+            for case in zip(prediction.cpu().numpy(), reference.cpu().numpy(), strict=True)
         ]
         self.add(case_id, torch.tensor(values, dtype=torch.float64))
 
@@ -90,8 +91,20 @@ class CaseScores(CaseMetric):
         return self.table()
 
     def rules(self) -> str:
-        """Return the rules of the scores as text: protocol and definition of the HD95."""
-        return (
+        """Return the rules as text: protocol, definitions of HD95 and surface Dice, lesions."""
+        of_region = {name: self.protocol.for_region(name) for name in self.regions}
+        lesions = [f"{name} {rules.lesion_rules()}" for name, rules in of_region.items()]
+        if len({rules.lesion_rules() for rules in of_region.values()}) == 1:
+            lesions = [self.protocol.lesion_rules()]
+        known = {*self.regions}
+        known |= {part for part, sources in DIFFERENCES.items() if known.issuperset(sources)}
+        joining = {name for rules in of_region.values() for name in rules.joined_by}
+        text = (
             f"Protocol {self.protocol.name}: {self.protocol.source}\n"
-            f"HD95 {self.hd95_method}: {HD95_DEFINITIONS[self.hd95_method]}"
+            f"HD95 {self.hd95_method}: {HD95_DEFINITIONS[self.hd95_method]}\n"
+            f"NSD {self.protocol.nsd_method}: {NSD_DEFINITIONS[self.protocol.nsd_method]}\n"
+            f"Lesions: {'; '.join(lesions)}"
         )
+        if missing := sorted(joining - known):
+            text += f"\nNote: {', '.join(missing)} is not scored, and so joins no lesions"
+        return text

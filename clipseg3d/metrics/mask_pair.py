@@ -1,5 +1,6 @@
 """Predicted and true mask of one region, cropped to the box that holds both."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,19 +23,35 @@ class MaskPair:
             background around it; contiguous.
         reference: as ``prediction``.
         spacing_mm: voxel size along x, y and z.
-        num_voxels: number of voxels of the whole volume.
+        shape: size of the whole volume, in voxels.
     """
 
     prediction: Mask
     reference: Mask
     spacing_mm: tuple[float, float, float]
-    num_voxels: int
+    shape: tuple[int, int, int]
+
+    @property
+    def num_voxels(self) -> int:
+        """Number of voxels of the whole volume."""
+        return math.prod(self.shape)
 
     @classmethod
     def cut(
-        cls, prediction: Mask, reference: Mask, *, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
+        cls,
+        prediction: Mask,
+        reference: Mask,
+        *,
+        spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+        beside: Sequence[Mask] = (),
     ) -> "MaskPair":
         """Crop both masks (x, y, z) to the box that holds them.
+
+        Args:
+            prediction: (x, y, z) bool.
+            reference: (x, y, z) bool.
+            spacing_mm: voxel size along x, y and z.
+            beside: masks of the same volume that must be in the box as well.
 
         Raises:
             ValueError: a mask is not bool or does not have three axes, the shapes differ, or a
@@ -51,7 +68,7 @@ class MaskPair:
         spacing = tuple(float(size) for size in spacing_mm)
         if len(spacing) != 3 or not all(0 < size < np.inf for size in spacing):
             raise ValueError(f"spacing_mm={spacing} is not three positive sizes in mm")
-        boxes = [box for box in (_box(prediction), _box(reference)) if box]
+        boxes = [box for box in map(_box, (prediction, reference, *beside)) if box]
         crop = tuple(
             slice(min(box[axis][0] for box in boxes), max(box[axis][1] for box in boxes))
             if boxes
@@ -62,7 +79,7 @@ class MaskPair:
             prediction=_pad(prediction[crop]),
             reference=_pad(reference[crop]),
             spacing_mm=(spacing[0], spacing[1], spacing[2]),
-            num_voxels=prediction.size,
+            shape=(prediction.shape[0], prediction.shape[1], prediction.shape[2]),
         )
 
 

@@ -14,7 +14,10 @@ from clipseg3d.vocabulary import SEQUENCES
 NAMES = ("BraTS20_Training_001", "BraTS20_Training_002", "BraTS20_Training_003")
 SHAPE = (24, 22, 20)
 AFFINE = np.diag([-1.0, -1, 2, 1])
-COLUMNS = "case,region,dice,hd95_mm,sensitivity,specificity,nsd,lesion_dice,lesion_hd95_mm"
+COLUMNS = (
+    "case,region,dice,hd95_mm,sensitivity,specificity,nsd,lesion_dice,lesion_hd95_mm,"
+    "lesion_tp,lesion_fp,lesion_fn,lesion_f1"
+)
 
 
 def tumour(shift=0):
@@ -84,8 +87,8 @@ def test_protocols_differ_where_masks_are_empty(folders, tmp_path, capsys):
     root, good, bad = folders
     out = tmp_path / "scores.csv"
     due = {
-        ("brats2020", good): ["1.0", "0.0", "1.0", "1.0", "1.0", "1.0", "0.0"],
-        ("nan", good): [""] * 7,
+        ("brats2020", good): ["1.0", "0.0", *["1.0"] * 4, *["0.0"] * 4, "1.0"],
+        ("nan", good): [*[""] * 7, "0.0", "0.0", "0.0", ""],
         ("brats2020", bad): ["0.0", "373.12866", "0.0"],
         ("brats2023", bad): ["0.0", "374.0", "0.0"],
         ("nan", bad): ["0.0", "373.0", ""],
@@ -98,6 +101,28 @@ def test_protocols_differ_where_masks_are_empty(folders, tmp_path, capsys):
     assert "WT 0 both, 1 reference alone, 0 prediction alone" in page
     assert "HD95 as medpy" in page
     assert "HD95 as surface" in page
+
+
+def test_without_a_protocol_the_one_of_the_release_is_taken(folders, capsys):
+    root, good, _ = folders
+    assert evaluate(good, root) == 0
+    page = capsys.readouterr().out
+    assert "Protocol brats2020:" in page
+    assert "(no --protocol given: brats2020 fits brats2020)" in page
+    assert "Note" not in page
+
+
+def test_a_protocol_that_does_not_fit_the_release_is_told(folders, tmp_path, capsys):
+    root, good, _ = folders
+    out = tmp_path / "scores.csv"
+    assert evaluate(good, root, "--protocol", "brats2024", "-o", out) == 0
+    page = capsys.readouterr().out
+    assert "Note: no challenge scores brats2020 by brats2024" in page
+    assert "brats2020 fits" in page
+    columns = f"{COLUMNS},nsd_05,lesion_nsd,lesion_nsd_05"
+    assert out.read_text().splitlines()[0] == columns
+    assert evaluate(good, root, "--protocol", "nan") == 0
+    assert "Note" not in capsys.readouterr().out
 
 
 def test_references_may_be_label_maps(folders, tmp_path, capsys):

@@ -43,6 +43,32 @@ def test_the_rules_are_described():
     assert "HD95 monai" in CaseScores(REGIONS, protocol="nan", hd95_method="monai").rules()
 
 
+def test_the_rules_of_lesions_are_described():
+    rules = CaseScores(REGIONS, protocol="brats2024", release="brats2024_gli").rules()
+    assert "NSD border: mean of the two shares" in rules
+    assert "Lesions: WT dilated 3 times, larger than 20 mm3, predicted ones too; TC" in rules
+    assert rules.endswith("Note: RC is not scored, and so joins no lesions")
+    rules = CaseScores((*REGIONS, "RC"), protocol="brats2024", release="brats2024_gli").rules()
+    assert "RC dilated 5 times" in rules
+    assert "Note" not in rules
+    assert (
+        CaseScores(REGIONS, protocol="nan")
+        .rules()
+        .endswith("Lesions: dilated 3 times, larger than 50 mm3")
+    )
+
+
+def test_regions_join_each_other_within_a_case():
+    reference = torch.zeros(1, 3, 40, 12, 12, dtype=torch.bool)
+    reference[:, :, 5:25, 3:8, 3:8] = True
+    reference[:, 2, 10:20] = False
+    metric = CaseScores(REGIONS, protocol="brats2024", release="brats2024_gli")
+    metric.update(reference, reference, ["a"])
+    table = metric.compute()
+    assert table.scores == metric.protocol.scores
+    assert table.values[0, 2, table.scores.index("lesion_tp")] == 1
+
+
 def test_the_release_says_which_lesions_count():
     metric = CaseScores(REGIONS, protocol="brats2023", release="brats2023_met")
     assert metric.protocol.min_lesion_mm3 == 2

@@ -27,7 +27,15 @@ def test_the_box_holds_both_masks_and_a_margin():
     assert pair.reference.sum() == reference.sum()
     assert pair.prediction.flags.c_contiguous
     assert pair.spacing_mm == (1.0, 2.0, 3.0)
+    assert pair.shape == SHAPE
     assert pair.num_voxels == prediction.size
+
+
+def test_masks_beside_are_in_the_box_as_well():
+    beside = [mask(np.s_[9, 4, 4]), mask()]
+    pair = MaskPair.cut(mask(np.s_[2, 4, 4]), mask(np.s_[3, 4, 4]), beside=beside)
+    assert pair.prediction.shape == (8 + 2 * MARGIN, 1 + 2 * MARGIN, 1 + 2 * MARGIN)
+    assert pair.prediction.sum() == pair.reference.sum() == 1
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -50,3 +50,19 @@ def test_two_slabs_by_hand():
     assert 0.5 < near < 1
     assert surface_dice(one, two, tolerance_mm=2.0, spacing_mm=(2, 1, 3)) == 1
     assert surface_dice(two, one, tolerance_mm=1.9, spacing_mm=(2, 1, 3)) == pytest.approx(near)
+
+
+def test_border_voxels_by_hand():
+    """Lines of 3 and 4 voxels; the fourth lies 2 mm from the first line."""
+    one, two = EMPTY.copy(), EMPTY.copy()
+    one[3:6, 3, 3], two[3:7, 3, 3] = True, True
+    options = {"spacing_mm": (2, 1, 3), "method": "border"}
+    assert surface_dice(one, two, tolerance_mm=1.9, **options) == (1 + 3 / 4) / 2
+    assert surface_dice(one, two, tolerance_mm=2.0, **options) == 1
+    assert surface_dice(EMPTY, two, tolerance_mm=9, **options) == 0
+    assert math.isnan(surface_dice(EMPTY, EMPTY, tolerance_mm=9, **options))
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="unknown NSD method 'voxel': choose one of surface, b"):
+        surface_dice(EMPTY, EMPTY, tolerance_mm=1, method="voxel")
