@@ -4,12 +4,14 @@ Loaders send packed batches; :func:`unpack` turns them into the form that networ
 device. A packed crop with 128 voxels per side takes 10 MB instead of 59.
 """
 
-from typing import TypedDict, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from clipseg3d.views import Views
+from clipseg3d.intensity import intensity_statistics
+from clipseg3d.views import Views, ViewSelection, cut_views
 from clipseg3d.vocabulary import REGIONS
 
 LEVELS = 255
@@ -104,6 +106,51 @@ def pack_regions(regions: Tensor) -> Tensor:
     bits = torch.arange(count, device=regions.device)[:, None, None, None]
     dtype = torch.uint8 if count <= 8 else torch.int32
     return (regions.int() << bits).sum(dim=-4, dtype=dtype)
+
+
+def complete(
+    batch: Mapping[str, Any],
+    *,
+    sequences: Sequence[str],
+    view_selection: ViewSelection,
+    name: str,
+) -> Batch:
+    """Return a batch with all keys; those of a plain data set are ``image`` and ``label`` alone.
+
+    Statistics and views are then those of the given image, as if it were the whole brain.
+
+    Args:
+        batch: ``image`` (b, s, x, y, z), ``label`` (b, r, x, y, z), and other keys of
+            :class:`Batch`.
+        sequences: names of the sequences of ``image``.
+        view_selection: which slices CLIP sees; see :func:`clipseg3d.views.cut_views`.
+        name: for samples without a ``case_id``.
+    """
+    if Batch.__annotations__.keys() <= batch.keys():
+        return cast(Batch, batch)
+    image = torch.as_tensor(batch["image"]).float()
+    count = len(image)
+    statistics = batch.get("statistics")
+    if statistics is None:
+        statistics = intensity_statistics(image)
+    views = batch.get("views")
+    if views is None:
+        views = cut_views(image, statistics, selection=view_selection, sequences=sequences)
+    return {
+        "image": image,
+        "label": torch.as_tensor(batch["label"]).float(),
+        "crop_box": batch.get("crop_box", whole_box(image)),
+        "statistics": statistics,
+        "views": views,
+        "report": batch.get("report", [""] * count),
+        "grade": batch.get("grade", torch.full((count,), -1, device=image.device)),
+        "case_id": batch.get("case_id", [f"{name}, sample {i}" for i in range(count)]),
+    }
+
+
+def whole_box(image: Tensor) -> Tensor:
+    """Return the crop box (b, 2, 3) of images (b, s, x, y, z) that cover the brain box."""
+    return image.new_tensor([[[0.0] * 3, [1.0] * 3]]).expand(len(image), 2, 3)
 
 
 def unpack(batch: Batches, *, num_regions: int = len(REGIONS)) -> Batches:

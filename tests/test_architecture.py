@@ -47,9 +47,17 @@ ARROWS = {
     | {"pretrained", "networks", "blocks", "metrics", "reporting.case_page"}
     | {
         f"data.{name}"
-        for name in ("cases", "label_pairs", "label_checks", "nifti", "preprocessing", "release")
+        for name in (
+            "cases",
+            "label_pairs",
+            "label_checks",
+            "nifti",
+            "preprocessing",
+            "release",
+            "array_volume",
+        )
     }
-    | {"data.releases", "data.scan_grid"},
+    | {"data.preprocessing", "data.release", "data.releases", "data.scan_grid"},
     "training": SHARED
     | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}
     | {"data.releases", "data.sample_order", "clipseg3d"},

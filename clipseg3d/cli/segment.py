@@ -227,7 +227,7 @@ def _find_cases(
     names = Counter(case.case_id for case in usable)
     for name in sorted(name for name, count in names.items() if count > 1):
         folders = [
-            case.sequences[min(case.sequences)].parent for case in usable if case.case_id == name
+            next(iter(case.files.values())).parent for case in usable if case.case_id == name
         ]
         fault = f"{' and '.join(map(str, folders))}: each holds case {name}; keep one"
         faults += [] if fault in faults else [fault]

@@ -1,5 +1,6 @@
 """A volume in memory, in the place of a NIfTI file."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -35,18 +36,26 @@ class ArrayVolume:
             )
         if np.shape(self.affine) != (4, 4):
             raise ValueError(
-                f"{self.name}: an affine of shape {np.shape(self.affine)}; give a 4 x 4 matrix from "
-                "voxels to mm"
+                f"{self.name}: an affine of shape {np.shape(self.affine)}; give a 4 x 4 matrix, "
+                "from voxels to mm"
             )
 
     def __str__(self) -> str:
         """Return the name, as a path returns its own."""
         return self.name
 
+    def sha256(self) -> str:
+        """Return the SHA-256 of voxels and affine."""
+        voxels = np.ascontiguousarray(self.voxels)
+        digest = hashlib.sha256(f"{voxels.dtype.str} {voxels.shape}".encode())
+        digest.update(voxels.tobytes())
+        digest.update(np.asarray(self.affine, np.float64).tobytes())
+        return digest.hexdigest()
+
     def image(self) -> Any:
         """Return the volume as nibabel's image, in scanner space and millimetres."""
         voxels = self.voxels.astype(np.uint8) if self.voxels.dtype.kind == "b" else self.voxels
-        if voxels.dtype in (np.int64, np.uint64, np.float16):  # which NIfTI has not, or nibabel warns
+        if voxels.dtype in (np.int64, np.uint64, np.float16):
             voxels = voxels.astype(np.float64)
         image = nib.Nifti1Image(voxels, self.affine)
         image.set_qform(self.affine, code=1)

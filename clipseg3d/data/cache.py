@@ -23,10 +23,12 @@ from tqdm import tqdm
 
 from clipseg3d.atomic_write import atomic_write
 from clipseg3d.batch import pack_image
+from clipseg3d.data.array_volume import ArrayVolume, VolumeSource
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.views import Views, ViewSelection
+from clipseg3d.vocabulary import LABEL
 
 FORMAT = 4
 """Part of every key. Raise it when preprocessing or the files change within a version."""
@@ -116,11 +118,10 @@ def cached_case(
 
     The key in the file name depends on the content of the source files (see :func:`fingerprint`),
     the release, its sequences and tumour labels, the selection of views, and the version of this
-    library. So a changed file never
-    gets an outdated entry, and a moved folder keeps its entries.
+    library. So a changed file never gets an outdated entry, and a moved folder keeps its entries.
     """
-    files = {**case.sequences, **({"label": case.label} if case.label else {})}
-    sources = {name: fingerprint(path) for name, path in files.items()}
+    files = {**case.sequences, **({LABEL: case.label} if case.label else {})}
+    sources = {name: fingerprint(source) for name, source in files.items()}
     settings = [
         *(FORMAT, VERSION, release.name, view_selection, dict(case.channels)),
         *(list(release.sequences), tumour_labels(release)),
@@ -131,7 +132,7 @@ def cached_case(
     return CachedCase(case.case_id, case.report, case.grade, path)
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(source: VolumeSource) -> str:
     """Return a short text that identifies the content of a file; only a few bytes are read.
 
     A gzip file ends with the check sum and the length of its uncompressed content. Together with
@@ -140,7 +141,9 @@ def fingerprint(path: Path) -> str:
     middle. This includes gzip files of several members: their last length is smaller than the
     file size.
     """
-    with path.open("rb") as file:
+    if isinstance(source, ArrayVolume):
+        return source.sha256()
+    with source.open("rb") as file:
         status = os.fstat(file.fileno())
         size = status.st_size
         if size >= 18 and file.read(2) == b"\x1f\x8b":

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from clipseg3d.data.array_volume import ArrayVolume, VolumeSource
+from clipseg3d.data.array_volume import VolumeSource
 from clipseg3d.data.case_table import is_case_table, read_case_table
 from clipseg3d.data.label_checks import ROUNDING, releases_with
 from clipseg3d.data.layout import CaseFiles, group, walk
@@ -51,8 +51,8 @@ class Case:
     Attributes:
         case_id: name of the case; its file names start with it.
         patient: name of the patient; splits keep all cases of a patient together.
-        sequences: sequence -> file, or volume in memory, in the order of the release, without sequences that were not
-            acquired.
+        sequences: sequence -> file, or volume in memory, in the order of the release, without
+            sequences that were not acquired.
         label: file of the expert mask; None without one.
         report: radiology report of this case; empty if there is none.
         grade: 1 for a high-grade glioma, 0 for a low-grade one, -1 if unknown.
@@ -67,6 +67,12 @@ class Case:
     report: str = ""
     grade: int = -1
     channels: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Sequence, or ``LABEL``, -> file; without volumes in memory."""
+        sources = {**self.sequences, **({LABEL: self.label} if self.label else {})}
+        return {kind: path for kind, path in sources.items() if isinstance(path, Path)}
 
     @property
     def axes(self) -> int:
@@ -210,7 +216,7 @@ def faults_by_case(
     owners: dict[str, int] = {}  # start of a fault -> index of the case
     for index, case in enumerate(cases):
         owners[f"{case.case_id}: "] = index
-        for path in [*case.sequences.values(), *([case.label] if case.label else [])]:
+        for path in case.files.values():
             owners[f"{path}: "] = index
             for separator in "_-":  # before the suffix of a file that is missing
                 owners[str(path.parent / f"{case.case_id}{separator}")] = index
@@ -347,8 +353,8 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
         the first sequence, a voxel size that is not the expected one.
     """
     faults: list[str] = []
-    first: tuple[Path, tuple[int, ...], np.ndarray] | None = None
-    files = dict.fromkeys(case.sequences.values(), case.axes)
+    first: tuple[VolumeSource, tuple[int, ...], np.ndarray] | None = None
+    files: dict[VolumeSource, int] = dict.fromkeys(case.sequences.values(), case.axes)
     if case.label:
         files[case.label] = 3
     for path, axes in files.items():

@@ -232,9 +232,10 @@ def _check_case(
     labels: dict[str, int] | None = None
     volumes: dict[str, float] | None = None
     read_sequences = read_all or _looks_wrong(case)
-    for path in dict.fromkeys(case.sequences.values()):
+    sequences = {name: path for name, path in case.files.items() if name != LABEL}
+    for path in dict.fromkeys(sequences.values()):
         voxels = _read(path, case.axes, faults) if read_sequences else None
-        for name in (name for name, file in case.sequences.items() if file == path):
+        for name in (name for name, file in sequences.items() if file == path):
             volume = voxels
             if voxels is not None and case.channels:
                 channel = case.channels[name]
@@ -288,7 +289,7 @@ def _looks_wrong(case: Case) -> bool:
     members look wrong, too, since their ends hold the length of the last member only.
     """
     ends = []
-    for path in dict.fromkeys(case.sequences.values()):
+    for path in dict.fromkeys(replace(case, label=None).files.values()):
         try:
             image = open_nifti(path, axes=case.axes)
             size = path.stat().st_size

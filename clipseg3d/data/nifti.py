@@ -102,9 +102,7 @@ def open_nifti(path: VolumeSource, *, axes: int = 3) -> Any:
     return image
 
 
-def read_voxels(
-    path: VolumeSource, *, axes: int = 3, allow_nan: bool = False
-) -> npt.NDArray[Any]:
+def read_voxels(path: VolumeSource, *, axes: int = 3, allow_nan: bool = False) -> npt.NDArray[Any]:
     """Read the voxels of a NIfTI file, scaled as its header says.
 
     Args:
@@ -257,7 +255,12 @@ def write_map(
 
 
 def _write_like(
-    path: Path, volume: npt.NDArray[Any], dtype: type[np.generic], *, source: VolumeSource, axes: int
+    path: Path,
+    volume: npt.NDArray[Any],
+    dtype: type[np.generic],
+    *,
+    source: VolumeSource,
+    axes: int,
 ) -> None:
     """Write a volume on the grid of ``source``."""
     if strip_extension(path.name) is None:
@@ -309,9 +312,9 @@ def _require_readable(path: Path) -> None:
     raise FileNotFoundError(f"{path}: no such file; check the path")
 
 
-def _broken(path: Path, error: BaseException) -> str:
+def _broken(path: VolumeSource, error: BaseException) -> str:
     """Return the message for a file that could not be read."""
-    if path.stat().st_size == 0:
+    if isinstance(path, Path) and path.stat().st_size == 0:
         return f"{path}: the file is empty; copy or download it again"
     reason = " ".join(str(error).split()) or type(error).__name__
     return f"{path}: not a readable NIfTI file ({reason}); copy or download it again"

@@ -10,11 +10,12 @@ for one cut-off FLAIR (0.796); at most a few voxels are below 0.001 of the 99.5t
 
 from collections.abc import Mapping
 from itertools import combinations
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from clipseg3d.data.array_volume import VolumeSource
 
 CONSTANT_BORDER = 0.5
 """Share of the outer faces with one value, from which on that value is the background."""
@@ -46,7 +47,7 @@ class CheckedScan(NamedTuple):
 
 def check_scan(
     volumes: Mapping[str, Volume],
-    paths: Mapping[str, Path],
+    paths: Mapping[str, VolumeSource],
     *,
     voxel_mm3: float,
     skull_stripped: bool = True,
@@ -92,7 +93,9 @@ def check_scan(
     return CheckedScan(checked, notes, faults)
 
 
-def _with_zero_background(volume: Volume, name: str, path: Path, notes: list[str]) -> Volume:
+def _with_zero_background(
+    volume: Volume, name: str, path: VolumeSource, notes: list[str]
+) -> Volume:
     """Return a volume whose background is 0.
 
     Raises:
@@ -124,7 +127,7 @@ def _with_zero_background(volume: Volume, name: str, path: Path, notes: list[str
     return volume
 
 
-def _without_nan(volume: Volume, name: str, path: Path, notes: list[str]) -> Volume:
+def _without_nan(volume: Volume, name: str, path: VolumeSource, notes: list[str]) -> Volume:
     """Return a volume with 0 for a background of NaN.
 
     Raises:
@@ -147,7 +150,7 @@ def _outer_faces(volume: Volume) -> Volume:
     return np.concatenate(faces)
 
 
-def _copies(volumes: Mapping[str, Volume], paths: Mapping[str, Path]) -> list[str]:
+def _copies(volumes: Mapping[str, Volume], paths: Mapping[str, VolumeSource]) -> list[str]:
     """Return a fault for each two sequences with the same voxels."""
     faults = []
     for one, other in combinations(volumes, 2):
@@ -161,7 +164,7 @@ def _copies(volumes: Mapping[str, Volume], paths: Mapping[str, Path]) -> list[st
     return faults
 
 
-def _disagreements(brains: Mapping[str, Volume], paths: Mapping[str, Path]) -> list[str]:
+def _disagreements(brains: Mapping[str, Volume], paths: Mapping[str, VolumeSource]) -> list[str]:
     """Return a note for each sequence that is not 0 elsewhere than most others."""
     if len(brains) < 2:
         return []

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from clipseg3d.atomic_write import require_writable
 from clipseg3d.checksums import sha256_of_file, sha256_of_values
+from clipseg3d.data.array_volume import ArrayVolume, VolumeSource
 from clipseg3d.data.cases import Case
 from clipseg3d.data.nifti import strip_extension
 from clipseg3d.inference.case_record import CaseRecord
@@ -156,7 +157,7 @@ def _check_outputs(cases: Sequence[Case], files: Mapping[str, Sequence[Path]]) -
     """Raise a ValueError if a file to write is a file of a case, or would lie in its place."""
     taken: dict[object, Path] = {}
     for case in cases:
-        for path in [*case.sequences.values(), *([case.label] if case.label else [])]:
+        for path in case.files.values():
             taken |= dict.fromkeys(_places(path), path)
     for path in (path for paths in files.values() for path in paths):
         for place in _places(path):
@@ -182,12 +183,16 @@ def _record_path(out: Path, case: Case) -> Path:
 
 def _made_with(case: Case, text: str | None, settings: Mapping[str, object]) -> dict[str, object]:
     """Return what decides the files of a case: inputs, text and settings."""
-    inputs = {
-        name: sha256_of_file(path) if path.is_file() else None
-        for name, path in case.sequences.items()
-    }
+    inputs = {name: _sha256(source) for name, source in case.sequences.items()}
     text = case.report if text is None else text
     return {"inputs": inputs, "text": sha256_of_values(text), **settings}
+
+
+def _sha256(source: VolumeSource) -> str | None:
+    """Return the SHA-256 of a scan; None for a file that is not there."""
+    if isinstance(source, ArrayVolume):
+        return source.sha256()
+    return sha256_of_file(source) if source.is_file() else None
 
 
 def _why_not_ours(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import get_release
 from clipseg3d.inference.pass_average import PassAverage
 from clipseg3d.inference.postprocessing import PostProcessing
+from clipseg3d.inference.scan_input import Scan, Voxels, as_case
 from clipseg3d.inference.segmentation import (
     ENTROPY,
     VARIANCE,
@@ -106,6 +108,19 @@ class Predictor:
         self._stitch_on_cpu = False
 
     @classmethod
+    def from_pretrained(cls, source: str | Path = "tiny", **options: Any) -> "Predictor":
+        """Load trained weights by name, folder, hub id or checkpoint.
+
+        Args:
+            source: as for :meth:`from_checkpoints`; the default comes with the package.
+            **options: as for :meth:`from_checkpoints`.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: as for :meth:`from_checkpoints`.
+        """
+        return cls.from_checkpoints([source], **options)
+
+    @classmethod
     def from_checkpoint(
         cls,
         path: str | Path,
@@ -185,7 +200,8 @@ class Predictor:
     @torch.no_grad()
     def __call__(
         self,
-        case: Case,
+        scan: Scan,
+        affine: Voxels | None = None,
         *,
         text: str | None = None,
         probabilities: bool = False,
@@ -196,7 +212,9 @@ class Predictor:
         """Segment one case.
 
         Args:
-            case: its files; an expert mask is not read.
+            scan: a case, the folder of one, sequence -> file, or arrays; see
+                :data:`clipseg3d.inference.scan_input.Scan`. An expert mask is not read.
+            affine: of arrays, (4, 4), from voxels to mm.
             text: report to use; None takes the case's own, an empty string none.
             probabilities: whether to return the probabilities of the regions.
             uncertainty: whether to return uncertainty maps.
@@ -206,15 +224,17 @@ class Predictor:
                 with the share of the case that has been done since the last call.
 
         Raises:
+            FileNotFoundError: there is no such folder, or no case in it.
             DataError: files are missing, broken or on different grids, the voxel size is not that
                 of training, or a sequence is missing that the networks need.
-            ValueError: the device has too little memory for one window, or the network gives values
-                that are not finite.
+            ValueError: a folder holds several cases, arrays have no affine, the device has too
+                little memory for one window, or the network gives values that are not finite.
 
         Warns:
             ScanWarning: something about the scan may make the result wrong; the words are also the
                 notes of the segmentation.
         """
+        case = as_case(scan, self.release, affine=affine, allow_missing=self.allow_missing)
         self._check(case)
         report = case.report if text is None else text
         preprocessed = preprocess(

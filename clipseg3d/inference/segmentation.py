@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from clipseg3d.data.array_volume import VolumeSource
 from clipseg3d.data.cases import Case, DataError
 from clipseg3d.data.label_checks import label_faults, round_labels
 from clipseg3d.data.nifti import read_voxels, write_label, write_map
@@ -154,7 +155,7 @@ class Segmentation:
         ).save(Path(path))
 
     @property
-    def _source(self) -> Path:
+    def _source(self) -> VolumeSource:
         return next(iter(self.case.sequences.values()))
 
     def _save_maps(self, folder: Path, maps: Mapping[str, Map]) -> None:

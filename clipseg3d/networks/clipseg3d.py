@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clipseg3d.batch import whole_box
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.pixel_fusion import PixelFusion
 from clipseg3d.blocks.semantic_fusion import RegionMaps, SemanticFusion, Semantics
@@ -226,7 +227,7 @@ class CLIPSeg3D(nn.Module):
     def _padded_crop_box(self, crop_box: Tensor | None, image: Tensor) -> Tensor:
         """Return where the image lies in the brain box (b, 2, 3) after the U-Net has padded it."""
         if crop_box is None:
-            crop_box = image.new_tensor([[[0.0] * 3, [1.0] * 3]]).expand(image.shape[0], 2, 3)
+            crop_box = whole_box(image)
         size = image.shape[2:]
         padded = [n + -n % self.unet.multiple for n in size]
         growth = crop_box.new_tensor(padded) / crop_box.new_tensor(size)

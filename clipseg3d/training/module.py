@@ -12,7 +12,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from clipseg3d.batch import Batch, unpack
+from clipseg3d.batch import Batch, complete, unpack
 from clipseg3d.data.releases import get_release, release_values
 from clipseg3d.data.sample_order import derived_seed, global_seed
 from clipseg3d.inference.sliding_window import segment_volume
@@ -166,7 +166,7 @@ class CLIPSeg3DModule(LightningModule):
             ValueError: its ``view_selection`` or ``shuffle_reports`` is another one, or its
                 sequences or regions are.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = getattr(self.trainer, "datamodule", None)
         release = getattr(data, "release", None)
         for name, own in (("sequences", self.config.sequences), ("regions", self.config.regions)):
             given = own if release is None else tuple(getattr(release, name))
@@ -191,7 +191,7 @@ class CLIPSeg3DModule(LightningModule):
 
         Views are embedded case by case, each on one rank.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "texts"):
             self.network.embed_text(data.texts())
         fusion = self.network.semantic_fusion
@@ -232,7 +232,7 @@ class CLIPSeg3DModule(LightningModule):
             ValueError: the loss is NaN or infinite; the message names the case, its crop and the
                 first layer whose output is not finite.
         """
-        batch = unpack(batch, num_regions=len(self.config.regions))
+        batch = self._prepare(batch, batch_idx)
         loss = self._loss(batch, batch_idx)
         finite = bool(loss.isfinite())
         if self._trainer is not None:  # all ranks stop together; the others would wait for ever
@@ -247,6 +247,16 @@ class CLIPSeg3DModule(LightningModule):
             sync_dist=True,
         )
         return loss
+
+    def _prepare(self, batch: Batch, batch_idx: int) -> Batch:
+        """Return an unpacked batch with all keys; a plain data set gives image and label alone."""
+        whole = complete(
+            batch,
+            sequences=self.config.sequences,
+            view_selection=self.config.view_selection,
+            name=f"rank {self.global_rank}, batch {batch_idx}",
+        )
+        return unpack(whole, num_regions=len(self.config.regions))
 
     def _loss(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch; calls with equal weights return equal losses."""
@@ -334,7 +344,7 @@ class CLIPSeg3DModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Score one full volume; return its predicted regions (b, r, x, y, z) as ``prediction``."""
-        return {"prediction": self._score(batch, self.val_dice)}
+        return {"prediction": self._score(self._prepare(batch, batch_idx), self.val_dice)}
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over cases."""
@@ -342,7 +352,7 @@ class CLIPSeg3DModule(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score one full volume."""
-        self._score(batch, self.test_dice)
+        self._score(self._prepare(batch, batch_idx), self.test_dice)
 
     def on_test_epoch_end(self) -> None:
         """Log the mean over cases."""
@@ -407,7 +417,7 @@ class CLIPSeg3DModule(LightningModule):
 
     def _require_labels(self, trained: str | dict[str, Any]) -> None:
         """Raise a ValueError if the data's labels mean other regions than in training."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = getattr(self.trainer, "datamodule", None)
         release = getattr(data, "release", None)
         expected = get_release(trained)
         if release is not None and release.regions.items() - expected.regions.items():

@@ -128,7 +128,7 @@ def test_rules_survive_a_file(tmp_path):
         ('{"small_components": {}}', "spacing_mm"),
         ('{"spacing_mm": "1 mm"}', "spacing_mm='1 mm' is not a voxel size"),
         ('{"spacing_mm": 0}', "spacing_mm=0 is not a voxel size"),
-        ('{"spacing_mm": 1, "holes": {"ET": 3}}', "no region 'ET'; choose from WT, TC"),
+        ('{"spacing_mm": 1, "holes": {"ET": 3}}', "not for region 'ET', whose holes are"),
         ('{"spacing_mm": 1, "small_components": {"WT": 2.5}}', "2.5 is not a number of voxels"),
         ('{"spacing_mm": 1, "enhancing_to_core": -1}', "-1 is not a number of voxels"),
         ("{", "not valid JSON"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from clipseg3d.data.cases import DataError
-from clipseg3d.data.label_pairs import LabelPair
+from clipseg3d.data.label_pairs import LabelPair, find_references
 from clipseg3d.data.releases import BRATS_2020
 from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.postprocessing_tuning import (
@@ -16,6 +16,11 @@ from clipseg3d.inference.postprocessing_tuning import (
 
 SHAPE = (60, 50, 40)
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def read(folder, root):
+    references, release = find_references(root, "brats2020")
+    return read_validation(folder, references, release)
 
 
 def tumour(shift=0):
@@ -155,7 +160,7 @@ def folders(tmp_path):
 
 
 def test_predictions_meet_their_references(folders):
-    pairs = list(read_validation(*folders, "brats2020"))
+    pairs = list(read(*folders))
     assert len(pairs) == 2
     for number, pair in enumerate(pairs, start=1):
         np.testing.assert_array_equal(pair.prediction, BRATS_2020.to_regions(tumour(number)))
@@ -170,9 +175,9 @@ def test_faulty_predictions_are_all_named(folders):
     write(result / "BraTS20_Training_003.nii.gz", np.full(SHAPE, 3, np.uint8))
     write(result / "BraTS20_Training_004.nii.gz", tumour())
     with pytest.raises(DataError) as error:
-        tune_postprocessing(read_validation(result, root, "brats2020"))
+        tune_postprocessing(read(result, root))
     extra, first, second, third = error.value.faults
-    assert "004.nii.gz: has no reference in" in extra
+    assert "004.nii.gz: has no reference; name it" in extra
     assert "001.nii.gz: shape 59x50x40 differs from 60x50x40" in first
     assert "002.nii.gz: holds 0.5, no whole number" in second
     assert "003.nii.gz: holds label 3, but brats2020 has 0, 1, 2, 4" in third
@@ -185,15 +190,15 @@ def test_cases_of_two_voxel_sizes_are_refused(folders, sizes, shown):
     for path in [*(root / name).iterdir(), result / f"{name}.nii.gz"]:
         write(path, np.asanyarray(nib.load(path).dataobj), np.diag([*sizes, 1.0]))
     with pytest.raises(DataError, match=rf"002\.nii\.gz: voxels of {shown} mm, expected 1 mm"):
-        tune_postprocessing(read_validation(result, root, "brats2020"))
+        tune_postprocessing(read(result, root))
 
 
 def test_folders_without_a_pair_are_named(folders, tmp_path):
     result, root = folders
     with pytest.raises(FileNotFoundError, match="gone: no such folder"):
-        list(read_validation(tmp_path / "gone", root, "brats2020"))
+        list(read(tmp_path / "gone", root))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty: holds no segmentation"):
-        list(read_validation(tmp_path / "empty", root, "brats2020"))
+        list(read(tmp_path / "empty", root))
     with pytest.raises(FileNotFoundError, match=r"empty: "):
-        list(read_validation(result, tmp_path / "empty", "brats2020"))
+        list(read(result, tmp_path / "empty"))

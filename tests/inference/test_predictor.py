@@ -32,7 +32,7 @@ class BrightFlair(nn.Module):
 
     offset = 0.0
 
-    text_bank = None
+    config = semantic_fusion = text_bank = None
     view_selection = "center"
 
     def embed_text(self, reports):

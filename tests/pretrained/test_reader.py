@@ -252,23 +252,6 @@ def test_mismatches_of_weights():
     ]
 
 
-@pytest.mark.parametrize(
-    ("part", "names", "shown"),
-    [
-        ("sequences", ("t1", "t2", "flair"), "t1, t2, flair, not t1, t1ce, t2, flair"),
-        ("sequences", ("t1ce", "t1", "t2", "flair"), "t1ce, t1, t2, flair, not"),
-        ("regions", ("WT", "ET"), "WT, ET, not WT, TC, ET"),
-    ],
-)
-def test_weights_for_other_sequences_or_regions_are_refused(
-    tmp_path, network, save_checkpoint, part, names, shown
-):
-    path = tmp_path / "w.ckpt"
-    save_checkpoint(network, PLAIN, path, settings={"network": {**asdict(PLAIN), part: names}})
-    with pytest.raises(ValueError, match=rf"w\.ckpt: trained with the {part} {shown}"):
-        read_networks([path])
-
-
 # CLIP
 
 

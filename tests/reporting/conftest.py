@@ -65,7 +65,7 @@ def make():
         "attention": {name: (3 * x).astype(np.float32) for name in ("TC", "ET")},
         "similarity": {name: (y / 1.3).astype(np.float32) for name in ("TC", "ET")},
         "views": [
-            (plane, np.full((20, 20, 4), 99, np.uint8))
+            (plane, np.full((20, 20, 3), 99, np.uint8))
             for plane in ("axial", "coronal", "sagittal")
         ],
         "uncertainty": {"entropy": np.abs(z), "ensemble variance": np.abs(x)},
