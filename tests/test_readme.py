@@ -19,7 +19,7 @@ REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 INSTALL = [code for _, code in BLOCKS if "pip install" in code]
-RUN = [(language, code) for language, code in BLOCKS if "pip install" not in code]
+RUN = [(lang, code) for lang, code in BLOCKS if lang != "yaml" and "pip install" not in code]
 CLASS_PATHS = sorted(set(re.findall(r"=(clipseg3d(?:\.\w+)+)", README)))
 """Classes that the command line loads by their full names."""
 EXAMPLE_FILES = sorted(set(re.findall(r"examples/[\w/.]*\w", README)))
@@ -56,6 +56,11 @@ def reader(phantoms, tmp_path_factory):
         small = replace(phantom, affine=affine, spacing_mm=1.0)
         write_phantom(small, folder / "BraTS2018" / "HGG", f"Brats18_TCIA0{seed}_201_1")
     return folder
+
+
+def test_the_release_shown_is_that_of_the_example():
+    (shown,) = [code for language, code in BLOCKS if language == "yaml"]
+    assert shown == (REPO / "examples" / "stroke.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
