@@ -49,10 +49,10 @@ ARROWS = {
         f"data.{name}"
         for name in ("cases", "label_pairs", "label_checks", "nifti", "preprocessing")
     }
-    | {"data.releases", "data.scan_grid"},
+    | {"data.releases", "data.scan_grid", "clip.encoder"},
     "training": SHARED
     | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}
-    | {"data.releases", "data.sample_order", "clipseg3d"},
+    | {"data.releases", "data.sample_order", "clip.encoder", "clipseg3d"},
     "reporting": SHARED | {"metrics"},
     "export": SHARED | {"networks", "blocks", "clipseg3d"},
     "testing": SHARED | {"blocks", "clip", "data.releases"},

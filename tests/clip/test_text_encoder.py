@@ -18,8 +18,9 @@ from transformers import (
     T5EncoderModel,
 )
 
-from clipseg3d.clip.encoder import HuggingFaceCLIP
-from clipseg3d.clip.text_encoder import HuggingFaceTextEncoder, load_text_encoder
+from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
+from clipseg3d.clip.registry import load_text_encoder
+from clipseg3d.clip.text_encoder import HuggingFaceTextEncoder
 
 WORDS = ["left", "right", "frontal", "lesion", "oedema", ".", "##s"]
 TEXTS = ["left frontal lesion", "oedema.", "right frontal lesions. left oedema. oedema.", ""]

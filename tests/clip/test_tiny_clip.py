@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from clipseg3d.clip.encoder import HuggingFaceCLIP, load_encoder
-from clipseg3d.clip.text_encoder import load_text_encoder
+from clipseg3d.clip import HuggingFaceCLIP, load_encoder
+from clipseg3d.clip.registry import load_text_encoder
 from clipseg3d.phantom.simulate import simulate_phantom
 from clipseg3d.views import cut_views
 from clipseg3d.weights import BUNDLED
