@@ -119,12 +119,13 @@ def _normalisation(name: str, *, local_files_only: bool) -> tuple[list[float], l
     except OSError:  # there is no such file, since the model itself was found
         values = {}
     found = [values.get(key, _HALF) for key in ("image_mean", "image_std")]
-    for numbers in found:
-        if not isinstance(numbers, list | tuple) or len(numbers) != 3 or min(found[1]) <= 0:
-            raise ValueError(
-                f"{name}: image_mean and image_std of its preprocessor_config.json are {found}, "
-                "not three numbers each, above 0 for image_std; repair the file"
-            )
+    if any(not isinstance(numbers, list | tuple) or len(numbers) != 3 for numbers in found) or (
+        min(found[1]) <= 0
+    ):
+        raise ValueError(
+            f"{name}: image_mean and image_std of its preprocessor_config.json are {found}, not "
+            "three numbers each, above 0 for image_std; repair the file"
+        )
     return found[0], found[1]
 
 

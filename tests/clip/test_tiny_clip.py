@@ -81,7 +81,7 @@ def test_a_folder_of_its_name_is_not_taken_for_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tiny").mkdir()
     Path("tiny", "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"both a folder here and the CLIP .* give ./tiny"):
+    with pytest.raises(ValueError, match=r"both a folder here and an encoder .* give ./tiny"):
         load_encoder("tiny")
 
 
