@@ -35,7 +35,7 @@ def add_command(commands: Commands) -> None:
         "--encoder",
         default="openai/clip-vit-base-patch32",
         metavar="NAME",
-        help="folder, Hugging Face hub name, tiny, or tiny-random (default: %(default)s)",
+        help="folder, Hugging Face hub name, open_clip:NAME, or tiny (default: %(default)s)",
     )
     embed.set_defaults(command=run)
 

@@ -115,7 +115,7 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
     Raises:
         FileNotFoundError: the name is a path, and there is no such folder.
         ValueError: the folder lacks weights or a tokenizer, or they cannot be read.
-        ImportError: the tokenizer needs sentencepiece, which is not installed.
+        ImportError: the tokenizer needs a package that is not installed.
         OSError: the hub has no such model, or it cannot be reached and no copy is cached.
     """
     folder = Path(name).expanduser()
@@ -126,8 +126,9 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
     try:
         return read(str(folder) if folder.is_dir() else name)
     except ImportError as error:
+        reason = str(error).strip().partition(". ")[0]
         raise ImportError(
-            f'{name}: its tokenizer needs sentencepiece: pip install "clipseg3d[siglip]"'
+            f'{name}: {reason}; pip install "clipseg3d[siglip]" has what SigLIP needs'
         ) from error
     except Exception as error:  # readers raise errors of any kind on damaged files
         if folder.is_dir() or not isinstance(error, OSError):

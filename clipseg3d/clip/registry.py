@@ -61,7 +61,8 @@ def load_encoder(name: str, *, local_files_only: bool = False) -> ClipEncoder:
 
     Raises:
         ValueError: the encoder reads no images; the name is also that of a folder here; a folder
-            lacks weights or a tokenizer, or they are not complete; a package is not installed.
+            lacks weights or a tokenizer, or they are not complete.
+        ImportError: a package that the encoder needs is not installed.
         OSError: there is no such encoder, or it cannot be downloaded and no copy is cached.
 
     Example:
@@ -87,7 +88,7 @@ def load_text_encoder(name: str, *, local_files_only: bool = False) -> TextEncod
         local_files_only: use folders and caches, and no network.
 
     Raises:
-        ValueError, OSError: as for :func:`load_encoder`.
+        ValueError, ImportError, OSError: as for :func:`load_encoder`.
     """
     _import_families()
     prefix, colon, rest = name.partition(":")

@@ -63,8 +63,8 @@ class HuggingFaceSigLIP(FrozenCLIP):
 
         Raises:
             FileNotFoundError: the name is a path, and there is no such folder.
-            ValueError: the folder lacks weights or a tokenizer, or they are no complete SigLIP; the
-                tokenizer needs sentencepiece, which is not installed.
+            ValueError: the folder lacks weights or a tokenizer, or they are no complete SigLIP.
+            ImportError: the tokenizer needs sentencepiece, which is not installed.
             OSError: the hub has no such model, or it cannot be reached and no copy is cached.
         """
         options = {"local_files_only": local_files_only}

@@ -1,7 +1,6 @@
 """An encoder that a configuration names by its class, in whole runs of a few steps."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -117,14 +116,19 @@ def fine():
 
 
 @pytest.mark.parametrize(
-    "name", ["encoders_of_mine.Blind", "encoders_of_mine.Gone", "collections.OrderedDict"]
+    ("name", "message"),
+    [
+        ("encoders_of_mine.Blind", "lacks a method of clipseg3d.clip.ClipEncoder"),
+        ("collections.OrderedDict", "lacks a method of clipseg3d.clip.ClipEncoder"),
+        ("encoders_of_mine.Gone", "module 'encoders_of_mine' has no attribute 'Gone'"),
+    ],
 )
-def test_a_class_that_is_no_encoder_is_named(command, capsys, name):
+def test_a_class_that_is_no_encoder_is_named(command, capsys, name, message):
     assert command("fit", "--model.encoder", name) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("clipseg3d: --model.encoder")
-    sys.stderr.write(line)
     assert name.rpartition(".")[2] in line
+    assert message in line
 
 
 def test_a_checkpoint_cannot_name_a_class(command, tmp_path):
