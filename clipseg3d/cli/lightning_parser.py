@@ -17,7 +17,7 @@ _UNKNOWN = (
     r"unrecognized arguments: (?P<option>[^\s=]+)",
 )
 _NO_ENCODER = (
-    "does not correspond to a subclass of InjectedClip.",
+    "does not correspond to a subclass of InjectedClip",
     "lacks a method of clipseg3d.clip.ClipEncoder; add it, and try your class with "
     "clipseg3d.testing.check_clip_encoder",
 )

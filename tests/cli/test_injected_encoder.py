@@ -45,8 +45,13 @@ class Blind:
 VALUES = {"channels": [4, 8], "num_auxiliary": 0, "semantic_dim": 16, "num_heads": 2}
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def command(phantom_folder, write, only, tmp_path, monkeypatch):
+def command(phantom_folder, cache, write, only, tmp_path, monkeypatch):
     """Run a command on five small patients, with an encoder of the configuration."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "encoders_of_mine.py").write_text(ENCODERS)
@@ -59,7 +64,7 @@ def command(phantom_folder, write, only, tmp_path, monkeypatch):
         return main(
             [
                 *(name, "--config", str(path), "--data.root", str(phantom_folder)),
-                *("--data.cache_dir", str(tmp_path / "cache"), "--data.num_cases", "5"),
+                *("--data.cache_dir", str(cache), "--data.num_cases", "5"),
                 *("--data.spacing_mm", "8", "--data.patch_size", "[16, 16, 16]"),
                 *("--data.num_workers", "0", "--trainer.accelerator", "cpu"),
                 *("--trainer.check_val_every_n_epoch", "1"),
@@ -73,11 +78,11 @@ def command(phantom_folder, write, only, tmp_path, monkeypatch):
     return run_command
 
 
-def test_a_fit_is_resumed_validated_and_recorded_with_it(command, tmp_path, capsys):
-    assert command("fit", "--dry-run", "--trainer.max_epochs", 2) == 0
+def test_a_fit_is_resumed_validated_and_recorded_with_it(command, tmp_path):
+    short = ("--trainer.limit_train_batches", 1)
+    assert command("fit", "--dry-run", *short) == 0
     assert not (tmp_path / "checkpoints").exists()
-    stop = ("--trainer.max_epochs", 2, "--trainer.limit_train_batches", 2)
-    assert command("fit", *stop) == 0
+    assert command("fit", *short, "--trainer.max_epochs", 1) == 0
     best = tmp_path / "checkpoints" / "best.ckpt"
     content = torch.load(best, weights_only=True)
     assert content["encoders"]["CLIP"]["name"] == "plain 3"
@@ -89,11 +94,11 @@ def test_a_fit_is_resumed_validated_and_recorded_with_it(command, tmp_path, caps
         "init_args": {"seed": 3},
     }
     assert manifest["encoders"] == content["encoders"]
-    assert command("fit", *stop, "--ckpt_path", "last") == 0
+    more = ("--trainer.max_epochs", 2, "--model.resume_changed", "true", "--ckpt_path", "last")
+    assert command("fit", *short, *more) == 0
+    *_, last = sorted(best.parent.glob("last-*.ckpt"))
+    assert torch.load(last, weights_only=True)["global_step"] == 2
     assert command("validate", "--ckpt_path", best) == 0
-    capsys.readouterr()
-    assert command("validate", "--ckpt_path", best, "--model.encoder.seed", 4) == 1
-    assert "CLIP encoder 'plain 4' has other weights than 'plain 3'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["--model.encoder=encoders_of_mine.Plain"], []])
@@ -129,16 +134,3 @@ def test_a_class_that_is_no_encoder_is_named(command, capsys, name, message):
     assert line.startswith("clipseg3d: --model.encoder")
     assert name.rpartition(".")[2] in line
     assert message in line
-
-
-def test_a_checkpoint_cannot_name_a_class(command, tmp_path):
-    """It may come from anybody."""
-    assert command("fit", "--trainer.max_epochs", 1, "--trainer.limit_train_batches", 1) == 0
-    best = tmp_path / "checkpoints" / "best.ckpt"
-    content = torch.load(best, weights_only=True)
-    content["hyper_parameters"]["encoder"] = {"class_path": "encoders_of_mine.Evil"}
-    torch.save(content, best)
-    with (tmp_path / "encoders_of_mine.py").open("a") as file:
-        file.write("\n\nclass Evil(Plain):\n    def __init__(self):\n        open('evil', 'w')\n")
-    command("validate", "--ckpt_path", best)
-    assert not (tmp_path / "evil").exists()
