@@ -39,7 +39,7 @@ from train_tiny_clip import (
 )
 
 from clipseg3d.atomic_write import atomic_write
-from clipseg3d.clip.encoder import HuggingFaceCLIP, load_encoder
+from clipseg3d.clip import HuggingFaceCLIP, load_encoder
 from clipseg3d.clip.prompts import region_prompts
 from clipseg3d.data.releases import get_release
 from clipseg3d.phantom.report import describe

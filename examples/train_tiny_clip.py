@@ -44,7 +44,7 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from clipseg3d.atomic_write import atomic_write
-from clipseg3d.clip.encoder import HuggingFaceCLIP
+from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.clip.prompts import REGION_PROMPTS, region_prompts, split_sentences
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.preprocessing import preprocess
@@ -74,7 +74,7 @@ CARD = """# The tiny CLIP of clipseg3d
 
 Image and text tower of 2D slices of gliomas in MRI (red t1ce, green flair, blue t2) and their
 reports, in English, trained from random weights by `examples/train_tiny_clip.py`. It comes with
-the package: `clipseg3d.clip.encoder.load_encoder("tiny")`.
+the package: `clipseg3d.clip.load_encoder("tiny")`.
 
 ## Training data, and their licences
 

@@ -53,7 +53,7 @@ def phantom_folder(phantoms, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_clip():
     """The small CLIP with random weights; frozen, so that tests can share it."""
-    from clipseg3d.clip.encoder import HuggingFaceCLIP
+    from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the weights of the tiny CLIP are random")

@@ -176,7 +176,7 @@ MUTANTS = [
         "clip/frozen_encoder.py",
         "return super().train(False)",
         "return super().train(mode)",
-        "clip/test_encoder.py clip/test_frozen_encoder.py",
+        "clip/test_hugging_face_clip.py clip/test_frozen_encoder.py",
     ),
     Mutant(
         "text bank: mask always true",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipseg3d import CLIPSeg3D, Predictor
-from clipseg3d.clip.encoder import load_encoder
+from clipseg3d.clip.registry import load_encoder
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.nifti import read_voxels
 from clipseg3d.data.releases import PHANTOM

@@ -74,7 +74,7 @@ class SemanticBridge(nn.Module):
     ours.
 
     Example:
-        >>> from clipseg3d.clip.encoder import load_encoder
+        >>> from clipseg3d.clip import load_encoder
         >>> bridge = SemanticBridge(load_encoder("tiny"), selection="energy")
         >>> bridge(torch.rand(1, 4, 40, 48, 36)).tokens.shape  # axial, coronal, sagittal
         torch.Size([1, 3, 96])

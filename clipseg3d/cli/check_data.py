@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     release = detect_release(arguments.root) if auto else get_release(arguments.release)
     count_tokens = None
     if arguments.encoder is not None:
-        from clipseg3d.clip.text_encoder import load_text_encoder
+        from clipseg3d.clip.registry import load_text_encoder
 
         count_tokens = load_text_encoder(arguments.encoder).count_tokens
     check = check_data(

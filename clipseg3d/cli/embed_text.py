@@ -35,7 +35,7 @@ def add_command(commands: Commands) -> None:
         "--encoder",
         default="openai/clip-vit-base-patch32",
         metavar="NAME",
-        help="folder, Hugging Face hub name, tiny, or tiny-random (default: %(default)s)",
+        help="folder, Hugging Face hub name, open_clip:NAME, or tiny (default: %(default)s)",
     )
     embed.set_defaults(command=run)
 
@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     reports = [report for source in arguments.sources for report in _reports(source)]
 
     from clipseg3d.clip.prompts import REGION_PROMPTS
+    from clipseg3d.clip.registry import load_text_encoder
     from clipseg3d.clip.text_bank import TextBank
-    from clipseg3d.clip.text_encoder import load_text_encoder
 
     encoder = load_text_encoder(arguments.encoder)
     count = TextBank(encoder, tuple(REGION_PROMPTS)).save(arguments.output, reports)

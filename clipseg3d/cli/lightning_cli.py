@@ -114,7 +114,9 @@ class CLIPSeg3DCLI(LightningCLI):
         _require_ranges(self.config[command])
         self._ckpt_path = self.config[command].pop("ckpt_path")
         if command != "fit" and self._ckpt_path and Path(self._ckpt_path).is_file():
-            trained = read_checkpoint_file(Path(self._ckpt_path))["hyper_parameters"]
+            values = read_checkpoint_file(Path(self._ckpt_path))["hyper_parameters"]
+            # A file that may come from anybody must not name a class to be built.
+            trained = {name: value for name, value in values.items() if name != "encoder"}
             self.config = parser.parse_object({command: {"model": trained}}, self.config)
 
     def before_instantiate_classes(self) -> None:

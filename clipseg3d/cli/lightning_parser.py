@@ -16,6 +16,12 @@ _UNKNOWN = (
     r"does not accept option '(?P<option>[^']+)'",
     r"unrecognized arguments: (?P<option>[^\s=]+)",
 )
+_NO_ENCODER = (
+    "does not correspond to a subclass of InjectedClip",
+    "lacks a method of clipseg3d.clip.ClipEncoder; add it, and try your class with "
+    "clipseg3d.testing.check_clip_encoder",
+)
+"""What jsonargparse says of a class that is no encoder, and what a user can do with."""
 
 
 class OneLineLightningParser(LightningArgumentParser):
@@ -51,6 +57,7 @@ class OneLineLightningParser(LightningArgumentParser):
         if value and types:
             kinds = " or ".join(dict.fromkeys(kind for kind in types if kind != "NoneType"))
             return f"--{key}: value {value[1]} cannot be used; give {kinds}"
+        reason = reason.replace(*_NO_ENCODER)
         return f"--{key}: {reason}" if key else reason
 
     def _options(self) -> Iterator[str]:

@@ -61,11 +61,15 @@ class FrozenEncoder(nn.Module):
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for name, weight in sorted(self.frozen_model.state_dict().items()):
-                if not is_pooler(name):
+                if self._is_used(name):
                     digest.update(name.encode())
                     digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    def _is_used(self, name: str) -> bool:
+        """Say whether embeddings depend on the weight of that name."""
+        return not is_pooler(name)
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
         """Stay in evaluation mode: a frozen encoder must not change between epochs."""
@@ -111,6 +115,7 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
     Raises:
         FileNotFoundError: the name is a path, and there is no such folder.
         ValueError: the folder lacks weights or a tokenizer, or they cannot be read.
+        ImportError: the tokenizer needs a package that is not installed.
         OSError: the hub has no such model, or it cannot be reached and no copy is cached.
     """
     folder = Path(name).expanduser()
@@ -120,13 +125,17 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
         raise FileNotFoundError(f"{name}: no such folder; give a folder with a saved {kind}")
     try:
         return read(str(folder) if folder.is_dir() else name)
+    except ImportError as error:
+        reason = str(error).strip().partition(". ")[0]
+        raise ImportError(
+            f'{name}: {reason}; pip install "clipseg3d[siglip]" has what SigLIP needs'
+        ) from error
     except Exception as error:  # readers raise errors of any kind on damaged files
-        if folder.is_dir():
+        if folder.is_dir() or not isinstance(error, OSError):
+            reason = " ".join(str(error).split())
             raise ValueError(
-                f"{name}: not a readable {kind} ({error}); save or copy it again"
+                f"{name}: not a readable {kind} ({reason}); save or copy it again"
             ) from error
-        if not isinstance(error, OSError):
-            raise
         raise OSError(
             f"{kind} {name!r} is no local folder, not in the Hugging Face cache, and could not "
             "be downloaded; check the name and the network, or save the model where there is "

@@ -30,7 +30,7 @@ class TextBank:
         ValueError: the cache is damaged, or of another encoder.
 
     Example:
-        >>> from clipseg3d.clip.encoder import load_encoder
+        >>> from clipseg3d.clip.registry import load_encoder
         >>> bank = TextBank(load_encoder("tiny"), ["WT", "TC", "ET"])
         >>> text, mask = bank(["A lesion in the left frontal lobe.", ""])
         >>> mask.tolist()  # three prompts, then the report

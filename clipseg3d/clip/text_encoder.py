@@ -6,21 +6,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
-from clipseg3d.clip.encoder import (
-    TINY,
-    TINY_RANDOM,
-    HuggingFaceCLIP,
-    TextEncoder,
-    load_encoder,
-)
 from clipseg3d.clip.frozen_encoder import (
     FrozenEncoder,
     check_complete,
     is_pooler,
     read_pretrained,
 )
+from clipseg3d.clip.hugging_face import OTHER, read_model_config, register_model_type
 
 _KIND = "text encoder"
 
@@ -61,15 +55,14 @@ class HuggingFaceTextEncoder(FrozenEncoder):
 
         Raises:
             FileNotFoundError: the name is a path, and there is no such folder.
-            ValueError: the folder lacks weights or a tokenizer; the model is a CLIP, or has a
-                decoder.
+            ValueError: the folder lacks weights or a tokenizer; the model has a decoder, or images.
             OSError: the hub has no such model, or it cannot be reached and no copy is cached.
         """
-        config = _read_config(name, local_files_only)
-        if config.model_type.startswith("clip"):
+        config = read_model_config(name, local_files_only=local_files_only)
+        if hasattr(config, "vision_config") or config.model_type.startswith(("clip", "siglip")):
             raise ValueError(
-                f"{name}: holds a CLIP (model_type={config.model_type!r}); load a CLIPModel with "
-                "both towers with HuggingFaceCLIP"
+                f"{name}: model_type={config.model_type!r} is no text encoder, nor a CLIP or "
+                "SigLIP with both towers; give one of these"
             )
         if config.is_encoder_decoder:
             raise ValueError(
@@ -105,33 +98,6 @@ class HuggingFaceTextEncoder(FrozenEncoder):
             return F.normalize((hidden * tokens["attention_mask"][..., None]).sum(dim=1), dim=-1)
 
 
-def load_text_encoder(name: str, *, local_files_only: bool = False) -> TextEncoder:
-    """Return the text encoder of that name: one of ``load_encoder``, or another kind of encoder.
-
-    A CLIP is loaded as :class:`clipseg3d.clip.encoder.HuggingFaceCLIP`. With ``local_files_only``,
-    a hub name is looked up in the cache only.
-
-    Raises:
-        FileNotFoundError, ValueError, OSError: as for ``from_pretrained`` of either class.
-    """
-    if name in (TINY, TINY_RANDOM):
-        return load_encoder(name)
-    if _read_config(name, local_files_only).model_type == "clip":
-        return HuggingFaceCLIP.from_pretrained(name, local_files_only=local_files_only)
-    return HuggingFaceTextEncoder.from_pretrained(name, local_files_only=local_files_only)
-
-
-def _read_config(name: str, local_files_only: bool) -> Any:
-    """Return the configuration of a model; errors are those of :func:`read_pretrained`."""
-    return read_pretrained(
-        name,
-        _KIND,
-        lambda source: AutoConfig.from_pretrained(
-            source, trust_remote_code=False, local_files_only=local_files_only
-        ),
-    )
-
-
 def _max_tokens(model: Any, tokenizer: Any) -> int:
     """Return the longest text that model and tokenizer both take, in tokens.
 
@@ -151,3 +117,6 @@ def _max_tokens(model: Any, tokenizer: Any) -> int:
     positions = getattr(model.config, "max_position_embeddings", None)
     limits = [tokenizer.model_max_length, *([positions - unused] if positions else [])]
     return int(min(limits))
+
+
+register_model_type(OTHER, HuggingFaceTextEncoder.from_pretrained)

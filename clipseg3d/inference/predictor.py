@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from clipseg3d.blocks.semantic_fusion import RegionMaps, Semantics
 from clipseg3d.checksums import sha256_of_tensors
+from clipseg3d.clip.encoder import ClipEncoder
 from clipseg3d.data.cases import Case, DataError, check_geometry
 from clipseg3d.data.preprocessing import Preprocessed, preprocess
 from clipseg3d.data.release import BraTSRelease
@@ -125,7 +126,7 @@ class Predictor:
         cls,
         path: str | Path,
         *,
-        clip: str | None = None,
+        clip: ClipEncoder | str | None = None,
         device: str | None = None,
         tta: bool = False,
         postprocessing: PostProcessing | None = None,
@@ -140,7 +141,7 @@ class Predictor:
         cls,
         paths: Sequence[str | Path],
         *,
-        clip: str | None = None,
+        clip: ClipEncoder | str | None = None,
         device: str | None = None,
         tta: bool = False,
         postprocessing: PostProcessing | None = None,
@@ -154,8 +155,8 @@ class Predictor:
             paths: checkpoint files of :class:`CLIPSeg3DModule`, such as one per fold; or what
                 :meth:`CLIPSeg3D.from_pretrained` takes: a folder, the name of weights that come
                 with the package, or a hub id.
-            clip: folder or hub name of CLIP; needed if CLIP is no longer available under the name
-                that it had in training. Its weights must be the same.
+            clip: CLIP itself, its folder or its hub name; needed if CLIP is no longer available
+                under the name that it had in training. Its weights must be the same.
             device: as for the class.
             tta: as for the class.
             postprocessing: as for the class.

@@ -1,13 +1,15 @@
 """Building a network from its config; the sizes of all parts are set here."""
 
+from dataclasses import replace
+
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.guidance import build_guidance
 from clipseg3d.blocks.pixel_fusion import PixelFusion
 from clipseg3d.blocks.semantic_bridge import SemanticBridge
 from clipseg3d.blocks.semantic_fusion import SemanticFusion
-from clipseg3d.clip.encoder import ClipEncoder, TextEncoder, load_encoder
+from clipseg3d.clip.encoder import ClipEncoder, TextEncoder
+from clipseg3d.clip.registry import load_encoder, load_text_encoder
 from clipseg3d.clip.text_bank import TextBank
-from clipseg3d.clip.text_encoder import load_text_encoder
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import network_config
@@ -28,7 +30,8 @@ def build_clipseg3d(
 
     Args:
         config: a config, or a preset's name.
-        encoder: the CLIP to use; None loads ``config.clip``.
+        encoder: the CLIP to use, instead of that of ``config.clip``; the network's config has its
+            name. None loads ``config.clip``.
         text_cache: file of text embeddings written by ``clipseg3d embed-text``, or None.
         local_files_only: load encoders from folders or the Hugging Face cache, without network.
 
@@ -69,7 +72,10 @@ def build_clipseg3d(
         return CLIPSeg3D(
             unet, pixel_fusion=pixel_fusion, grade_classifier=grade_classifier, config=config
         )
-    encoder = encoder or load_encoder(config.clip, local_files_only=local_files_only)
+    if encoder is None:
+        encoder = load_encoder(config.clip, local_files_only=local_files_only)
+    else:  # what is saved must name the CLIP that is used
+        config = replace(config, clip=encoder.name)
     encoders: dict[str, TextEncoder] = {"CLIP": encoder}
     text_bank, text_dim = None, 0
     if config.text != "none":

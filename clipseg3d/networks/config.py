@@ -60,8 +60,9 @@ class NetworkConfig:
             :func:`clipseg3d.blocks.semantic_attention.apply_scores`.
         text: ``own`` reads prompts and the report of the case, ``shuffled`` is for training with
             reports of other cases, ``none`` builds no part for text.
-        clip: ``tiny``, ``tiny-random``, a folder with a saved CLIPModel, or a hub name.
-        text_encoder: another encoder for text, by folder or hub name; None takes CLIP's own.
+        clip: name of a CLIP; see :func:`clipseg3d.clip.load_encoder`.
+        text_encoder: name of another encoder for text; see
+            :func:`clipseg3d.clip.load_text_encoder`. None takes CLIP's own.
         semantic_dim: channels of semantic tokens.
         num_heads: heads of the guidance's attention.
 

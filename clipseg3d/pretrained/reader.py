@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from clipseg3d.checksums import sha256_of_file
-from clipseg3d.clip.encoder import ClipEncoder, load_encoder
+from clipseg3d.clip.encoder import ClipEncoder
+from clipseg3d.clip.registry import load_encoder
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import NetworkConfig
@@ -84,7 +85,7 @@ def load_pretrained(
 
 
 def read_networks(
-    sources: Sequence[str | Path], *, clip: str | None = None
+    sources: Sequence[str | Path], *, clip: ClipEncoder | str | None = None
 ) -> list[TrainedNetwork]:
     """Read trained networks to predict with, one or the members of an ensemble.
 
@@ -95,8 +96,8 @@ def read_networks(
             :class:`clipseg3d.CLIPSeg3DModule`; all else is for
             :func:`clipseg3d.pretrained.folder.find_pretrained`: names of weights that come with the
             package, folders, and hub ids.
-        clip: folder or hub name of CLIP, if it no longer has the name that it had in training; its
-            weights must be the same.
+        clip: CLIP itself, its folder or its hub name, if it no longer has the name that it had in
+            training; its weights must be the same.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -137,7 +138,7 @@ def weight_mismatches(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
 
 
 def _read_network(
-    source: str | Path, clip: str | None, clips: dict[str, ClipEncoder]
+    source: str | Path, clip: ClipEncoder | str | None, clips: dict[str, ClipEncoder]
 ) -> TrainedNetwork:
     """Read one network; its CLIP is taken from ``clips``, or loaded and added to them."""
     path = Path(source)
@@ -148,9 +149,9 @@ def _read_network(
             f"{stored.config_path}: does not say which scans the network is for; set "
             "network.settings and save it again with save_pretrained"
         )
-    encoder = None
-    if stored.config.semantics:
-        name = clip or stored.config.clip
+    encoder = None if isinstance(clip, str) else clip
+    if stored.config.semantics and encoder is None:
+        name = clip if isinstance(clip, str) else stored.config.clip
         if name not in clips:
             clips[name] = _load_clip(stored, name, local_files_only=clip is None)
         encoder = clips[name]
@@ -224,8 +225,8 @@ def _build(
     _check_sizes(stored)
     # A name that only a file states is not fetched: files may come from anybody.
     local_files_only = local_files_only or clip is None
-    if clip is not None:
-        config = replace(config, clip=clip if isinstance(clip, str) else clip.name)
+    if isinstance(clip, str):
+        config = replace(config, clip=clip)
     encoder = None if isinstance(clip, str) else clip
     try:
         network = build_clipseg3d(config, encoder=encoder, local_files_only=local_files_only)
@@ -290,7 +291,11 @@ def _load_clip(stored: _Stored, name: str, *, local_files_only: bool) -> ClipEnc
 
 def _no_encoder(stored: _Stored, error: OSError) -> OSError:
     """Return the error for an encoder that is neither on this machine nor can be downloaded."""
+    names = " and ".join(
+        f"{role} encoder {identity['name']!r}" for role, identity in stored.encoders.items()
+    )
     return OSError(
-        f"{stored.config_path}: an encoder it was trained with is not on this machine ({error}); "
-        "name CLIP yourself, by folder or by hub name, which is then downloaded (clip, --clip)"
+        f"{stored.config_path}: trained with {names}, which is not on this machine ({error}); name "
+        "CLIP yourself, by folder or by hub name, which is then downloaded, or give the encoder "
+        "itself (clip, --clip)"
     )

@@ -13,6 +13,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from clipseg3d.batch import Batch, complete, unpack
+from clipseg3d.clip.encoder import InjectedClip
 from clipseg3d.data.releases import get_release, release_values
 from clipseg3d.data.sample_order import derived_seed, global_seed
 from clipseg3d.inference.sliding_window import segment_volume
@@ -49,6 +50,9 @@ class CLIPSeg3DModule(LightningModule):
 
     Args:
         network: a preset's name or a NetworkConfig; also its values, as in checkpoints.
+        encoder: CLIP itself, instead of the network's ``clip``: anything with the methods of
+            :class:`clipseg3d.clip.ClipEncoder`. Checkpoints keep its name and hash only, so that it
+            must be given again when they are loaded.
         ablation: name of the parts to switch off; see :data:`clipseg3d.networks.presets.ABLATIONS`.
         release: of the training data: a name, a YAML file, its values, or a BraTSRelease.
             Predictions are written in its labels. A preset takes its sequences and regions; those
@@ -89,6 +93,7 @@ class CLIPSeg3DModule(LightningModule):
         # A dict works too. It is not part of the type, because LightningCLI would accept any dict.
         network: NetworkConfig | str = "recommended",
         *,
+        encoder: InjectedClip | None = None,
         ablation: str | None = None,
         release: str | dict[str, Any] = "brats2020",
         spacing_mm: float = 1.0,
@@ -104,6 +109,8 @@ class CLIPSeg3DModule(LightningModule):
         super().__init__()
         require_share(report_dropout=report_dropout, sequence_dropout=sequence_dropout)
         config = network_config(network, ablation=ablation)
+        if encoder is not None:
+            config = replace(config, clip=encoder.name)
         whole_release = get_release(release)
         if isinstance(network, str):
             config = config.with_names(
@@ -133,7 +140,7 @@ class CLIPSeg3DModule(LightningModule):
         self.resume_changed = resume_changed
         self.scores: ScoreTable | None = None
         self._restart_schedule = False
-        self.network = build_clipseg3d(config, text_cache=text_cache)
+        self.network = build_clipseg3d(config, encoder=encoder, text_cache=text_cache)
         # save_pretrained writes them beside the weights, for the predictor.
         self.network.settings = settings
         self.loss = RegionLoss()
@@ -148,16 +155,29 @@ class CLIPSeg3DModule(LightningModule):
 
         Args:
             checkpoint_path: file written by a fit.
-            options: of :meth:`LightningModule.load_from_checkpoint`.
+            options: of :meth:`LightningModule.load_from_checkpoint`, and arguments of the class,
+                such as ``encoder`` for a module that was trained with one.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is damaged, or its weights do not fit.
+            OSError: an encoder that it was trained with is not found by its name.
         """
+        saved = read_checkpoint_file(Path(checkpoint_path))
         content = BytesIO()
-        torch.save(read_checkpoint_file(Path(checkpoint_path)), content)
+        torch.save(saved, content)
         content.seek(0)
-        return super().load_from_checkpoint(content, **options)
+        try:
+            return super().load_from_checkpoint(content, **options)
+        except OSError as error:
+            names = " and ".join(
+                f"{role} encoder {identity['name']!r}"
+                for role, identity in saved.get("encoders", {}).items()
+            )
+            raise OSError(
+                f"{checkpoint_path}: trained with {names}, which is not found by name ({error}); "
+                "give the encoder itself: load_from_checkpoint(path, encoder=...)"
+            ) from error
 
     def setup(self, stage: str) -> None:
         """Check that the data module has the settings that the network needs.

@@ -23,7 +23,7 @@ from dataclasses import replace
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from clipseg3d.clip.encoder import HuggingFaceCLIP
+from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.intensity import intensity_statistics
 from clipseg3d.losses import RegionLoss

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import Trainer
 
 from clipseg3d.cli.main import main
-from clipseg3d.clip.encoder import HuggingFaceCLIP
+from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.export.image_path import example_inputs
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.networks.clipseg3d import CLIPSeg3D

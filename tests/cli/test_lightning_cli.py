@@ -136,6 +136,15 @@ def test_a_checkpoint_brings_its_network_and_its_views(parsed, trained, command,
     assert cli.config_init[command].ckpt_path == cli.config[command].ckpt_path == str(path)
 
 
+def test_a_checkpoint_names_no_class_to_be_built(parsed, trained):
+    """It may come from anybody."""
+    path, content = trained
+    content["hyper_parameters"]["encoder"] = {"class_path": "clipseg3d.clip.HuggingFaceCLIP"}
+    torch.save(content, path)
+    cli = parsed("--config", PHANTOM, "--ckpt_path", path, command="validate")
+    assert cli.config.validate.model.encoder is None
+
+
 def test_a_checkpoint_does_not_change_what_is_fitted(parsed, trained):
     path, _ = trained
     cli = parsed("--config", PHANTOM, "--model.overlap", 0.25, "--ckpt_path", path)

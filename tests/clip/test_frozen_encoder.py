@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from clipseg3d.clip.encoder import HuggingFaceCLIP
+from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 
 
 def test_stays_in_evaluation_mode_and_out_of_checkpoints(tiny_clip):

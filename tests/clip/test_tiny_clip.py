@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from clipseg3d.clip.encoder import HuggingFaceCLIP, load_encoder
-from clipseg3d.clip.text_encoder import load_text_encoder
+from clipseg3d.clip import HuggingFaceCLIP, load_encoder
+from clipseg3d.clip.registry import load_text_encoder
 from clipseg3d.phantom.simulate import simulate_phantom
 from clipseg3d.views import cut_views
 from clipseg3d.weights import BUNDLED
@@ -81,7 +81,7 @@ def test_a_folder_of_its_name_is_not_taken_for_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tiny").mkdir()
     Path("tiny", "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"both a folder here and the CLIP .* give ./tiny"):
+    with pytest.raises(ValueError, match=r"both a folder here and an encoder .* give ./tiny"):
         load_encoder("tiny")
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import clipseg3d.inference.predictor
 from clipseg3d.blocks.semantic_attention import voxel_positions
-from clipseg3d.clip.encoder import HuggingFaceCLIP
+from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.data.cases import DataError, find_cases
 from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.releases import BRATS_2020, PHANTOM

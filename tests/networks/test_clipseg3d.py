@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from clipseg3d.blocks.residual_block import ResidualBlock
-from clipseg3d.clip.encoder import HuggingFaceCLIP
+from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.intensity import intensity_statistics
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.networks.build import build_clipseg3d

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clipseg3d.clip.encoder import HuggingFaceCLIP
+from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.prediction_settings import PredictionSettings

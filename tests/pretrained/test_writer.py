@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import clipseg3d
 from clipseg3d.checksums import sha256_of_file
-from clipseg3d.clip.encoder import HuggingFaceCLIP
+from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.presets import ABLATIONS

@@ -1,4 +1,4 @@
-"""Mirrors clipseg3d/clip/encoder.py; needs no network."""
+"""Mirrors clipseg3d/clip/hugging_face_clip.py; needs no network."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from clipseg3d.clip.encoder import HuggingFaceCLIP, load_encoder
+from clipseg3d.clip import HuggingFaceCLIP, load_encoder
 
 TEXTS = ["ring of enhancement", "Oedema measures 3.5 cm; left > right.", ""]
 ANNOUNCED = pytest.warns(UserWarning, match="weights of the tiny CLIP are random")
