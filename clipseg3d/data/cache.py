@@ -186,8 +186,6 @@ def build_cache(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(root / f".{release.name}.lock"), ThreadPoolExecutor(num_threads) as pool:
-            for leftover in folder.glob(".*.safetensors"):  # of a killed process
-                leftover.unlink()
             missing = [
                 (case, entry)
                 for case, entry in zip(cases, entries, strict=True)
