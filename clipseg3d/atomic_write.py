@@ -115,6 +115,18 @@ def locked(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator
             os.close(lock)
 
 
+@contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Give the error of a full disk a message if other libraries write to a folder."""
+    try:
+        yield
+    except OSError as error:
+        named = len(error.args) < 2  # as below; the system gives a number and a text
+        if named or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise _not_written(error, folder) from error
+
+
 def require_writable(folder: Path) -> None:
     """Raise an OSError if no file can be written to a folder; it is made if missing."""
     try:

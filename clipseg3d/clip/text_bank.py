@@ -10,8 +10,6 @@ from clipseg3d.clip.encoder import TextEncoder
 from clipseg3d.clip.prompts import region_prompts, split_sentences
 from clipseg3d.clip.text_cache import TextCache
 
-_TEXTS_AT_ONCE = 64  # a few thousand chunks in one batch would need tens of GB
-
 
 class TextBank:
     """Turn reports into text tokens: one per region prompt, then one per chunk of the report.
@@ -113,17 +111,21 @@ class TextBank:
         return [self.chunks(report) for report in reports]
 
     def _encode(self, texts: Sequence[str]) -> None:
-        """Encode texts that have no embedding yet, sorted by length: little padding per batch."""
-        new = sorted(set(texts) - set(self._embeddings), key=lambda text: (len(text), text))
-        for start in range(0, len(new), _TEXTS_AT_ONCE):
-            batch = new[start : start + _TEXTS_AT_ONCE]
-            for text, vector in zip(batch, self.encoder.encode_text(batch).cpu(), strict=True):
-                if not torch.isfinite(vector).all():
-                    raise ValueError(
-                        f"encoder {self.encoder.name!r} makes NaN or infinity of the text "
-                        f"{text!r}; check its weights"
-                    )
-                self._embeddings[text] = vector
+        """Encode texts that have no embedding yet.
+
+        Each alone: in a batch, the last bits of an embedding depend on the other texts, and a run
+        that goes on after a kill meets texts in another company.
+        """
+        for text in texts:
+            if text in self._embeddings:
+                continue
+            vector = self.encoder.encode_text([text])[0].cpu()
+            if not torch.isfinite(vector).all():
+                raise ValueError(
+                    f"encoder {self.encoder.name!r} makes NaN or infinity of the text {text!r}; "
+                    "check its weights"
+                )
+            self._embeddings[text] = vector
 
     def _pack(self, parts: Sequence[str], joiner: str) -> list[str]:
         """Join neighbouring parts while they fit in one chunk; cut those that are too long."""

@@ -26,14 +26,12 @@ class WordEncoder:
 
     def __init__(self):
         self.asked = []
-        self.batches = []
 
     def count_tokens(self, text):
         return len(text.split()) + 2
 
     def encode_text(self, texts):
         self.asked += texts
-        self.batches.append(len(texts))
         assert all(self.count_tokens(text) <= LIMIT for text in texts if "lesion" in text)
         return torch.stack([embedding(text) for text in texts])
 
@@ -112,22 +110,29 @@ def test_each_text_is_encoded_once(bank, encoder):
         *(text for region in REGIONS for text in region_prompts(region)),
     }
     bank(["Two lesions.\nA large\n lesion."])
-    assert encoder.asked == [*first, "lesion.", "Two lesions. A large"]
+    assert encoder.asked == [*first, "Two lesions. A large", "lesion."]
     del encoder.asked[:]
     again, _ = bank(["Two lesions.", "A large lesion."])
     torch.testing.assert_close(again[1, 3], embedding("A large lesion."))
     assert encoder.asked == []
 
 
-def test_many_texts_are_encoded_in_batches_of_like_length(bank, encoder):
+def test_many_texts(bank, encoder):
     words = [f"{'x' * (1 + i % 9)}{i}" for i in range(600)]
     text, _ = bank([" ".join(words)])
-    assert sum(encoder.batches) == 3 * len(region_prompts("WT")) + 150
-    assert max(encoder.batches) <= 64
-    lengths = [len(text) for text in encoder.asked]
-    assert lengths == sorted(lengths)
+    assert len(encoder.asked) == 3 * len(region_prompts("WT")) + 150
     expected = [embedding(" ".join(words[i : i + 4])) for i in range(0, 600, 4)]
     torch.testing.assert_close(text[0, 3:], torch.stack(expected))
+
+
+def test_embeddings_do_not_depend_on_what_else_is_encoded(tiny_clip):
+    """To the last bit: a run that goes on after a kill meets texts in another company."""
+    reports = [f"Lesion {'with oedema ' * n}in the left frontal lobe." for n in range(8)]
+    at_once, mask = TextBank(tiny_clip, REGIONS)(reports)
+    bank = TextBank(tiny_clip, REGIONS)
+    for index in reversed(range(len(reports))):
+        alone, _ = bank([reports[index]])
+        assert torch.equal(alone[0], at_once[index][mask[index]])
 
 
 @pytest.mark.parametrize(
@@ -202,9 +207,7 @@ def test_reports_that_are_no_strings_are_refused(bank, encoder, reports, message
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_broken_embeddings_name_text_and_encoder(encoder, bank, monkeypatch, bad):
     def encode_text(texts):
-        vectors = torch.ones(len(texts), E)
-        vectors[texts.index("Two lesions.") if "Two lesions." in texts else 0, 2] = bad
-        return vectors
+        return torch.full((len(texts), E), bad if "Two lesions." in texts else 1.0)
 
     monkeypatch.setattr(encoder, "encode_text", encode_text)
     with pytest.raises(ValueError, match=r"'words' makes NaN or infinity of the text 'Two lesions"):

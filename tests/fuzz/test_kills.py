@@ -208,7 +208,9 @@ def test_fit(phantom_folder, tmp_path):
             return None
         state = read_checkpoint_file(path)
         weights = {name: weight.numpy().tobytes() for name, weight in state["state_dict"].items()}
-        return weights, *(str(state[k]) for k in ("optimizer_states", "lr_schedulers", "loops"))
+        loops = state["loops"]["fit_loop"]
+        progress = [(name, loops[name]) for name in loops if ".val_loop." not in name]
+        return weights, progress, str(state["optimizer_states"]), state["lr_schedulers"]
 
     (tmp_path / "phantoms").symlink_to(phantom_folder)
     changes = ("--data.num_cases=6", "--data.num_folds=3", "--trainer.max_epochs=2")
