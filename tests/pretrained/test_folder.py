@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -307,3 +308,16 @@ def test_a_kill_between_config_and_weights_is_told(trained, folder, monkeypatch)
         "config.json",
         "model.safetensors",
     }
+
+
+def test_folders_written_at_once_are_of_one_network(trained, tmp_path):
+    networks = [trained(), trained(space_to_depth=2)]
+
+    def write(network):
+        for _ in range(10):
+            network.save_pretrained(tmp_path / "net")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, networks))
+    CLIPSeg3D.from_pretrained(tmp_path / "net")  # compares the hash of the weights
+    assert not list((tmp_path / "net").glob(".*"))
