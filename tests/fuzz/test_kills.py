@@ -48,12 +48,12 @@ class End(NamedTuple):
 
 def count_events(log: Path, kill_at: int) -> None:
     """Count the steps of writing in this process, and kill its group at one of them."""
-    events, write = 0, Path.write_bytes
+    events, write, dots = 0, Path.write_bytes, log.open("ab", buffering=0)
 
     def event() -> None:
         nonlocal events
         events += 1
-        log.write_text(str(events))
+        dots.write(b".")
         if events == kill_at:
             os.killpg(0, signal.SIGKILL)
 
@@ -78,7 +78,7 @@ def count_events(log: Path, kill_at: int) -> None:
 
 def run(command: Callable[[], object], log: Path, *, seconds: float = 0, kill_at: int = 0) -> End:
     """Run a command in a fork, and kill it after some time or at an event, if given."""
-    log.write_text("0")
+    log.write_bytes(b"")
     start, child = time.monotonic(), os.fork()
     if child == 0:
         code = 1
@@ -98,7 +98,7 @@ def run(command: Callable[[], object], log: Path, *, seconds: float = 0, kill_at
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return End(code, time.monotonic() - start, int(log.read_text()))
+    return End(code, time.monotonic() - start, log.stat().st_size)
 
 
 def contents(folder: Path, read=Path.read_bytes) -> dict[str, object]:
