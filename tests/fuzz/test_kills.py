@@ -146,7 +146,8 @@ def kill_again_and_again(
         if tries % 2:
             end = run(command, log, seconds=max(0.01, share * alone.seconds))
         else:
-            end = run(command, log, kill_at=1 + int(share * alone.events))
+            step = max(1, 2 * alone.events // kills)
+            end = run(command, log, kill_at=1 + (tries // 2 - 1) * step % alone.events)
         assert end.code in (KILLED, 0), log.with_suffix(".err").read_text()
         if end.code == 0:  # what was left to do took less
             assert contents(folder, read) == compared
