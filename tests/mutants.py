@@ -388,8 +388,15 @@ MUTANTS = [
     Mutant(
         "atomic write: written in place",
         "atomic_write.py",
-        "tmp = path.with_name(tmp_name or unique)",
-        "tmp = path",
+        "temporary.append(stack.enter_context(_temporary(path.parent, suffixes, _touch)))",
+        "temporary.append(path)",
+        "test_atomic_write.py",
+    ),
+    Mutant(
+        "atomic write: what others are writing is removed",
+        "atomic_write.py",
+        "fcntl.LOCK_EX",
+        "fcntl.LOCK_SH",
         "test_atomic_write.py",
     ),
 ]

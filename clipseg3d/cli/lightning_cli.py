@@ -15,7 +15,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from clipseg3d.atomic_write import atomic_write
+from clipseg3d.atomic_write import atomic_write, naming_full_disk
+from clipseg3d.cli.config_file import ConfigFile
 from clipseg3d.cli.lightning_parser import OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
 from clipseg3d.cli.terminal import raised_in, require_output, unwrapped
@@ -172,9 +173,24 @@ class CLIPSeg3DCLI(LightningCLI):
         Raises:
             ValueError: another fit writes to that folder.
         """
-        with self._lock():
+        with self._lock(), naming_full_disk(self._folder()):
             self.trainer.fit(**arguments)
             self._score_best()
+
+    def validate(self, **arguments: Any) -> None:
+        """Score the cases for validation."""
+        with naming_full_disk(self._folder()):
+            self.trainer.validate(**arguments)
+
+    def test(self, **arguments: Any) -> None:
+        """Score the cases for the final test."""
+        with naming_full_disk(self._folder()):
+            self.trainer.test(**arguments)
+
+    def _folder(self) -> Path:
+        """Return the folder that loggers write to, without a message of their own."""
+        folders = (log.save_dir for log in self.trainer.loggers)
+        return Path(next(filter(None, folders), self.trainer.default_root_dir))
 
     def _lock(self) -> AbstractContextManager[Any]:
         """Return a lock on the folder for checkpoints; on a new folder, none is needed.
@@ -327,7 +343,7 @@ def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> CLIPSeg3DCLI:
         subclass_mode_data=True,
         seed_everything_default=0,
         trainer_defaults={"callbacks": RunManifest()},
-        save_config_kwargs={"overwrite": True},  # a resumed fit writes it again
+        save_config_callback=ConfigFile,
         args=list(arguments),
         auto_configure_optimizers=False,
         parser_class=OneLineLightningParser,

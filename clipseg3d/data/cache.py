@@ -193,8 +193,6 @@ def build_cache(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(root / f".{release.name}.lock"), ThreadPoolExecutor(num_threads) as pool:
-            for leftover in folder.glob(".*.safetensors"):  # of a killed process
-                leftover.unlink()
             missing = [
                 (case, entry)
                 for case, entry in zip(cases, entries, strict=True)
@@ -209,12 +207,13 @@ def build_cache(
     except OSError as error:
         num_complete = sum(entry.is_complete() for entry in entries)
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        raise OSError(
-            error.errno,
+        failure = type(error)(
             f"{root}: the cache cannot be written ({cause.strerror or cause}); {num_complete} of "
             f"{len(cases)} cases are in it and stay. Free some space, {MEGABYTES} MB for each case "
-            "at 1 mm, or set another folder as cache_dir or $CLIPSEG3D_CACHE",
-        ) from error
+            "at 1 mm, or set another folder as cache_dir or $CLIPSEG3D_CACHE"
+        )
+        failure.errno = error.errno
+        raise failure from error
     if faults:
         raise DataError(faults)
     return entries

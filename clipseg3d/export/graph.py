@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import cast
 
@@ -73,8 +74,10 @@ def write_torch(
     _require_ending(path, ".pt2")
     program = _trace(network, settings, report)
     metadata = json.dumps(_metadata(network, settings, report))
-    with atomic_write(path) as tmp, tmp.open("wb") as file:
-        torch.export.save(program, file, extra_files={"clipseg3d.json": metadata})
+    content = BytesIO()  # torch ends the whole process if it cannot write to a file
+    torch.export.save(program, content, extra_files={"clipseg3d.json": metadata})
+    with atomic_write(path) as tmp:
+        tmp.write_bytes(content.getbuffer())
 
 
 def _trace(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> ExportedProgram:

@@ -1,14 +1,16 @@
 """Segment many cases: failures do not stop the run, finished cases are skipped."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
-from clipseg3d.atomic_write import require_writable
+from clipseg3d.atomic_write import locked, require_writable
 from clipseg3d.checksums import sha256_of_file, sha256_of_values
 from clipseg3d.data.array_volume import ArrayVolume, VolumeSource
 from clipseg3d.data.cases import Case
@@ -95,18 +97,14 @@ def segment_cases(
     _check_outputs(cases, files)
     require_writable(out)  # before hours of computing
     settings = predictor.fingerprint()
-    refusals: dict[str, str | None] = {}
-    finished = set()
-    if not overwrite:
-        for case in cases:
-            paths = files[case.case_id]
-            if any(path.exists() for path in paths):
-                made_with = _made_with(case, text, settings)
-                record = CaseRecord.read(_record_path(out, case), out)
-                refusals[case.case_id] = _why_not_ours(paths, record, made_with)
-                if record is not None and record.made_with == made_with and record.holds(paths):
-                    finished.add(case.case_id)
+    finished = {
+        case.case_id
+        for case in cases
+        if not overwrite and _status(case, out, files[case.case_id], text, settings)[0]
+    }
     num_open = len(cases) - len(finished)
+    options: dict[str, Any] = {"text": text, "explain": html}
+    options |= {"probabilities": probabilities, "uncertainty": uncertainty}
     with tqdm(
         total=num_open, desc="Segmenting", bar_format=BAR, delay=2, disable=not num_open
     ) as bar:
@@ -119,38 +117,55 @@ def segment_cases(
             bar.set_description_str(
                 f"Segmenting {done + 1}/{num_open} {case.case_id}", refresh=False
             )
+            status: Literal["written", "finished", "failed"] = "written"
             error: Exception | None = None
             notes: tuple[str, ...] = ()
             try:
-                if refusal := refusals.get(case.case_id):
-                    raise ValueError(refusal)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ScanWarning)  # the notes say it
-                    segmentation = predictor(
-                        case,
-                        text=text,
-                        probabilities=probabilities,
-                        uncertainty=uncertainty,
-                        explain=html,
-                        progress=bar.update,
-                    )
-                notes = segmentation.notes
-                made_with = _made_with(case, text, settings)
-                record = CaseRecord(_record_path(out, case), out, made_with, {})
-                record.write()  # if the process is killed now, it is known whose files these are
-                segmentation.save(paths[0])
-                if html:
-                    notes += _save_case_page(segmentation, paths[1])
-                if probabilities:
-                    segmentation.save_probabilities(out / PROBABILITIES)
-                if uncertainty:
-                    segmentation.save_uncertainty(out / UNCERTAINTY)
-                record.with_files(paths).write()
+                with _alone(paths[0]):
+                    is_finished, refusal = False, None
+                    if not overwrite:  # again, since another process may have written meanwhile
+                        is_finished, refusal = _status(case, out, paths, text, settings)
+                    if is_finished:
+                        status = "finished"
+                    elif refusal:
+                        raise ValueError(refusal)
+                    else:
+                        segmentation = _segment(predictor, case, progress=bar.update, **options)
+                        notes = segmentation.notes
+                        made_with = _made_with(case, text, settings)
+                        record = CaseRecord(_record_path(out, case), out, made_with, {})
+                        record.write()  # after a kill, it says whose files those below are
+                        segmentation.save(paths[0])
+                        if html:
+                            notes += _save_case_page(segmentation, paths[1])
+                        if probabilities:
+                            segmentation.save_probabilities(out / PROBABILITIES)
+                        if uncertainty:
+                            segmentation.save_uncertainty(out / UNCERTAINTY)
+                        record.with_files(paths).write()
             except Exception as caught:
-                error = caught
+                status, error = "failed", caught
             done += 1
             bar.update(done - bar.n)
-            yield CaseResult(case, paths, "failed" if error else "written", error, notes)
+            yield CaseResult(case, paths, status, error, notes)
+
+
+def _segment(predictor: Predictor, case: Case, **options: Any) -> Segmentation:
+    """Segment a case, without warnings about the scan, which are in its notes too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScanWarning)
+        return predictor(case, **options)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes out that segment the same case into the same folder."""
+
+    def say_so() -> None:
+        tqdm.write(f"{path}: waiting for another process that writes it", sys.stderr)
+
+    with locked(path, on_wait=say_so):
+        yield
 
 
 def _check_outputs(cases: Sequence[Case], files: Mapping[str, Sequence[Path]]) -> None:
@@ -193,6 +208,22 @@ def _sha256(source: VolumeSource) -> str | None:
     if isinstance(source, ArrayVolume):
         return source.sha256()
     return sha256_of_file(source) if source.is_file() else None
+
+
+def _status(
+    case: Case,
+    out: Path,
+    paths: Sequence[Path],
+    text: str | None,
+    settings: Mapping[str, object],
+) -> tuple[bool, str | None]:
+    """Return whether a case is finished, and why its files must not be replaced, if so."""
+    if not any(path.exists() for path in paths):
+        return False, None
+    made_with = _made_with(case, text, settings)
+    record = CaseRecord.read(_record_path(out, case), out)
+    finished = record is not None and record.made_with == made_with and record.holds(paths)
+    return finished, _why_not_ours(paths, record, made_with)
 
 
 def _why_not_ours(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from clipseg3d.atomic_write import atomic_folder
+from clipseg3d.atomic_write import atomic_folder, locked
 from clipseg3d.data.reports import REPORT_SUFFIX
 from clipseg3d.phantom.grid import Float
 from clipseg3d.phantom.simulate import Phantom, simulate_phantom
@@ -91,8 +91,11 @@ def write_phantoms(
     names = case_names(num_cases, seed)
     missing = [index for index, name in enumerate(names) if not (root / name).is_dir()]
     for index in tqdm(missing, desc="Simulating patients", unit="case", delay=2):
-        phantom = simulate_phantom(seed + index, spacing_mm=spacing_mm)
-        write_phantom(phantom, root, names[index])
+        target = root / names[index]
+        with locked(target):
+            if not target.is_dir():  # written by another process meanwhile
+                phantom = simulate_phantom(seed + index, spacing_mm=spacing_mm)
+                write_phantom(phantom, root, names[index])
     return names
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from clipseg3d import __version__
-from clipseg3d.atomic_write import atomic_write
+from clipseg3d.atomic_write import atomic_files, locked
 from clipseg3d.checksums import sha256_of_file
 from clipseg3d.pretrained.formats import FORMAT, check_format, upgrade_config, upgrade_weights
 from clipseg3d.text_files import read_json
@@ -206,7 +206,7 @@ def parse_values(kind: type[_Values], values: Any, path: Path, version: Any) -> 
 
 
 def write_folder(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write model.safetensors and then config.json, each all or nothing.
+    """Write config.json and model.safetensors; if that fails, those of before stay.
 
     Args:
         folder: it is made if missing.
@@ -220,12 +220,11 @@ def write_folder(folder: Path, config: Mapping[str, Any], weights: Mapping[str, 
     data = save(plain, metadata={"format": "pt"})
     digest = hashlib.sha256(data).hexdigest()
     content = {"clipseg3d": __version__, "format": FORMAT, "weights_sha256": digest, **config}
-    with atomic_write(folder / WEIGHTS) as tmp:
-        tmp.write_bytes(data)
-        # New weights are never beside the config of others, whatever happens from here on.
-        (folder / CONFIG).unlink(missing_ok=True)
-    with atomic_write(folder / CONFIG) as tmp:
-        tmp.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf-8")
+    # The config first: it tells other weights by their hash.
+    paths = (folder / CONFIG, folder / WEIGHTS)
+    with locked(folder / WEIGHTS), atomic_files(*paths) as (config_file, weights_file):
+        weights_file.write_bytes(data)
+        config_file.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf-8")
 
 
 def hub_error(error: Exception) -> str:

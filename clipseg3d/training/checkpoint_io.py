@@ -10,7 +10,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_warn
 
-from clipseg3d.atomic_write import atomic_write
+from clipseg3d.atomic_write import atomic_files
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 
 MANIFEST = "manifest"
@@ -36,10 +36,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         content = BytesIO()  # torch, when it writes to a file, hides why that failed
         torch.save(checkpoint, content)
-        _write(path, content.getbuffer())
-        if manifest := checkpoint.get(MANIFEST):
-            text = f"{json.dumps(manifest, indent=2)}\n"
-            _write(_manifest_path(path), memoryview(text.encode()))
+        manifest = checkpoint.get(MANIFEST)
+        # The manifest first: a fit resumed from this checkpoint would not write it any more.
+        beside = [_manifest_path(path)] if manifest else []
+        with atomic_files(*beside, path) as files:
+            files[-1].write_bytes(content.getbuffer())
+            if manifest:
+                files[0].write_text(f"{json.dumps(manifest, indent=2)}\n", encoding="utf-8")
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -95,12 +98,6 @@ def find_last(trainer: Trainer) -> Path | None:
             "--ckpt_path out to start anew"
         )
     return None
-
-
-def _write(path: Path, content: memoryview) -> None:
-    """Write a file completely or not at all."""
-    with atomic_write(path, tmp_name=f".writing{path.suffix}") as tmp:
-        tmp.write_bytes(content)
 
 
 def _manifest_path(path: Path) -> Path:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from clipseg3d.atomic_write import HIDDEN
 from clipseg3d.batch import pack_image, unpack_image
 from clipseg3d.data import cache
 from clipseg3d.data.cache import build_cache, cached_case, default_cache_dir, fingerprint
@@ -423,7 +424,7 @@ def test_entries_are_as_open_to_others_as_any_file(cases, root):
 
 def test_what_a_killed_build_left_is_removed(cases, root):
     entry = cached_case(cases[0], BRATS_2020, root)
-    leftover = entry.path.with_name(".0123.safetensors")
+    leftover = entry.path.with_name(f"{HIDDEN}0123.safetensors")
     leftover.parent.mkdir(parents=True)
     leftover.write_bytes(b"half")
     assert build_cache(cases[:1], BRATS_2020, root) == [entry]

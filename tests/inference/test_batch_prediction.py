@@ -1,5 +1,8 @@
 """Mirrors clipseg3d/inference/batch_prediction.py: what is written, skipped and reported."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import nibabel as nib
@@ -172,6 +175,45 @@ def test_an_interrupt_goes_through(cases, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         next(results)
     assert files_in(tmp_path / "out") == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("weights", ["0", "1"])
+def test_a_case_that_another_process_segments_is_waited_for(cases, tmp_path, capsys, weights):
+    """Then it is finished, or refused if it was made otherwise."""
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow(StubPredictor):
+        def __call__(self, case, **options):
+            begun.set()
+            assert go.wait(timeout=60)
+            return super().__call__(case, **options)
+
+    second = StubPredictor()
+    second.fingerprint = lambda: {"weights": [weights]}
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            slow = pool.submit(list, segment_cases(Slow(), cases[:2], tmp_path))
+            assert begun.wait(timeout=60)
+            (other,) = segment_cases(second, cases[2:], tmp_path)  # is nobody's
+            quick = pool.submit(list, segment_cases(second, cases[:2], tmp_path))
+            time.sleep(0.2)
+            assert not quick.done()
+        finally:
+            go.set()
+        assert [result.status for result in [*slow.result(), other]] == ["written"] * 3
+        results = quick.result()
+    assert [name for name, _ in second.calls] == ["c"]
+    if weights == "0":
+        assert [result.status for result in results] == ["finished"] * 2
+    else:
+        assert [str(result.error) for result in results] == [
+            f"{tmp_path / name}.nii.gz: is there already, made with other weights; choose another "
+            "folder, or replace it with --overwrite (overwrite=True)"
+            for name in "ab"
+        ]
+    waits = f"{tmp_path / 'a.nii.gz'}: waiting for another process that writes it"
+    assert waits in capsys.readouterr().err
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_one_bar_counts_all_cases_that_are_left(cases, tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 """Mirrors clipseg3d/phantom/write.py."""
 
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import nibabel as nib
@@ -134,3 +137,23 @@ def test_equal_seeds_give_equal_patients(tmp_path, phantom_folder):
         )
     report = f"{name}/{name}_flair_text.txt"
     assert (tmp_path / report).read_text() == (phantom_folder / report).read_text()
+
+
+def test_two_commands_at_once_simulate_each_patient_once(tmp_path, phantoms, monkeypatch):
+    simulated, both = [], threading.Barrier(2)
+
+    def simulate(seed, *, spacing_mm):
+        simulated.append(seed)
+        time.sleep(0.05)
+        return phantoms[seed]
+
+    def command():
+        both.wait(timeout=60)
+        return write_phantoms(tmp_path, 3, spacing_mm=8.0)
+
+    monkeypatch.setattr(write, "simulate_phantom", simulate)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(command), pool.submit(command)
+        assert first.result() == second.result() == case_names(3, 0)
+    assert sorted(simulated) == [0, 1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == case_names(3, 0)

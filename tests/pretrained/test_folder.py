@@ -1,8 +1,9 @@
 """Mirrors clipseg3d/pretrained/folder.py: where folders are found, and what they may hold."""
 
 import errno
-import json
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -277,23 +278,46 @@ def full_disk(monkeypatch):
     return fill
 
 
-def test_a_disk_that_is_full_at_the_weights_leaves_what_was_there(trained, folder, full_disk):
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_full_disk_leaves_what_was_there(trained, folder, full_disk, suffix):
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    full_disk(".safetensors")
+    full_disk(suffix)
     with pytest.raises(OSError, match=r"model.safetensors: cannot be written \(No space left"):
         trained(space_to_depth=2).save_pretrained(folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_new_weights_are_never_beside_the_config_of_others(trained, folder, full_disk, monkeypatch):
-    full_disk(".json")
-    with pytest.raises(OSError, match=r"config.json: cannot be written \(No space left"):
-        trained(space_to_depth=2).save_pretrained(folder)
-    monkeypatch.undo()
-    assert {path.name for path in folder.iterdir()} == {"README.md", "model.safetensors"}
-    load_file(folder / "model.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+def test_a_kill_between_config_and_weights_is_told(trained, folder, monkeypatch):
+    replace = os.replace
+
+    def die(source, target):
+        if target.name == "model.safetensors":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            trained(space_to_depth=2).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"not the weights that config\.json belongs to"):
         CLIPSeg3D.from_pretrained(folder)
     trained(space_to_depth=2).save_pretrained(folder)
-    assert json.loads((folder / "config.json").read_text())["network"]["space_to_depth"] == 2
     assert CLIPSeg3D.from_pretrained(folder).config.space_to_depth == 2
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+
+
+def test_folders_written_at_once_are_of_one_network(trained, tmp_path):
+    networks = [trained(), trained(space_to_depth=2)]
+
+    def write(network):
+        for _ in range(10):
+            network.save_pretrained(tmp_path / "net")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, networks))
+    CLIPSeg3D.from_pretrained(tmp_path / "net")  # compares the hash of the weights
+    assert not list((tmp_path / "net").glob(".*"))

@@ -83,18 +83,13 @@ def test_a_full_disk_leaves_the_checkpoint_before(files, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_what_a_killed_writer_left_is_overwritten(files, tmp_path, monkeypatch):
-    def die(source, target):
-        raise KeyboardInterrupt
-
+def test_no_checkpoint_is_without_its_manifest(files, tmp_path, monkeypatch):
+    renamed = []
     with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", die)
-        patched.setattr("pathlib.Path.unlink", lambda *args, **kwargs: None)
-        with pytest.raises(KeyboardInterrupt):
-            files.save_checkpoint(CONTENT, tmp_path / "last-1.ckpt")
-    assert [path.name for path in tmp_path.iterdir()] == [".writing.ckpt"]
-    files.save_checkpoint(CONTENT, tmp_path / "last-2.ckpt")
-    assert not list(tmp_path.glob(".*"))
+        patched.setattr(os, "replace", lambda _, target: renamed.append(target.name))
+        files.save_checkpoint(CONTENT, tmp_path / "last-1.ckpt")
+    assert renamed == ["last-1.manifest.json", "last-1.ckpt"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
