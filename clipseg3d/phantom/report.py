@@ -1,5 +1,6 @@
 """Facts of a tumour, and a report that states them."""
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -8,13 +9,18 @@ import numpy as np
 from scipy import ndimage
 
 from clipseg3d.phantom.grid import Bool
-from clipseg3d.phantom.tumour import CORE, ENHANCING, Label
+from clipseg3d.phantom.tumour import CAVITY, CORE, ENHANCING, OEDEMA, Label
 
 Side = Literal["left", "right"]
 Lobe = Literal["frontal", "parietal", "temporal", "occipital"]
 Enhancement = Literal["none", "spots", "patches", "rim", "solid"]
+OedemaExtent = Literal["limited", "moderate", "extensive"]
 
-OEDEMA_WORDS = ((20.0, "limited"), (60.0, "moderate"), (math.inf, "extensive"))
+OEDEMA_WORDS: tuple[tuple[float, OedemaExtent], ...] = (
+    (20.0, "limited"),
+    (60.0, "moderate"),
+    (math.inf, "extensive"),
+)
 """Upper bounds of the oedema volume in ml, each with the word that reports use below it."""
 THICK_RIM_MM = 5.0
 """Reports call an enhancing rim of at least this thickness thick, else thin."""
@@ -54,6 +60,8 @@ class PhantomFacts:
         ventricle_loss: share of the volume that the ventricles have lost because of the tumour;
             None if unknown.
         midline_shift_mm: displacement of the midline away from the tumour, in mm; None if unknown.
+        cavity_ml: volume of the resection cavity, in ml. It belongs neither to the whole tumour
+            nor to the core. For side, lobe, foci and rim, it counts as if it still were core.
     """
 
     side: Side
@@ -67,6 +75,7 @@ class PhantomFacts:
     et_ml: float
     ventricle_loss: float | None = None
     midline_shift_mm: float | None = None
+    cavity_ml: float = 0.0
 
     @property
     def enhancing(self) -> bool:
@@ -79,10 +88,15 @@ class PhantomFacts:
         return self.wt_ml - self.tc_ml
 
     @property
+    def oedema_extent(self) -> OedemaExtent:
+        """The word of :data:`OEDEMA_WORDS` for its volume."""
+        return next(word for bound, word in OEDEMA_WORDS if self.oedema_ml < bound)
+
+    @property
     def rim_mm(self) -> float:
-        """Thickness of the enhancing shell, in mm, if core and necrosis were spheres."""
-        inner_ml = self.tc_ml - self.et_ml
-        return _radius_mm(self.tc_ml) - _radius_mm(inner_ml)
+        """Thickness of the enhancing shell, in mm, if it lay between two spheres."""
+        outer_ml = self.tc_ml + self.cavity_ml
+        return _radius_mm(outer_ml) - _radius_mm(outer_ml - self.et_ml)
 
 
 def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> PhantomFacts:
@@ -98,7 +112,7 @@ def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> PhantomFac
     - else parietal.
 
     Args:
-        label: BraTS 2018-2021 labels, (x, y, z), in LPS voxel order.
+        label: BraTS 2018-2021 labels, and 3 in a resection cavity, (x, y, z), in LPS voxel order.
         brain: brain mask, (x, y, z) bool.
         spacing_mm: edge of the cubic voxel, in mm.
 
@@ -118,7 +132,10 @@ def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> PhantomFac
     if not core.any() or not brain.any():
         raise ValueError("no voxel of label is core (1 or 4), or none of brain is set; pass both")
     ml = spacing_mm**3 / 1000
-    parts, _ = ndimage.label(core, structure=np.ones((3, 3, 3)))
+    cavity = label == CAVITY
+    lesion = core | cavity
+    whole_tumour = core | (label == OEDEMA)
+    parts, _ = ndimage.label(lesion, structure=np.ones((3, 3, 3)))
     sizes = np.bincount(parts.ravel())[1:]
     largest = parts == int(np.argmax(sizes)) + 1
 
@@ -135,11 +152,12 @@ def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> PhantomFac
     else:
         lobe = "frontal" if length < 0.48 else "parietal"
     side: Side = "left" if x > 0.5 else "right"
-    to_left_mm = (np.nonzero(label)[0] + 0.5 - (low[0] + high[0]) / 2) * spacing_mm
+    to_left_mm = (np.nonzero(whole_tumour)[0] + 0.5 - (low[0] + high[0]) / 2) * spacing_mm
     beyond_midline = to_left_mm <= -5 if side == "left" else to_left_mm >= 5
     share = float(enhancing.sum() / core.sum())
-    surface = core & ndimage.binary_dilation(~core)
-    enhancement: Enhancement = "rim" if enhancing[surface].mean() >= RIM_SHARE else "patches"
+    surface = core & ndimage.binary_dilation(~lesion)
+    at_surface = enhancing[surface].mean() if surface.any() else 0.0
+    enhancement: Enhancement = "rim" if at_surface >= RIM_SHARE else "patches"
     if share < SPOTS_SHARE:
         enhancement = "spots" if share else "none"
     elif share >= SOLID_SHARE:
@@ -151,40 +169,38 @@ def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> PhantomFac
         crosses_midline=bool(beyond_midline.mean() > 0.05),
         enhancement=enhancement,
         necrosis=enhancement == "rim" and bool((core & ~surface & ~enhancing).any()),
-        wt_ml=float((label > 0).sum() * ml),
+        wt_ml=float(whole_tumour.sum() * ml),
         tc_ml=float(core.sum() * ml),
         et_ml=float(enhancing.sum() * ml),
+        cavity_ml=float(cavity.sum() * ml),
     )
 
 
-def describe(facts: PhantomFacts, rng: np.random.Generator) -> str:
+def describe(
+    facts: PhantomFacts, rng: np.random.Generator, *, like: PhantomFacts | None = None
+) -> str:
     """Write a report in which every sentence is true.
 
     Args:
         facts: facts to state; the constants of this module define the words for numbers.
         rng: chooses the wording.
+        like: facts of a twin. The report is worded as the same ``rng`` words that of the twin:
+            sentences about facts that they share are the same.
 
     Returns:
-        Three to seven English sentences on one line.
+        Three to eight English sentences on one line.
     """
-    sentences = [_location(facts, rng), _oedema(facts, rng)]
-    if not facts.enhancing and rng.random() < 0.4:
-        sentences.append(
-            _pick(
-                rng,
-                "Neither necrosis nor contrast enhancement is observed.",
-                "The lesion shows no necrosis and no contrast enhancement.",
-            )
-        )
-    else:
-        if facts.enhancement in ("none", "rim", "solid"):
-            sentences.append(_necrosis(facts, rng))
-        sentences.append(_enhancement(facts, rng))
-    sentences += _mass_effect(facts, rng)
+    sentences: list[str] = []
+    for section in (_location, _cavity, _oedema, _inside, _midline_crossing, _ventricles, _shift):
+        start = copy.deepcopy(rng)
+        sentences += section(facts, rng)
+        if like is not None:
+            section(like, start)
+            rng = start
     return " ".join(sentences)
 
 
-def _location(facts: PhantomFacts, rng: np.random.Generator) -> str:
+def _location(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
     """Return a sentence about the number and location of foci."""
     lobe = f"the {facts.side} {facts.lobe} lobe"
     if facts.foci > 1:
@@ -204,11 +220,23 @@ def _location(facts: PhantomFacts, rng: np.random.Generator) -> str:
     )
 
 
-def _oedema(facts: PhantomFacts, rng: np.random.Generator) -> str:
+def _cavity(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
+    """Return a sentence about a resection cavity; none if there is none."""
+    if facts.cavity_ml <= 0:
+        return []
+    return _pick(
+        rng,
+        "A resection cavity filled with fluid lies within the lesion.",
+        "After resection, a cavity remains, dark on FLAIR and bright on T2.",
+        "There is a postoperative cavity with the signal of fluid.",
+    )
+
+
+def _oedema(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
     """Return a sentence about oedema."""
     if facts.oedema_ml <= 0:
-        return "No edema is observed."
-    extent = next(word for bound, word in OEDEMA_WORDS if facts.oedema_ml < bound)
+        return ["No edema is observed."]
+    extent = facts.oedema_extent
     return _pick(
         rng,
         f"Edema is {extent}, presenting as high signal on FLAIR in the tissue around the lesion.",
@@ -217,7 +245,20 @@ def _oedema(facts: PhantomFacts, rng: np.random.Generator) -> str:
     )
 
 
-def _necrosis(facts: PhantomFacts, rng: np.random.Generator) -> str:
+def _inside(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
+    """Return sentences about necrosis, where something is certain, and enhancement."""
+    if not facts.enhancing and not facts.necrosis and rng.random() < 0.4:
+        return _pick(
+            rng,
+            "Neither necrosis nor contrast enhancement is observed.",
+            "The lesion shows no necrosis and no contrast enhancement.",
+        )
+    if facts.necrosis or facts.enhancement in ("none", "rim", "solid"):
+        return _necrosis(facts, rng) + _enhancement(facts, rng)
+    return _enhancement(facts, rng)
+
+
+def _necrosis(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
     """Return a sentence about necrosis."""
     if facts.necrosis:
         return _pick(
@@ -234,9 +275,17 @@ def _necrosis(facts: PhantomFacts, rng: np.random.Generator) -> str:
     )
 
 
-def _enhancement(facts: PhantomFacts, rng: np.random.Generator) -> str:
+def _enhancement(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
     """Return a sentence about enhancement."""
     rim = "thick" if facts.rim_mm >= THICK_RIM_MM else "thin"
+    if facts.cavity_ml > 0 and facts.enhancing:
+        remaining = {
+            "spots": "Only small parts of the remaining tumor take up contrast.",
+            "patches": "Parts of the remaining tumor take up contrast, in patches.",
+            "rim": f"A {rim} rim of contrast enhancement surrounds the cavity.",
+            "solid": "All of the remaining tumor takes up contrast.",
+        }
+        return [remaining[facts.enhancement]]
     wordings: dict[Enhancement, tuple[str, ...]] = {
         "none": (
             "No contrast enhancement is seen.",
@@ -265,53 +314,53 @@ def _enhancement(facts: PhantomFacts, rng: np.random.Generator) -> str:
     return _pick(rng, *wordings[facts.enhancement])
 
 
-def _mass_effect(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
-    """Return sentences about midline and ventricles; none if nothing is certain."""
-    sentences = []
-    if facts.crosses_midline:
-        sentences.append(
-            _pick(
-                rng,
-                "The abnormal signal extends across the midline.",
-                "The lesion reaches beyond the midline into the other hemisphere.",
-            )
-        )
-    loss, shift = facts.ventricle_loss, facts.midline_shift_mm
+def _midline_crossing(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
+    """Return a sentence about a tumour on both sides; none if it is on one."""
+    if not facts.crosses_midline:
+        return []
+    return _pick(
+        rng,
+        "The abnormal signal extends across the midline.",
+        "The lesion reaches beyond the midline into the other hemisphere.",
+    )
+
+
+def _ventricles(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
+    """Return a sentence about the ventricles; none if nothing is certain."""
+    loss = facts.ventricle_loss
     if loss is not None and loss >= COMPRESSED_SHARE:
-        sentences.append(
-            _pick(
-                rng,
-                "Ventricular compression is present.",
-                "The ventricles are compressed by the mass.",
-                "The lesion compresses the ventricular system.",
-            )
+        return _pick(
+            rng,
+            "Ventricular compression is present.",
+            "The ventricles are compressed by the mass.",
+            "The lesion compresses the ventricular system.",
         )
-    elif loss is not None and loss < SPARED_SHARE:
-        sentences.append(
-            _pick(
-                rng,
-                "No ventricular compression is observed.",
-                "The ventricles are not compressed.",
-            )
+    if loss is not None and loss < SPARED_SHARE:
+        return _pick(
+            rng,
+            "No ventricular compression is observed.",
+            "The ventricles are not compressed.",
         )
+    return []
+
+
+def _shift(facts: PhantomFacts, rng: np.random.Generator) -> list[str]:
+    """Return a sentence about a shift of the midline; none if nothing is certain."""
+    shift = facts.midline_shift_mm
     if shift is not None and shift >= SHIFTED_MM:
-        sentences.append(
-            _pick(
-                rng,
-                "The midline is shifted away from the lesion.",
-                "Midline structures are displaced to the opposite side.",
-            )
+        return _pick(
+            rng,
+            "The midline is shifted away from the lesion.",
+            "Midline structures are displaced to the opposite side.",
         )
-    elif shift is not None and shift < SHIFTED_MM / 3:
-        sentences.append(
-            _pick(rng, "There is no midline shift.", "Midline structures are in their place.")
-        )
-    return sentences
+    if shift is not None and shift < SHIFTED_MM / 3:
+        return _pick(rng, "There is no midline shift.", "Midline structures are in their place.")
+    return []
 
 
-def _pick(rng: np.random.Generator, *wordings: str) -> str:
+def _pick(rng: np.random.Generator, *wordings: str) -> list[str]:
     """Draw one of some wordings."""
-    return wordings[int(rng.integers(len(wordings)))]
+    return [wordings[int(rng.integers(len(wordings)))]]
 
 
 def _radius_mm(volume_ml: float) -> float:

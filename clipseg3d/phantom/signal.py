@@ -7,7 +7,8 @@ scanners.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -131,66 +132,95 @@ class _Scanner:
         return tissue.water * abs(recovered) * math.exp(-te / t2)
 
 
-def scan(
-    rng: np.random.Generator,
-    noise_rng: np.random.Generator,
-    grid: PhantomGrid,
-    anatomy: Anatomy,
-    tumour: Tumour,
-) -> Float:
-    """Simulate scans of a brain in all four sequences.
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """One visit to the scanner.
 
-    Args:
-        rng: draws settings and artefacts; the number of drawn values does not depend on the grid.
-        noise_rng: draws the noise of every voxel.
+    Attributes:
+        scanner: its settings.
         grid: grid of the scans.
         anatomy: healthy tissue on the grid.
-        tumour: diseased tissue on the grid.
-
-    Returns:
-        (4, x, y, z) of the grid's box, integers as float32; 0 outside the brain.
+        brain: brain mask of the scans, (x, y, z) of the grid's box.
     """
-    scanner = _Scanner.draw(rng)
-    brain = _brain_mask(rng, grid, anatomy)
-    fractions = _fractions(rng, grid, anatomy, tumour)
-    mixes = {name: _mix(rng, grid, *_MIXES[name]) for name in _TISSUES}
-    tissues = {
-        name: tuple(_vary(rng, tissue) for tissue in pair) for name, pair in _TISSUES.items()
-    }
-    csf_t1_ms = tissues["csf"][0].t1_ms
-    # Flowing blood leaves the slice before its signal is measured.
-    blood_gain = dict(
-        zip(SEQUENCES, rng.uniform((0.2, 0.5, 0.05, 0.05), (0.9, 1, 0.4, 0.4)), strict=True)
-    )
-    peak = math.exp(rng.uniform(math.log(255), math.log(32767)))
-    thick_axis = int(rng.choice([0, 1, 2], p=[0.12, 0.13, 0.75]))
-    top_mm = grid.axes_mm[2][brain.any(axis=(0, 1))].max()
 
-    image = np.zeros((len(SEQUENCES), *grid.size), np.float32)
-    for i, sequence in enumerate(SEQUENCES):
-        volume = np.zeros(grid.size, np.float32)
-        for name, fraction in fractions.items():
-            first, second = (scanner.signal(sequence, t, csf_t1_ms) for t in tissues[name])
-            gain = blood_gain[sequence] if name == "blood" else 1.0
-            volume += fraction * gain * (first + (second - first) * mixes[name])
-        bias = rng.uniform(0.02, 0.16) * SmoothNoise.draw(rng, 80.0).on(grid)
-        grain = rng.uniform(0, 0.07) * SmoothNoise.draw(rng, 4.5).on(grid)
-        volume *= np.exp(bias + grain) * brain
-        volume = ndimage.gaussian_filter(volume, rng.uniform(0.3, 0.8) / grid.spacing_mm)
-        thick, thickness_mm, offset = rng.random() < 0.5, rng.uniform(2.0, 5.5), rng.uniform()
-        if thick and thickness_mm > grid.spacing_mm:
-            volume = _thick_slices(volume, thick_axis, thickness_mm / grid.spacing_mm, offset)
-        # Rician noise: the magnitude of a complex signal with noise in both parts.
-        level = np.float32(rng.uniform(0.01, 0.045) * volume[brain].mean())
-        real, imaginary = level * noise_rng.standard_normal((2, *grid.size), dtype=np.float32)
-        volume = np.hypot(volume + real, imaginary)
-        # Intensities have no unit; the maxima of BraTS files lie between 255 and 32767.
-        volume *= max(255.0, peak * rng.uniform(0.4, 1)) / volume[brain].max()
-        image[i] = np.where(brain, np.maximum(np.rint(volume), _MIN_SIGNAL), 0)
-        cut_off, cut_mm = rng.random() < 0.03, rng.uniform(6, 22)
-        if cut_off:  # the field of view ends within the head
-            image[i, :, :, grid.axes_mm[2] > top_mm - cut_mm] = 0
-    return image
+    scanner: _Scanner
+    grid: PhantomGrid
+    anatomy: Anatomy = field(repr=False)
+    brain: Bool = field(repr=False)
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, grid: PhantomGrid, anatomy: Anatomy) -> "Examination":
+        """Draw settings and brain mask; the number of drawn values does not depend on the grid."""
+        return cls(_Scanner.draw(rng), grid, anatomy, _brain_mask(rng, grid, anatomy))
+
+    def scan(
+        self,
+        rng: np.random.Generator,
+        noise_rng: np.random.Generator,
+        tumours: Sequence[Tumour],
+    ) -> list[Float]:
+        """Simulate scans of the brain in all four sequences, once with each of some tumours.
+
+        Only the tumour differs between them: level of noise and scale of intensities are those of
+        the first, and so voxels far from a difference are equal to the last bit.
+
+        Args:
+            rng: draws tissues and artefacts; the number of drawn values does not depend on the
+                grid, nor on the tumours.
+            noise_rng: draws the noise of every voxel.
+            tumours: diseased tissue on the grid.
+
+        Returns:
+            For each tumour (4, x, y, z) of the grid's box, integers as float32; 0 outside the
+            brain.
+        """
+        grid, brain = self.grid, self.brain
+        healthy = _Healthy.draw(rng, grid, self.anatomy)
+        contents = [healthy.fractions(self.anatomy, tumour) for tumour in tumours]
+        mixes = {name: _mix(rng, grid, *_MIXES[name]) for name in _TISSUES}
+        tissues = {
+            name: tuple(_vary(rng, tissue) for tissue in pair) for name, pair in _TISSUES.items()
+        }
+        csf_t1_ms = tissues["csf"][0].t1_ms
+        # Flowing blood leaves the slice before its signal is measured.
+        blood_gain = dict(
+            zip(SEQUENCES, rng.uniform((0.2, 0.5, 0.05, 0.05), (0.9, 1, 0.4, 0.4)), strict=True)
+        )
+        peak = math.exp(rng.uniform(math.log(255), math.log(32767)))
+        thick_axis = int(rng.choice([0, 1, 2], p=[0.12, 0.13, 0.75]))
+        top_mm = grid.axes_mm[2][brain.any(axis=(0, 1))].max()
+
+        images = [np.zeros((len(SEQUENCES), *grid.size), np.float32) for _ in tumours]
+        for i, sequence in enumerate(SEQUENCES):
+            volumes = [np.zeros(grid.size, np.float32) for _ in tumours]
+            for name in contents[0]:
+                first, second = (self.scanner.signal(sequence, t, csf_t1_ms) for t in tissues[name])
+                gain = blood_gain[sequence] if name == "blood" else 1.0
+                for volume, fractions in zip(volumes, contents, strict=True):
+                    volume += fractions[name] * gain * (first + (second - first) * mixes[name])
+            bias = rng.uniform(0.02, 0.16) * SmoothNoise.draw(rng, 80.0).on(grid)
+            grain = rng.uniform(0, 0.07) * SmoothNoise.draw(rng, 4.5).on(grid)
+            sensitivity, blur = np.exp(bias + grain) * brain, rng.uniform(0.3, 0.8)
+            volumes = [
+                ndimage.gaussian_filter(volume * sensitivity, blur / grid.spacing_mm)
+                for volume in volumes
+            ]
+            thick, thickness_mm, offset = rng.random() < 0.5, rng.uniform(2.0, 5.5), rng.uniform()
+            if thick and thickness_mm > grid.spacing_mm:
+                thickness = thickness_mm / grid.spacing_mm
+                volumes = [_thick_slices(v, thick_axis, thickness, offset) for v in volumes]
+            # Rician noise: the magnitude of a complex signal with noise in both parts.
+            level = np.float32(rng.uniform(0.01, 0.045) * volumes[0][brain].mean())
+            real, imaginary = level * noise_rng.standard_normal((2, *grid.size), dtype=np.float32)
+            volumes = [np.hypot(volume + real, imaginary) for volume in volumes]
+            # Intensities have no unit; the maxima of BraTS files lie between 255 and 32767.
+            scale = max(255.0, peak * rng.uniform(0.4, 1)) / volumes[0][brain].max()
+            cut_off, cut_mm = rng.random() < 0.03, rng.uniform(6, 22)
+            for image, volume in zip(images, volumes, strict=True):
+                image[i] = np.where(brain, np.maximum(np.rint(volume * scale), _MIN_SIGNAL), 0)
+                if cut_off:  # the field of view ends within the head
+                    image[i, :, :, grid.axes_mm[2] > top_mm - cut_mm] = 0
+        return images
 
 
 def _mix(
@@ -211,38 +241,49 @@ def _brain_mask(rng: np.random.Generator, grid: PhantomGrid, anatomy: Anatomy) -
     return np.asarray(parts == largest)
 
 
-def _fractions(
-    rng: np.random.Generator, grid: PhantomGrid, anatomy: Anatomy, tumour: Tumour
-) -> dict[str, Float]:
-    """Return the fraction of each tissue in every voxel."""
-    core = tumour.solid + tumour.necrosis + tumour.enhancing
-    healthy = 1 - core - tumour.oedema * (1 - core)
-    oedema = tumour.oedema * (1 - core)
-    # Ageing white matter around the ventricles is also bright on FLAIR, but is no tumour.
-    ageing = float(np.clip(rng.normal(0.2, 0.3), 0, 0.8))
-    noise = SmoothNoise.draw(rng, 10.0).on(grid)
-    halo = ndimage.gaussian_filter(anatomy.ventricle, 3.0 / grid.spacing_mm)
-    scars = np.clip(noise - 1.9, 0, 1) * (anatomy.depth_mm > 12)
-    aged = ageing * np.clip(1.6 * halo * (1 + 0.5 * noise) + scars, 0, 1)
-    blood = _vessels(rng, grid, anatomy) * (tumour.label == 0)
-    white, grey, csf = (
-        healthy * part * (1 - blood) for part in (anatomy.white, anatomy.grey, anatomy.csf)
-    )
-    # After skull-stripping, the surface shows more dura than fluid.
-    dura_share = np.clip(0.9 - anatomy.depth_mm / 2.5, 0, 1) * float(rng.uniform(0.6, 1))
-    dura = csf * dura_share
-    csf = csf - dura
-    return {
-        "dura": dura,
-        "white": white * (1 - aged),
-        "grey": grey,
-        "csf": csf,
-        "oedema": oedema + white * aged,
-        "solid": tumour.solid,
-        "necrosis": tumour.necrosis,
-        "enhancing": tumour.enhancing,
-        "blood": healthy * blood,
-    }
+@dataclass(frozen=True, eq=False)
+class _Healthy:
+    """What one brain has beside its tissue maps: ageing, blood vessels and dura."""
+
+    aged: Float
+    blood: Float
+    dura_share: Float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, grid: PhantomGrid, anatomy: Anatomy) -> "_Healthy":
+        """Draw it."""
+        # Ageing white matter around the ventricles is also bright on FLAIR, but is no tumour.
+        ageing = float(np.clip(rng.normal(0.2, 0.3), 0, 0.8))
+        noise = SmoothNoise.draw(rng, 10.0).on(grid)
+        halo = ndimage.gaussian_filter(anatomy.ventricle, 3.0 / grid.spacing_mm)
+        scars = np.clip(noise - 1.9, 0, 1) * (anatomy.depth_mm > 12)
+        aged = ageing * np.clip(1.6 * halo * (1 + 0.5 * noise) + scars, 0, 1)
+        blood = _vessels(rng, grid, anatomy)
+        # After skull-stripping, the surface shows more dura than fluid.
+        dura_share = np.clip(0.9 - anatomy.depth_mm / 2.5, 0, 1) * float(rng.uniform(0.6, 1))
+        return cls(aged, blood, dura_share)
+
+    def fractions(self, anatomy: Anatomy, tumour: Tumour) -> dict[str, Float]:
+        """Return the fraction of each tissue in every voxel."""
+        core = tumour.solid + tumour.necrosis + tumour.enhancing + tumour.cavity
+        healthy = 1 - core - tumour.oedema * (1 - core)
+        oedema = tumour.oedema * (1 - core)
+        blood = self.blood * (tumour.label == 0)
+        white, grey, csf = (
+            healthy * part * (1 - blood) for part in (anatomy.white, anatomy.grey, anatomy.csf)
+        )
+        dura = csf * self.dura_share
+        return {
+            "dura": dura,
+            "white": white * (1 - self.aged),
+            "grey": grey,
+            "csf": csf - dura + tumour.cavity,
+            "oedema": oedema + white * self.aged,
+            "solid": tumour.solid,
+            "necrosis": tumour.necrosis,
+            "enhancing": tumour.enhancing,
+            "blood": healthy * blood,
+        }
 
 
 def _vessels(rng: np.random.Generator, grid: PhantomGrid, anatomy: Anatomy) -> Float:

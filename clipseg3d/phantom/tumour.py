@@ -11,7 +11,7 @@ https://doi.org/10.1046/j.1365-2184.2000.00177.x.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -25,8 +25,9 @@ from clipseg3d.phantom.grid import Bool, Float, PhantomGrid, SmoothNoise
 Label = NDArray[np.uint8]
 Kind = Literal["necrotic", "solid", "spotted", "plain"]
 
-CORE, OEDEMA, ENHANCING = 1, 2, 4
-"""BraTS 2018-2021 labels: necrotic or non-enhancing core, oedema, enhancing tumour."""
+CORE, OEDEMA, CAVITY, ENHANCING = 1, 2, 3, 4
+"""BraTS 2018-2021 labels: necrotic or non-enhancing core, oedema, enhancing tumour. These releases
+do not use 3, which is the resection cavity here."""
 
 GROWTH_GRID = PhantomGrid(3.0)
 """Grid on which tumours grow."""
@@ -53,6 +54,10 @@ class TumourPlan:
         speed: growth per step; slow tumours infiltrate more widely.
         grey_speed: diffusion in grey matter, relative to white matter.
         swelling: strength of the mass effect, usually 0.3 to 1.2.
+        necrosis: whether there is necrosis inside; None follows the kind, of which only
+            ``necrotic`` has it. A solid core has no room for it.
+        resected: whether a resection has left a cavity in the main focus.
+        resection: share of the main focus that a resection takes.
     """
 
     kind: Kind
@@ -65,6 +70,9 @@ class TumourPlan:
     speed: float
     grey_speed: float
     swelling: float
+    necrosis: bool | None = None
+    resected: bool = False
+    resection: float = 0.7
 
     @classmethod
     def draw(cls, rng: np.random.Generator, anatomy: Anatomy) -> "TumourPlan":
@@ -103,6 +111,28 @@ class TumourPlan:
             swelling=float(rng.uniform(0.3, 1.2)),
         )
 
+    def with_shares(
+        self, rng: np.random.Generator, *, plain_share: float | None, cavity_share: float
+    ) -> "TumourPlan":
+        """Return the plan with its kind and its treatment drawn anew; nothing else changes.
+
+        Args:
+            rng: draws; the number of drawn values does not depend on the shares.
+            plain_share: probability of the kind ``plain``; the other kinds keep their proportions.
+                None keeps the kind.
+            cavity_share: probability of a resection.
+        """
+        others = [kind for kind in _KINDS if kind != "plain"]
+        weights = np.array([_KINDS[kind] for kind in others])
+        becomes_plain, resected, resection = rng.uniform((0, 0, 0.5), (1, 1, 0.9)).tolist()
+        other: Kind = rng.choice(np.array(others), p=weights / weights.sum())
+        kind = self.kind
+        if plain_share is not None and becomes_plain < plain_share:
+            kind = "plain"
+        elif plain_share is not None and kind == "plain":
+            kind = other
+        return replace(self, kind=kind, resected=resected < cavity_share, resection=resection)
+
     @property
     def pushes(self) -> list[Push]:
         """Mass effect of the main focus."""
@@ -119,11 +149,12 @@ class Tumour:
     """A grown tumour on a grid; every array is (x, y, z) of the grid's box.
 
     Attributes:
-        label: BraTS labels.
+        label: BraTS labels, and 3 in a resection cavity.
         oedema: fraction of each voxel that is oedema, 0 to 1.
         solid: fraction that is solid tumour without enhancement.
         necrosis: fraction that is necrosis.
         enhancing: fraction that is enhancing tumour.
+        cavity: fraction that is the fluid of a resection cavity.
     """
 
     label: Label
@@ -131,6 +162,164 @@ class Tumour:
     solid: Float
     necrosis: Float
     enhancing: Float
+    cavity: Float
+
+    def main_focus(self) -> "Tumour":
+        """Return the tumour without its smaller foci.
+
+        They become oedema where oedema connects them with the largest focus; apart from it, they
+        vanish together with their oedema.
+        """
+        core_mask = np.isin(self.label, (CORE, CAVITY, ENHANCING))
+        nearest, largest = _nearest_part(core_mask)
+        whole, _ = _nearest_part(self.label > 0)
+        kept = whole == whole[core_mask & (nearest == largest)].max()
+        further, alone = kept & (nearest != largest), kept & (nearest == largest)
+        core = self.solid + self.necrosis + self.enhancing
+        label = np.where(further & (self.label > 0), OEDEMA, self.label) * kept
+        return Tumour(
+            label.astype(np.uint8),
+            (self.oedema + core * further) * kept,
+            self.solid * alone,
+            self.necrosis * alone,
+            self.enhancing * alone,
+            self.cavity * alone,
+        )
+
+    def plus(self, other: "Tumour") -> "Tumour":
+        """Return both tumours; there is a gap of at least one voxel between their labels."""
+        free = ~ndimage.binary_dilation(self.label > 0, structure=np.ones((3, 3, 3)))
+        filled = self.oedema + self.solid + self.necrosis + self.enhancing + self.cavity
+        room = free * np.clip(1 - filled, 0, 1)
+        return Tumour(
+            np.where(free, other.label, self.label),
+            self.oedema + room * other.oedema,
+            self.solid + room * other.solid,
+            self.necrosis + room * other.necrosis,
+            self.enhancing + room * other.enhancing,
+            self.cavity + room * other.cavity,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """How far a tumour has grown, and all that was drawn for it; :meth:`tumour` fills it.
+
+    Attributes:
+        plan: properties of the tumour.
+        grid: grid of the arrays, if not said otherwise.
+        core: mask of the core.
+        wetness: where fluid is; the wettest voxels become oedema.
+        permeable: mask of the voxels that may become oedema.
+        grey: fraction of grey matter.
+        fluid: fluid on the growth grid, 1 in the core.
+        noises: three noises, of 18, 8 and 9 mm.
+        septa: how much of the inside of a necrotic core is not necrosis.
+        spot_share: share of a spotted core that enhances.
+        fade: strength of oedema far from the core.
+    """
+
+    plan: TumourPlan
+    grid: PhantomGrid
+    core: Bool = field(repr=False)
+    wetness: Float = field(repr=False)
+    permeable: Bool = field(repr=False)
+    grey: Float = field(repr=False)
+    fluid: Float = field(repr=False)
+    noises: Sequence[Float] = field(repr=False)
+    septa: float
+    spot_share: float
+    fade: float
+
+    def tumour(self, plan: TumourPlan | None = None) -> Tumour:
+        """Return the tumour of this extent.
+
+        Args:
+            plan: another plan; its kind, rim, gaps, oedema, necrosis and resection count. None
+                takes that of the growth.
+        """
+        plan = plan or self.plan
+        s, core = self.grid.spacing_mm, self.core
+        oedema_mask = self._oedema(plan.oedema_ml)
+        depth_mm = np.zeros(core.shape, np.float32)
+        box = ndimage.find_objects(core.astype(np.uint8))[0]
+        padded = ndimage.distance_transform_edt(np.pad(core[box], 1), sampling=s)
+        depth_mm[box] = padded[1:-1, 1:-1, 1:-1] - s / 2
+        enhancing, necrosis = self._enhancement(plan, depth_mm)
+        label = np.where(oedema_mask, OEDEMA, 0).astype(np.uint8)
+        label[core] = CORE
+        label[enhancing] = ENHANCING
+        # Partial volumes: a voxel at an edge contains some of both tissues.
+        oedema, solid_part, necrotic_part, enhancing_part = (
+            ndimage.gaussian_filter(part.astype(np.float32), max(0.4, 1.1 / s))
+            for part in (oedema_mask, core & ~enhancing & ~necrosis, necrosis, enhancing)
+        )
+        # Oedema is strongest near the core, and weaker in cortex. More or less oedema than planned
+        # does not change how strong it is anywhere.
+        planned = oedema_mask if plan is self.plan else self._oedema(self.plan.oedema_ml)
+        near = np.clip((self.wetness - self.wetness.min(where=planned, initial=np.inf)) / 3, 0, 1)
+        oedema *= (self.fade + (1 - self.fade) * near) * (1 - 0.35 * self.grey)
+        parts = [oedema, solid_part, necrotic_part, enhancing_part]
+        cavity = np.zeros(core.shape, np.float32)
+        if plan.resected:
+            resected = self._resection(plan, depth_mm)
+            label[resected] = CAVITY
+            # its border is sharp
+            parts = [part * ~resected for part in parts]
+            cavity = resected.astype(np.float32)
+        return Tumour(label, parts[0], parts[1], parts[2], parts[3], cavity)
+
+    def apart(self, anatomy: Anatomy, distance_mm: float) -> Bool:
+        """Return where on the growth grid another focus may start, apart from this tumour.
+
+        Args:
+            anatomy: on the growth grid.
+            distance_mm: smallest distance from the whole tumour; less if there is no such place.
+        """
+        ml = GROWTH_GRID.spacing_mm**3 / 1000
+        total = (self.plan.tc_ml + self.plan.oedema_ml) / ml
+        tumour = _highest(self.fluid, np.ones_like(anatomy.growth_mask), total)
+        distance = ndimage.distance_transform_edt(~tumour, sampling=GROWTH_GRID.spacing_mm)
+        allowed = anatomy.growth_mask & (anatomy.white > 0.4)
+        farthest = float(distance[allowed].max())
+        return np.asarray(allowed & (distance >= min(distance_mm, 0.8 * farthest)))
+
+    def _oedema(self, oedema_ml: float) -> Bool:
+        """Return the mask of the oedema; what has no contact to the core is left out."""
+        core, voxel_ml = self.core, self.grid.spacing_mm**3 / 1000
+        whole_tumour = core | _highest(self.wetness, self.permeable, oedema_ml / voxel_ml)
+        parts, _ = ndimage.label(whole_tumour, structure=np.ones((3, 3, 3)))
+        return np.asarray(np.isin(parts, np.unique(parts[core])) & whole_tumour & ~core)
+
+    def _enhancement(self, plan: TumourPlan, depth_mm: Float) -> tuple[Bool, Bool]:
+        """Return masks of the enhancing and of the necrotic part of the core."""
+        core, (slow, patches, spots) = self.core, self.noises
+        rim = plan.rim_mm * np.exp(0.45 * slow + 0.3 * patches)
+        deep = depth_mm > np.maximum(rim, 0.9 * self.grid.spacing_mm)
+        inside = core & deep & (spots < 2.2 - 1.6 * self.septa)
+        if plan.kind == "solid":
+            enhancing = core
+        elif plan.kind == "plain":
+            enhancing = np.zeros_like(core)
+        elif plan.kind == "spotted":
+            score = spots + 0.5 * patches + np.minimum(depth_mm, 8) / 12
+            enhancing = _highest(score, core, self.spot_share * core.sum())
+        else:
+            gaps = slow + 0.4 * patches < _quantile(plan.gap)
+            enhancing = core & ~inside & ~gaps
+        necrotic = plan.kind == "necrotic" if plan.necrosis is None else plan.necrosis
+        return enhancing, inside & ~enhancing if necrotic else np.zeros_like(core)
+
+    def _resection(self, plan: TumourPlan, depth_mm: Float) -> Bool:
+        """Return the mask of the cavity: one piece of the largest focus, from its middle on."""
+        nearest, largest = _nearest_part(self.core)
+        focus = self.core & (nearest == largest)
+        size = int(focus.sum())
+        count = min(round(plan.resection * size), size - 1)  # some of the core must remain
+        if count < 1:
+            return np.zeros_like(focus)
+        taken = _highest(depth_mm + 1.5 * self.noises[0], focus, count)
+        return np.asarray(_clean(taken, math.inf) & focus)
 
 
 def grow(
@@ -139,7 +328,7 @@ def grow(
     growth_anatomy: Anatomy,
     grid: PhantomGrid,
     anatomy: Anatomy,
-) -> Tumour:
+) -> Growth:
     """Grow a tumour on the growth grid, and resample it to another grid.
 
     Args:
@@ -168,50 +357,42 @@ def grow(
     wetness += 3.0 * ndimage.gaussian_filter(anatomy.white - anatomy.csf, 1.6 / s)
     wetness = ndimage.gaussian_filter(wetness, rng.uniform(0.6, 1.4) / s)
     permeable = (anatomy.depth_mm > 0.5) & (anatomy.ventricle < 0.4) & (anatomy.csf < 0.8) & ~core
-    whole_tumour = core | _highest(wetness, permeable, plan.oedema_ml / voxel_ml)
-    parts, _ = ndimage.label(whole_tumour, structure=np.ones((3, 3, 3)))
-    # oedema without contact to the core is left out
-    oedema_mask = np.isin(parts, np.unique(parts[core])) & whole_tumour & ~core
-
-    enhancing, necrosis = _enhancement(rng, plan, grid, core)
-    label = np.where(oedema_mask, OEDEMA, 0).astype(np.uint8)
-    label[core] = CORE
-    label[enhancing] = ENHANCING
-    # Partial volumes: a voxel at an edge contains some of both tissues.
-    oedema, solid_part, necrotic_part, enhancing_part = (
-        ndimage.gaussian_filter(part.astype(np.float32), max(0.4, 1.1 / s))
-        for part in (oedema_mask, core & ~enhancing & ~necrosis, necrosis, enhancing)
+    return Growth(
+        plan=plan,
+        grid=grid,
+        core=core,
+        wetness=wetness,
+        permeable=permeable,
+        grey=anatomy.grey,
+        fluid=fluid,
+        noises=[SmoothNoise.draw(rng, mm).on(grid) for mm in (18.0, 8.0, 9.0)],
+        septa=rng.uniform(0, 0.5),
+        spot_share=math.exp(rng.uniform(math.log(0.01), math.log(0.14))),
+        fade=rng.uniform(0.45, 0.95),
     )
-    # Oedema is strongest near the core, and weaker in cortex.
-    fade = rng.uniform(0.45, 0.95)
-    near = np.clip((wetness - wetness.min(where=oedema_mask, initial=np.inf)) / 3, 0, 1)
-    oedema *= (fade + (1 - fade) * near) * (1 - 0.35 * anatomy.grey)
-    return Tumour(label, oedema, solid_part, necrotic_part, enhancing_part)
 
 
-def _enhancement(
-    rng: np.random.Generator, plan: TumourPlan, grid: PhantomGrid, core: Bool
-) -> tuple[Bool, Bool]:
-    """Return masks of the enhancing and of the necrotic part of the core."""
-    s = grid.spacing_mm
-    slow, patches, spots = (SmoothNoise.draw(rng, mm).on(grid) for mm in (18.0, 8.0, 9.0))
-    septa, spot_share = rng.uniform(0, 0.5), math.exp(rng.uniform(math.log(0.01), math.log(0.14)))
-    depth_mm = np.zeros(core.shape, np.float32)
-    box = ndimage.find_objects(core.astype(np.uint8))[0]
-    padded = ndimage.distance_transform_edt(np.pad(core[box], 1), sampling=s)
-    depth_mm[box] = padded[1:-1, 1:-1, 1:-1] - s / 2
-    empty = np.zeros_like(core)
-    if plan.kind == "solid":
-        return core, empty
-    if plan.kind == "plain":
-        return empty, empty
-    if plan.kind == "spotted":
-        score = spots + 0.5 * patches + np.minimum(depth_mm, 8) / 12
-        return _highest(score, core, spot_share * core.sum()), empty
-    rim = plan.rim_mm * np.exp(0.45 * slow + 0.3 * patches)
-    necrosis = core & (depth_mm > np.maximum(rim, 0.9 * s)) & (spots < 2.2 - 1.6 * septa)
-    gaps = slow + 0.4 * patches < _quantile(plan.gap)
-    return core & ~necrosis & ~gaps, necrosis
+def grow_second_focus(
+    rng: np.random.Generator,
+    growth: Growth,
+    growth_anatomy: Anatomy,
+    grid: PhantomGrid,
+    anatomy: Anatomy,
+) -> Growth:
+    """Grow one more focus, smaller than a tumour and apart from it; arguments as for :func:`grow`.
+
+    Args:
+        rng: draws place, size and irregularities.
+        growth: of the tumour.
+        growth_anatomy: anatomy on the growth grid.
+        grid: grid of the result.
+        anatomy: the same anatomy on ``grid``.
+    """
+    start = _pick(rng, growth.apart(growth_anatomy, 20.0))
+    tc_ml = float(np.clip(growth.plan.tc_ml * rng.uniform(0.15, 0.5), 1.5, 10))
+    oedema_ml = tc_ml * float(rng.uniform(0.3, 0.8))
+    plan = replace(growth.plan, foci=[start], starts=[0.0], tc_ml=tc_ml, oedema_ml=oedema_ml)
+    return grow(rng, plan, growth_anatomy, grid, anatomy)
 
 
 def _spread_cells(plan: TumourPlan, anatomy: Anatomy) -> Float:
@@ -313,6 +494,13 @@ def _highest(score: Float, allowed: Bool, count: float) -> Bool:
         return np.zeros_like(allowed)
     n = min(max(round(count), 1), values.size)
     return np.asarray(allowed & (score >= np.partition(values, -n)[-n]))
+
+
+def _nearest_part(mask: Bool) -> tuple[NDArray[np.intp], int]:
+    """Return the number of the part of a mask that is nearest to each voxel, and of the largest."""
+    parts, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    indices = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
+    return parts[tuple(indices)], int(np.argmax(np.bincount(parts.ravel())[1:])) + 1
 
 
 def _clean(mask: Bool, min_voxels: float) -> Bool:
