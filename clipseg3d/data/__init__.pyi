@@ -9,6 +9,7 @@ from .cases import find_cases as find_cases
 from .cases import index_cases as index_cases
 from .check import DataCheck as DataCheck
 from .check import check_data as check_data
+from .contrast_dose import change_contrast_dose as change_contrast_dose
 from .dataset import BraTSDataset as BraTSDataset
 from .label_pairs import LabelPair as LabelPair
 from .label_pairs import find_references as find_references
