@@ -70,11 +70,9 @@ def change_contrast_dose(
     slope = (centred * t1ce)[healthy].mean() / (centred[healthy] ** 2).mean()
     # no brain voxel may become background, or darker or brighter than any other
     without = np.clip(t1ce[healthy].mean() + slope * centred, t1ce.min(), t1ce.max())
-    fading = 1 - dose
-    if within is not None:
-        fading = fading * np.isin(labels, release.regions[within])
+    changing = True if within is None else np.isin(labels, release.regions[within])
     new_image, new_label = image.copy(), label.copy()
-    new_image[index][seen] = t1ce + fading * (without - t1ce)
+    new_image[index][seen] = t1ce + np.multiply(changing, 1 - dose) * (without - t1ce)
     if dose == 0:
         enhancing = np.isin(label, release.regions[_ENHANCING])
         regions = release.to_regions(label)

@@ -5,10 +5,10 @@ from typing import Any
 
 from clipseg3d.data.brats import BraTSDataModule
 from clipseg3d.data.cases import Case, find_cases
-from clipseg3d.data.releases import PHANTOM
+from clipseg3d.data.releases import PHANTOM, get_release
 from clipseg3d.data.survey import DataSurvey
-from clipseg3d.phantom.write import case_names, write_phantoms
-from clipseg3d.ranges import require_count
+from clipseg3d.phantom.write import case_names, require_writable, write_phantoms
+from clipseg3d.ranges import require_count, require_share
 
 MEGABYTES = 12
 """Size of the files of a patient at 1 mm."""
@@ -22,13 +22,18 @@ class PhantomDataModule(BraTSDataModule):
         num_cases: number of patients.
         first_seed: seed of the first patient, and the number in its name.
         spacing_mm: voxel size of the patients.
+        release: whose names and labels the files have, see
+            :func:`clipseg3d.phantom.write_phantom`; ``auto`` is ``phantom``.
+        plain_share: share of patients whose tumour does not enhance; None leaves it at one in
+            eight. Other shares and releases need another ``root``: patients who exist are kept.
+        cavity_share: share of patients after a resection; needs a release with the region RC,
+            such as ``brats2024_gli``.
         **options: as for :class:`clipseg3d.data.brats.BraTSDataModule`.
 
     Raises:
-        ValueError: ``num_cases`` is not positive, or ``first_seed`` is negative.
+        ValueError: ``num_cases`` is not positive, ``first_seed`` is negative, a share is outside
+            [0, 1], or the release has no place for what phantoms have.
     """
-
-    published = PHANTOM
 
     def __init__(
         self,
@@ -37,17 +42,25 @@ class PhantomDataModule(BraTSDataModule):
         num_cases: int = 20,
         first_seed: int = 0,
         spacing_mm: float = 2.0,
+        release: str = "auto",
+        plain_share: float | None = None,
+        cavity_share: float = 0.0,
         **options: Any,
     ) -> None:
         require_count(num_cases=num_cases)
         require_count(first_seed=first_seed, at_least=0)
-        super().__init__(root, spacing_mm=spacing_mm, **options)
+        require_share(plain_share=plain_share or 0.0, cavity_share=cavity_share)
+        release = PHANTOM.name if release == "auto" else release
+        super().__init__(root, spacing_mm=spacing_mm, release=release, **options)
+        require_writable(get_release(release), cavity=cavity_share > 0)
         self.num_cases = num_cases
         self.first_seed = first_seed
+        self.plain_share = plain_share
+        self.cavity_share = cavity_share
 
     def survey(self) -> DataSurvey:
         """Check the existing patients, and count those that are still to be simulated."""
-        names = case_names(self.num_cases, self.first_seed)
+        names = case_names(self.num_cases, self.first_seed, get_release(self.release_name))
         existing = [name for name in names if (self.root / name).is_dir()]
         planned = [Case(name, name, {}) for name in names if name not in existing]
         survey = self._survey([self.root / name for name in existing], planned)
@@ -60,7 +73,13 @@ class PhantomDataModule(BraTSDataModule):
     def _find_cases(self) -> list[Case]:
         """Write the missing patients and index all; other patients in the folder are ignored."""
         names = write_phantoms(
-            self.root, self.num_cases, spacing_mm=self.spacing_mm, seed=self.first_seed
+            self.root,
+            self.num_cases,
+            spacing_mm=self.spacing_mm,
+            seed=self.first_seed,
+            release=self.release_name,
+            plain_share=self.plain_share,
+            cavity_share=self.cavity_share,
         )
         return [
             case
