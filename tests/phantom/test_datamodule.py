@@ -43,7 +43,7 @@ def simulated(phantoms, monkeypatch):
     """Stand in for the simulation of the shared patients; list seeds and spacings."""
     calls = []
 
-    def simulate(seed, *, spacing_mm):
+    def simulate(seed, *, spacing_mm, **shares):
         calls.append((seed, spacing_mm))
         return phantoms[seed]
 
@@ -114,6 +114,32 @@ def test_end_to_end(written):
     stored = read_voxels(written / "cases" / name / f"{name}_seg.nii.gz")
     voxels = [int(count) for count in brain["label"][0].flatten(1).sum(dim=1)]
     assert voxels == [int(np.isin(stored, PHANTOM.regions[r]).sum()) for r in ("WT", "TC", "ET")]
+
+
+def test_cavities_are_a_region_of_a_release_that_has_it(tmp_path):
+    options = {"release": "brats2024_gli", "cavity_share": 1.0, "num_cases": 2, "num_folds": 2}
+    module = ready(make(tmp_path, **options))
+    assert train_and_val(module) == ["BraTS-GLI-00001-100", "BraTS-GLI-00002-100"]
+    assert list(module.release.regions) == ["WT", "TC", "ET", "RC"]
+    (brain,) = module.val_dataloader()
+    voxels = brain["label"][0].flatten(1).sum(dim=1)
+    assert voxels[0] > 0
+    assert voxels[3] > 0
+    assert module.survey().notes == ()
+    assert module.hparams["release"] == "brats2024_gli"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plain_share": 2}, "plain_share=2 is not in"),
+        ({"cavity_share": 0.5}, "phantom has no region RC"),
+        ({"release": "msd_task01"}, "msd_task01 does not keep"),
+    ],
+)
+def test_refuses_shares_and_releases(options, message):
+    with pytest.raises(ValueError, match=message):
+        PhantomDataModule(**options)
 
 
 def test_a_second_prepare_data_writes_nothing(written, simulated):

@@ -247,3 +247,78 @@ def test_says_that_a_tumour_crosses_the_midline():
     for text in wordings(replace(FACTS, crosses_midline=True)):
         assert len(sentences(text, "midline")) == 1
     assert not any("midline" in text for text in wordings(FACTS))
+
+
+CAVITY = replace(FACTS, cavity_ml=20.0, tc_ml=20.0, wt_ml=70.0)
+
+
+def test_a_cavity_is_part_of_the_lesion_and_of_no_volume():
+    core, hole = ((8, 20, 20), 12, 4), ((9, 21, 21), 10, 3)
+    facts, before = measured(core, hole), measured(core, ((9, 21, 21), 10, 1))
+    ml = 2**3 / 1000
+    assert facts.cavity_ml == pytest.approx(10**3 * ml)
+    assert facts.tc_ml == facts.wt_ml == facts.et_ml == pytest.approx((12**3 - 10**3) * ml)
+    assert (facts.foci, facts.side, facts.lobe) == (1, before.side, before.lobe)
+    assert facts.enhancement == "solid"  # all that remains
+    assert facts.rim_mm == pytest.approx(before.rim_mm)
+    assert before.cavity_ml == 0
+
+
+def test_what_remains_around_a_cavity_is_a_rim_by_its_outer_surface():
+    remains = ((11, 23, 23), 4, 1)  # not enhancing, beside the hole
+    facts = measured(((8, 20, 20), 12, 4), ((9, 21, 21), 10, 3), remains)
+    assert (facts.enhancement, facts.necrosis) == ("rim", True)
+
+
+def test_a_core_without_a_surface_of_its_own_has_no_rim():
+    facts = measured(((8, 20, 20), 12, 3), ((10, 22, 22), 4, 1), ((10, 22, 22), 2, 4))
+    assert facts.enhancement == "spots"
+
+
+def test_a_cavity_is_named_and_enhancement_is_that_of_what_remains():
+    for text in wordings(CAVITY):
+        assert len(sentences(text, "cavity")) >= 1
+        assert "surrounds the core" not in text
+        assert "rim of contrast enhancement surrounds the cavity" in text
+    for enhancement in ("spots", "patches", "solid"):
+        for text in wordings(replace(CAVITY, enhancement=enhancement, necrosis=False)):
+            assert "remaining tumor" in text
+    plain = replace(CAVITY, enhancement="none", necrosis=False, et_ml=0.0)
+    assert not any("remaining" in text for text in wordings(plain))
+    assert not any("cavity" in text for facts in ALL for text in wordings(facts))
+
+
+def test_necrosis_without_enhancement_is_not_denied():
+    for text in wordings(replace(PLAIN, necrosis=True)):
+        about = sentences(text, "necrosis")
+        assert len(about) == 1
+        assert not words(about[0]) & {"neither", "no", "observed"}
+        assert words(" ".join(sentences(text, "contrast"))) & NEGATIONS
+
+
+FULL = replace(FACTS, crosses_midline=True, ventricle_loss=0.3, midline_shift_mm=5.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "about"),
+    [
+        ({}, None),
+        ({"side": "right"}, "frontal"),
+        ({"foci": 2}, "frontal"),
+        ({"wt_ml": 45.0}, "edema"),
+        ({"necrosis": False}, "necrosis"),
+        ({"enhancement": "none", "necrosis": False, "et_ml": 0.0}, "necrosis|contrast"),
+        ({"enhancement": "solid", "necrosis": False, "et_ml": 40.0}, "necrosis|contrast"),
+        ({"crosses_midline": False}, None),
+        ({"ventricle_loss": 0.01}, "ventric"),
+        ({"midline_shift_mm": 0.1}, "midline"),
+        ({"cavity_ml": 9.0}, "cavity"),
+    ],
+)
+def test_a_twin_is_described_in_the_same_words_where_it_is_the_same(changes, about):
+    for seed in range(30):
+        first = describe(FULL, np.random.default_rng(seed))
+        second = describe(replace(FULL, **changes), np.random.default_rng(seed), like=FULL)
+        new = [s for s in sentences(second, "") if s not in sentences(first, "")]
+        assert bool(new) == (about is not None)
+        assert all(re.search(about, sentence.lower()) for sentence in new)

@@ -9,13 +9,36 @@ import pytest
 from scipy import ndimage
 
 from clipseg3d.phantom.anatomy import Individual
+from clipseg3d.phantom.counterfactual import Counterfactual
 from clipseg3d.phantom.report import measure_facts
-from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.phantom.simulate import simulate_phantom, simulate_twins
 from clipseg3d.phantom.tumour import GROWTH_GRID
 from clipseg3d.vocabulary import SEQUENCES
 
 SIDES = {"left", "right"}
 LOBES = {"frontal", "parietal", "temporal", "occipital"}
+GOLDEN = {
+    1: ((153, 73, 0), (31932.4, 24611.5, 14643.4, 45832.8)),
+    4: ((6, 59, 45), (4287.9, 2313.5, 2979.9, 4940.7)),
+}
+"""Seed -> voxels of labels 1, 2 and 4 at 8 mm, and thousandths of the sums of intensities."""
+TWINS = {
+    "plain": (0, Counterfactual(kind="plain")),
+    "solid": (4, Counterfactual(kind="solid")),
+    "spotted": (1, Counterfactual(kind="spotted")),
+    "necrotic": (1, Counterfactual(kind="necrotic")),
+    "with necrosis": (1, Counterfactual(necrosis=True)),
+    "without necrosis": (4, Counterfactual(necrosis=False)),
+    "limited": (1, Counterfactual(oedema="limited")),
+    "extensive": (1, Counterfactual(oedema="extensive")),
+    "second focus": (4, Counterfactual(second_focus=True)),
+    "one focus": (0, Counterfactual(second_focus=False)),
+    "side": (1, Counterfactual(side="left")),
+    "cavity": (1, Counterfactual(cavity=True)),
+}
+"""Changes, each of a patient for whom it is one. Seed 0 is a solid tumour of two foci on the left,
+1 a plain one on the right, 4 has an enhancing rim around necrosis on the left; all have moderate
+oedema."""
 SHARP_SEEDS = (1, 4)
 """Of a tumour that does not enhance, and of one with an enhancing rim around necrosis."""
 
@@ -79,6 +102,212 @@ def test_equal_seeds_give_equal_patients(phantoms):
     np.testing.assert_array_equal(one.image, other.image)
     np.testing.assert_array_equal(one.label, other.label)
     assert (one.report, one.facts) == (other.report, other.facts)
+
+
+def test_seeds_stay_the_patients_that_they_were(phantoms):
+    for seed, (voxels, sums) in GOLDEN.items():
+        counts = np.bincount(phantoms[seed].label.ravel(), minlength=5)
+        assert tuple(counts[[1, 2, 4]]) == voxels
+        totals = phantoms[seed].image.sum(axis=(1, 2, 3), dtype=np.float64) / 1000
+        np.testing.assert_allclose(totals, sums, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """Change -> patient and twin; made when asked for."""
+    made = {}
+
+    def get(name):
+        seed, change = TWINS[name]
+        if name not in made:
+            made[name] = simulate_twins(seed, change, spacing_mm=8.0)
+        return made[name]
+
+    return get
+
+
+def near(mask):
+    """Two voxels around a mask: as far as blur and partial volumes reach at 8 mm."""
+    return ndimage.binary_dilation(mask, structure=np.ones((3, 3, 3)), iterations=2)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_begin_with_the_patient_of_the_seed(twins, phantoms, name):
+    patient, usual = twins(name)[0], phantoms[TWINS[name][0]]
+    np.testing.assert_array_equal(patient.image, usual.image)
+    np.testing.assert_array_equal(patient.label, usual.label)
+    assert (patient.report, patient.facts) == (usual.report, usual.facts)
+
+
+@pytest.mark.parametrize("name", [name for name in TWINS if name != "side"])
+def test_twins_are_equal_to_the_last_bit_apart_from_what_changes(twins, name):
+    patient, twin = twins(name)
+    what = patient.label != twin.label
+    if "necrosis" in name or name in ("plain", "solid", "spotted", "necrotic"):
+        what = core_of(patient.label)
+    elif name == "one focus":
+        what = patient.label > 0  # foci that remain as oedema show the seams of their core
+    different = (patient.image != twin.image).any(axis=0)
+    assert different.any()
+    assert not (different & ~near(what)).any()
+    assert near(what).sum() < 0.5 * patient.image.any(axis=0).sum()
+    np.testing.assert_array_equal(patient.image == 0, twin.image == 0)
+
+
+@pytest.mark.parametrize("name", ["plain", "solid", "spotted", "necrotic"])
+def test_kinds_differ_in_enhancement_alone(twins, name):
+    patient, twin = twins(name)
+    expected = {"plain": "none", "solid": "solid", "spotted": "spots", "necrotic": "rim"}
+    assert twin.facts.enhancement == expected[name] != patient.facts.enhancement
+    np.testing.assert_array_equal(core_of(twin.label), core_of(patient.label))
+    np.testing.assert_array_equal(twin.label == 2, patient.label == 2)
+    same = {"enhancement": "none", "necrosis": False, "et_ml": 0}
+    assert replace(twin.facts, **same) == replace(patient.facts, **same)
+
+
+@pytest.mark.parametrize("name", ["with necrosis", "without necrosis"])
+def test_necrosis_is_no_matter_of_labels(twins, name):
+    patient, twin = twins(name)
+    np.testing.assert_array_equal(twin.label, patient.label)
+    assert twin.facts == replace(patient.facts, necrosis=not patient.facts.necrosis)
+
+
+def test_more_oedema_surrounds_less_oedema(twins):
+    patient = twins("limited")[0]
+    less, more = (twins(name)[1] for name in ("limited", "extensive"))
+    extents = [phantom.facts.oedema_extent for phantom in (less, patient, more)]
+    assert extents == ["limited", "moderate", "extensive"]
+    core, oedema = core_of(patient.label), patient.label == 2
+    for phantom in (less, more):
+        np.testing.assert_array_equal(core_of(phantom.label), core)
+        assert phantom.facts.ventricle_loss == patient.facts.ventricle_loss
+    assert not ((less.label == 2) & ~oedema).any()
+    assert not (oedema & ~(more.label == 2)).any()
+    # what both have is equally bright, away from the edges of what only one has
+    shared = near(oedema) & ~near(more.label != patient.label)
+    np.testing.assert_array_equal(more.image[:, shared], patient.image[:, shared])
+
+
+def test_a_second_focus_lies_apart_and_is_smaller(twins):
+    patient, twin = twins("second focus")
+    assert (patient.facts.foci, twin.facts.foci) == (1, 2)
+    np.testing.assert_array_equal(twin.label[patient.label > 0], patient.label[patient.label > 0])
+    new = twin.label != patient.label
+    assert not (new & near(patient.label > 0)).any()
+    assert 0.5 < (core_of(twin.label) & new).sum() * 8**3 / 1000 < patient.facts.tc_ml
+    assert (twin.facts.side, twin.facts.lobe) == (patient.facts.side, patient.facts.lobe)
+
+
+def test_a_second_focus_lies_at_the_same_place_at_every_spacing(twins):
+    centres = []
+    for phantom in (
+        twins("second focus")[1],
+        simulate_phantom(4, spacing_mm=6.0, change=TWINS["second focus"][1]),
+    ):
+        parts, count = ndimage.label(core_of(phantom.label), structure=np.ones((3, 3, 3)))
+        smaller = np.argsort(np.bincount(parts.ravel(), minlength=count + 1))[0]
+        centres.append(world(ndimage.center_of_mass(parts == smaller), phantom.affine))
+    assert np.linalg.norm(centres[0] - centres[1]) < 6
+
+
+def test_one_focus_is_the_largest(twins):
+    patient, twin = twins("one focus")
+    assert (patient.facts.foci, twin.facts.foci) == (2, 1)
+    parts, _ = ndimage.label(core_of(patient.label), structure=np.ones((3, 3, 3)))
+    largest = parts == np.argmax(np.bincount(parts.ravel())[1:]) + 1
+    np.testing.assert_array_equal(core_of(twin.label), largest)
+    assert not ((twin.label > 0) & ~(patient.label > 0)).any()
+
+
+def test_the_other_side_is_the_mirror_image(twins):
+    patient, twin = twins("side")
+    np.testing.assert_array_equal(twin.image, patient.image[:, ::-1])
+    np.testing.assert_array_equal(twin.label, patient.label[::-1])
+    assert twin.facts == replace(patient.facts, side="left")
+    assert twin.report == patient.report.replace("right", "left")
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_reports_of_twins_share_what_is_true_of_both(twins, name):
+    patient, twin = twins(name)
+    own, other = (re.split(r"(?<=\.) ", phantom.report) for phantom in (patient, twin))
+    new = [sentence for sentence in other if sentence not in own]
+    about = {
+        "plain": "necrosis|contrast",
+        "solid": "necrosis|contrast",
+        "spotted": "contrast|enhance",
+        "necrotic": "necrosis|contrast",
+        "with necrosis": "necrosis|contrast",
+        "without necrosis": "necrosis",
+        "limited": "limited edema",
+        "extensive": "extensive edema",
+        "second focus": "two",
+        "one focus": "lesion|mass|edema",  # the edema of the other focus has gone
+        "side": "left",
+        "cavity": "cavity",
+    }[name]
+    assert 1 <= len(new) <= 2
+    assert all(re.search(about, sentence.lower()) for sentence in new)
+
+
+def test_a_fact_that_is_so_already_changes_nothing(phantoms):
+    change = Counterfactual(kind="plain", side="right", second_focus=False, cavity=False)
+    twin = simulate_phantom(1, spacing_mm=8.0, change=change)
+    np.testing.assert_array_equal(twin.image, phantoms[1].image)
+    np.testing.assert_array_equal(twin.label, phantoms[1].label)
+    assert (twin.report, twin.facts) == (phantoms[1].report, phantoms[1].facts)
+
+
+def test_several_facts_can_change_at_once():
+    change = Counterfactual(kind="plain", necrosis=True, side="right")
+    twin = simulate_phantom(4, spacing_mm=8.0, change=change)
+    facts = twin.facts
+    assert (facts.enhancement, facts.necrosis, facts.side) == ("none", True, "right")
+    assert "no necrosis" not in twin.report.lower()
+
+
+def test_a_cavity_is_filled_with_fluid(phantoms):
+    patient, twin = simulate_twins(4, Counterfactual(cavity=True), spacing_mm=6.0)
+    cavity = twin.label == 3
+    assert core_of(patient.label)[cavity].all()
+    assert 0.4 < cavity.sum() / core_of(patient.label).sum() < 0.95
+    assert core_of(twin.label).any()
+    np.testing.assert_array_equal(twin.label[~cavity], patient.label[~cavity])
+    facts = twin.facts
+    assert facts.cavity_ml == pytest.approx(cavity.sum() * 6**3 / 1000)
+    assert facts.tc_ml + facts.cavity_ml == pytest.approx(patient.facts.tc_ml)
+    assert facts.oedema_ml == pytest.approx(patient.facts.oedema_ml)
+    healthy = twin.image.all(axis=0) & (twin.label == 0)
+    usual = np.median(twin.image[:, healthy], axis=1)
+    t1, t1ce, t2, flair = np.median(twin.image[:, cavity], axis=1) / usual
+    assert t1 < 0.7
+    assert t1ce < 0.7
+    assert t2 > 1.5
+    assert flair < 0.7
+    # a sharp border: beside it, solid tissue is as it was
+    rim = ndimage.binary_dilation(cavity) & (twin.label == 4)
+    flair_change = twin.image[3][rim] / patient.image[3][rim]
+    assert rim.any()
+    assert np.median(np.abs(flair_change - 1)) < 0.1
+
+
+def test_all_can_be_plain_or_resected_and_nothing_else_of_them_changes(phantoms):
+    both = simulate_phantom(0, spacing_mm=8.0, plain_share=1.0, cavity_share=1.0)
+    assert both.facts.enhancement == "none"
+    assert both.facts.cavity_ml > 0
+    assert "cavity" in both.report
+    lesion = np.isin(both.label, (1, 3))
+    np.testing.assert_array_equal(lesion, core_of(phantoms[0].label))
+    np.testing.assert_array_equal(both.label == 2, phantoms[0].label == 2)
+    far = ~near(both.label > 0)
+    correlation = np.corrcoef(both.image[2][far], phantoms[0].image[2][far])[0, 1]
+    assert correlation > 0.999  # the same brain, scaled
+
+
+@pytest.mark.parametrize("share", ["plain_share", "cavity_share"])
+def test_rejects_shares(share):
+    with pytest.raises(ValueError, match=f"{share}=1.5 is not in"):
+        simulate_phantom(0, spacing_mm=8.0, **{share: 1.5})
 
 
 def test_images_and_facts_show_the_displaced_brain(monkeypatch):

@@ -52,7 +52,8 @@ def plain_tumour():
 
 def grown(plan=PLAN, seed=0, grid=GRID, **options):
     rng = np.random.default_rng(seed)
-    return grow(rng, plan, tissue(GROWTH_GRID, **options), grid, tissue(grid, **options))
+    anatomies = tissue(GROWTH_GRID, **options), tissue(grid, **options)
+    return grow(rng, plan, anatomies[0], grid, anatomies[1]).tumour()
 
 
 def ml(mask, grid=GRID):
@@ -170,3 +171,121 @@ def test_plans_are_drawn_in_open_white_matter():
         assert brain.white[plan.foci[0]] > 0.5
         assert len(plan.starts) == len(plan.foci)
         assert plan.starts[0] == 0
+
+
+def shared(plan, seed, **shares):
+    rng = np.random.default_rng(seed)
+    return plan.with_shares(rng, **{"plain_share": None, "cavity_share": 0.0, **shares})
+
+
+def test_shares_of_kinds_and_of_resections_are_those_asked_for():
+    kinds = [shared(PLAN, seed, plain_share=1 / 3).kind for seed in range(600)]
+    assert set(kinds) == {"plain", "necrotic"}
+    assert np.mean([kind == "plain" for kind in kinds]) == pytest.approx(1 / 3, abs=0.06)
+    resected = [shared(PLAN, seed, cavity_share=0.25).resected for seed in range(600)]
+    assert np.mean(resected) == pytest.approx(0.25, abs=0.06)
+    plain = replace(PLAN, kind="plain")
+    others = [shared(plain, seed, plain_share=0.0).kind for seed in range(600)]
+    assert np.mean([kind == "necrotic" for kind in others]) == pytest.approx(0.62 / 0.89, abs=0.06)
+    assert set(others) == {"necrotic", "solid", "spotted"}
+
+
+def test_shares_change_nothing_else_and_add_up():
+    for seed in range(20):
+        plans = [shared(PLAN, seed, plain_share=share) for share in (None, 0.0, 0.5, 1.0)]
+        assert plans[0].kind == plans[1].kind == "necrotic"
+        assert plans[3].kind == "plain"
+        assert len({plan.resection for plan in plans}) == 1
+        assert 0.5 <= plans[0].resection <= 0.9
+        for plan in plans:
+            assert replace(plan, kind=PLAN.kind, resection=PLAN.resection) == PLAN
+        small = {shared(PLAN, seed, plain_share=share).kind for share in (0.2, 0.4)}
+        assert small != {"plain"} or plans[3].kind == "plain"
+
+
+def resected(**changes):
+    plan = replace(PLAN, resected=True, **changes)
+    anatomies = tissue(GROWTH_GRID), tissue(GRID)
+    growth = grow(np.random.default_rng(0), plan, anatomies[0], GRID, anatomies[1])
+    return growth.tumour(), growth.tumour(replace(plan, resected=False))
+
+
+@pytest.mark.parametrize("resection", [0.5, 0.8])
+def test_a_resection_takes_its_share_from_the_middle(resection):
+    tumour, before = resected(resection=resection)
+    core, cavity = core_of(before.label), tumour.label == 3
+    assert cavity.sum() / core.sum() == pytest.approx(resection, abs=0.05)
+    depth = ndimage.distance_transform_edt(core)
+    assert depth[cavity].mean() > depth[core & ~cavity].mean() + 0.5
+    assert ndimage.label(cavity, structure=np.ones((3, 3, 3)))[1] == 1
+    np.testing.assert_array_equal(tumour.cavity, cavity)
+    total = tumour.oedema + tumour.solid + tumour.necrosis + tumour.enhancing
+    assert not total[cavity].any()
+    np.testing.assert_array_equal(tumour.enhancing[~cavity], before.enhancing[~cavity])
+
+
+def test_a_resection_leaves_something_of_a_tiny_core():
+    tumour, _ = resected(tc_ml=0.13, resection=0.9)  # two voxels
+    assert core_of(tumour.label).any()
+
+
+def test_necrosis_can_be_put_inside_other_kinds_and_taken_out():
+    plain = grown(replace(PLAN, kind="plain", necrosis=True))
+    assert set(np.unique(plain.label)) == {0, 1, 2}
+    np.testing.assert_array_equal(plain.necrosis, plain_tumour().necrosis)
+    without = grown(replace(PLAN, necrosis=False))
+    np.testing.assert_array_equal(without.label, plain_tumour().label)
+    assert not without.necrosis.any()
+    np.testing.assert_allclose(
+        without.solid, plain_tumour().solid + plain_tumour().necrosis, atol=1e-6
+    )
+
+
+def blobs(*places, oedema=None):
+    """A tumour of enhancing cubes of 3 voxels at some places along x, and oedema."""
+    label = np.zeros((40, 9, 9), np.uint8)
+    if oedema:
+        label[slice(*oedema), 2:7, 2:7] = 2
+    for x in places:
+        label[x : x + 3, 3:6, 3:6] = 4
+    zero = np.zeros(label.shape, np.float32)
+    parts = [(label == value).astype(np.float32) for value in (2, 4)]
+    return module.Tumour(label, parts[0], zero, zero, parts[1], zero)
+
+
+def test_smaller_foci_become_the_oedema_that_connects_them():
+    tumour = blobs(5, 6, 12, oedema=(3, 18)).main_focus()
+    np.testing.assert_array_equal(tumour.label, blobs(5, 6, oedema=(3, 18)).label)
+    np.testing.assert_array_equal(tumour.oedema, (tumour.label == 2).astype(np.float32))
+    np.testing.assert_array_equal(tumour.enhancing, (tumour.label == 4).astype(np.float32))
+
+
+def test_smaller_foci_vanish_where_nothing_connects_them():
+    far = blobs(30)
+    both = blobs(5, 6, oedema=(3, 18)).plus(far)
+    assert ndimage.label(both.label)[1] == 2
+    np.testing.assert_array_equal(both.enhancing[25:], far.enhancing[25:])
+    alone = both.main_focus()
+    np.testing.assert_array_equal(alone.label, blobs(5, 6, oedema=(3, 18)).label)
+    assert not alone.enhancing[25:].any()
+
+
+def test_two_tumours_do_not_touch():
+    first, second = blobs(5, oedema=(3, 12)), blobs(12, oedema=(10, 20))
+    both = first.plus(second)
+    assert not both.label[12].any()
+    assert set(np.unique(both.label[13:15])) == {0, 2, 4}
+    total = both.oedema + both.solid + both.necrosis + both.enhancing + both.cavity
+    assert total.max() <= 1
+
+
+def test_another_focus_starts_apart_where_there_is_room():
+    brain = tissue(GROWTH_GRID)
+    growth = grow(np.random.default_rng(0), PLAN, brain, GRID, tissue(GRID))
+    allowed = growth.apart(brain, 25.0)
+    positions = np.argwhere(allowed) * GROWTH_GRID.spacing_mm
+    core = np.array(PLAN.foci[0]) * GROWTH_GRID.spacing_mm
+    distances = np.linalg.norm(positions - core, axis=1)
+    radius_mm = (70_000 * 3 / 4 / np.pi) ** (1 / 3)  # of the whole tumour, if it were a sphere
+    assert radius_mm + 15 < distances.min() < radius_mm + 35
+    assert growth.apart(brain, 1000.0).any()  # no room, and yet a place

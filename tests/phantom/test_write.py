@@ -10,8 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from clipseg3d.data.cases import find_cases
 from clipseg3d.data.nifti import read_voxels
+from clipseg3d.data.releases import BRATS_2021, BRATS_2024_GLI, RELEASES, get_release
 from clipseg3d.phantom import write
+from clipseg3d.phantom.simulate import simulate_phantom
 from clipseg3d.phantom.write import case_names, write_phantom, write_phantoms
 from clipseg3d.vocabulary import SEQUENCES
 
@@ -74,8 +77,8 @@ def test_an_empty_folder_is_left_alone_too(tmp_path, phantoms):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, phantoms):
-    unsavable = replace(phantoms[0], label=phantoms[0].label.astype(np.int64))
-    with pytest.raises(ValueError, match="int64"):
+    unsavable = replace(phantoms[0], image=phantoms[0].image[:3])  # fails at the fourth sequence
+    with pytest.raises(IndexError):
         write_phantom(unsavable, tmp_path, "case")
     assert list(tmp_path.iterdir()) == []
 
@@ -110,7 +113,7 @@ def test_names_count_up_from_the_first_seed():
 def test_only_missing_patients_are_written(tmp_path, phantoms, phantom_folder, monkeypatch):
     simulated = []
 
-    def simulate(seed, *, spacing_mm):
+    def simulate(seed, *, spacing_mm, **shares):
         simulated.append((seed, spacing_mm))
         return phantoms[seed]
 
@@ -142,7 +145,7 @@ def test_equal_seeds_give_equal_patients(tmp_path, phantom_folder):
 def test_two_commands_at_once_simulate_each_patient_once(tmp_path, phantoms, monkeypatch):
     simulated, both = [], threading.Barrier(2)
 
-    def simulate(seed, *, spacing_mm):
+    def simulate(seed, *, spacing_mm, **shares):
         simulated.append(seed)
         time.sleep(0.05)
         return phantoms[seed]
@@ -157,3 +160,85 @@ def test_two_commands_at_once_simulate_each_patient_once(tmp_path, phantoms, mon
         assert first.result() == second.result() == case_names(3, 0)
     assert sorted(simulated) == [0, 1, 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == case_names(3, 0)
+
+
+@pytest.fixture(scope="module")
+def resected():
+    return simulate_phantom(0, spacing_mm=8.0, cavity_share=1.0)
+
+
+def test_a_cavity_is_written_as_that_of_the_release(tmp_path, resected):
+    folder = write_phantom(resected, tmp_path, "BraTS-GLI-00007-100", release="brats2024_gli")
+    stems = ("seg", "t1c", "t1n", "t2f", "t2w")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *(f"BraTS-GLI-00007-100-{stem}.nii.gz" for stem in stems),
+        "BraTS-GLI-00007-100_flair_text.txt",
+    ]
+    (case,) = find_cases(tmp_path, BRATS_2024_GLI, spacing_mm=8.0)
+    assert case.report == resected.report
+    stored = read_voxels(folder / "BraTS-GLI-00007-100-seg.nii.gz")
+    for region, labels in {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,), "RC": (3,)}.items():
+        expected = np.isin(resected.label, labels)
+        assert expected.any()
+        np.testing.assert_array_equal(np.isin(stored, BRATS_2024_GLI.regions[region]), expected)
+    t1ce = read_voxels(folder / "BraTS-GLI-00007-100-t1c.nii.gz")
+    np.testing.assert_array_equal(t1ce, resected.image[SEQUENCES.index("t1ce")])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RELEASES if name not in ("brats2024_men_rt", "msd_task01")]
+)
+def test_every_release_with_these_regions_can_be_written(tmp_path, phantoms, name):
+    release = RELEASES[name]
+    (case_id,) = case_names(1, 12, release)
+    assert release.owns(case_id)
+    folder = write_phantom(phantoms[4], tmp_path, case_id, release=release)
+    (case,) = find_cases(tmp_path, release, spacing_mm=8.0)
+    assert (case.case_id, case.report) == (case_id, phantoms[4].report)
+    (file,) = [path for path in folder.iterdir() if "seg" in path.name]
+    regions = dict(zip(release.regions, release.to_regions(read_voxels(file)), strict=True))
+    for region, labels in {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}.items():
+        np.testing.assert_array_equal(regions.pop(region), np.isin(phantoms[4].label, labels))
+    assert not any(mask.any() for mask in regions.values())
+
+
+def test_some_sequences_of_a_release_can_be_written(tmp_path, phantoms):
+    release = BRATS_2021.select(sequences=["flair", "t1ce"])
+    folder = write_phantom(phantoms[1], tmp_path, "case", release=release)
+    images = {path.name for path in folder.glob("*.nii.gz")}
+    assert images == {"case_flair.nii.gz", "case_t1ce.nii.gz", "case_seg.nii.gz"}
+    flair = read_voxels(folder / "case_flair.nii.gz")
+    np.testing.assert_array_equal(flair, phantoms[1].image[3])
+
+
+@pytest.mark.parametrize(
+    ("release", "message"),
+    [
+        ("phantom", "phantom has no region RC, but the phantom has; write it as brats2024_gli"),
+        ("brats2024_men_rt", "has no region WT"),
+        ({"name": "own", "sequences": {"dwi": "{case}_dwi"}, "regions": {"WT": 1}}, "sequence dwi"),
+    ],
+)
+def test_refuses_releases_without_what_phantoms_have(tmp_path, resected, release, message):
+    with pytest.raises(ValueError, match=message):
+        write_phantom(resected, tmp_path, "case", release=get_release(release))
+    with pytest.raises(ValueError, match=message):
+        write_phantoms(tmp_path, 1, release=get_release(release), cavity_share=0.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_a_release_that_is_a_list_of_4d_images(tmp_path, phantoms):
+    with pytest.raises(ValueError, match="msd_task01 does not keep the files"):
+        write_phantom(phantoms[0], tmp_path, "case", release="msd_task01")
+
+
+def test_a_release_without_a_name_of_ours_gets_the_usual_names():
+    own = replace(BRATS_2021, name="own", case_pattern=r"(?P<patient>P\d)")
+    assert case_names(1, 4, own) == ["Phantom_00004"]
+    assert case_names(1, 4, BRATS_2024_GLI) == ["BraTS-GLI-00004-100"]
+
+
+def test_shares_reach_the_patients(tmp_path):
+    (name,) = write_phantoms(tmp_path, 1, spacing_mm=8.0, plain_share=1.0)
+    label = read_voxels(tmp_path / name / f"{name}_seg.nii.gz")
+    assert set(np.unique(label)) == {0, 1, 2}
