@@ -150,7 +150,7 @@ def test_twins_are_equal_to_the_last_bit_apart_from_what_changes(twins, name):
     different = (patient.image != twin.image).any(axis=0)
     assert different.any()
     assert not (different & ~near(what)).any()
-    assert near(what).sum() < 0.5 * patient.image.any(axis=0).sum()
+    assert different.sum() < 0.3 * patient.image.any(axis=0).sum()
     np.testing.assert_array_equal(patient.image == 0, twin.image == 0)
 
 
@@ -241,7 +241,7 @@ def test_reports_of_twins_share_what_is_true_of_both(twins, name):
         "without necrosis": "necrosis",
         "limited": "limited edema",
         "extensive": "extensive edema",
-        "second focus": "two",
+        "second focus": "two|midline",  # it may lie on the other side
         "one focus": "lesion|mass|edema",  # the edema of the other focus has gone
         "side": "left",
         "cavity": "cavity",
