@@ -53,7 +53,8 @@ class PhantomFacts:
         enhancement: ``none``; ``spots``: less than :data:`SPOTS_SHARE` of the core enhances;
             ``solid``: at least :data:`SOLID_SHARE` of the core enhances; else ``rim``: at least
             :data:`RIM_SHARE` of the surface of the core enhances; else ``patches``.
-        necrosis: whether a core with an enhancing rim has a part that does not enhance inside.
+        necrosis: whether a core with an enhancing rim has a part that does not enhance inside; of
+            a twin that was given necrosis, whether its core has some.
         wt_ml: volume of the whole tumour, in ml.
         tc_ml: volume of the tumour core, in ml.
         et_ml: volume of the enhancing tumour, in ml.
@@ -192,11 +193,11 @@ def describe(
     """
     sentences: list[str] = []
     for section in (_location, _cavity, _oedema, _inside, _midline_crossing, _ventricles, _shift):
-        start = copy.deepcopy(rng)
-        sentences += section(facts, rng)
-        if like is not None:
-            section(like, start)
-            rng = start
+        if like is None:
+            sentences += section(facts, rng)
+        else:
+            sentences += section(facts, copy.deepcopy(rng))
+            section(like, rng)  # the next section starts where that of the twin does
     return " ".join(sentences)
 
 

@@ -117,6 +117,18 @@ def test_scale_and_offset_of_intensities_do_not_matter(case):
     )
 
 
+def test_a_simulated_tumour_fades_with_the_dose(phantoms):
+    image, label = phantoms[0].image, phantoms[0].label
+    healthy, enhancing = image.all(axis=0) & (label == 0), label == 4
+    ratios = []
+    for dose in (1.0, 0.6, 0.3, 0.0):
+        t1ce = change_contrast_dose(image, label, PHANTOM, dose=dose)[0][T1CE]
+        ratios.append(np.median(t1ce[enhancing]) / np.median(t1ce[healthy]))
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[0] > 1.5
+    assert ratios[-1] < 1
+
+
 @pytest.mark.parametrize("dose", [-0.1, 1.1, float("nan")])
 def test_refuses_doses(case, dose):
     with pytest.raises(ValueError, match="dose="):
