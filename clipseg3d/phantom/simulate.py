@@ -119,9 +119,9 @@ def simulate_twins(
         The patient as without ``change``, and the twin.
 
     Example:
-        >>> rim, none = simulate_twins(0, Counterfactual(kind="plain"), spacing_mm=8.0)
-        >>> rim.facts.enhancement, none.facts.enhancement
-        ('rim', 'none')
+        >>> patient, twin = simulate_twins(0, Counterfactual(kind="plain"), spacing_mm=8.0)
+        >>> patient.facts.enhancement, twin.facts.enhancement
+        ('solid', 'none')
     """
     patient, twin = _simulate(seed, spacing_mm, change, plain_share, cavity_share)
     return patient, twin

@@ -126,7 +126,7 @@ def test_a_simulated_tumour_fades_with_the_dose(phantoms):
         ratios.append(np.median(t1ce[enhancing]) / np.median(t1ce[healthy]))
     assert ratios == sorted(ratios, reverse=True)
     assert ratios[0] > 1.5
-    assert ratios[-1] < 1
+    assert ratios[-1] < 1.05
 
 
 @pytest.mark.parametrize("dose", [-0.1, 1.1, float("nan")])
