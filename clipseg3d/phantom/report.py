@@ -49,7 +49,7 @@ class PhantomFacts:
         lobe: lobe in which that centre lies.
         foci: number of separate parts of the core of at least :data:`FOCUS_ML`; at least 1.
         crosses_midline: whether more than 5 % of the whole tumour lies on the other side, at least
-            5 mm from the midline.
+            5 mm from the midline; the second focus that a twin was given does not count.
         enhancement: ``none``; ``spots``: less than :data:`SPOTS_SHARE` of the core enhances;
             ``solid``: at least :data:`SOLID_SHARE` of the core enhances; else ``rim``: at least
             :data:`RIM_SHARE` of the surface of the core enhances; else ``patches``.

@@ -171,6 +171,9 @@ def _simulate(
     if change is None:
         return [patient]
     image, label, facts = _measure(grid, images[1], tumours[1], mass_effect, change)
+    if change.second_focus and patient.facts.foci == 1:
+        # a focus in the other hemisphere is no extension of the tumour into it
+        facts = replace(facts, crosses_midline=patient.facts.crosses_midline)
     report = describe(facts, wording_rng, like=patient.facts)
     return [patient, Phantom(image, label, grid.affine, spacing_mm, report, facts)]
 
