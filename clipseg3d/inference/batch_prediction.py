@@ -11,15 +11,16 @@ from tqdm import tqdm
 from clipseg3d.atomic_write import require_writable
 from clipseg3d.checksums import sha256_of_file, sha256_of_values
 from clipseg3d.data.cases import Case
+from clipseg3d.data.layout import RECORDS
 from clipseg3d.data.nifti import strip_extension
 from clipseg3d.inference.case_record import CaseRecord
 from clipseg3d.inference.predictor import BAR, Predictor
 from clipseg3d.inference.segmentation import ScanWarning, Segmentation, map_file
 from clipseg3d.vocabulary import REGIONS
 
-PROBABILITIES, UNCERTAINTY, RECORDS = "probabilities", "uncertainty", "records"
-"""Subfolders for maps and for what files were made with, so that the folder itself can be submitted
-to a challenge as it is."""
+PROBABILITIES, UNCERTAINTY = "probabilities", "uncertainty"
+"""Subfolders for maps, as ``RECORDS`` is one for what files were made with, so that the folder
+itself can be submitted to a challenge as it is."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,22 @@ def segment_cases(
     _check_outputs(cases, files)
     require_writable(out)  # before hours of computing
     settings = predictor.fingerprint()
+    inputs: dict[str, dict[str, object]] = {}  # hashed once
     refusals: dict[str, str | None] = {}
     finished = set()
     if not overwrite:
         for case in cases:
             paths = files[case.case_id]
             if any(path.exists() for path in paths):
-                made_with = _made_with(case, text, settings)
+                made_with = inputs[case.case_id] = _made_with(case, text, settings)
                 record = CaseRecord.read(_record_path(out, case), out)
                 refusals[case.case_id] = _why_not_ours(paths, record, made_with)
-                if record is not None and record.made_with == made_with and record.holds(paths):
+                if (
+                    record is not None
+                    and refusals[case.case_id] is None
+                    and record.made_with == made_with
+                    and record.holds(paths)
+                ):
                     finished.add(case.case_id)
     num_open = len(cases) - len(finished)
     with tqdm(
@@ -135,9 +142,8 @@ def segment_cases(
                         progress=bar.update,
                     )
                 notes = segmentation.notes
-                made_with = _made_with(case, text, settings)
-                record = CaseRecord(_record_path(out, case), out, made_with, {})
-                record.write()  # if the process is killed now, it is known whose files these are
+                made_with = inputs.get(case.case_id) or _made_with(case, text, settings)
+                record = CaseRecord.begin(_record_path(out, case), out, made_with, paths)
                 segmentation.save(paths[0])
                 if html:
                     notes += _save_case_page(segmentation, paths[1])
@@ -195,15 +201,16 @@ def _why_not_ours(
     paths: Sequence[Path], record: CaseRecord | None, made_with: Mapping[str, object]
 ) -> str | None:
     """Return why the files that are there must not be replaced; None if they may be."""
-    path = next(path for path in paths if path.exists())
     cure = "choose another folder, or replace it with --overwrite (overwrite=True)"
-    if record is None:
-        return f"{path}: is there already, and it is not known what it was made with; {cure}"
+    there = [path for path in paths if path.exists()]
+    unknown = [path for path in there if record is None or not record.lists(path)]
+    if record is None or unknown:
+        return f"{unknown[0]}: is there already, and it is not known what it was made with; {cure}"
     differences = [name for name in made_with if record.made_with.get(name) != made_with[name]]
     if differences:
         others = ", ".join(name.replace("_", " ") for name in differences)
-        return f"{path}: is there already, made with other {others}; {cure}"
-    if changed := record.changed(paths):
+        return f"{there[0]}: is there already, made with other {others}; {cure}"
+    if changed := record.changed(there):
         return f"{changed[0]}: has been changed since it was written; {cure}"
     return None
 
