@@ -135,9 +135,31 @@ def test_misspelt_keys_of_a_file_are_named(fit, tmp_path, values, message):
     assert fit(config=tmp_path / "config.yaml", data=False).startswith(message)
 
 
-def test_yaml_that_is_damaged_is_one_line(fit, tmp_path):
-    (tmp_path / "config.yaml").write_text("seed_everything: [0\nmodel")
-    assert "line 3, column 1" in fit(config=tmp_path / "config.yaml", data=False)
+@pytest.mark.parametrize("command", ["fit", "cross-validate"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed_everything: [0\nmodel", "not valid YAML (line 2, column 6: expected ',' or ']'"),
+        (b"a: b: c", "not valid YAML (line 1, column 5: mapping values are not allowed"),
+        (b"a: !!python/object:os.system x", "not valid YAML (line 1, column 4: could not"),
+        (b"a: \x00", "not valid YAML (unacceptable character #x0000"),
+        (b"a: \xff", "not UTF-8 text (invalid start byte); save it as UTF-8"),
+        (b"", "holds no settings; give a YAML file such as those in examples/configs"),
+        (b"- 1", "holds no settings; give a YAML file"),
+        (None, "no such file; give a YAML file"),
+    ],
+)
+def test_a_damaged_or_missing_config_is_named(tmp_path, capsys, command, content, message):
+    if content is not None:
+        (tmp_path / "config.yaml").write_bytes(content)
+    given = {"fit": ["--config", "config.yaml"], "cross-validate": ["config.yaml", "-o", "folds"]}
+    assert main([command, *given[command]]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"clipseg3d: config.yaml: {message}")
+
+
+def test_settings_may_be_given_in_place_of_a_file(fit):
+    assert fit("--model.lr", "-1", config="{model: {network: tiny}}").startswith("lr=-1.0")
 
 
 @pytest.mark.parametrize("command", ["fit", "cross-validate"])
