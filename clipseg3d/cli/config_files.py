@@ -40,7 +40,7 @@ def read_config(value: str) -> dict[str, Any]:
     text = read_text(Path(value)) if is_file else value
     try:
         settings = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: such as a wrong date
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a wrong date
         if is_file:
             raise ValueError(f"{value}: not valid YAML ({_reason(error)}); repair it") from error
         settings = None

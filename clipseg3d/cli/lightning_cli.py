@@ -190,7 +190,7 @@ class CLIPSeg3DCLI(LightningCLI):
                 return nullcontext()
         path = Path(folder or Path(trainer.default_root_dir, "checkpoints")).absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        lock = fit_lock(path)
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
@@ -239,6 +239,12 @@ class CLIPSeg3DCLI(LightningCLI):
                 tmp.write_text(self.model.scores.csv(), encoding="utf-8")
 
     after_test = after_validate
+
+
+def fit_lock(folder: Path) -> FileLock:
+    """Return the lock that a fit holds while it writes checkpoints to a folder."""
+    path = folder.absolute()
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def _take_version(logger: Any) -> Path | None:

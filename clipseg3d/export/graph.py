@@ -1,5 +1,6 @@
 """Write the image path as a graph: ONNX for any runtime, torch.export for PyTorch."""
 
+import io
 import json
 import logging
 import warnings
@@ -73,8 +74,10 @@ def write_torch(
     _require_ending(path, ".pt2")
     program = _trace(network, settings, report)
     metadata = json.dumps(_metadata(network, settings, report))
-    with atomic_write(path) as tmp, tmp.open("wb") as file:
-        torch.export.save(program, file, extra_files={"clipseg3d.json": metadata})
+    content = io.BytesIO()  # a full disk under torch's writer would end the whole process
+    torch.export.save(program, content, extra_files={"clipseg3d.json": metadata})
+    with atomic_write(path) as tmp:
+        tmp.write_bytes(content.getbuffer())
 
 
 def _trace(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> ExportedProgram:

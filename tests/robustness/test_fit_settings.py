@@ -200,6 +200,16 @@ def test_results_that_cannot_be_written_are_found_out_first(fit, tmp_path, optio
     assert not (tmp_path / "lightning_logs").exists()
 
 
+@pytest.mark.parametrize("cache", ["file", "file/cache"])
+def test_a_file_in_place_of_the_cache_is_found_out_first(fit, tmp_path, monkeypatch, cache):
+    (tmp_path / "file").write_text("x")
+    expected = "is a file; set another folder as cache_dir or $CLIPSEG3D_CACHE"
+    assert fit("--data.cache_dir", cache).endswith(f"file: {expected}")
+    monkeypatch.setenv("CLIPSEG3D_CACHE", cache)
+    assert fit("--data.cache_dir", "null", "--dry-run").endswith(f"file: {expected}")
+    assert not (tmp_path / "lightning_logs").exists()
+
+
 def test_misspelt_commands_and_options_are_one_line(capsys):
     for given, message in (
         (["sgment"], "sgment: no such command; did you mean segment?"),
