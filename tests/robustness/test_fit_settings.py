@@ -90,7 +90,7 @@ def fit(phantom_folder, tmp_path, capsys):
         ("--data.batchsize", 1, "--data.batchsize: no such option; did you mean batch_size?"),
         ("--data.batch_size", "some", "--data.batch_size: value some cannot be used; give int"),
         ("--trainer.epochs", 3, "--trainer.epochs: no such option; did you mean trainer.m"),
-        ("--config", "gone.yaml", "--config: File does not exist: "),
+        ("--config", "gone.yaml", "gone.yaml: no such file; give a YAML file such as those in"),
     ],
 )
 def test_wrong_values_and_misspelt_options_are_named(fit, option, value, message):
@@ -159,7 +159,8 @@ def test_a_damaged_or_missing_config_is_named(tmp_path, capsys, command, content
 
 
 def test_settings_may_be_given_in_place_of_a_file(fit):
-    assert fit("--model.lr", "-1", config="{model: {network: tiny}}").startswith("lr=-1.0")
+    settings = json.dumps(yaml.safe_load(PHANTOM.read_text()))
+    assert fit("--model.lr", "-1", config=settings).startswith("lr=-1.0")
 
 
 @pytest.mark.parametrize("command", ["fit", "cross-validate"])
