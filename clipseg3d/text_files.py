@@ -73,10 +73,14 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: the file is not YAML of plain values.
     """
+    text = read_text(path)
     try:
-        return yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date
         reason = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            mark = error.problem_mark
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
         raise ValueError(f"{path}: not valid YAML ({reason}); repair it") from error
 
 

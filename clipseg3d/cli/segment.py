@@ -12,6 +12,7 @@ from clipseg3d.cli.terminal import (
     Commands,
     raised_here,
     report_text,
+    require_output,
     say,
 )
 from clipseg3d.vocabulary import SEQUENCES
@@ -120,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     for folder in arguments.cases:  # before ten seconds of loading
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; give that of a case, or of many")
+    require_output(arguments.output, folder=True)
 
     from tqdm import tqdm
 

@@ -19,6 +19,7 @@ from clipseg3d.data.cache import (
     build_cache,
     cached_case,
     default_cache_dir,
+    require_cache_folder,
 )
 from clipseg3d.data.cases import Case, detect_release, find_cases, index_cases
 from clipseg3d.data.check import check_data
@@ -95,6 +96,7 @@ class BraTSDataModule(LightningDataModule):
         ValueError: ``patch_size``, ``batch_size``, ``crops_per_case`` or ``spacing_mm`` is not
             positive; ``num_workers``, ``fold`` or ``seed`` is negative; or ``release`` is unknown,
             differs from that of the subclass, or cannot be detected.
+        NotADirectoryError: ``cache_dir`` is a file, or lies below one.
         FileNotFoundError: from :meth:`prepare_data`, if ``root`` holds no case.
         DataError: from :meth:`prepare_data`, listing every fault of every case.
     """
@@ -163,6 +165,7 @@ class BraTSDataModule(LightningDataModule):
         self.shuffle_reports = shuffle_reports
         self.spacing_mm = spacing_mm
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        require_cache_folder(self.cache_dir)
         self._resume_from = (0, 0)  # epoch, and batches of it to skip
         self._train_loader: CountingLoader | None = None
         self._index: list[Case] | None = None

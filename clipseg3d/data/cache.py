@@ -37,6 +37,7 @@ MAX_FOREGROUND = 20_000
 """Number of tumour voxels that are kept as crop centres; more would only need more memory."""
 MEGABYTES = 20
 """Size of the file of a case at 1 mm, including its views."""
+CURE = "set another folder as cache_dir or $CLIPSEG3D_CACHE"
 MAX_NAME = 50
 """Characters of the case name in a file name; file systems limit file names to 255 bytes."""
 
@@ -46,6 +47,13 @@ def default_cache_dir() -> Path:
     if folder := os.environ.get("CLIPSEG3D_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "clipseg3d")
+
+
+def require_cache_folder(root: Path) -> None:
+    """Raise a NotADirectoryError if a file lies where the cache is to be."""
+    place = next(place for place in (root, *root.absolute().parents) if os.path.exists(place))
+    if not os.path.isdir(place):
+        raise NotADirectoryError(f"{place}: is a file; {CURE}")
 
 
 @dataclass(frozen=True)
@@ -210,7 +218,7 @@ def build_cache(
         failure = type(error)(
             f"{root}: the cache cannot be written ({cause.strerror or cause}); {num_complete} of "
             f"{len(cases)} cases are in it and stay. Free some space, {MEGABYTES} MB for each case "
-            "at 1 mm, or set another folder as cache_dir or $CLIPSEG3D_CACHE"
+            f"at 1 mm, or {CURE}"
         )
         failure.errno = error.errno
         raise failure from error

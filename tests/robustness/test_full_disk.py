@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clipseg3d.atomic_write import naming_full_disk
-from clipseg3d.cli.config_file import ConfigFile
+from clipseg3d.cli.config_writer import ConfigWriter
 from clipseg3d.cli.main import main
 from clipseg3d.clip.encoder import HuggingFaceCLIP
 from clipseg3d.data.cache import build_cache
@@ -105,9 +105,9 @@ def test_the_configuration_of_a_fit(tmp_path):
         full_at(500),
         pytest.raises(OSError, match=rf"^{tmp_path / 'config.yaml'}: cannot be written"),
     ):
-        ConfigFile(parser, None).setup(trainer, torch.nn.Module(), "fit")
+        ConfigWriter(parser, None).setup(trainer, torch.nn.Module(), "fit")
     assert files(tmp_path) == {tmp_path / "config.yaml": b"old"}
-    ConfigFile(parser, None).setup(trainer, torch.nn.Module(), "fit")
+    ConfigWriter(parser, None).setup(trainer, torch.nn.Module(), "fit")
     assert files(tmp_path) == {tmp_path / "config.yaml": b"x" * 1000}
 
 
