@@ -7,8 +7,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from clipseg3d.text_files import read_json
+
 _Read = TypeVar("_Read")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_MAX_LAYERS = 1000
+"""No encoder has more; building as many as a damaged config.json says would not end."""
+_LONGEST_REASON = 300
 _VOCABULARY_FILES = (
     *("tokenizer.json", "vocab.json", "vocab.txt"),
     *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
@@ -122,8 +127,10 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
         return read(str(folder) if folder.is_dir() else name)
     except Exception as error:  # readers raise errors of any kind on damaged files
         if folder.is_dir():
+            reason = " ".join(str(error).split())
+            reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
             raise ValueError(
-                f"{name}: not a readable {kind} ({error}); save or copy it again"
+                f"{name}: not a readable {kind} ({reason}); save or copy it again"
             ) from error
         if not isinstance(error, OSError):
             raise
@@ -134,22 +141,31 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
         ) from error
 
 
-def check_complete(name: str, kind: str, missing: Sequence[str], tokenizer: Any) -> None:
-    """Check what transformers does not: that no weight is random and the vocabulary not empty.
+def check_complete(
+    name: str, kind: str, missing: Sequence[str], tokenizer: Any, config: Any
+) -> None:
+    """Check what transformers does not: no weight is random, and the model has every token.
 
     Args:
         name: folder or hub name it was read from.
         kind: what was read, for messages.
         missing: weights that the files lack.
         tokenizer: as loaded.
+        config: of the model.
 
     Raises:
-        ValueError: weights or words are missing.
+        ValueError: weights or words are missing, or the tokenizer is of another model.
     """
     if missing:
         raise ValueError(
             f"{name}: lacks {len(missing)} weights of a {kind} (such as {min(missing)}); save the "
             "whole model"
+        )
+    vocabulary = config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens, but the model {vocabulary}; save "
+            "both again"
         )
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
@@ -163,6 +179,17 @@ def _check_folder(folder: Path, kind: str) -> None:
     names = {path.name for path in folder.iterdir()}
     if "config.json" not in names:
         raise ValueError(f"{folder}: holds no config.json; save a {kind} with save_pretrained")
+    config = read_json(folder / "config.json")
+    towers = [config] if isinstance(config, dict) else []
+    for tower in [
+        *towers,
+        *(part for t in towers for part in t.values() if isinstance(part, dict)),
+    ]:
+        layers = tower.get("num_hidden_layers")
+        if isinstance(layers, int | float) and not 0 <= layers <= _MAX_LAYERS:
+            raise ValueError(
+                f"{folder}: config.json says num_hidden_layers={layers!r}; save or copy it again"
+            )
     if not any(name in names or f"{name}.index.json" in names for name in _WEIGHT_FILES):
         raise ValueError(
             f"{folder}: holds no weights ({' or '.join(_WEIGHT_FILES)}); save the {kind} again "

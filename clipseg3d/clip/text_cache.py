@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from clipseg3d.atomic_write import atomic_write
+from clipseg3d.checksums import sha256_of_tensors
 
 _FORMAT = "clipseg3d-texts-1"
 
@@ -19,7 +20,8 @@ class TextCache:
     """Embeddings of texts by one encoder.
 
     The file is a safetensors file: ``embeddings`` (n, e) float32, and as metadata the format, the
-    encoder's name and fingerprint, and the texts as a JSON list.
+    encoder's name and fingerprint, the texts as a JSON list, and a check sum of texts and embeddings,
+    which older files lack.
 
     Attributes:
         encoder: name of the encoder.
@@ -70,18 +72,23 @@ class TextCache:
             raise ValueError(
                 f"{path}: the embedding of {texts[not_finite[0]]!r} holds NaN or infinity; {cure}"
             )
-        return cls(encoder, sha256, dict(zip(texts, embeddings.float(), strict=True)))
+        by_text = dict(zip(texts, embeddings.float(), strict=True))
+        if metadata.get("checksum", "") not in ("", sha256_of_tensors(by_text)):
+            raise ValueError(f"{path}: damaged (its check sum is wrong); {cure}")
+        return cls(encoder, sha256, by_text)
 
     def save(self, path: str | Path) -> None:
         """Write the file; its folder is made if missing. Readers never see an incomplete file."""
         path = Path(path)
+        by_text = {text: embedding.float() for text, embedding in self.embeddings.items()}
         content = save(
-            {"embeddings": torch.stack(list(self.embeddings.values())).float()},
+            {"embeddings": torch.stack(list(by_text.values()))},
             metadata={
                 "format": _FORMAT,
                 "encoder": self.encoder,
                 "sha256": self.sha256,
-                "texts": json.dumps(list(self.embeddings)),
+                "texts": json.dumps(list(by_text)),
+                "checksum": sha256_of_tensors(by_text),
             },
         )
         with atomic_write(path) as tmp:

@@ -119,6 +119,7 @@ class BraTSDataModule(LightningDataModule):
             require_count(patch_size=size)
         require_count(batch_size=batch_size, crops_per_case=crops_per_case)
         require_count(num_workers=num_workers, fold=fold, seed=seed, at_least=0)
+        require_count(num_folds=num_folds)
         require_above_zero(spacing_mm=spacing_mm)
         # Only plain values: checkpoints are loaded with weights_only=True. Model and data share
         # their hyperparameters, and the model stores the name of the release that was detected:

@@ -36,7 +36,7 @@ def read_checkpoint_file(
         raise ValueError(
             f"{path}: not a whole checkpoint; give another one, or copy it again"
         ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"{path}: not a checkpoint; give a file written by training")
     try:
         file_format = check_format(content.get("format"))

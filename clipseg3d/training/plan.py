@@ -129,7 +129,8 @@ class TrainingPlan:
         return OneCycleLR(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=total_steps,
+            # A rise of one step that is the whole fit would have a length of 0 for torch.
+            total_steps=max(total_steps, 2) if self.warmup == 1 else total_steps,
             # torch divides by the length of the rise, and counts a rise of exactly one step as 0.
             pct_start=min(self.warmup * (1 + 1e-9), 1.0),
             div_factor=self.start_div,

@@ -21,7 +21,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-from clipseg3d.cli.terminal import raised_here
+from clipseg3d.cli.terminal import raised_here, say
 
 AT_ONCE = 2
 CPU_SECONDS, WALL_SECONDS, MEMORY = 20, 90, 3 << 30
@@ -110,7 +110,7 @@ def _child(door, seed, world, place):
             if not callable(one.call) or not raised_here(error):
                 raise
             code, value = 1, None
-            sys.stderr.write(f"clipseg3d: {error}\n")
+            say(f"clipseg3d: {error}", stream=sys.stderr)
         except SystemExit as end:
             code, value = int(end.code or 0), None
         digest = hashlib.sha256(repr(value).encode()).hexdigest()
@@ -157,7 +157,7 @@ def _judge(status, place, expected):
         return "silent", what, f"refused, which it should not be: {text}"
     message = text or out
     faults = any(re.search(r"\d+ faults", line) for line in lines)
-    others = [line for line in lines if not line.startswith("clipseg3d")]
+    others = [line for line in lines if not line.startswith("clipseg3d") or "\x1b" in line]
     named = not result["names"] or any(name in message + out for name in result["names"])
     short = all(len(line) <= _LONGEST_LINE for line in message.split("\n"))
     cured = re.search(r"; |did you mean|choose|invalid|expected one argument|required", message)
@@ -168,7 +168,7 @@ def _judge(status, place, expected):
 
 def _is_chatter(line):
     """Say whether a line is a progress bar or a remark of another library."""
-    return bool(re.match(r"Segmenting |Scoring|Caching|Simulating|Seed set|💡|.*[TG]PU avail", line))
+    return bool(re.match(r"Segmenting |Scoring|Caching|Simulating|Loading weights|Writing model|Seed set|💡|.*[TG]PU avail", line))
 
 
 if __name__ == "__main__":

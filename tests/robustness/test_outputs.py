@@ -57,7 +57,7 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path, monkeypatch, capsys, c
     [
         (["-n", "0"], "number=0 is not positive"),
         (["--seed", "-1"], "seed=-1 is negative"),
-        (["--spacing", "nan"], "spacing_mm=nan is outside (0, 8]"),
+        (["--spacing", "nan"], "spacing_mm=nan is outside [0.5, 8]"),
     ],
 )
 def test_numbers_of_phantoms_are_checked(tmp_path, capsys, options, message):
