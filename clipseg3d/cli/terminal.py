@@ -24,8 +24,8 @@ def say(message: str, *, stream: TextIO | None = None) -> None:
     """
     stream = stream or sys.stdout
     encoding = stream.encoding or "utf-8"
-    printable = message.translate(_CONTROL).encode(encoding, errors="backslashreplace")
-    printable = printable.decode(encoding)
+    known = message.translate(_CONTROL).encode(encoding, errors="backslashreplace")
+    printable = known.decode(encoding)
     if stream is sys.stderr:
         printable = "\n".join(map(_shortened, printable.split("\n")))
     stream.write(f"{printable}\n")

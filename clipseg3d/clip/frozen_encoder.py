@@ -180,12 +180,10 @@ def _check_folder(folder: Path, kind: str) -> None:
     if "config.json" not in names:
         raise ValueError(f"{folder}: holds no config.json; save a {kind} with save_pretrained")
     config = read_json(folder / "config.json")
-    towers = [config] if isinstance(config, dict) else []
-    for tower in [
-        *towers,
-        *(part for t in towers for part in t.values() if isinstance(part, dict)),
-    ]:
-        layers = tower.get("num_hidden_layers")
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder}: config.json is no JSON object; save or copy it again")
+    for part in [config, *config.values()]:  # a CLIP has two towers
+        layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
         if isinstance(layers, int | float) and not 0 <= layers <= _MAX_LAYERS:
             raise ValueError(
                 f"{folder}: config.json says num_hidden_layers={layers!r}; save or copy it again"

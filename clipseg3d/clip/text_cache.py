@@ -20,8 +20,8 @@ class TextCache:
     """Embeddings of texts by one encoder.
 
     The file is a safetensors file: ``embeddings`` (n, e) float32, and as metadata the format, the
-    encoder's name and fingerprint, the texts as a JSON list, and a check sum of texts and embeddings,
-    which older files lack.
+    encoder's name and fingerprint, the texts as a JSON list, and a check sum of texts and
+    embeddings, which older files lack.
 
     Attributes:
         encoder: name of the encoder.

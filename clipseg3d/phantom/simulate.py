@@ -66,8 +66,8 @@ def simulate_phantom(seed: int, *, spacing_mm: float = 2.0) -> Phantom:
     """
     if not MIN_SPACING_MM <= spacing_mm <= 8:
         raise ValueError(
-            f"spacing_mm={spacing_mm} is outside [{MIN_SPACING_MM}, 8]; use 1.0 for the BraTS grid, "
-            "2.0 to 4.0 for quick trials"
+            f"spacing_mm={spacing_mm} is outside [{MIN_SPACING_MM}, 8]; use 1.0 for the BraTS "
+            "grid, 2.0 to 4.0 for quick trials"
         )
     rng = np.random.default_rng(seed)
     # The number of values drawn from rng must not depend on the grid, or the same seed would give

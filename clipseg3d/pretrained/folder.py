@@ -7,7 +7,6 @@ import hashlib
 import json
 from argparse import ArgumentError
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -199,9 +198,9 @@ def parse_values(kind: type[_Values], values: Any, path: Path, version: Any) -> 
     parser.add_class_arguments(kind, "values")
     try:
         parsed = parser.parse_object({"values": values})["values"].as_dict()
-        defaults = {field.name: field.default for field in fields(kind)}
-        if absent := [k for k, v in parsed.items() if v is None and defaults[k] is not None]:
-            raise ValueError(f"{absent[0]} is null")  # which the parser takes for a value not given
+        for name, value in parsed.items():  # the parser takes null for a value that is not given
+            if value is None and getattr(kind, name, ...) is not None:
+                raise ValueError(f"{name} is null")
         # JSON has no tuples, and not all versions of the parser make them
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in parsed.items()})
     except (ArgumentError, AttributeError, TypeError, ValueError) as error:
