@@ -17,6 +17,8 @@ from clipseg3d.text_files import read_text
 from clipseg3d.training.plan import PLANS
 
 NETWORK, PLAN = "--model.network", "--model.plan"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Reads plain values only, and refuses the same as that of the parser."""
 _KEYS = {NETWORK: "network", PLAN: "plan"}
 
 
@@ -66,7 +68,7 @@ def require_configurations(arguments: Sequence[str]) -> None:
 def _require_configuration(path: Path) -> None:
     """Raise a ValueError for one of these faults."""
     try:
-        content = yaml.safe_load(read_text(path))
+        content = yaml.load(read_text(path), _LOADER)
         json.dumps(content, default=str, skipkeys=True)
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())

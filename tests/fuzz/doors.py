@@ -12,7 +12,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ from clipseg3d.networks.prediction_settings import PredictionSettings
 from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.pretrained.formats import FORMAT
 from clipseg3d.pretrained.reader import load_pretrained
-from clipseg3d.text_files import read_report
 
 CASES = tuple(f"Phantom_{seed:05d}" for seed in range(4))
 REPORT = "Lesion in the left frontal lobe. Marked oedema."
@@ -55,9 +54,21 @@ ODD = (
 )
 """Values where others are expected."""
 TEXTS = (
-    *(b"", b"\xef\xbb\xbf" + REPORT.encode(), REPORT.encode("utf-16"), b"\xff\xfe\x00", b"\x00" * 99),
-    *(REPORT.encode("utf-32"), "Läsion".encode("latin-1"), b"word " * 10_000, b"x" * 60_000),
-    *(b"a" * 1_500_000, b"\x1b[2J" + REPORT.encode(), b"line\r\n" * 50, "病变🧠‮".encode(), b"PK\x03\x04"),
+    *(
+        b"",
+        b"\xef\xbb\xbf" + REPORT.encode(),
+        REPORT.encode("utf-16"),
+        b"\xff\xfe\x00",
+        b"\x00" * 99,
+    ),
+    *(REPORT.encode("utf-32"), "Läsion".encode("latin-1"), b"word " * 10_000, b"x" * 20_000),
+    *(
+        b"a" * 1_500_000,
+        b"\x1b[2J" + REPORT.encode(),
+        b"line\r\n" * 50,
+        "病变🧠‮".encode(),
+        b"PK\x03\x04",
+    ),
     *("\u0000".encode(), b"{}", b"\n\n \t\n", b"\x7fELF" + bytes(range(256)), "e\u0301" * 500 + ""),
 )
 """Contents of a file of text."""
@@ -127,6 +138,7 @@ class World:
         self.checkpoint, self.texts = folder / "weights.ckpt", folder / "texts.safetensors"
         self.plain, self.cache = folder / "plain.ckpt", folder / "cache"
         write_phantoms(self.cases, len(CASES), spacing_mm=8.0)
+        self.right_masks = self.masks(folder / "masks")
         self.found = find_cases(self.cases, PHANTOM, spacing_mm=8.0)
         self.encoder = HuggingFaceCLIP.tiny_random()
         self.encoder.frozen_model.save_pretrained(self.clip)
@@ -201,7 +213,15 @@ def harm(rng, path, **options):
     return f"{path.name}: {what}"
 
 
-OTHER_BYTES = (b"", b"\0", b"hello", b"\x1f\x8b", b"PK\x03\x04" + bytes(400), bytes(352), bytes(5000))
+OTHER_BYTES = (
+    b"",
+    b"\0",
+    b"hello",
+    b"\x1f\x8b",
+    b"PK\x03\x04" + bytes(400),
+    bytes(352),
+    bytes(5000),
+)
 
 
 def rewrite(path, voxels=None, affine=None, **header):
@@ -263,12 +283,18 @@ VOLUMES = {
     "odd dims": ("refused", lambda r, p: with_header(p, "dim", [r.randrange(-9, 9)] * 8)),
     "wrong magic": ("refused", lambda r, p: with_header(p, "magic", b"abc")),
     "two files": ("same", lambda r, p: with_header(p, "magic", b"ni1")),
-    "unknown type": ("refused", lambda r, p: with_header(p, "datatype", r.choice([0, 1, 128, 999]))),
+    "unknown type": (
+        "refused",
+        lambda r, p: with_header(p, "datatype", r.choice([0, 1, 128, 999])),
+    ),
     "offset": (
         "refused",
         lambda r, p: with_header(p, "vox_offset", r.choice([-1, 1e9, np.nan, 1e30])),
     ),
-    "slope": ("either", lambda r, p: with_header(p, "scl_slope", r.choice([np.nan, np.inf, -2, 1e38]))),
+    "slope": (
+        "either",
+        lambda r, p: with_header(p, "scl_slope", r.choice([np.nan, np.inf, -2, 1e38])),
+    ),
     "pixdim": ("either", lambda r, p: with_header(p, "pixdim", r.choice([0, -8, np.nan, 1e30]))),
     "header size": ("same", lambda r, p: with_header(p, "sizeof_hdr", r.choice([0, 540, -1]))),
     "a flipped header": ("either", lambda r, p: flip_header(r, p)),
@@ -318,32 +344,32 @@ def scans(rng, seed, folder, world):
     return Input(what, world.segment(case), expect, (path.name[:-3], "one voxel", CASES[0]))
 
 
-@door("masks in training data", 111)
-def masks_to_check(rng, seed, folder, world):
+def mask_door(name, count, *command):
+    """Register a door of label maps, which are in the place of MASKS in a command."""
+
+    @door(name, count)
+    def make(rng, seed, folder, world):
+        masks = world.masks(folder / "masks")
+        what, expect = damage_volume(rng, seed, masks / f"{CASES[1]}.nii.gz")
+        words = {"MASKS": str(masks), "CASES": str(world.cases), "OTHERS": str(world.right_masks)}
+        (folder / "out").mkdir()
+        return Input(what, [words.get(word, word) for word in command], expect, (CASES[1],))
+
+
+SCORE = ("evaluate", "MASKS", "CASES", "--protocol", "brats2020", "--release", "phantom")
+mask_door("masks to score", 111, *SCORE, "-o", "out/scores.csv")
+mask_door("masks as references", 74, "evaluate", "OTHERS", "MASKS", *SCORE[3:])
+mask_door("masks to submit", 74, "check-submission", "MASKS", "--reference", "CASES")
+mask_door("masks to tune with", 37, "tune-postprocessing", "MASKS", "CASES", "-o", "rules.json")
+
+
+@door("cases to check", 111)
+def cases_to_check(rng, seed, folder, world):
     case = world.case(folder)
-    what, expect = damage_volume(rng, seed, case / f"{CASES[0]}_seg.nii.gz")
-    expect = {"same": "either"}.get(expect, expect)  # a mask of fractions is not the same
+    kind = "t2" if seed % 3 == 0 else "seg"
+    what, expect = damage_volume(rng, seed, case / f"{CASES[0]}_{kind}.nii.gz")
     call = ["check-data", str(folder), "--spacing", "8", "--release", "phantom", "--voxels"]
     return Input(what, call, expect, (CASES[0],))
-
-
-@door("masks to score", 111)
-def masks_to_score(rng, seed, folder, world):
-    masks, truth = world.masks(folder / "masks"), world.masks(folder / "truth")
-    side = masks if seed % 2 else truth
-    what, expect = damage_volume(rng, seed, side / f"{CASES[1]}.nii.gz")
-    (folder / "out").mkdir()
-    call = ["evaluate", str(masks), str(truth), "--protocol", "brats2020", "--release", "phantom"]
-    return Input(what, [*call, "-o", "out/scores.csv"], expect, (CASES[1],))
-
-
-@door("masks to tune with", 74)
-def masks_to_tune(rng, seed, folder, world):
-    masks = world.masks(folder / "masks")
-    what, expect = damage_volume(rng, seed, masks / f"{CASES[1]}.nii.gz")
-    expect = "either" if "missing" in what or "sparse" in what else expect
-    call = ["tune-postprocessing", str(masks), str(world.cases), "-o", "rules.json"]
-    return Input(what, call, expect, (CASES[1],))
 
 
 def odd_text(rng, seed):
@@ -388,14 +414,20 @@ def report_table(rng, seed, folder, world):
     entries = {CASES[0]: {"report": REPORT}}
     if rng is not None:
         value = rng.choice(ODD)
-        rows = rng.choice((f"case,report\n{CASES[0]},{value}", f"{value}\n1,2", f'case,report\n"{value}'))
-        entries = rng.choice((value, {CASES[0]: value}, {str(value): REPORT}, {CASES[0]: {"report": value}}))
+        rows = rng.choice(
+            (f"case,report\n{CASES[0]},{value}", f"{value}\n1,2", f'case,report\n"{value}')
+        )
+        entries = rng.choice(
+            (value, {CASES[0]: value}, {str(value): REPORT}, {CASES[0]: {"report": value}})
+        )
     text = rows if seed % 2 else json.dumps(entries)
     data = text.encode(errors="surrogatepass")
     path.write_bytes(data if rng is None or rng.random() < 0.6 else damaged(rng, data)[0])
     call = ["check-data", str(world.cases), "--spacing", "8", "--reports", str(path)]
     expect = "right" if rng is None else "either"
-    return Input(f"{path.name} {data[:60]!r}", [*call, "--release", "phantom"], expect, (path.name,))
+    return Input(
+        f"{path.name} {data[:60]!r}", [*call, "--release", "phantom"], expect, (path.name,)
+    )
 
 
 def odd_json(rng, value):
@@ -423,7 +455,9 @@ def odd_json(rng, value):
     if kind == 2 and isinstance(node[key], int | float):
         node[key] = node[key] * rng.choice((-1, 0, 2, 1000, 10**9, 0.5))
     elif kind == 3 and isinstance(node[key], str):
-        node[key] = rng.choice((node[key] + " ", node[key].upper(), node[key][:-1], "../" + node[key]))
+        node[key] = rng.choice(
+            (node[key] + " ", node[key].upper(), node[key][:-1], "../" + node[key])
+        )
     else:
         node[key] = rng.choice(ODD)
     return value, f"{key}={str(node[key])[:40]!a}"
@@ -524,13 +558,22 @@ def configurations(rng, seed, folder, world):
         value = odd if not isinstance(odd, dict) else {**value, **odd}
     text = yaml.safe_dump(json.loads(json.dumps(value)))
     if rng is not None and seed % 6 == 0:
-        hostile = ("!!python/object/apply:os.mkdir [executed]", "&a [*a]", "*b", "!x y", "{", "\t- a")
+        hostile = (
+            "!!python/object/apply:os.mkdir [executed]",
+            "&a [*a]",
+            "*b",
+            "!x y",
+            "{",
+            "\t- a",
+        )
         text = f"{text}\nextra: {rng.choice(hostile)}\n"
     elif rng is not None and seed % 6 == 1:
         text, what = damaged(rng, text.encode())
         text = text.decode("latin-1")
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    return Input(f"fit {what}", ["fit", "--config", str(path)], "right" if rng is None else "either")
+    return Input(
+        f"fit {what}", ["fit", "--config", str(path)], "right" if rng is None else "either"
+    )
 
 
 HOSTILE = (
@@ -538,7 +581,12 @@ HOSTILE = (
     *(lambda: torch_zip(Runs()), lambda: torch_zip({"state_dict": {}, "hyper_parameters": Runs()})),
     *(lambda: legacy(Runs()), lambda: b"cos\nmkdir\n(S'executed'\ntR.", lambda: torch_zip({})),
     *(lambda: torch_zip({"state_dict": [1]}), lambda: torch_zip({"state_dict": {"a": object}})),
-    *(lambda: b"", lambda: b"PK\x05\x06" + bytes(18), lambda: os.urandom(3000), lambda: nested_zip()),
+    *(
+        lambda: b"",
+        lambda: b"PK\x05\x06" + bytes(18),
+        lambda: os.urandom(3000),
+        lambda: nested_zip(),
+    ),
 )
 """Files that are no checkpoint, some of which would run code."""
 
@@ -588,9 +636,13 @@ def odd_checkpoint(rng, path):
     return str(what)[:60]
 
 
-@door("checkpoints", 160)
+@door("checkpoints", 200)
 def checkpoints(rng, seed, folder, world):
-    path, what, expect = Path(shutil.copy(world.plain, folder / "w.ckpt")), "undamaged", "right"
+    path, what, expect = (
+        Path(shutil.copy(world.checkpoint, folder / "w.ckpt")),
+        "undamaged",
+        "right",
+    )
     if rng is not None and seed % 4 == 0:
         path.write_bytes(HOSTILE[seed // 4 % len(HOSTILE)]())
         what, expect = f"hostile {seed // 4 % len(HOSTILE)}", "refused"
@@ -598,18 +650,9 @@ def checkpoints(rng, seed, folder, world):
         what, expect = odd_checkpoint(rng, path), "either"
     elif rng is not None:
         what, expect = harm(rng, path), "same"
-    return Input(what, world.segment(world.cases / CASES[0], weights=path), expect, ("w.ckpt",))
-
-
-@door("checkpoints of text", 80)
-def checkpoints_of_text(rng, seed, folder, world):
-    path, what, expect = Path(shutil.copy(world.checkpoint, folder / "w.ckpt")), "undamaged", "right"
-    if rng is not None and seed % 2:
-        what, expect = odd_checkpoint(rng, path), "either"
-    elif rng is not None:
-        what, expect = harm(rng, path), "same"
-    call = world.segment(world.cases / CASES[0], weights=path)
-    return Input(what, call, expect, ("w.ckpt", "CLIP", "encoder"))
+    return Input(
+        what, world.segment(world.cases / CASES[0], weights=path), expect, ("w.ckpt", "encoder")
+    )
 
 
 def same_weights(network):
@@ -684,7 +727,9 @@ def clip_folders(rng, seed, folder, world):
 
     def call():
         clip = load_encoder(str(path))
-        return clip.encode_text([REPORT]).tolist(), clip.encode_image(torch.ones(1, 3, 64, 64)).tolist()
+        return clip.encode_text([REPORT]).tolist(), clip.encode_image(
+            torch.ones(1, 3, 64, 64)
+        ).tolist()
 
     return Input(what, call, expect, ("clip",))
 
@@ -713,15 +758,43 @@ def case_caches(rng, seed, folder, world):
 
     def call():
         entry = build_cache(world.found, PHANTOM, root)[0]
-        parts = (entry.image(), entry.label(), entry.foreground(), entry.statistics(), *entry.views())
-        return [(str(part.dtype), part.tolist()) for part in parts]
+        parts = (
+            entry.image(),
+            entry.label(),
+            entry.foreground(),
+            entry.statistics(),
+            *entry.views(),
+        )
+        return [(part.dtype, part.shape, part.numpy().tobytes()) for part in parts]
 
     return Input(what, call, expect, (path.name[:13],))
 
 
 NAMES = (
-    *("ä病🧠", " a b ", "-o", "--help", "a\nb", "a\tb", "\x1b[31mred", "n" * 200, "n" * 235, "a'b\"c"),
-    *("$(touch executed)", "`mkdir executed`", "a;b", "%s", "{0}", "*", "..a", "CON", "a.nii.gz", "a_t1"),
+    *(
+        "ä病🧠",
+        " a b ",
+        "-o",
+        "--help",
+        "a\nb",
+        "a\tb",
+        "\x1b[31mred",
+        "n" * 200,
+        "n" * 235,
+        "a'b\"c",
+    ),
+    *(
+        "$(touch executed)",
+        "`mkdir executed`",
+        "a;b",
+        "%s",
+        "{0}",
+        "*",
+        "..a",
+        "CON",
+        "a.nii.gz",
+        "a_t1",
+    ),
     *("e\u0301", "‮abc", "a\\b", "#", "<b>", "&amp;", "\x7f", "~", "a_seg", "\udcff"),
 )
 
@@ -746,7 +819,11 @@ def given_names(rng, seed, folder, world):
         for part in (f"--{sequence}", str(world.cases / CASES[0] / f"{CASES[0]}_{sequence}.nii.gz"))
     ]
     name = "case" if rng is None else rng.choice((*NAMES, "", ".", "..", "a/b", "a\0b", LONG))
-    odd = f"--{rng.choice(('clip', 'weights', 'device', 'text', 'postprocessing', 't1'))}" if rng else ""
+    odd = (
+        f"--{rng.choice(('clip', 'weights', 'device', 'text', 'postprocessing', 't1'))}"
+        if rng
+        else ""
+    )
     weights = str(world.plain)
     call = ["segment", *files, "-o", "out", "--weights", weights, "--name"]
     if rng is None or seed % 2:
@@ -761,7 +838,17 @@ def places(rng, seed, folder, world):
     (folder / "locked").chmod(0o500)
     (folder / "loop").symlink_to("loop")
     (folder / "gone").symlink_to("nowhere/at/all")
-    spots = ("file", "file/x", "loop", "loop/x", "gone/x", "/proc/x", "/dev/null", "/dev/null/x", "")
+    spots = (
+        "file",
+        "file/x",
+        "loop",
+        "loop/x",
+        "gone/x",
+        "/proc/x",
+        "/dev/null",
+        "/dev/null/x",
+        "",
+    )
     spots += (".", "n" * 300, "a/" * 3000, "a\0b", "\udcff", "/sys/x/y", *NAMES)
     spot = "out" if rng is None else spots[seed // 2 % len(spots)]
     masks = world.masks(folder / "masks")
@@ -772,7 +859,14 @@ def places(rng, seed, folder, world):
         [*score, "-o", f"{spot}.csv"],
         ["export", str(world.checkpoint), "-o", spot],
         ["tune-postprocessing", str(masks), str(world.cases), "-o", f"{spot}.json"],
-        ["embed-text", str(folder / "r.txt"), "--encoder", "tiny-random", "-o", f"{spot}.safetensors"],
+        [
+            "embed-text",
+            str(folder / "r.txt"),
+            "--encoder",
+            "tiny-random",
+            "-o",
+            f"{spot}.safetensors",
+        ],
         ["check-data", str(world.cases), "--spacing", "8", "-o", f"{spot}.json"],
     )
     (folder / "r.txt").write_text(REPORT)
@@ -798,12 +892,19 @@ def numbers(rng, seed, folder, world):
         ["evaluate", str(world.cases), str(world.cases), "--protocol", number],
     )
     call = calls[0 if rng is None else seed // len(NUMBERS) % len(calls)]
-    call = [*call[:-1], f"{call[-2]}={number}"] if seed % 2 and call[-2].startswith("--") else call
-    return Input(f"{call[0]} {call[-2:]}", call, "right" if rng is None else "either")
+    call = [*call[:-2], f"{call[-2]}={number}"] if seed % 2 and call[-2].startswith("--") else call
+    expect = "refused" if call[0] == "check-data" else "either"  # no number is the voxel size
+    return Input(f"{call[0]} {call[-2:]}", call, "right" if rng is None else expect)
 
 
 FIT_OPTIONS = (
-    *("model.lr", "model.overlap", "model.report_dropout", "model.roi_size", "model.network.channels"),
+    *(
+        "model.lr",
+        "model.overlap",
+        "model.report_dropout",
+        "model.roi_size",
+        "model.network.channels",
+    ),
     *("data.batch_size", "data.num_folds", "data.fold", "data.patch_size", "data.crops_per_case"),
     *("trainer.max_steps", "trainer.gradient_clip_val", "trainer.devices", "seed_everything"),
     *("model.network.dropout", "data.num_workers", "trainer.limit_val_batches", "data.seed"),

@@ -43,7 +43,7 @@ def serve(folder):
     world = doors.World(folder / "world")
     for line in sys.stdin:
         answer = run_door(line.strip(), doors, world, folder)
-        sys.stdout.write(f"{json.dumps(answer)}\n")
+        ANSWERS.write(f"{json.dumps(answer)}\n")
         sys.stdout.flush()
 
 
@@ -73,7 +73,7 @@ def run_door(name, doors, world, folder):
         counts[outcome] += 1
         if outcome not in OUTCOMES[:2]:
             bad.append(f"{name} {seed} ({what}): {outcome}: {said}")
-        os.system(f"chmod -R u+rwX '{place}'")  # noqa: S605
+        os.system(f"chmod -R u+rwX '{place}'")
         shutil.rmtree(place, ignore_errors=True)
     return {"door": name, "counts": counts, "bad": bad}
 
@@ -160,7 +160,9 @@ def _judge(status, place, expected):
     others = [line for line in lines if not line.startswith("clipseg3d") or "\x1b" in line]
     named = not result["names"] or any(name in message + out for name in result["names"])
     short = all(len(line) <= _LONGEST_LINE for line in message.split("\n"))
-    cured = re.search(r"; |did you mean|choose|invalid|expected one argument|required", message)
+    cured = re.search(
+        r"; |did you mean|choose|: give |invalid|expected one argument|required", message
+    )
     if (others and not faults) or not (message and named and short and cured):
         return "vague", what, message
     return "refused", what, message
@@ -168,7 +170,12 @@ def _judge(status, place, expected):
 
 def _is_chatter(line):
     """Say whether a line is a progress bar or a remark of another library."""
-    return bool(re.match(r"Segmenting |Scoring|Caching|Simulating|Loading weights|Writing model|Seed set|💡|.*[TG]PU avail", line))
+    return bool(
+        re.match(
+            r"Segmenting |Scoring|Caching|Simulating|Loading weights|Writing model|Seed set|💡|.*[TG]PU avail",
+            line,
+        )
+    )
 
 
 if __name__ == "__main__":
