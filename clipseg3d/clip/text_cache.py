@@ -72,24 +72,30 @@ class TextCache:
             raise ValueError(
                 f"{path}: the embedding of {texts[not_finite[0]]!r} holds NaN or infinity; {cure}"
             )
-        by_text = dict(zip(texts, embeddings.float(), strict=True))
-        if metadata.get("checksum", "") not in ("", sha256_of_tensors(by_text)):
+        embeddings = embeddings.float()
+        if metadata.get("checksum", "") not in ("", _checksum(texts, embeddings)):
             raise ValueError(f"{path}: damaged (its check sum is wrong); {cure}")
-        return cls(encoder, sha256, by_text)
+        return cls(encoder, sha256, dict(zip(texts, embeddings, strict=True)))
 
     def save(self, path: str | Path) -> None:
         """Write the file; its folder is made if missing. Readers never see an incomplete file."""
         path = Path(path)
-        by_text = {text: embedding.float() for text, embedding in self.embeddings.items()}
+        texts = list(self.embeddings)
+        embeddings = torch.stack(list(self.embeddings.values())).float()
         content = save(
-            {"embeddings": torch.stack(list(by_text.values()))},
+            {"embeddings": embeddings},
             metadata={
                 "format": _FORMAT,
                 "encoder": self.encoder,
                 "sha256": self.sha256,
-                "texts": json.dumps(list(by_text)),
-                "checksum": sha256_of_tensors(by_text),
+                "texts": json.dumps(texts),
+                "checksum": _checksum(texts, embeddings),
             },
         )
         with atomic_write(path) as tmp:
             tmp.write_bytes(content)
+
+
+def _checksum(texts: list[str], embeddings: Tensor) -> str:
+    """Return the check sum of texts and embeddings."""
+    return sha256_of_tensors({json.dumps(texts): embeddings})

@@ -34,17 +34,21 @@ OUTCOMES = (
 EXECUTED = "executed"
 """Folder that hostile inputs make in the working folder, if their code runs."""
 _LONGEST_LINE = 1000
+_CURES = r"; |: (give|choose) |did you mean|invalid|expected one argument|required"
+_CHATTER = r"Segmenting |Scoring|Caching|Simulating|Loading |Writing |Seed set|💡|.*[TG]PU avail"
 
 
 def serve(folder):
     """Answer requests until standard input ends."""
     import doors
 
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # all else that is printed goes to standard error
     world = doors.World(folder / "world")
     for line in sys.stdin:
         answer = run_door(line.strip(), doors, world, folder)
-        ANSWERS.write(f"{json.dumps(answer)}\n")
-        sys.stdout.flush()
+        answers.write(f"{json.dumps(answer)}\n")
+        answers.flush()
 
 
 def run_door(name, doors, world, folder):
@@ -60,7 +64,7 @@ def run_door(name, doors, world, folder):
             if pid == 0:
                 _child(door, seed, world, place)
             running[pid] = (seed, place, time.monotonic() + WALL_SECONDS)
-        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             time.sleep(0.005)
             for late in [p for p, (_, _, end) in running.items() if time.monotonic() > end]:
@@ -73,7 +77,6 @@ def run_door(name, doors, world, folder):
         counts[outcome] += 1
         if outcome not in OUTCOMES[:2]:
             bad.append(f"{name} {seed} ({what}): {outcome}: {said}")
-        os.system(f"chmod -R u+rwX '{place}'")
         shutil.rmtree(place, ignore_errors=True)
     return {"door": name, "counts": counts, "bad": bad}
 
@@ -160,9 +163,7 @@ def _judge(status, place, expected):
     others = [line for line in lines if not line.startswith("clipseg3d") or "\x1b" in line]
     named = not result["names"] or any(name in message + out for name in result["names"])
     short = all(len(line) <= _LONGEST_LINE for line in message.split("\n"))
-    cured = re.search(
-        r"; |did you mean|choose|: give |invalid|expected one argument|required", message
-    )
+    cured = re.search(_CURES, message)
     if (others and not faults) or not (message and named and short and cured):
         return "vague", what, message
     return "refused", what, message
@@ -170,12 +171,7 @@ def _judge(status, place, expected):
 
 def _is_chatter(line):
     """Say whether a line is a progress bar or a remark of another library."""
-    return bool(
-        re.match(
-            r"Segmenting |Scoring|Caching|Simulating|Loading weights|Writing model|Seed set|💡|.*[TG]PU avail",
-            line,
-        )
-    )
+    return bool(re.match(_CHATTER, line))
 
 
 if __name__ == "__main__":
