@@ -124,6 +124,8 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
     elif folder.is_absolute() or name.startswith((".", "~")):
         raise FileNotFoundError(f"{name}: no such folder; give a folder with a saved {kind}")
     try:
+        if folder.is_dir():
+            _check_layers(folder / "config.json")
         return read(str(folder) if folder.is_dir() else name)
     except Exception as error:  # readers raise errors of any kind on damaged files
         if folder.is_dir():
@@ -179,15 +181,6 @@ def _check_folder(folder: Path, kind: str) -> None:
     names = {path.name for path in folder.iterdir()}
     if "config.json" not in names:
         raise ValueError(f"{folder}: holds no config.json; save a {kind} with save_pretrained")
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder}: config.json is no JSON object; save or copy it again")
-    for part in [config, *config.values()]:  # a CLIP has two towers
-        layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
-        if isinstance(layers, int | float) and not 0 <= layers <= _MAX_LAYERS:
-            raise ValueError(
-                f"{folder}: config.json says num_hidden_layers={layers!r}; save or copy it again"
-            )
     if not any(name in names or f"{name}.index.json" in names for name in _WEIGHT_FILES):
         raise ValueError(
             f"{folder}: holds no weights ({' or '.join(_WEIGHT_FILES)}); save the {kind} again "
@@ -198,6 +191,17 @@ def _check_folder(folder: Path, kind: str) -> None:
             f"{folder}: holds no tokenizer (such as tokenizer.json or vocab.json); save the "
             "tokenizer there too with save_pretrained"
         )
+
+
+def _check_layers(path: Path) -> None:
+    """Raise a ValueError for a configuration that is no object, or says too many layers."""
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    for part in [config, *config.values()]:  # a CLIP has two towers
+        layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
+        if isinstance(layers, int | float) and not 0 <= layers <= _MAX_LAYERS:
+            raise ValueError(f"{path.name} says num_hidden_layers={layers!r}")
 
 
 def _accept_absent_weights(module: nn.Module, incompatible: Any) -> None:
