@@ -95,7 +95,7 @@ def _child(door, seed, world, place):
         os.chdir(work)
         rng = random.Random(f"{door.name} {seed}")
         one = door.make(None if seed == 0 else rng, seed, work, world)
-        written = {"what": one.what, "expect": one.expect, "names": one.names}
+        written = {"what": one.what, "expect": one.expect if seed else "right", "names": one.names}
         result.write_text(json.dumps(written))
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
