@@ -31,10 +31,10 @@ def add_command(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d phantom``."""
-    from clipseg3d.phantom.write import write_phantoms
+    from clipseg3d.phantom.write import MAX_CASES, write_phantoms
     from clipseg3d.ranges import require_count
 
-    require_count(number=arguments.number)
+    require_count(number=arguments.number, at_most=MAX_CASES)
     require_count(seed=arguments.seed, at_least=0)
     require_output(arguments.output, folder=True)
     names = write_phantoms(

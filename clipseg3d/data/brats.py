@@ -51,6 +51,11 @@ from clipseg3d.data.transforms import Augmentation
 from clipseg3d.ranges import require_above_zero, require_count
 from clipseg3d.views import ViewSelection
 
+MAX_CROPS = 1_000_000
+"""Of a case, or in a batch; more is a slip."""
+MAX_WORKERS = 1024
+"""Starting more processes would take all memory."""
+
 
 class BraTSDataModule(LightningDataModule):
     """Training, validation and test cases of one release; independent of the model.
@@ -132,8 +137,10 @@ class BraTSDataModule(LightningDataModule):
             raise ValueError(f"patch_size={tuple(patch_size)} needs three sizes: x, y, z")
         for size in patch_size:
             require_count(patch_size=size)
-        require_count(batch_size=batch_size, crops_per_case=crops_per_case)
-        require_count(num_workers=num_workers, fold=fold, seed=seed, at_least=0)
+        require_count(batch_size=batch_size, crops_per_case=crops_per_case, at_most=MAX_CROPS)
+        require_count(num_workers=num_workers, at_least=0, at_most=MAX_WORKERS)
+        require_count(fold=fold, seed=seed, at_least=0)
+        require_count(num_folds=num_folds)
         require_above_zero(spacing_mm=spacing_mm)
         # Only plain values: checkpoints are loaded with weights_only=True. Model and data share
         # their hyperparameters, and the model stores the release that was detected or read:

@@ -25,6 +25,8 @@ AFFINE_TOLERANCE_MM = 1e-2
 GRADES = {"HGG": 1, "LGG": 0}
 NAME_MAPPING = "name_mapping.csv"
 """Table of BraTS 2019 and 2020: a column Grade, and the name of each case in every release."""
+MAX_NAME = 200
+"""Bytes of the name of a case; a file name has 255, endings of maps included."""
 FILES_SNIFFED = 20
 """Files whose first bytes are looked at where there is no NIfTI file."""
 MASKS_READ = 10
@@ -329,6 +331,11 @@ def case_from_files(
         name = folders[0].resolve().name
     if not name.strip(". ") or any(character in name for character in "/\\\0"):
         raise ValueError(f"name={name!r} cannot be that of a file; give the case another (--name)")
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise ValueError(
+            f"name={name[:20]!r}... of {len(os.fsencode(name))} bytes is too long for a file; give "
+            "the case another (--name)"
+        )
     case = Case(case_id=name, patient=name, sequences=paths)
     faults = [
         f"{path}: given for {' and '.join(sharing)}; name one file for each"

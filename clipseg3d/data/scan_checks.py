@@ -83,7 +83,12 @@ def check_scan(
     brains = {name: volume != 0 for name, volume in checked.items()}
     for name, brain in brains.items() if skull_stripped else ():
         litres = np.count_nonzero(brain) * voxel_mm3 / 1e6
-        if brain.all():
+        if not brain.any():
+            faults.append(
+                f"{paths[name]}: every voxel of {name} is NaN or background; export the sequence "
+                "again"
+            )
+        elif brain.all():
             faults.append(
                 f"{paths[name]}: no voxel of {name} is background (0), so the scan is not "
                 "skull-stripped; strip it first"

@@ -170,9 +170,13 @@ class Predictor:
         find_device(device)  # a wrong name is found out before seconds of reading
         members = read_networks(paths, clip=clip)
         settings = members[0].settings
+        try:
+            release = get_release(settings.release)
+        except ValueError as error:
+            raise ValueError(f"{paths[0]}: trained on an {error}") from error
         return cls(
             [member.network for member in members],
-            release=get_release(settings.release),
+            release=release,
             spacing_mm=settings.spacing_mm,
             roi_size=settings.roi_size,
             overlap=settings.overlap,

@@ -7,7 +7,7 @@ from clipseg3d.data.brats import BraTSDataModule
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.releases import PHANTOM
 from clipseg3d.data.survey import DataSurvey
-from clipseg3d.phantom.write import case_names, write_phantoms
+from clipseg3d.phantom.write import MAX_CASES, case_names, write_phantoms
 from clipseg3d.ranges import require_count
 
 MEGABYTES = 12
@@ -25,7 +25,7 @@ class PhantomDataModule(BraTSDataModule):
         **options: as for :class:`clipseg3d.data.brats.BraTSDataModule`.
 
     Raises:
-        ValueError: ``num_cases`` is not positive, or ``first_seed`` is negative.
+        ValueError: ``num_cases`` is not positive or above 100,000, or ``first_seed`` is negative.
     """
 
     published = PHANTOM
@@ -39,7 +39,7 @@ class PhantomDataModule(BraTSDataModule):
         spacing_mm: float = 2.0,
         **options: Any,
     ) -> None:
-        require_count(num_cases=num_cases)
+        require_count(num_cases=num_cases, at_most=MAX_CASES)
         require_count(first_seed=first_seed, at_least=0)
         super().__init__(root, spacing_mm=spacing_mm, **options)
         self.num_cases = num_cases

@@ -17,6 +17,9 @@ from clipseg3d.phantom.signal import scan
 from clipseg3d.phantom.tumour import GROWTH_GRID, Label, TumourPlan, grow
 from clipseg3d.vocabulary import SEQUENCES
 
+MIN_SPACING_MM = 0.5
+"""Finer grids take more than all memory."""
+
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
@@ -51,20 +54,20 @@ def simulate_phantom(seed: int, *, spacing_mm: float = 2.0) -> Phantom:
 
     Args:
         seed: non-negative; the same seed gives the same patient, at any spacing.
-        spacing_mm: edge of the cubic voxel, in mm, in (0, 8]. The field of view is that of BraTS,
+        spacing_mm: edge of the cubic voxel, in mm, in [0.5, 8]. The field of view is that of BraTS,
             so 1.0 gives (240, 240, 155) voxels.
 
     Returns:
         The phantom, with a grid of ``ceil(240 / s), ceil(240 / s), ceil(155 / s)`` voxels.
 
     Raises:
-        ValueError: ``spacing_mm`` is outside (0, 8], or ``seed`` is negative.
+        ValueError: ``spacing_mm`` is outside [0.5, 8], or ``seed`` is negative.
         ImportError: nilearn is not installed; its tissue maps are used.
     """
-    if not 0 < spacing_mm <= 8:
+    if not MIN_SPACING_MM <= spacing_mm <= 8:
         raise ValueError(
-            f"spacing_mm={spacing_mm} is outside (0, 8]; use 1.0 for the BraTS grid, 2.0 to 4.0 "
-            "for quick trials"
+            f"spacing_mm={spacing_mm} is outside [{MIN_SPACING_MM}, 8]; use 1.0 for the BraTS "
+            "grid, 2.0 to 4.0 for quick trials"
         )
     rng = np.random.default_rng(seed)
     # The number of values drawn from rng must not depend on the grid, or the same seed would give

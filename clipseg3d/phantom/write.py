@@ -14,6 +14,9 @@ from clipseg3d.phantom.simulate import Phantom, simulate_phantom
 from clipseg3d.phantom.tumour import Label
 from clipseg3d.vocabulary import SEQUENCES
 
+MAX_CASES = 100_000
+"""Patients at once; more is a slip."""
+
 
 def write_phantom(phantom: Phantom, root: Path, case_id: str) -> Path:
     """Write a phantom as one BraTS case folder, all or nothing.

@@ -132,3 +132,10 @@ def test_an_empty_sequence_is_a_fault(volumes):
     assert check(volumes).faults == [
         "case_t2.nii.gz: every voxel of t2 is 0; export the sequence again"
     ]
+
+
+def test_a_sequence_of_nan_alone_is_a_fault(volumes):
+    volumes["t2"][:] = np.nan
+    assert check(volumes).faults == [
+        "case_t2.nii.gz: every voxel of t2 is NaN or background; export the sequence again"
+    ]

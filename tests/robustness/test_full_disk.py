@@ -14,7 +14,7 @@ import torch
 from clipseg3d.atomic_write import naming_full_disk
 from clipseg3d.cli.config_writer import ConfigWriter
 from clipseg3d.cli.main import main
-from clipseg3d.clip.encoder import HuggingFaceCLIP
+from clipseg3d.clip import HuggingFaceCLIP
 from clipseg3d.data.cache import build_cache
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.releases import PHANTOM

@@ -85,7 +85,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch, c
     [
         (["-n", "0"], "number=0 is not positive"),
         (["--seed", "-1"], "seed=-1 is negative"),
-        (["--spacing", "nan"], "spacing_mm=nan is outside (0, 8]"),
+        (["--spacing", "nan"], "spacing_mm=nan is outside [0.5, 8]"),
     ],
 )
 def test_numbers_of_phantoms_are_checked(tmp_path, capsys, options, message):

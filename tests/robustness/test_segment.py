@@ -299,5 +299,5 @@ def test_an_output_folder_that_cannot_be_is_found_before_computing(segment, pati
     (tmp_path / "out").write_text("a file")
     code, _, error = segment(patients, "-o", tmp_path / "out")
     assert code == 1
-    assert "out: cannot be written (File exists)" in error
+    assert "out: is a file; give a folder" in error
     assert error.count("\n") == 1
