@@ -18,7 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from clipseg3d.atomic_write import atomic_write, naming_full_disk
 from clipseg3d.cli.config_writer import ConfigWriter
 from clipseg3d.cli.lightning_parser import OneLineLightningParser
-from clipseg3d.cli.preset_options import expand_presets, require_configurations
+from clipseg3d.cli.preset_options import expand_presets
 from clipseg3d.cli.terminal import raised_in, require_output, unwrapped
 from clipseg3d.data.releases import release_values
 from clipseg3d.networks.config import NetworkConfig
@@ -110,7 +110,6 @@ class CLIPSeg3DCLI(LightningCLI):
         Raises:
             ValueError: an option is unknown or has a wrong value; the checkpoint cannot be read.
         """
-        require_configurations(args)
         self.config = parser.parse_args(expand_presets(args))
         command = self.config.subcommand
         _require_ranges(self.config[command])

@@ -13,12 +13,9 @@ import yaml
 
 from clipseg3d.cli.config_reader import CONFIG, read_configs
 from clipseg3d.networks.presets import network_config
-from clipseg3d.text_files import read_text
 from clipseg3d.training.plan import PLANS
 
 NETWORK, PLAN = "--model.network", "--model.plan"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Reads plain values only, and refuses the same as that of the parser."""
 _KEYS = {NETWORK: "network", PLAN: "plan"}
 
 
@@ -53,37 +50,6 @@ def expand_presets(arguments: Sequence[str]) -> list[str]:
     if model.get(PLAN) is None and name in PLANS:
         values.append(f"{PLAN}={name}")
     return [*arguments[:index], *values, *arguments[index:]]
-
-
-def require_configurations(arguments: Sequence[str]) -> None:
-    """Refuse configuration files that do not hold settings by name.
-
-    Raises:
-        ValueError: a file is not UTF-8, not YAML, holds itself, or is no mapping.
-    """
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    for option, value in pairwise(words):
-        if option in ("-c", "--config") and Path(value).is_file():
-            _require_configuration(Path(value))
-
-
-def _require_configuration(path: Path) -> None:
-    """Raise a ValueError for one of these faults."""
-    try:
-        content = yaml.load(read_text(path), _LOADER)
-        json.dumps(content, default=str, skipkeys=True)
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
-        raise ValueError(f"{path}: not valid YAML ({reason}); repair it") from error
-    except ValueError as error:
-        if str(error).startswith(f"{path}: "):
-            raise
-        raise ValueError(f"{path}: cannot be used ({error}); repair it") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: holds a {type(content).__name__}, expected settings by name; give a file as "
-            "in examples/configs"
-        )
 
 
 def _parse_yaml(text: str) -> Any:

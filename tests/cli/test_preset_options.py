@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipseg3d.cli.preset_options import expand_presets, require_configurations
+from clipseg3d.cli.preset_options import expand_presets
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import PRESETS
 from clipseg3d.training.plan import PLANS, TrainingPlan, resolve_plan
@@ -101,20 +101,3 @@ def test_a_change_leaves_the_other_values_of_a_network(parsed, write):
 )
 def test_a_change_leaves_the_plan_of_a_file(parsed, write, plan, expected):
     assert parsed("--config", write(plan=plan, lr=None), *CHANGE).model.plan == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("model: [", "fit.yaml: not valid YAML ("),
-        ("a: !!python/object/apply:os.mkdir [executed]", "fit.yaml: not valid YAML ("),
-        ("a: &a [*a]", "fit.yaml: cannot be used (Circular reference detected); repair it"),
-        ("- 1", "fit.yaml: holds a list, expected settings by name; give a file as in"),
-    ],
-)
-def test_a_configuration_that_is_none_is_named(tmp_path, text, message):
-    path = tmp_path / "fit.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(message)) as error:
-        require_configurations(["fit", f"--config={path}"])
-    assert "\n" not in str(error.value)

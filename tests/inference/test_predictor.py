@@ -465,7 +465,7 @@ def test_an_explanation_holds_what_a_case_page_shows(folder, randomise):
         assert len({values.tobytes() for values in maps.values()}) == 2
     assert all(np.abs(values).max() <= 1 for values in evidence.similarity.values())
     assert [name for name, _ in evidence.views] == ["axial", "coronal", "sagittal"]
-    assert {view.shape for _, view in evidence.views} == {(224, 224, 4)}
+    assert {view.shape for _, view in evidence.views} == {(224, 224, 3)}
     expected = {
         "weights w.ckpt": f"SHA-256 {'0' * 64}",
         "ROI size": "16x24x16",

@@ -142,6 +142,7 @@ def test_misspelt_keys_of_a_file_are_named(fit, tmp_path, values, message):
         (b"seed_everything: [0\nmodel", "not valid YAML (line 2, column 6: expected ',' or ']'"),
         (b"a: b: c", "not valid YAML (line 1, column 5: mapping values are not allowed"),
         (b"a: !!python/object:os.system x", "not valid YAML (line 1, column 4: could not"),
+        (b"a: &a [*a]", "not valid YAML (Circular reference detected); repair it"),
         (b"a: \x00", "not valid YAML (unacceptable character #x0000"),
         (b"a: \xff", "not UTF-8 text (invalid start byte); save it as UTF-8"),
         (b"", "holds no settings; give a YAML file such as those in examples/configs"),
