@@ -136,7 +136,7 @@ def test_semantic_fusion_is_a_graph(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [name for name in BLOCKS if not name.startswith("SemanticFusion")])
 def test_inductor_gives_the_same(name, randomise):
     make, inputs, _ = BLOCKS[name]
     block = randomise(make().eval())
