@@ -183,6 +183,24 @@ class Bad(nn.Module):
             out = out * self.hidden
         if self.fault == "in place":
             features.mul_(2)
+        if self.fault == "wide":
+            out = out.float()
+        if self.fault == "mixed types":
+            out = torch.einsum("bcxyz,cd->bdxyz", out, torch.eye(C))
+        if self.fault == "overflows":
+            out = out * 1e5 / 1e5
+        if self.fault == "rounds":
+            out = out + 1000 - 1000
+        if self.fault == "layout":
+            out = out.view(len(out), -1)
+        if self.fault == "branches" and out.sum() > 1e9:
+            out = -out
+        if self.fault == "branches in training" and self.training:
+            out = out + 1 if out.sum() > 0 else out + 2
+        if self.fault == "other when compiled" and torch.compiler.is_compiling():
+            out = out * 2
+        if self.fault == "other gradient when compiled" and torch.compiler.is_dynamo_compiling():
+            out = out + (features - features.detach()).sum() + (out - out.detach())
         return out / 0 if self.fault == "infinite" else out
 
 
@@ -195,6 +213,15 @@ class Bad(nn.Module):
         ("state", "same state_dict gives other"),
         ("in place", "changed in place|other results"),
         ("infinite", "not finite"),
+        ("wide", r"\.half\(\): a result is float32, not float16"),
+        ("mixed types", r"\.half\(\) fails: RuntimeError"),
+        ("overflows", r"\.half\(\): a result is not finite"),
+        ("rounds", r"\.half\(\): a result differs from that in float32 by"),
+        ("layout", "channels_last_3d fails: RuntimeError: view size is not compatible"),
+        ("branches", "torch.export fails"),
+        ("branches in training", "torch.compile in training fails"),
+        ("other when compiled", "torch.export: the results differ"),
+        ("other gradient when compiled", "torch.compile: the gradient of conv.weight differs"),
     ],
 )
 def test_a_fault_is_found(fault, message):
@@ -208,6 +235,14 @@ def test_a_good_block_passes_and_is_no_identity():
         check_block(lambda: Bad("none"), FEATURES, starts_as_identity=True)
     with pytest.raises(AssertionError, match="two cases or more"):
         check_block(lambda: Bad("none"), FEATURES[:1])
+
+
+def test_exceptions_are_said_and_hold():
+    check_block(lambda: Bad("wide"), FEATURES, keeps_type=False)
+    with pytest.raises(AssertionError, match="a result is float16, not float32"):
+        check_block(lambda: Bad("none"), FEATURES, keeps_type=False)
+    check_block(lambda: Bad("branches"), FEATURES, is_graph=False)
+    check_block(lambda: Bad("rounds"), FEATURES, rounding=100, tolerance=1e-3)
 
 
 class Forgetful(blocks.CrossModalGuidance):
