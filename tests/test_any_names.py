@@ -67,7 +67,11 @@ def test_the_whole_road(kind, ablation, tmp_path):
         **{"data.patch_size": [48, 32, 32], "model.roi_size": [48, 32, 32]},
         **{"model.network": "tiny", "model.ablation": ablation, "trainer.max_epochs": 1},
         **{"trainer.accelerator": "cpu", "trainer.devices": 2, "trainer.strategy": "ddp"},
-        **{"trainer.logger": "false", "checkpoint.dirpath": tmp_path / "fit"},
+        **{
+            "trainer.logger": "false",
+            "trainer.default_root_dir": tmp_path,
+            "checkpoint.dirpath": tmp_path / "fit",
+        },
     }
     command = [f"--{name}={value}" for name, value in options.items()]
     run = subprocess.run(
