@@ -73,11 +73,17 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: the file is not YAML of plain values.
     """
+    text = read_text(path)
     try:
-        return yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
+        content = yaml.safe_load(text)
+        json.dumps(content, default=str, skipkeys=True)  # fails if something holds itself
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: also of a date
         reason = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            mark = error.problem_mark
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
         raise ValueError(f"{path}: not valid YAML ({reason}); repair it") from error
+    return content
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -40,6 +40,7 @@ def trained(own, tmp_path_factory):
     options = [f"--data.{name}={value}" for name, value in data.items()]
     options += ["--model.network=tiny", "--model.roi_size=[48, 32, 32]", "--trainer.logger=false"]
     options += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    options.append(f"--trainer.default_root_dir={out}")
     folder = out / "checkpoints"
     assert main(["fit", "--data=BraTSDataModule", *options, f"--checkpoint.dirpath={folder}"]) == 0
     return folder / "best.ckpt"

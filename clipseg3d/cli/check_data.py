@@ -4,7 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from clipseg3d.cli.terminal import Commands, say
+from clipseg3d.cli.terminal import Commands, require_output, say
+from clipseg3d.ranges import require_above_zero
 
 
 def add_command(commands: Commands) -> None:
@@ -63,6 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d check-data``."""
     if arguments.output is not None and arguments.output.suffix != ".json":
         raise ValueError(f"{arguments.output}: does not end in .json; rename it")
+    require_above_zero(spacing=arguments.spacing)
+    if arguments.output is not None:
+        require_output(arguments.output)
 
     from clipseg3d.data.cases import detect_release
     from clipseg3d.data.check import check_data

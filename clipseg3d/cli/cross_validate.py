@@ -13,6 +13,8 @@ from clipseg3d.atomic_write import atomic_write
 from clipseg3d.cli.terminal import Commands, require_output, say
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from clipseg3d.metrics.score_table import ScoreTable
 
 RESERVED = ("data.fold", "ckpt_path", "scores", "checkpoint.dirpath", "trainer.default_root_dir")
@@ -146,12 +148,14 @@ def _train(command: Sequence[str], folder: Path, fold: int, scores: Path) -> Non
     """Train one fold, or resume it, and score its best checkpoint.
 
     The fit runs in a process of its own, so that all its memory is freed. It goes on if only this
-    process is killed. It holds a lock, and the next command waits until the lock is free.
+    process is killed. The next command waits for both: each holds a lock.
 
     Raises:
         ValueError: the fit fails.
     """
-    import fcntl  # not on Windows
+    from filelock import FileLock
+
+    from clipseg3d.cli.lightning_cli import fit_lock
 
     folder.mkdir(parents=True, exist_ok=True)
     options = {
@@ -161,17 +165,12 @@ def _train(command: Sequence[str], folder: Path, fold: int, scores: Path) -> Non
         "ckpt_path": "last",
         "scores": scores,
     }
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{folder}: still being trained by an earlier command; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with _acquired(FileLock(folder / ".lock"), folder):
+        with _acquired(fit_lock(folder), folder):
+            pass  # the fit needs this lock
         if scores.is_file():
             return
-        code = _call(
-            [*command, *(f"--{name}={value}" for name, value in options.items())], lock.fileno()
-        )
+        code = _call([*command, *(f"--{name}={value}" for name, value in options.items())])
     if code:
         raise ValueError(
             f"{folder}: the fit ended with code {code}, for the reason above; run the same command "
@@ -179,11 +178,21 @@ def _train(command: Sequence[str], folder: Path, fold: int, scores: Path) -> Non
         )
 
 
-def _call(arguments: Sequence[str], lock: int) -> int:
-    """Run a command of this library in a process that inherits a lock; return its exit code."""
-    return subprocess.run(
-        [sys.executable, "-m", "clipseg3d", *arguments], pass_fds=[lock], check=False
-    ).returncode
+def _acquired(lock: "BaseFileLock", folder: Path) -> "BaseFileLock":
+    """Acquire a lock; say so if another process holds it."""
+    from filelock import Timeout
+
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        say(f"{folder}: still being trained by an earlier command; waiting for it")
+        lock.acquire()
+    return lock
+
+
+def _call(arguments: Sequence[str]) -> int:
+    """Run a command of this library in a process of its own; return its exit code."""
+    return subprocess.run([sys.executable, "-m", "clipseg3d", *arguments], check=False).returncode
 
 
 def _summary(name: str, joined: "ScoreTable", tables: Sequence["ScoreTable"]) -> str:

@@ -63,15 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
 def _reports(source: Path) -> list[str]:
     """Return the reports in a file or folder, at least one."""
     from clipseg3d.data.reports import REPORT_SUFFIX, read_reports
-    from clipseg3d.text_files import read_text
+    from clipseg3d.text_files import read_report
 
     if source.is_dir():
         names = glob.glob(f"**/*{REPORT_SUFFIX}", root_dir=source, recursive=True)
-        texts = [read_text(source / name) for name in sorted(names)]
+        texts = [read_report(source / name) for name in sorted(names)]
     elif source.suffix == ".json":
         texts = list(read_reports(source).values())
     elif source.suffix == ".txt":
-        texts = [read_text(source)]
+        texts = [read_report(source)]
     else:
         raise ValueError(f"{source}: no folder, .txt or .json file; give one that holds reports")
     reports = [text for text in texts if text.strip()]

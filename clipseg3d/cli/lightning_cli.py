@@ -16,7 +16,7 @@ from pytorch_lightning.core.datamodule import LightningDataModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from clipseg3d.atomic_write import atomic_write, naming_full_disk
-from clipseg3d.cli.config_file import ConfigFile
+from clipseg3d.cli.config_writer import ConfigWriter
 from clipseg3d.cli.lightning_parser import OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
 from clipseg3d.cli.terminal import raised_in, require_output, unwrapped
@@ -208,7 +208,7 @@ class CLIPSeg3DCLI(LightningCLI):
                 return nullcontext()
         path = Path(folder or Path(trainer.default_root_dir, "checkpoints")).absolute()
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        lock = fit_lock(path)
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
@@ -257,6 +257,12 @@ class CLIPSeg3DCLI(LightningCLI):
                 tmp.write_text(self.model.scores.csv(), encoding="utf-8")
 
     after_test = after_validate
+
+
+def fit_lock(folder: Path) -> FileLock:
+    """Return the lock that a fit holds while it writes checkpoints to a folder."""
+    path = folder.absolute()
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def _take_version(logger: Any) -> Path | None:
@@ -343,7 +349,7 @@ def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> CLIPSeg3DCLI:
         subclass_mode_data=True,
         seed_everything_default=0,
         trainer_defaults={"callbacks": RunManifest()},
-        save_config_callback=ConfigFile,
+        save_config_callback=ConfigWriter,
         args=list(arguments),
         auto_configure_optimizers=False,
         parser_class=OneLineLightningParser,

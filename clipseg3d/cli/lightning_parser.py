@@ -52,12 +52,14 @@ class OneLineLightningParser(LightningArgumentParser):
         while cause is not None and cause.__cause__ is not None:
             cause = cause.__cause__
         reason = " ".join(str(cause or message).split())
-        value = re.search(r"Got value: (.*)", reason)
+        value = re.search(r"Got value:\s*(.*)", reason)
         types = [_plain(kind) for kind in re.findall(r"Expected an? (.*)", message)]
         if value and types:
             kinds = " or ".join(dict.fromkeys(kind for kind in types if kind != "NoneType"))
-            return f"--{key}: value {value[1]} cannot be used; give {kinds}"
+            return f"--{key}: value {value[1] or repr('')} cannot be used; give {kinds}"
         reason = reason.replace(*_NO_ENCODER)
+        if "; " not in reason:
+            reason = f"{reason.rstrip('.')}; change or remove it"
         return f"--{key}: {reason}" if key else reason
 
     def _options(self) -> Iterator[str]:

@@ -54,10 +54,10 @@ def add_command(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d phantom``."""
     from clipseg3d.data.releases import get_release
-    from clipseg3d.phantom.write import require_writable, write_phantoms
+    from clipseg3d.phantom.write import MAX_CASES, require_writable, write_phantoms
     from clipseg3d.ranges import require_count, require_share
 
-    require_count(number=arguments.number)
+    require_count(number=arguments.number, at_most=MAX_CASES)
     require_count(seed=arguments.seed, at_least=0)
     require_share(plain_share=arguments.plain_share or 0.0, cavity_share=arguments.cavity_share)
     release = get_release(arguments.release)

@@ -4,14 +4,14 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from clipseg3d.cli.config_reader import CONFIG, read_configs
 from clipseg3d.networks.presets import network_config
 from clipseg3d.training.plan import PLANS
 
@@ -29,8 +29,10 @@ def expand_presets(arguments: Sequence[str]) -> list[str]:
         arguments: of a command; the preset is named among them or in a configuration file.
 
     Raises:
-        ValueError: there is no such preset.
+        ValueError: there is no such preset; a configuration file is damaged.
+        FileNotFoundError: there is no such configuration file.
     """
+    configs = read_configs(arguments)
     changes = [argument.startswith(f"{NETWORK}.") for argument in arguments]
     index = changes.index(True) if any(changes) else 0
     model: dict[str, Any] = {}
@@ -39,8 +41,8 @@ def expand_presets(arguments: Sequence[str]) -> list[str]:
     ):
         if option in (NETWORK, PLAN):
             model[option] = _parse_yaml(value)
-        elif option in ("-c", "--config"):
-            model |= _network_and_plan(Path(value))
+        elif option in CONFIG:
+            model |= _network_and_plan(configs[value])
     name = model.get(NETWORK)
     if not isinstance(name, str):  # it is given as values, or not at all
         return list(arguments)
@@ -58,10 +60,9 @@ def _parse_yaml(text: str) -> Any:
         return text
 
 
-def _network_and_plan(path: Path) -> dict[str, Any]:
-    """Return network and plan of a configuration file; the parser reports what is wrong in it."""
-    try:
-        model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
-        return {option: model[key] for option, key in _KEYS.items() if key in model}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):
+def _network_and_plan(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return network and plan of a configuration; the parser reports what is wrong in it."""
+    model = config.get("model")
+    if not isinstance(model, dict):
         return {}
+    return {option: model[key] for option, key in _KEYS.items() if key in model}

@@ -12,6 +12,7 @@ from clipseg3d.cli.terminal import (
     Commands,
     raised_here,
     report_text,
+    require_output,
     say,
 )
 from clipseg3d.vocabulary import SEQUENCES
@@ -120,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     for folder in arguments.cases:  # before ten seconds of loading
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; give that of a case, or of many")
+    require_output(arguments.output, folder=True)
 
     from tqdm import tqdm
 
@@ -196,7 +198,7 @@ def _find_cases(
     arguments: argparse.Namespace, predictor: "Predictor"
 ) -> tuple[list["Case"], list[str]]:
     """Return the cases to segment, and the faults of other cases and of other files."""
-    from clipseg3d.data.cases import case_from_files, faults_by_case, index_cases
+    from clipseg3d.data.cases import DataError, case_from_files, faults_by_case, index_cases
 
     files = _files(arguments)
     if files:
@@ -216,7 +218,7 @@ def _find_cases(
             folder, predictor.release, require_label=False, allow_missing=True
         )
         if not cases:
-            raise FileNotFoundError("\n".join(folder_faults))
+            raise DataError(folder_faults)
         case_faults, _ = faults_by_case(cases, folder_faults)
         for case, own in zip(cases, case_faults, strict=True):
             of_mask = [fault for fault in own if fault.startswith(f"{case.label}: ")]

@@ -11,12 +11,31 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """The list of commands, to which each adds its parser."""
 
 
+_CONTROL = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+}
+_LONGEST_LINE = 1000
+
+
 def say(message: str, *, stream: TextIO | None = None) -> None:
-    """Print a line; characters that the terminal cannot show are escaped."""
+    """Print a line; characters that the terminal cannot show, or would obey, are escaped.
+
+    Long lines of errors are cut in the middle.
+    """
     stream = stream or sys.stdout
     encoding = stream.encoding or "utf-8"
-    printable = message.encode(encoding, errors="backslashreplace").decode(encoding)
+    known = message.translate(_CONTROL).encode(encoding, errors="backslashreplace")
+    printable = known.decode(encoding)
+    if stream is sys.stderr:
+        printable = "\n".join(map(_shortened, printable.split("\n")))
     stream.write(f"{printable}\n")
+
+
+def _shortened(line: str) -> str:
+    """Return a line without its middle if it is too long to be read, such as for a long value."""
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return f"{line[:400]} [{len(line) - 800} characters] {line[-400:]}"
 
 
 def report_text(value: str) -> str:
@@ -43,6 +62,13 @@ def require_output(path: Path, *, folder: bool = False) -> None:
     """
     from clipseg3d.atomic_write import require_writable
 
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, a circle of links, a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{path}: cannot be written ({reason}); choose another place") from error
     if folder and path.exists() and not path.is_dir():
         raise FileExistsError(f"{path}: is a file; give a folder")
     if not folder and path.is_dir():
@@ -94,4 +120,5 @@ class OneLineParser(argparse.ArgumentParser):
         elif unknown := re.match(r"argument COMMAND: invalid choice: '(.*?)'", message):
             names = [n for a in self._actions if isinstance(a.choices, dict) for n in a.choices]
             message = f"{unknown[1]}: no such command; {nearest(unknown[1], names)}"
-        self.exit(2, f"{self.prog}: {message}\n")
+        say(f"{self.prog}: {message}", stream=sys.stderr)
+        self.exit(2)

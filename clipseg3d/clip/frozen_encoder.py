@@ -7,8 +7,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from clipseg3d.text_files import read_json
+
 _Read = TypeVar("_Read")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_MAX_LAYERS = 1000
+"""No encoder has more; building as many as a damaged config.json says would not end."""
+_LONGEST_REASON = 300
 _VOCABULARY_FILES = (
     *("tokenizer.json", "vocab.json", "vocab.txt"),
     *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
@@ -124,6 +129,8 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
     elif folder.is_absolute() or name.startswith((".", "~")):
         raise FileNotFoundError(f"{name}: no such folder; give a folder with a saved {kind}")
     try:
+        if folder.is_dir():
+            _check_layers(folder / "config.json")
         return read(str(folder) if folder.is_dir() else name)
     except ImportError as error:
         reason = str(error).strip().partition(". ")[0]
@@ -133,6 +140,7 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
     except Exception as error:  # readers raise errors of any kind on damaged files
         if folder.is_dir() or not isinstance(error, OSError):
             reason = " ".join(str(error).split())
+            reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
             raise ValueError(
                 f"{name}: not a readable {kind} ({reason}); save or copy it again"
             ) from error
@@ -143,22 +151,31 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
         ) from error
 
 
-def check_complete(name: str, kind: str, missing: Sequence[str], tokenizer: Any) -> None:
-    """Check what transformers does not: that no weight is random and the vocabulary not empty.
+def check_complete(
+    name: str, kind: str, missing: Sequence[str], tokenizer: Any, config: Any
+) -> None:
+    """Check what transformers does not: no weight is random, and the model has every token.
 
     Args:
         name: folder or hub name it was read from.
         kind: what was read, for messages.
         missing: weights that the files lack.
         tokenizer: as loaded.
+        config: of the model.
 
     Raises:
-        ValueError: weights or words are missing.
+        ValueError: weights or words are missing, or the tokenizer is of another model.
     """
     if missing:
         raise ValueError(
             f"{name}: lacks {len(missing)} weights of a {kind} (such as {min(missing)}); save the "
             "whole model"
+        )
+    vocabulary = config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens, but the model {vocabulary}; save "
+            "both again"
         )
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
@@ -182,6 +199,17 @@ def _check_folder(folder: Path, kind: str) -> None:
             f"{folder}: holds no tokenizer (such as tokenizer.json or vocab.json); save the "
             "tokenizer there too with save_pretrained"
         )
+
+
+def _check_layers(path: Path) -> None:
+    """Raise a ValueError for a configuration that is no object, or says too many layers."""
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    for part in [config, *config.values()]:  # a CLIP has two towers
+        layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
+        if isinstance(layers, int | float) and not 0 <= layers <= _MAX_LAYERS:
+            raise ValueError(f"{path.name} says num_hidden_layers={layers!r}")
 
 
 def _accept_absent_weights(module: nn.Module, incompatible: Any) -> None:

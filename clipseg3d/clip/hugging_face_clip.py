@@ -70,7 +70,7 @@ class HuggingFaceCLIP(FrozenCLIP):
                 CLIPTokenizer.from_pretrained(source, local_files_only=local_files_only),
             ),
         )
-        check_complete(name, "CLIPModel", list(report["missing_keys"]), tokenizer)
+        check_complete(name, "CLIPModel", list(report["missing_keys"]), tokenizer, model.config)
         return cls(model, tokenizer, name=name)
 
     @classmethod

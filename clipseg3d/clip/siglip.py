@@ -76,7 +76,7 @@ class HuggingFaceSigLIP(FrozenCLIP):
                 AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options),
             ),
         )
-        check_complete(name, "SiglipModel", list(report["missing_keys"]), tokenizer)
+        check_complete(name, "SiglipModel", list(report["missing_keys"]), tokenizer, model.config)
         mean, std = _normalisation(name, **options)
         return cls(model, tokenizer, name=name, mean=mean, std=std)
 

@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from clipseg3d.atomic_write import atomic_write
+from clipseg3d.checksums import sha256_of_tensors
 
 _FORMAT = "clipseg3d-texts-1"
 
@@ -19,7 +20,8 @@ class TextCache:
     """Embeddings of texts by one encoder.
 
     The file is a safetensors file: ``embeddings`` (n, e) float32, and as metadata the format, the
-    encoder's name and fingerprint, and the texts as a JSON list.
+    encoder's name and fingerprint, the texts as a JSON list, and a check sum of texts and
+    embeddings, which older files lack.
 
     Attributes:
         encoder: name of the encoder.
@@ -70,19 +72,30 @@ class TextCache:
             raise ValueError(
                 f"{path}: the embedding of {texts[not_finite[0]]!r} holds NaN or infinity; {cure}"
             )
-        return cls(encoder, sha256, dict(zip(texts, embeddings.float(), strict=True)))
+        embeddings = embeddings.float()
+        if metadata.get("checksum", "") not in ("", _checksum(texts, embeddings)):
+            raise ValueError(f"{path}: damaged (its check sum is wrong); {cure}")
+        return cls(encoder, sha256, dict(zip(texts, embeddings, strict=True)))
 
     def save(self, path: str | Path) -> None:
         """Write the file; its folder is made if missing. Readers never see an incomplete file."""
         path = Path(path)
+        texts = list(self.embeddings)
+        embeddings = torch.stack(list(self.embeddings.values())).float()
         content = save(
-            {"embeddings": torch.stack(list(self.embeddings.values())).float()},
+            {"embeddings": embeddings},
             metadata={
                 "format": _FORMAT,
                 "encoder": self.encoder,
                 "sha256": self.sha256,
-                "texts": json.dumps(list(self.embeddings)),
+                "texts": json.dumps(texts),
+                "checksum": _checksum(texts, embeddings),
             },
         )
         with atomic_write(path) as tmp:
             tmp.write_bytes(content)
+
+
+def _checksum(texts: list[str], embeddings: Tensor) -> str:
+    """Return the check sum of texts and embeddings."""
+    return sha256_of_tensors({json.dumps(texts): embeddings})

@@ -85,7 +85,7 @@ class HuggingFaceTextEncoder(FrozenEncoder):
             ),
         )
         missing = [weight for weight in report["missing_keys"] if not is_pooler(weight)]
-        check_complete(name, _KIND, missing, tokenizer)
+        check_complete(name, _KIND, missing, tokenizer, model.config)
         return cls(model, tokenizer, name=name)
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from clipseg3d.data.cache import (
     build_cache,
     cached_case,
     default_cache_dir,
+    require_cache_folder,
 )
 from clipseg3d.data.cases import Case, detect_release, find_cases, index_cases
 from clipseg3d.data.check import check_data
@@ -49,6 +50,11 @@ from clipseg3d.data.survey import DataSurvey
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.ranges import require_above_zero, require_count
 from clipseg3d.views import ViewSelection
+
+MAX_CROPS = 1_000_000
+"""Of a case, or in a batch; more is a slip."""
+MAX_WORKERS = 1024
+"""Starting more processes would take all memory."""
 
 
 class BraTSDataModule(LightningDataModule):
@@ -95,6 +101,7 @@ class BraTSDataModule(LightningDataModule):
         ValueError: ``patch_size``, ``batch_size``, ``crops_per_case`` or ``spacing_mm`` is not
             positive; ``num_workers``, ``fold`` or ``seed`` is negative; or ``release`` is unknown,
             differs from that of the subclass, or cannot be detected.
+        NotADirectoryError: ``cache_dir`` is a file, or lies below one.
         FileNotFoundError: from :meth:`prepare_data`, if ``root`` holds no case.
         DataError: from :meth:`prepare_data`, listing every fault of every case.
     """
@@ -130,8 +137,10 @@ class BraTSDataModule(LightningDataModule):
             raise ValueError(f"patch_size={tuple(patch_size)} needs three sizes: x, y, z")
         for size in patch_size:
             require_count(patch_size=size)
-        require_count(batch_size=batch_size, crops_per_case=crops_per_case)
-        require_count(num_workers=num_workers, fold=fold, seed=seed, at_least=0)
+        require_count(batch_size=batch_size, crops_per_case=crops_per_case, at_most=MAX_CROPS)
+        require_count(num_workers=num_workers, at_least=0, at_most=MAX_WORKERS)
+        require_count(fold=fold, seed=seed, at_least=0)
+        require_count(num_folds=num_folds)
         require_above_zero(spacing_mm=spacing_mm)
         # Only plain values: checkpoints are loaded with weights_only=True. Model and data share
         # their hyperparameters, and the model stores the release that was detected or read:
@@ -163,6 +172,7 @@ class BraTSDataModule(LightningDataModule):
         self.shuffle_reports = shuffle_reports
         self.spacing_mm = spacing_mm
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        require_cache_folder(self.cache_dir)
         self._resume_from = (0, 0)  # epoch, and batches of it to skip
         self._train_loader: CountingLoader | None = None
         self._index: list[Case] | None = None

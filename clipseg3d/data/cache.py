@@ -37,6 +37,16 @@ MAX_FOREGROUND = 20_000
 """Number of tumour voxels that are kept as crop centres; more would only need more memory."""
 MEGABYTES = 20
 """Size of the file of a case at 1 mm, including its views."""
+CURE = "set another folder as cache_dir or $CLIPSEG3D_CACHE"
+_DTYPES = {
+    "image": ("U8", "F16"),
+    "label": ("U8",),
+    "foreground": ("I16",),
+    "statistics": ("F32",),
+    "views": ("U8",),
+    "planes": ("F32",),
+}
+"""Tensors of a file, and their types as safetensors names them."""
 MAX_NAME = 50
 """Characters of the case name in a file name; file systems limit file names to 255 bytes."""
 
@@ -46,6 +56,13 @@ def default_cache_dir() -> Path:
     if folder := os.environ.get("CLIPSEG3D_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "clipseg3d")
+
+
+def require_cache_folder(root: Path) -> None:
+    """Raise a NotADirectoryError if a file lies where the cache is to be."""
+    place = next(place for place in (root, *root.absolute().parents) if os.path.exists(place))
+    if not os.path.isdir(place):
+        raise NotADirectoryError(f"{place}: is a file; {CURE}")
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,12 @@ class CachedCase:
 
     def statistics(self) -> Tensor:
         """Return the intensity statistics (s, 4), float32, in the units of the unpacked image."""
-        return self._tensor("statistics")
+        statistics = self._tensor("statistics")
+        if not statistics.isfinite().all():
+            raise DataError(
+                [f"{self.path}: damaged (NaN or infinity); delete it; the next run builds it again"]
+            )
+        return statistics
 
     def views(self) -> Views:
         """Return the views that CLIP sees, (v, 224, 224, s) uint8, and their planes (v, 3)."""
@@ -103,12 +125,29 @@ class CachedCase:
         return tensor
 
     def is_complete(self) -> bool:
-        """Return whether the file exists and has its full length; only its header is read."""
+        """Return whether the file exists, has its full length, and holds tensors that fit together.
+
+        Only its header is read.
+        """
         try:
-            with safe_open(self.path, framework="pt"):
-                return True
+            with safe_open(self.path, framework="pt") as file:
+                parts = {name: file.get_slice(name) for name in _DTYPES}
         except (SafetensorError, OSError):
             return False
+        if any(part.get_dtype() not in _DTYPES[name] for name, part in parts.items()):
+            return False
+        shapes = {name: list(part.get_shape()) for name, part in parts.items()}
+        if [len(shapes[name]) for name in _DTYPES] != [4, 3, 2, 2, 4, 2]:
+            return False
+        (sequences, *box), (count, height, width, _) = shapes["image"], shapes["views"]
+        return shapes == {
+            "image": [sequences, *box],
+            "label": box,
+            "foreground": [shapes["foreground"][0], 3],
+            "statistics": [sequences, 4],
+            "views": [count, height, width, sequences],
+            "planes": [count, 3],
+        }
 
 
 def cached_case(
@@ -210,7 +249,7 @@ def build_cache(
         failure = type(error)(
             f"{root}: the cache cannot be written ({cause.strerror or cause}); {num_complete} of "
             f"{len(cases)} cases are in it and stay. Free some space, {MEGABYTES} MB for each case "
-            "at 1 mm, or set another folder as cache_dir or $CLIPSEG3D_CACHE"
+            f"at 1 mm, or {CURE}"
         )
         failure.errno = error.errno
         raise failure from error

@@ -25,6 +25,8 @@ AFFINE_TOLERANCE_MM = 1e-2
 GRADES = {"HGG": 1, "LGG": 0}
 NAME_MAPPING = "name_mapping.csv"
 """Table of BraTS 2019 and 2020: a column Grade, and the name of each case in every release."""
+MAX_NAME = 200
+"""Bytes of the name of a case; a file name has 255, endings of maps included."""
 FILES_SNIFFED = 20
 """Files whose first bytes are looked at where there is no NIfTI file."""
 MASKS_READ = 10
@@ -147,6 +149,11 @@ def index_cases(
     """
     root = Path(root)
     required = (*(() if allow_missing else release.sequences), *((LABEL,) if require_label else ()))
+    texts, report_faults = None, []
+    try:
+        texts = None if reports is None else read_reports(Path(reports))
+    except ValueError as error:
+        report_faults = [str(error)]
     files: list[Path] = []
     faults: list[str] = []
     if is_case_table(root):
@@ -161,11 +168,7 @@ def index_cases(
             f"{path}: not a file of {release.name}; {_naming(release)}, or move it out of {root}"
             for path in strays
         ]
-    texts = None
-    try:
-        texts = None if reports is None else read_reports(Path(reports))
-    except ValueError as error:
-        faults.append(str(error))
+    faults += report_faults
     grades, table_faults = _read_grades(root, files)
     faults += table_faults
     existing = set(files)
@@ -329,6 +332,11 @@ def case_from_files(
         name = folders[0].resolve().name
     if not name.strip(". ") or any(character in name for character in "/\\\0"):
         raise ValueError(f"name={name!r} cannot be that of a file; give the case another (--name)")
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise ValueError(
+            f"name={name[:20]!r}... of {len(os.fsencode(name))} bytes is too long for a file; give "
+            "the case another (--name)"
+        )
     case = Case(case_id=name, patient=name, sequences=paths)
     faults = [
         f"{path}: given for {' and '.join(sharing)}; name one file for each"

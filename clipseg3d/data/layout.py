@@ -12,6 +12,8 @@ from clipseg3d.data.release import BraTSRelease
 from clipseg3d.text_files import read_json
 from clipseg3d.vocabulary import LABEL
 
+RECORDS = "records"
+"""Subfolder of segmentations, with a JSON file per case; see ``inference.case_record``."""
 _OTHER_ENDINGS = (
     *(".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".img", ".img.gz", ".dcm", ".npy"),
     *(".part", ".partial", ".crdownload", ".download", ".tmp"),
@@ -57,7 +59,7 @@ class Grouping(NamedTuple):
 
 
 def walk(root: Path) -> tuple[list[Path], list[str]]:
-    """List every file below a folder that is not hidden.
+    """List every file below a folder that is not hidden, nor a segmentation by this library.
 
     Links are followed; no folder is searched twice, so that circles of links end.
 
@@ -99,7 +101,20 @@ def walk(root: Path) -> tuple[list[Path], list[str]]:
                 )
             else:
                 files.append(path)
-    return files, faults
+    segmentations = _segmentations(files)
+    return [path for path in files if path not in segmentations], faults
+
+
+def _segmentations(files: Sequence[Path]) -> set[Path]:
+    """Return the files that records among some files list: label maps and others, but no scans."""
+    found: set[Path] = set()
+    for path in files:
+        if path.parent.name == RECORDS and path.suffix == ".json":
+            try:
+                found.update(path.parent.parent / name for name in read_json(path)["files"])
+            except (ValueError, OSError, KeyError, TypeError):  # no such record
+                continue
+    return found
 
 
 def empty_folders(root: Path) -> list[Path]:

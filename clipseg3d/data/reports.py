@@ -41,13 +41,15 @@ def _from_json(path: Path) -> dict[str, str]:
     """Read case name -> text, or -> an object with the key ``report``."""
     entries = read_json(path)
     if not isinstance(entries, dict):
-        raise ValueError(f"{path}: holds a {type(entries).__name__}, expected case name -> report")
+        raise ValueError(
+            f"{path}: holds a {type(entries).__name__}, expected case name -> report; repair it"
+        )
     texts: dict[str, str] = {}
     for name, entry in entries.items():
         text = entry.get("report") if isinstance(entry, dict) else entry
         if not isinstance(text, str):
             raise ValueError(
-                f"{path}: the report of {name} is a {type(text).__name__}, expected text"
+                f"{path}: the report of {name} is a {type(text).__name__}, expected text; repair it"
             )
         texts[name] = text
     return texts

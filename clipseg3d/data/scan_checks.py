@@ -25,8 +25,12 @@ MANY_TINY = 0.05
 """Share of tiny values among those that are not 0, from which on they are set to 0."""
 MAX_LITRES = 2.2
 """Volume that is not 0, above which a scan looks as if it still had its skull."""
-MIN_AGREEMENT = 0.7
-"""Dice of where two sequences are not 0, below which they do not look like one brain."""
+MIN_AGREEMENT = 0.98
+"""Dice of where two sequences are not 0, below which one is cut off or lies elsewhere."""
+COPY_SAMPLES = 100_000
+"""Voxels that are compared to find scaled copies."""
+COPY_CORRELATION = 0.9999
+"""Correlation of two sequences, from which on they are one, scaled; T1 and T1ce have about 0.9."""
 
 Volume = npt.NDArray[Any]
 
@@ -79,7 +83,12 @@ def check_scan(
     brains = {name: volume != 0 for name, volume in checked.items()}
     for name, brain in brains.items() if skull_stripped else ():
         litres = np.count_nonzero(brain) * voxel_mm3 / 1e6
-        if brain.all():
+        if not brain.any():
+            faults.append(
+                f"{paths[name]}: every voxel of {name} is NaN or background; export the sequence "
+                "again"
+            )
+        elif brain.all():
             faults.append(
                 f"{paths[name]}: no voxel of {name} is background (0), so the scan is not "
                 "skull-stripped; strip it first"
@@ -156,12 +165,25 @@ def _copies(volumes: Mapping[str, Volume], paths: Mapping[str, VolumeSource]) ->
     for one, other in combinations(volumes, 2):
         first, second = volumes[one], volumes[other]
         same = np.array_equal(first.flat[::997], second.flat[::997])  # differs at once, usually
-        if same and np.array_equal(first, second):
+        if (same and np.array_equal(first, second)) or _scaled_copy(first, second):
             files = " and ".join(dict.fromkeys(str(paths[name]) for name in (one, other)))
             faults.append(
                 f"{files}: the same voxels for {one} and {other}; restore the right file of each"
             )
     return faults
+
+
+def _scaled_copy(one: Volume, other: Volume) -> bool:
+    """Return whether a volume is another one times a factor, plus an offset inside the brain."""
+    step = max(1, one.size // COPY_SAMPLES)
+    first, second = (volume.flat[::step].astype(np.float64) for volume in (one, other))
+    inside = (first != 0) & (second != 0)
+    if inside.sum() < 100:
+        return False
+    first, second = first[inside], second[inside]
+    if not first.std() or not second.std():
+        return False
+    return bool(np.corrcoef(first, second)[0, 1] > COPY_CORRELATION)
 
 
 def _disagreements(brains: Mapping[str, Volume], paths: Mapping[str, VolumeSource]) -> list[str]:
@@ -177,8 +199,8 @@ def _disagreements(brains: Mapping[str, Volume], paths: Mapping[str, VolumeSourc
         agreement[other].append(dice)
     return [
         f"{paths[name]}: {name} shows another part of the head than the other sequences (Dice "
-        f"{max(values):.2f} at best of where they are not 0); check its registration and its "
-        "skull-stripping"
+        f"{max(values):.2f} at best of where they are not 0); check its field of view, its "
+        "registration and its skull-stripping"
         for name, values in agreement.items()
         if max(values) < MIN_AGREEMENT
     ]

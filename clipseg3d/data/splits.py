@@ -117,7 +117,10 @@ class Splits:
             ValueError: there is no such fold.
         """
         if not 0 <= fold < len(self.folds):
-            raise ValueError(f"fold={fold} is not in 0..{len(self.folds) - 1}, the folds there are")
+            raise ValueError(
+                f"fold={fold} is not in 0..{len(self.folds) - 1}, the folds there are; give one of "
+                "them"
+            )
         by_name = {case.case_id: case for case in cases}
         train = sorted(name for i, names in enumerate(self.folds) if i != fold for name in names)
         parts = (train, self.folds[fold], self.test)
@@ -196,7 +199,7 @@ def _read_list(path: Path) -> list[tuple[str, int]]:
     content = read_json(path)
     try:
         return [(Path(item["label"]).parts[-2], int(item["fold"])) for item in content["training"]]
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: under training, an entry has no label in a case folder or no fold "
             f"({error!r}); restore the published file"

@@ -14,14 +14,15 @@ from clipseg3d.atomic_write import locked, require_writable
 from clipseg3d.checksums import sha256_of_file, sha256_of_values
 from clipseg3d.data.array_volume import ArrayVolume, VolumeSource
 from clipseg3d.data.cases import Case
+from clipseg3d.data.layout import RECORDS
 from clipseg3d.data.nifti import strip_extension
 from clipseg3d.inference.case_record import CaseRecord
 from clipseg3d.inference.predictor import BAR, Predictor
 from clipseg3d.inference.segmentation import ScanWarning, Segmentation, map_file
 
-PROBABILITIES, UNCERTAINTY, RECORDS = "probabilities", "uncertainty", "records"
-"""Subfolders for maps and for what files were made with, so that the folder itself can be submitted
-to a challenge as it is."""
+PROBABILITIES, UNCERTAINTY = "probabilities", "uncertainty"
+"""Subfolders for maps, as ``RECORDS`` is one for what files were made with, so that the folder
+itself can be submitted to a challenge as it is."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,18 @@ def segment_cases(
     _check_outputs(cases, files)
     require_writable(out)  # before hours of computing
     settings = predictor.fingerprint()
-    finished = {
-        case.case_id
-        for case in cases
-        if not overwrite and _status(case, out, files[case.case_id], text, settings)[0]
-    }
+    made_with: dict[str, dict[str, object]] = {}  # scans are hashed once
+
+    def status_of(case: Case) -> tuple[bool, str | None]:
+        """Return whether a case is finished, and why its files must not be replaced, if so."""
+        paths = files[case.case_id]
+        if overwrite or not any(path.exists() for path in paths):
+            return False, None
+        if case.case_id not in made_with:
+            made_with[case.case_id] = _made_with(case, text, settings)
+        return _status(_record_path(out, case), out, paths, made_with[case.case_id])
+
+    finished = {case.case_id for case in cases if status_of(case)[0]}
     num_open = len(cases) - len(finished)
     options: dict[str, Any] = {"text": text, "explain": html}
     options |= {"probabilities": probabilities, "uncertainty": uncertainty}
@@ -122,9 +130,8 @@ def segment_cases(
             notes: tuple[str, ...] = ()
             try:
                 with _alone(paths[0]):
-                    is_finished, refusal = False, None
-                    if not overwrite:  # again, since another process may have written meanwhile
-                        is_finished, refusal = _status(case, out, paths, text, settings)
+                    # again, since another process may have written meanwhile
+                    is_finished, refusal = status_of(case)
                     if is_finished:
                         status = "finished"
                     elif refusal:
@@ -132,9 +139,8 @@ def segment_cases(
                     else:
                         segmentation = _segment(predictor, case, progress=bar.update, **options)
                         notes = segmentation.notes
-                        made_with = _made_with(case, text, settings)
-                        record = CaseRecord(_record_path(out, case), out, made_with, {})
-                        record.write()  # after a kill, it says whose files those below are
+                        made = made_with.get(case.case_id) or _made_with(case, text, settings)
+                        record = CaseRecord.begin(_record_path(out, case), out, made, paths)
                         segmentation.save(paths[0])
                         if html:
                             notes += _save_case_page(segmentation, paths[1])
@@ -211,34 +217,29 @@ def _sha256(source: VolumeSource) -> str | None:
 
 
 def _status(
-    case: Case,
-    out: Path,
-    paths: Sequence[Path],
-    text: str | None,
-    settings: Mapping[str, object],
+    record_path: Path, out: Path, paths: Sequence[Path], made_with: Mapping[str, object]
 ) -> tuple[bool, str | None]:
     """Return whether a case is finished, and why its files must not be replaced, if so."""
-    if not any(path.exists() for path in paths):
-        return False, None
-    made_with = _made_with(case, text, settings)
-    record = CaseRecord.read(_record_path(out, case), out)
-    finished = record is not None and record.made_with == made_with and record.holds(paths)
-    return finished, _why_not_ours(paths, record, made_with)
+    record = CaseRecord.read(record_path, out)
+    refusal = _why_not_ours(paths, record, made_with)
+    finished = record is not None and refusal is None and record.made_with == made_with
+    return finished and record is not None and record.holds(paths), refusal
 
 
 def _why_not_ours(
     paths: Sequence[Path], record: CaseRecord | None, made_with: Mapping[str, object]
 ) -> str | None:
     """Return why the files that are there must not be replaced; None if they may be."""
-    path = next(path for path in paths if path.exists())
     cure = "choose another folder, or replace it with --overwrite (overwrite=True)"
-    if record is None:
-        return f"{path}: is there already, and it is not known what it was made with; {cure}"
+    there = [path for path in paths if path.exists()]
+    unknown = [path for path in there if record is None or not record.lists(path)]
+    if record is None or unknown:
+        return f"{unknown[0]}: is there already, and it is not known what it was made with; {cure}"
     differences = [name for name in made_with if record.made_with.get(name) != made_with[name]]
     if differences:
         others = ", ".join(name.replace("_", " ") for name in differences)
-        return f"{path}: is there already, made with other {others}; {cure}"
-    if changed := record.changed(paths):
+        return f"{there[0]}: is there already, made with other {others}; {cure}"
+    if changed := record.changed(there):
         return f"{changed[0]}: has been changed since it was written; {cure}"
     return None
 

@@ -21,13 +21,14 @@ class CaseRecord:
         path: of the record, in a subfolder of ``folder``.
         folder: that the files lie in, or in subfolders of which they lie.
         made_with: plain values that decide what is written: inputs, weights, text and settings.
-        files: name relative to ``folder`` -> SHA-256; empty as long as they are being written.
+        files: name relative to ``folder`` -> SHA-256; None for a file that is being written, or was
+            made otherwise. ``data.layout`` reads the names, since outputs are no scans.
     """
 
     path: Path
     folder: Path
     made_with: Mapping[str, Any]
-    files: Mapping[str, str]
+    files: Mapping[str, str | None]
 
     @classmethod
     def read(cls, path: Path, folder: Path) -> "CaseRecord | None":
@@ -40,9 +41,28 @@ class CaseRecord:
         except (ValueError, KeyError, TypeError):
             return None
 
+    @classmethod
+    def begin(
+        cls, path: Path, folder: Path, made_with: Mapping[str, Any], files: Iterable[Path]
+    ) -> "CaseRecord":
+        """Write and return the record of files that are about to be written.
+
+        If the process is killed now, it is known whose files these are. Files that were written
+        for the case before stay listed.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
+        before = cls.read(path, folder)
+        record = cls(path, folder, made_with, dict.fromkeys(before.files if before else ()))
+        record = replace(record, files={**record.files, **dict.fromkeys(map(record._name, files))})
+        record.write()
+        return record
+
     def with_files(self, files: Iterable[Path]) -> "CaseRecord":
         """Return the record of files that have been written."""
-        return replace(self, files={self._name(file): sha256_of_file(file) for file in files})
+        hashes = {self._name(file): sha256_of_file(file) for file in files}
+        return replace(self, files={**self.files, **hashes})
 
     def write(self) -> None:
         """Write the record; raises an OSError if it cannot be written."""
@@ -50,21 +70,21 @@ class CaseRecord:
         with atomic_write(self.path) as tmp:
             tmp.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf-8")
 
+    def lists(self, file: Path) -> bool:
+        """Return whether a file was written for the case, or was going to be."""
+        return self._name(file) in self.files
+
     def holds(self, files: Iterable[Path]) -> bool:
-        """Return whether all files are there, each as it was written."""
-        return all(
-            file.is_file() and self.files.get(self._name(file)) == sha256_of_file(file)
-            for file in files
-        )
+        """Return whether all files are there, and were written to the end."""
+        return all(file.is_file() and self.files.get(self._name(file)) for file in files)
 
     def changed(self, files: Iterable[Path]) -> list[Path]:
-        """Return the files that are there, but not as they were written."""
+        """Return the files that are not as they were written."""
         return [
             file
             for file in files
-            if file.is_file()
-            and self._name(file) in self.files
-            and self.files[self._name(file)] != sha256_of_file(file)
+            if (then := self.files.get(self._name(file)))
+            and not (file.is_file() and then == sha256_of_file(file))
         ]
 
     def _name(self, file: Path) -> str:

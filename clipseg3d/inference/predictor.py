@@ -170,9 +170,13 @@ class Predictor:
         find_device(device)  # a wrong name is found out before seconds of reading
         members = read_networks(paths, clip=clip)
         settings = members[0].settings
+        try:
+            release = get_release(settings.release)
+        except ValueError as error:
+            raise ValueError(f"{paths[0]}: trained on an {error}") from error
         return cls(
             [member.network for member in members],
-            release=get_release(settings.release),
+            release=release,
             spacing_mm=settings.spacing_mm,
             roi_size=settings.roi_size,
             overlap=settings.overlap,
@@ -362,10 +366,11 @@ class Predictor:
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
+            elsewhere = ", or compute on another device, such as cpu"
             raise ValueError(
                 f"{self.device} has too little memory for a window of "
-                f"{'x'.join(map(str, self.roi_size))} voxels; free some, or compute on another "
-                "device, such as cpu"
+                f"{'x'.join(map(str, self.roi_size))} voxels; free some"
+                f"{'' if self.device.type == 'cpu' else elsewhere}"
             ) from error
 
     def _evidence(
@@ -518,9 +523,10 @@ def _notes_on_missing(case: Case, release: BraTSRelease) -> list[str]:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an accelerator ran out of memory; MONAI wraps some of these errors."""
+    """Return whether a device ran out of memory; MONAI wraps some of these errors."""
     causes = [error, error.__cause__]
     if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
         return True
-    # MPS raises a plain RuntimeError
-    return any("out of memory" in str(cause) for cause in causes if isinstance(cause, RuntimeError))
+    texts = [str(cause) for cause in causes if isinstance(cause, RuntimeError)]
+    # of MPS and of the CPU, which raise a plain RuntimeError
+    return any("out of memory" in text or "can't allocate memory" in text for text in texts)

@@ -132,6 +132,8 @@ class NetworkConfig:
         )
         require_count(refinement=self.refinement, at_least=0, at_most=MAX_CHANNELS)
         require_count(num_auxiliary=self.num_auxiliary, at_least=0)
+        if not isinstance(self.clip, str):
+            raise ValueError(f"clip={self.clip!r} is no name; give that of a CLIP, such as 'tiny'")
         if self.text not in ("own", "shuffled", "none"):
             raise ValueError(f"text={self.text!r}: choose from own, shuffled, none")
         if (self.difference_channels or self.region_contrast) and not self.pixel_fusion:

@@ -86,9 +86,11 @@ class UNet3D(nn.Module):
     ) -> None:
         super().__init__()
         if len(channels) < 2:
-            raise ValueError(f"channels={tuple(channels)} has fewer than two levels")
+            raise ValueError(f"channels={tuple(channels)} has fewer than two levels; give more")
         if space_to_depth not in (1, 2, 4, 8):
-            raise ValueError(f"space_to_depth={space_to_depth} is not 1, 2, 4 or 8")
+            raise ValueError(
+                f"space_to_depth={space_to_depth} is not 1, 2, 4 or 8; give one of them"
+            )
         if refinement and space_to_depth == 1:
             raise ValueError(
                 f"refinement={refinement} reads the voxels of space_to_depth cubes, and "

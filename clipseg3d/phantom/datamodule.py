@@ -7,7 +7,7 @@ from clipseg3d.data.brats import BraTSDataModule
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.releases import PHANTOM, get_release
 from clipseg3d.data.survey import DataSurvey
-from clipseg3d.phantom.write import case_names, require_writable, write_phantoms
+from clipseg3d.phantom.write import MAX_CASES, case_names, require_writable, write_phantoms
 from clipseg3d.ranges import require_count, require_share
 
 MEGABYTES = 12
@@ -31,8 +31,8 @@ class PhantomDataModule(BraTSDataModule):
         **options: as for :class:`clipseg3d.data.brats.BraTSDataModule`.
 
     Raises:
-        ValueError: ``num_cases`` is not positive, ``first_seed`` is negative, a share is outside
-            [0, 1], or the release has no place for what phantoms have.
+        ValueError: ``num_cases`` is not positive or above 100,000, ``first_seed`` is negative, a
+            share is outside [0, 1], or the release has no place for what phantoms have.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class PhantomDataModule(BraTSDataModule):
         cavity_share: float = 0.0,
         **options: Any,
     ) -> None:
-        require_count(num_cases=num_cases)
+        require_count(num_cases=num_cases, at_most=MAX_CASES)
         require_count(first_seed=first_seed, at_least=0)
         require_share(plain_share=plain_share or 0.0, cavity_share=cavity_share)
         release = PHANTOM.name if release == "auto" else release

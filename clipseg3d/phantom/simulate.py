@@ -30,6 +30,9 @@ from clipseg3d.phantom.tumour import (
 from clipseg3d.ranges import require_share
 from clipseg3d.vocabulary import SEQUENCES
 
+MIN_SPACING_MM = 0.5
+"""Finer grids take more than all memory."""
+
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
@@ -73,7 +76,7 @@ def simulate_phantom(
 
     Args:
         seed: non-negative; the same seed gives the same patient, at any spacing.
-        spacing_mm: edge of the cubic voxel, in mm, in (0, 8]. The field of view is that of BraTS,
+        spacing_mm: edge of the cubic voxel, in mm, in [0.5, 8]. The field of view is that of BraTS,
             so 1.0 gives (240, 240, 155) voxels.
         change: what is different from the patient of this seed, see :func:`simulate_twins`.
         plain_share: share of patients whose tumour does not enhance, in [0, 1]; the kind of some
@@ -86,7 +89,7 @@ def simulate_phantom(
         The phantom, with a grid of ``ceil(240 / s), ceil(240 / s), ceil(155 / s)`` voxels.
 
     Raises:
-        ValueError: ``spacing_mm`` is outside (0, 8], ``seed`` is negative, or a share is outside
+        ValueError: ``spacing_mm`` is outside [0.5, 8], ``seed`` is negative, or a share is outside
             [0, 1].
         ImportError: nilearn is not installed; its tissue maps are used.
     """
@@ -135,10 +138,10 @@ def _simulate(
     cavity_share: float,
 ) -> list[Phantom]:
     """Return the patient and, if there is a change, its twin."""
-    if not 0 < spacing_mm <= 8:
+    if not MIN_SPACING_MM <= spacing_mm <= 8:
         raise ValueError(
-            f"spacing_mm={spacing_mm} is outside (0, 8]; use 1.0 for the BraTS grid, 2.0 to 4.0 "
-            "for quick trials"
+            f"spacing_mm={spacing_mm} is outside [{MIN_SPACING_MM}, 8]; use 1.0 for the BraTS "
+            "grid, 2.0 to 4.0 for quick trials"
         )
     require_share(plain_share=plain_share or 0.0, cavity_share=cavity_share)
     rng = np.random.default_rng(seed)

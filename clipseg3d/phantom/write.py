@@ -31,6 +31,9 @@ _CASE_NAMES = (
 )
 """Names of cases; the first that is an official name of a release is used for it."""
 
+MAX_CASES = 100_000
+"""Patients at once; more is a slip."""
+
 
 def write_phantom(
     phantom: Phantom, root: Path, case_id: str, *, release: str | BraTSRelease = PHANTOM

@@ -1,5 +1,6 @@
 """Reading checkpoint files of training; no code in them is run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -36,7 +37,8 @@ def read_checkpoint_file(
         raise ValueError(
             f"{path}: not a whole checkpoint; give another one, or copy it again"
         ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+    weights = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
         raise ValueError(f"{path}: not a checkpoint; give a file written by training")
     try:
         file_format = check_format(content.get("format"))

@@ -198,6 +198,9 @@ def parse_values(kind: type[_Values], values: Any, path: Path, version: Any) -> 
     parser.add_class_arguments(kind, "values")
     try:
         parsed = parser.parse_object({"values": values})["values"].as_dict()
+        for name, value in parsed.items():  # the parser takes null for a value that is not given
+            if value is None and getattr(kind, name, ...) is not None:
+                raise ValueError(f"{name} is null")
         # JSON has no tuples, and not all versions of the parser make them
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in parsed.items()})
     except (ArgumentError, AttributeError, TypeError, ValueError) as error:

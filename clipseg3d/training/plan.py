@@ -129,7 +129,9 @@ class TrainingPlan:
         return OneCycleLR(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=total_steps,
+            # The schedule is stepped once more at the end, and torch divides by the length of the
+            # fall, which is 0 if all of the fit is a rise.
+            total_steps=total_steps + (self.warmup == 1),
             # torch divides by the length of the rise, and counts a rise of exactly one step as 0.
             pct_start=min(self.warmup * (1 + 1e-9), 1.0),
             div_factor=self.start_div,

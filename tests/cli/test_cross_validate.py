@@ -77,7 +77,7 @@ def calls(only, no_network, monkeypatch):
     only("fit")
     noted, generator = [], np.random.default_rng(0)
 
-    def call(arguments, lock):
+    def call(arguments):
         noted.append(arguments)
         options = dict(argument.split("=") for argument in arguments if "=" in argument)
         cases = CASES[int(options["--data.fold"]) :: 2]
@@ -184,7 +184,7 @@ def test_a_killed_command_goes_on_and_compares(killed, configs, capsys, monkeypa
     newest = read_checkpoint_file(max((killed / "guided" / "fold_1").glob("last-*.ckpt")))
     calls, loaded, load = [], [], CLIPSeg3DModule.on_load_checkpoint
     monkeypatch.setattr(
-        cross_validate, "_call", lambda arguments, lock: calls.append(arguments) or main(arguments)
+        cross_validate, "_call", lambda arguments: calls.append(arguments) or main(arguments)
     )
     monkeypatch.setattr(
         CLIPSeg3DModule,
@@ -215,23 +215,23 @@ def test_a_killed_command_goes_on_and_compares(killed, configs, capsys, monkeypa
 
 
 def test_a_fit_that_fails_ends_in_one_message(folder, configs, calls, monkeypatch, capsys):
-    monkeypatch.setattr(cross_validate, "_call", lambda arguments, lock: 3)
+    monkeypatch.setattr(cross_validate, "_call", lambda arguments: 3)
     assert cross(configs[1], "-o", folder / "failed") == 1
     assert "fold_0: the fit ended with code 3, for the reason above" in capsys.readouterr().err
 
 
-def test_a_fold_that_is_still_trained_is_waited_for(tmp_path, capsys):
-    """By an earlier command's fit, which outlived it and holds the lock."""
+@pytest.mark.parametrize("name", ["fold_0/.lock", ".fold_0.lock"])
+def test_a_fold_that_is_still_trained_is_waited_for(tmp_path, capsys, name):
+    """By an earlier command, or by its fit, which has outlived it."""
     folder = tmp_path / "fold_0"
     folder.mkdir()
     lock = (
-        "import fcntl, sys, time, shutil; file = open(sys.argv[1], 'w'); "
-        "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(1); "
-        "shutil.copy(sys.argv[1], sys.argv[2])"
+        "import filelock, sys, time; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+        "print('held', flush=True); time.sleep(1); open(sys.argv[2], 'w')"
     )
     scores = folder / "scores.csv"
     with subprocess.Popen(
-        [sys.executable, "-c", lock, folder / ".lock", scores], stdout=subprocess.PIPE
+        [sys.executable, "-c", lock, tmp_path / name, scores], stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout.readline() == b"held\n"
         cross_validate._train(["fit"], folder, 0, scores)

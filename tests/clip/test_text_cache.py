@@ -126,3 +126,11 @@ def test_a_plain_safetensors_file_is_refused(path):
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(ValueError, match="not a file of text embeddings"):
         TextCache.load(path)
+
+
+def test_a_changed_number_is_noticed(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged \\(its check sum is wrong\\); make it again"):
+        TextCache.load(path)

@@ -107,9 +107,16 @@ def test_a_sequence_of_another_part_of_the_head_is_noted(volumes):
     assert note.startswith("case_flair.nii.gz: flair shows another part of the head")
 
 
-def test_a_cut_off_sequence_is_none(volumes):
+def test_a_cut_off_sequence_is_noted(volumes):
     volumes["flair"][:, :, 11:] = 0  # like the one of Brats18_2013_20_1
-    assert check(volumes).notes == []
+    (note,) = check(volumes).notes
+    assert "check its field of view" in note
+
+
+def test_a_scaled_copy_is_a_fault(volumes):
+    inside = volumes["t1"] != 0
+    volumes["t1ce"] = np.where(inside, 1.5 * volumes["t1"] + 3, 0)
+    assert "the same voxels for t1 and t1ce" in check(volumes).faults[0]
 
 
 def test_copies_are_a_fault(volumes):
@@ -124,4 +131,11 @@ def test_an_empty_sequence_is_a_fault(volumes):
     volumes["t2"][:] = 0
     assert check(volumes).faults == [
         "case_t2.nii.gz: every voxel of t2 is 0; export the sequence again"
+    ]
+
+
+def test_a_sequence_of_nan_alone_is_a_fault(volumes):
+    volumes["t2"][:] = np.nan
+    assert check(volumes).faults == [
+        "case_t2.nii.gz: every voxel of t2 is NaN or background; export the sequence again"
     ]

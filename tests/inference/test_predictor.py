@@ -411,12 +411,23 @@ def test_a_full_accelerator_is_helped_by_stitching_on_the_cpu(folder, monkeypatc
     assert calls == [("meta", "meta"), ("cpu", "meta"), ("cpu", "meta")]
 
 
-def test_too_little_memory_for_a_window_says_what_to_do(folder, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        Forgetful("CUDA out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, other allocations: 1 MB)"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate "
+            "memory: you tried to allocate 5 bytes."
+        ),
+    ],
+)
+def test_too_little_memory_for_a_window_says_what_to_do(folder, monkeypatch, error):
     def fail(*args, **options):
-        raise Forgetful("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(clipseg3d.inference.predictor, "segment_volume", fail)
-    with pytest.raises(ValueError, match=r"cpu has too little memory for a window of 16x16x16"):
+    with pytest.raises(ValueError, match=r"cpu has too little .* 16x16x16 voxels; free some$"):
         predictor(device="cpu")(case_in(folder))
 
 
@@ -454,7 +465,7 @@ def test_an_explanation_holds_what_a_case_page_shows(folder, randomise):
         assert len({values.tobytes() for values in maps.values()}) == 2
     assert all(np.abs(values).max() <= 1 for values in evidence.similarity.values())
     assert [name for name, _ in evidence.views] == ["axial", "coronal", "sagittal"]
-    assert {view.shape for _, view in evidence.views} == {(224, 224, 4)}
+    assert {view.shape for _, view in evidence.views} == {(224, 224, 3)}
     expected = {
         "weights w.ckpt": f"SHA-256 {'0' * 64}",
         "ROI size": "16x24x16",

@@ -144,6 +144,11 @@ def test_parts_of_pixel_fusion_without_it_are_refused(switch):
     assert not network_config(NetworkConfig(**switch), ablation="no_pixel").pixel_fusion
 
 
+def test_a_clip_without_name_is_refused():
+    with pytest.raises(ValueError, match="clip=None is no name; give that of a CLIP, such as"):
+        NetworkConfig(clip=None)
+
+
 def test_unknown_text_is_refused():
     with pytest.raises(ValueError, match="text='shuffle': choose from own, shuffled, none"):
         NetworkConfig(text="shuffle")

@@ -112,15 +112,20 @@ def test_local_files_only_holds_for_clip_too(
         asked.append((name, options["local_files_only"]))
         return tiny_clip.tokenizer
 
+    def config(name, **options):
+        asked.append((name, options["local_files_only"]))
+        return tiny_clip.frozen_model.config
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", config)
     monkeypatch.setattr(transformers.CLIPModel, "from_pretrained", clip_model)
     monkeypatch.setattr(transformers.CLIPTokenizer, "from_pretrained", tokenizer)
     monkeypatch.setattr(HUB, lambda repo_id, **options: str(folder))
     change_config(folder, network={"clip": "someone/clip"})
     monkeypatch.chdir(tmp_path)
     CLIPSeg3D.from_pretrained("me/net", clip="someone/clip", local_files_only=True)
-    assert asked == [("someone/clip", True)] * 2
+    assert asked == [("someone/clip", True)] * 3
     CLIPSeg3D.from_pretrained("me/net", clip="someone/clip")
-    assert asked[2:] == [("someone/clip", False)] * 2
+    assert asked[3:] == [("someone/clip", False)] * 3
 
 
 def test_a_hub_id_that_is_not_cached_ends_in_one_error_without_network(tmp_path):
@@ -193,6 +198,7 @@ def test_a_source_that_is_nothing(source, kind, message, tmp_path, monkeypatch):
             "parts",
         ),
         ({"network": []}, "not understood .*network is not an object"),
+        ({"network": {"guided": None}}, "not understood .*guided is null"),
         ({"network": None}, "not understood .*missing key network"),
         ({"encoders": None}, "not understood .*missing key encoders"),
         ({"encoders": None, "format": None}, "describes no network of clipseg3d"),

@@ -205,6 +205,8 @@ def test_an_encoder_that_only_the_file_names_is_not_downloaded(folder, change_co
         {"encoders": [1]},
         {"encoders": {"CLIP": {"name": "tiny"}}},
         {"state_dict": {1: torch.ones(1)}},
+        {"state_dict": {1: torch.ones(1)}, "format": None},  # as of a file of format 1
+        {"state_dict": None, "format": None},
         {"state_dict": {"network.a": "text"}},
         {"hyper_parameters": None},
     ],

@@ -141,7 +141,7 @@ def test_the_page_holds_scans_maps_and_regions(make, written):
     for number, levels in enumerate(maps):
         np.testing.assert_array_equal(page.volume(f"map-{number}"), levels)
     assert len(page.find("script", type="application/octet-stream")) == 4 + 6 + 1
-    bits = page.volume("regions")
+    bits = page.volume("regions-0")
     for number, mask in enumerate([*case.prediction, *case.reference]):
         np.testing.assert_array_equal(bits & 1 << number > 0, mask)
     assert bits.max() < 64

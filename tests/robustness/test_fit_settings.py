@@ -90,7 +90,7 @@ def fit(phantom_folder, tmp_path, capsys):
         ("--data.batchsize", 1, "--data.batchsize: no such option; did you mean batch_size?"),
         ("--data.batch_size", "some", "--data.batch_size: value some cannot be used; give int"),
         ("--trainer.epochs", 3, "--trainer.epochs: no such option; did you mean trainer.m"),
-        ("--config", "gone.yaml", "--config: File does not exist: "),
+        ("--config", "gone.yaml", "gone.yaml: no such file; give a YAML file such as those in"),
     ],
 )
 def test_wrong_values_and_misspelt_options_are_named(fit, option, value, message):
@@ -135,9 +135,33 @@ def test_misspelt_keys_of_a_file_are_named(fit, tmp_path, values, message):
     assert fit(config=tmp_path / "config.yaml", data=False).startswith(message)
 
 
-def test_yaml_that_is_damaged_is_one_line(fit, tmp_path):
-    (tmp_path / "config.yaml").write_text("seed_everything: [0\nmodel")
-    assert "line 3, column 1" in fit(config=tmp_path / "config.yaml", data=False)
+@pytest.mark.parametrize("command", ["fit", "cross-validate"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed_everything: [0\nmodel", "not valid YAML (line 2, column 6: expected ',' or ']'"),
+        (b"a: b: c", "not valid YAML (line 1, column 5: mapping values are not allowed"),
+        (b"a: !!python/object:os.system x", "not valid YAML (line 1, column 4: could not"),
+        (b"a: &a [*a]", "not valid YAML (Circular reference detected); repair it"),
+        (b"a: \x00", "not valid YAML (unacceptable character #x0000"),
+        (b"a: \xff", "not UTF-8 text (invalid start byte); save it as UTF-8"),
+        (b"", "holds no settings; give a YAML file such as those in examples/configs"),
+        (b"- 1", "holds no settings; give a YAML file"),
+        (None, "no such file; give a YAML file"),
+    ],
+)
+def test_a_damaged_or_missing_config_is_named(tmp_path, capsys, command, content, message):
+    if content is not None:
+        (tmp_path / "config.yaml").write_bytes(content)
+    given = {"fit": ["--config", "config.yaml"], "cross-validate": ["config.yaml", "-o", "folds"]}
+    assert main([command, *given[command]]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"clipseg3d: config.yaml: {message}")
+
+
+def test_settings_may_be_given_in_place_of_a_file(fit):
+    settings = json.dumps(yaml.safe_load(PHANTOM.read_text()))
+    assert fit("--model.lr", "-1", config=settings).startswith("lr=-1.0")
 
 
 @pytest.mark.parametrize("command", ["fit", "cross-validate"])
@@ -175,6 +199,16 @@ def test_results_that_cannot_be_written_are_found_out_first(fit, tmp_path, optio
     line = fit("--model.network", network(), option, value)
     assert value.partition("/")[0] in line
     assert (tmp_path / "file").read_text() == "x"
+    assert not (tmp_path / "lightning_logs").exists()
+
+
+@pytest.mark.parametrize("cache", ["file", "file/cache"])
+def test_a_file_in_place_of_the_cache_is_found_out_first(fit, tmp_path, monkeypatch, cache):
+    (tmp_path / "file").write_text("x")
+    expected = "is a file; set another folder as cache_dir or $CLIPSEG3D_CACHE"
+    assert fit("--data.cache_dir", cache).endswith(f"file: {expected}")
+    monkeypatch.setenv("CLIPSEG3D_CACHE", cache)
+    assert fit("--data.cache_dir", "null", "--dry-run").endswith(f"file: {expected}")
     assert not (tmp_path / "lightning_logs").exists()
 
 

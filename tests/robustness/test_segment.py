@@ -9,7 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from clipseg3d.checksums import sha256_of_file
 from clipseg3d.cli.main import main
+from clipseg3d.inference import batch_prediction, case_record
+from clipseg3d.inference.segmentation import Segmentation
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.phantom.write import write_phantom
@@ -130,15 +133,74 @@ def test_files_of_others_and_corrected_labels_stay(segment, patients, tmp_path, 
     assert "b.nii.gz" in ("" if known else written) or known
 
 
-def test_a_case_killed_between_two_files_is_done_again(segment, patients, tmp_path):
-    out = tmp_path / "out"
-    assert segment(patients, "-o", out, "--uncertainty")[0] == 0
-    path = out / "records" / "a.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "files": {}}))
-    (out / "uncertainty" / "a_entropy.nii.gz").unlink()
+class Killed(BaseException):
+    """What ends the process at once."""
+
+
+def test_a_case_killed_between_two_files_is_done_again(segment, patients, tmp_path, monkeypatch):
+    def kill(*arguments):
+        raise Killed
+
+    out = patients / "out"  # where the label map that is left could be taken for a scan
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmentation, "save_uncertainty", kill)
+        with pytest.raises(Killed):
+            segment(patients, "-o", out, "--uncertainty")
+    assert (out / "a.nii.gz").is_file()
     code, written, _ = segment(patients, "-o", out, "--uncertainty")
-    assert (code, written.split()) == (0, [str(out / "a.nii.gz")])
+    assert (code, written.split()) == (0, [str(out / "a.nii.gz"), str(out / "b.nii.gz")])
     assert (out / "uncertainty" / "a_entropy.nii.gz").is_file()
+    assert segment(patients, "-o", out, "--uncertainty")[:2] == (0, "")
+
+
+@pytest.mark.parametrize("place", [".", "out", "a"])
+def test_results_among_the_scans_are_no_scans(segment, patients, capsys, place):
+    out = patients / place
+    assert segment(patients, "-o", out, "--probabilities", "--uncertainty", "--html")[0] == 0
+    code, written, error = segment(patients, "-o", out)
+    assert (code, written) == (0, "")
+    assert "Skipped 2 finished cases" in error
+    assert segment(patients, "-o", out, "--overwrite")[0] == 0  # the maps stay, and are no scans
+    assert main(["check-data", str(patients), "--spacing", "8", "--release", "phantom"]) == 0
+    assert "2 cases of phantom: 0 faults" in capsys.readouterr().out
+
+
+def test_maps_of_an_earlier_run_are_made_again_if_asked_for(segment, patients, tmp_path):
+    out = tmp_path / "out"
+    assert segment(patients / "a", "-o", out, "--uncertainty")[0] == 0
+    assert segment(patients / "a", "-o", out, "--overwrite")[0] == 0
+    map_file = out / "uncertainty" / "a_entropy.nii.gz"
+    map_file.write_bytes(b"of other weights, perhaps")
+    assert segment(patients / "a", "-o", out, "--uncertainty")[0] == 0
+    assert nib.load(map_file).shape == nib.load(scan(patients, "a", "t1")).shape
+
+
+def test_a_page_of_others_is_not_replaced(segment, patients, tmp_path):
+    out = tmp_path / "out"
+    assert segment(patients / "a", "-o", out)[0] == 0
+    (out / "a.html").write_text("mine")
+    code, _, error = segment(patients / "a", "-o", out, "--html")
+    assert code == 1
+    assert "a.html: is there already, and it is not known what it was made with" in error
+    assert (out / "a.html").read_text() == "mine"
+
+
+def test_scans_and_results_are_hashed_once(segment, patients, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert segment(patients, "-o", out)[0] == 0
+    hashed = []
+
+    def count(path):
+        hashed.append(path)
+        return sha256_of_file(path)
+
+    for module in (batch_prediction, case_record):
+        monkeypatch.setattr(module, "sha256_of_file", count)
+    (out / "b.nii.gz").unlink()
+    (out / "records" / "b.json").unlink()
+    (out / "b.nii.gz").write_bytes(b"")  # b is refused, a is finished
+    assert segment(patients, "-o", out)[0] == 1
+    assert len(hashed) == len(set(hashed)) == 4 + 1 + 4
 
 
 @pytest.mark.parametrize(
@@ -237,5 +299,5 @@ def test_an_output_folder_that_cannot_be_is_found_before_computing(segment, pati
     (tmp_path / "out").write_text("a file")
     code, _, error = segment(patients, "-o", tmp_path / "out")
     assert code == 1
-    assert "out: cannot be written (File exists)" in error
+    assert "out: is a file; give a folder" in error
     assert error.count("\n") == 1

@@ -228,3 +228,16 @@ def test_what_no_plan_can_mean_is_refused(values, message):
         TrainingPlan(**values)
     with pytest.raises(ValueError, match=message):
         resolve_plan(values, "tiny")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_a_rise_over_the_whole_fit(steps):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    schedule = TrainingPlan(lr=1.0, warmup=1.0).schedule_for(optimizer, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == sorted(rates)

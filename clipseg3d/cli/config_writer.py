@@ -8,7 +8,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 from clipseg3d.atomic_write import atomic_write
 
 
-class ConfigFile(SaveConfigCallback):
+class ConfigWriter(SaveConfigCallback):
     """Write config.yaml as Lightning does, but completely or not at all."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
