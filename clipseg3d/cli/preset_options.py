@@ -62,6 +62,7 @@ def _network_and_plan(path: Path) -> dict[str, Any]:
     """Return network and plan of a configuration file; the parser reports what is wrong in it."""
     try:
         model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+        model = model.get("init_args", model)
         return {option: model[key] for option, key in _KEYS.items() if key in model}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, KeyError):
         return {}
