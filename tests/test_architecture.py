@@ -60,7 +60,7 @@ ARROWS = {
     | {"data.preprocessing", "data.release", "data.releases", "data.scan_grid", "clip.encoder"},
     "training": SHARED
     | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}
-    | {"data.releases", "data.sample_order", "clip.encoder", "clipseg3d"},
+    | {"data.releases", "data.sample_order", "data.cases", "clip.encoder", "clipseg3d"},
     "reporting": SHARED | {"metrics"},
     "export": SHARED | {"networks", "blocks", "clipseg3d"},
     "testing": SHARED | {"blocks", "clip", "data.release"},

@@ -1,4 +1,4 @@
-"""LightningCLI with this library's module and data, for ``clipseg3d fit | validate | test``."""
+"""LightningCLI with this library's module and data: fit, validate, test and predict."""
 
 import json
 import sys
@@ -21,10 +21,12 @@ from clipseg3d.cli.config_file import ConfigFile
 from clipseg3d.cli.lightning_parser import MODEL, OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
 from clipseg3d.cli.terminal import raised_in, require_output, say, unwrapped
+from clipseg3d.data import brats  # noqa: F401 - so that --data takes their names
 from clipseg3d.data.releases import release_values
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import network_config
+from clipseg3d.phantom import datamodule  # noqa: F401
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 from clipseg3d.ranges import require_count, require_not_negative
 from clipseg3d.training.checkpoint_io import AtomicCheckpointIO, find_last
@@ -33,6 +35,7 @@ from clipseg3d.training.fit_settings import fit_settings
 from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.module import CLIPSeg3DModule
+from clipseg3d.training.segmentation_writer import SegmentationWriter
 
 DRY_RUN = "--dry-run"
 LIGHTNING = ("pytorch_lightning", "lightning_fabric")
@@ -73,7 +76,7 @@ class CLIPSeg3DCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Offer what this library's module implements."""
         methods = LightningCLI.subcommands()
-        return {name: methods[name] for name in ("fit", "validate", "test")}
+        return {**methods, "predict": methods["predict"] | {"return_predictions"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add loss, optimiser and schedule, callbacks for checkpoints, ``--scores``; link parts."""
@@ -107,6 +110,9 @@ class CLIPSeg3DCLI(LightningCLI):
         )
         parser.add_lightning_class_args(LastCheckpoints, "last")
         parser.link_arguments("checkpoint.dirpath", "last.dirpath")
+        parser.add_argument(
+            "--output", type=str | None, help="write the labels that predict gives to this folder"
+        )
         parser.add_argument(
             "--scores",
             type=str | None,
@@ -149,6 +155,12 @@ class CLIPSeg3DCLI(LightningCLI):
         Raises:
             ValueError: Lightning refuses an argument, such as a device that is not there.
         """
+        config = self.config[self.subcommand]
+        if self.subcommand == "predict":
+            if config.output is None or config.ckpt_path is None:
+                raise ValueError("predict needs --ckpt_path and --output; give both")
+            self._writer = SegmentationWriter(config.output)
+            self.trainer_defaults["callbacks"].append(self._writer)
         try:
             super().instantiate_classes()
         except Exception as error:
@@ -165,7 +177,7 @@ class CLIPSeg3DCLI(LightningCLI):
             strategy.checkpoint_io = AtomicCheckpointIO()
         dumped = self.parser.dump(self.config, skip_none=False, format="json")
         config = json.loads(dumped)[self.subcommand]
-        self.trainer_defaults["callbacks"].config = config
+        self.trainer_defaults["callbacks"][0].config = config
         self._replace_parts(config)
 
     def _replace_parts(self, config: dict[str, Any]) -> None:
@@ -214,6 +226,11 @@ class CLIPSeg3DCLI(LightningCLI):
 
     before_test = before_validate
 
+    def before_predict(self) -> None:
+        """Find out whether labels can be written."""
+        if self.trainer.is_global_zero:
+            require_output(Path(self.config.predict.output), folder=True)
+
     def fit(self, **arguments: Any) -> None:
         """Train, alone in the folder for checkpoints, and score the best one.
 
@@ -233,6 +250,21 @@ class CLIPSeg3DCLI(LightningCLI):
         """Score the cases for the final test."""
         with naming_full_disk(self._folder()):
             self.trainer.test(**arguments)
+
+    def predict(self, **arguments: Any) -> None:
+        """Segment the cases of the data module; each process writes its own.
+
+        Raises:
+            ValueError: some cases of this process failed.
+        """
+        self.trainer.predict(**arguments, return_predictions=False)
+        results = self._writer.results
+        failed = [result.case.case_id for result in results if result.status == "failed"]
+        if failed:
+            raise ValueError(
+                f"{len(failed)} of {len(results)} cases failed, for the reasons above: "
+                f"{', '.join(failed)}"
+            )
 
     def _folder(self) -> Path:
         """Return the folder that loggers write to, without a message of their own."""
@@ -405,7 +437,7 @@ def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> CLIPSeg3DCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
-        trainer_defaults={"callbacks": RunManifest()},
+        trainer_defaults={"callbacks": [RunManifest()]},
         save_config_callback=ConfigFile,
         args=list(arguments),
         auto_configure_optimizers=False,

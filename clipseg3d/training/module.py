@@ -1,7 +1,7 @@
 """CLIPSeg3D as a LightningModule: losses, optimiser, full-volume validation, checkpoints."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from inspect import currentframe, getargvalues, signature
@@ -20,8 +20,10 @@ from torch.optim import Optimizer
 
 from clipseg3d.batch import Batch, complete, unpack
 from clipseg3d.clip.encoder import InjectedClip
+from clipseg3d.data.cases import Case
 from clipseg3d.data.releases import get_release, release_values
 from clipseg3d.data.sample_order import derived_seed, global_seed
+from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.metrics.dice import CaseDice
@@ -90,6 +92,7 @@ class CLIPSeg3DModule(LightningModule):
         scores: Dice of every case in the last validation or test; None before the first.
         replaced: what stands in for the plan's ``loss``, ``optimizer`` or ``lr_scheduler``: name ->
             class path and arguments, as plain values, to be compared when a fit is resumed.
+        segment_case: what :meth:`predict_step` calls with a predictor and a case.
 
     Raises:
         ValueError: unknown preset, ablation, plan or release; a value out of its range; a CLIP
@@ -160,6 +163,7 @@ class CLIPSeg3DModule(LightningModule):
         # save_pretrained writes them beside the weights, for the predictor.
         self.network.settings = settings
         self.replaced: dict[str, Any] = {}
+        self.segment_case: Callable[[Predictor, Case], Any] = Predictor.__call__
         self.loss = RegionLoss(self.configure_loss())
         self.val_dice = CaseDice(config.regions)
         self.test_dice = CaseDice(config.regions)
@@ -399,6 +403,38 @@ class CLIPSeg3DModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the mean over cases."""
         self._log_scores("test", self.test_dice)
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move a batch to the device; cases to predict stay as they are, files on disk."""
+        if isinstance(batch, list) and all(isinstance(case, Case) for case in batch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_predict_start(self) -> None:
+        """Make the predictor of this rank's device."""
+        settings = self.network.settings
+        if settings is None:
+            raise ValueError("network.settings is None; set it to PredictionSettings")
+        self._predictor = Predictor(
+            self.network,
+            release=get_release(settings.release),
+            spacing_mm=settings.spacing_mm,
+            roi_size=settings.roi_size,
+            overlap=settings.overlap,
+            device=str(self.device),
+            allow_missing=settings.allow_missing,
+        )
+
+    def predict_step(self, batch: Sequence[Case], batch_idx: int) -> list[Any]:
+        """Return a :class:`clipseg3d.inference.Segmentation` of each case.
+
+        With :class:`clipseg3d.training.SegmentationWriter` among the callbacks, files are written
+        and each :class:`clipseg3d.inference.CaseResult` is returned.
+        """
+        with torch.autocast(self.device.type, enabled=False):  # as 'clipseg3d segment'
+            return [self.segment_case(self._predictor, case) for case in batch]
 
     def configure_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """Return the loss of one level, called as ``loss(logits, label)``; override it.
