@@ -22,6 +22,7 @@ SHARED = {
     "checksums",
     "ranges",
     "text_files",
+    "lightning_bases",
 }
 """Files beside the rooms, which every room may import."""
 ARROWS = {
@@ -31,6 +32,7 @@ ARROWS = {
     "checksums": set(),
     "ranges": set(),
     "text_files": {"yaml"},
+    "lightning_bases": set(),
     "intensity": set(),
     "views": {"intensity", "vocabulary"},
     "batch": {"views", "vocabulary"},
@@ -81,6 +83,7 @@ THIRD_PARTY = {
     "ranges": set(),
     "text_files": {"yaml"},
     "weights": set(),
+    "lightning_bases": {"pytorch_lightning", "lightning"},
     "intensity": {"torch", "einops"},
     "views": {"torch", "einops"},
     "batch": {"torch", "einops"},

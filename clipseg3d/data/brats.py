@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pytorch_lightning import LightningDataModule
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
@@ -49,6 +48,7 @@ from clipseg3d.data.sample_order import CountingLoader, EpochSampler, global_see
 from clipseg3d.data.splits import Splits
 from clipseg3d.data.survey import DataSurvey
 from clipseg3d.data.transforms import Augmentation, OwnAugmentation, describe
+from clipseg3d.lightning_bases import LightningDataModule
 from clipseg3d.ranges import require_above_zero, require_count
 from clipseg3d.views import ViewSelection
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import instantiate_class
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -25,6 +24,7 @@ from clipseg3d.data.releases import get_release, release_values
 from clipseg3d.data.sample_order import derived_seed, global_seed
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.sliding_window import segment_volume
+from clipseg3d.lightning_bases import LightningModule
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.metrics.dice import CaseDice
 from clipseg3d.metrics.score_table import ScoreTable
@@ -39,6 +39,7 @@ from clipseg3d.ranges import require_share
 from clipseg3d.training.fit_settings import changed_settings, fit_settings, is_plain
 from clipseg3d.training.non_finite import NonFinite, first_non_finite
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
+from clipseg3d.training.predictions import Predictions
 from clipseg3d.training.sequence_dropout import draw_kept_sequences, withhold_sequences
 
 
@@ -427,14 +428,14 @@ class CLIPSeg3DModule(LightningModule):
             allow_missing=settings.allow_missing,
         )
 
-    def predict_step(self, batch: Sequence[Case], batch_idx: int) -> list[Any]:
+    def predict_step(self, batch: Sequence[Case], batch_idx: int) -> Predictions:
         """Return a :class:`clipseg3d.inference.Segmentation` of each case.
 
         With :class:`clipseg3d.training.SegmentationWriter` among the callbacks, files are written
         and each :class:`clipseg3d.inference.CaseResult` is returned.
         """
         with torch.autocast(self.device.type, enabled=False):  # as 'clipseg3d segment'
-            return [self.segment_case(self._predictor, case) for case in batch]
+            return Predictions([self.segment_case(self._predictor, case) for case in batch])
 
     def configure_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """Return the loss of one level, called as ``loss(logits, label)``; override it.
