@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
+from jsonargparse.typing import register_type
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
@@ -43,6 +44,15 @@ MAX_SEED = 2**32 - 1
 PARTS = ("train", "val", "test")
 PARTS_OF_FIT = ("loss", "optimizer", "lr_scheduler")
 """Options that replace a part of the training plan, or its loss."""
+
+
+# The type of a key of a sample in MONAI's transforms, which would not be written into files.
+register_type(
+    Hashable,
+    serializer=lambda key: key,
+    deserializer=lambda key: key,
+    fail_already_registered=False,
+)
 
 
 def release_of(data: Any) -> str | dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
@@ -357,6 +358,14 @@ class BraTSDataModule(LightningDataModule):
         for message in (*faults, *notes):
             rank_zero_warn(message)
         return DataLoader(cases, collate_fn=list)  # type: ignore[arg-type]  # a list is a dataset
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move a batch to the device; cases to predict stay as they are, files on disk."""
+        if not isinstance(batch, Mapping):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Unpack a batch on the device to which it was moved; cases stay as they are."""

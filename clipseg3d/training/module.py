@@ -405,14 +405,6 @@ class CLIPSeg3DModule(LightningModule):
         """Log the mean over cases."""
         self._log_scores("test", self.test_dice)
 
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Move a batch to the device; cases to predict stay as they are, files on disk."""
-        if isinstance(batch, list) and all(isinstance(case, Case) for case in batch):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def on_predict_start(self) -> None:
         """Make the predictor of this rank's device."""
         settings = self.network.settings
@@ -464,7 +456,12 @@ class CLIPSeg3DModule(LightningModule):
         if not hasattr(schedule, "monitor"):
             return {"scheduler": schedule}
         every = self.trainer.check_val_every_n_epoch
-        return {"scheduler": schedule, "monitor": schedule.monitor, "frequency": every or 1}
+        return {
+            "scheduler": schedule,
+            "monitor": schedule.monitor,
+            "frequency": every or 1,
+            "strict": self.trainer.enable_validation,
+        }
 
     def configure_optimizers(self) -> Any:
         """Return optimiser and schedule."""

@@ -91,6 +91,16 @@ def test_a_loss_of_monai_works_as_it_is(parsed, write):
     assert cli.model.replaced["loss"]["class_path"] == "monai.losses.DiceCELoss"
 
 
+def test_augmentations_of_monai_are_recorded_as_given(parsed, write):
+    given = ("--data.augmentation", "monai.transforms.RandFlipd", "--data.augmentation.keys")
+    cli = parsed("--config", write(network=VALUES), *given, "[image, label]")
+    assert cli.datamodule.augmentation.keys == ("image", "label")
+    config = cli.trainer_defaults["callbacks"][0].config
+    recorded = config["data"]["init_args"]["augmentation"]["init_args"]
+    assert recorded["keys"] == ["image", "label"]
+    assert cli.datamodule.hparams["augmentation"]["keys"] == ["image", "label"]
+
+
 def test_nothing_given_changes_nothing(parsed, write):
     model = parsed("--config", write(network=VALUES)).model
     assert isinstance(model.loss.loss, DiceBCELoss)
@@ -127,7 +137,8 @@ def test_a_fit_with_other_parts_is_resumed_scored_and_recorded(command, tmp_path
         *("--data.augmentation", "parts_of_mine.Brighter", "--data.augmentation.by", 0.5),
     )
     short = (*parts, "--trainer.limit_train_batches", 1)
-    assert command("fit", *short, "--dry-run") == 0
+    plateau = ("--lr_scheduler", "ReduceLROnPlateau", "--lr_scheduler.monitor", "val/dice_mean")
+    assert command("fit", *parts[:6], *plateau, "--dry-run") == 0
     assert command("fit", *short, "--trainer.max_epochs", 2) == 0
     notes = capsys.readouterr().err
     assert "--optimizer torch.optim.SGD(lr=0.25, momentum=0.5" in notes
