@@ -35,7 +35,7 @@ ARROWS = {
     "lightning_bases": set(),
     "intensity": set(),
     "views": {"intensity", "vocabulary"},
-    "batch": {"views", "vocabulary"},
+    "batch": {"intensity", "views", "vocabulary"},
     "losses": set(),
     "weights": set(),
     "blocks": SHARED,

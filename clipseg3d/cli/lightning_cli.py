@@ -24,7 +24,6 @@ from clipseg3d.cli.preset_options import expand_presets
 from clipseg3d.cli.terminal import raised_in, require_output, say, unwrapped
 from clipseg3d.data import brats  # noqa: F401 - so that --data takes their names
 from clipseg3d.data.releases import release_values
-from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import network_config
 from clipseg3d.phantom import datamodule  # noqa: F401
@@ -47,12 +46,7 @@ PARTS_OF_FIT = ("loss", "optimizer", "lr_scheduler")
 
 
 # The type of a key of a sample in MONAI's transforms, which would not be written into files.
-register_type(
-    Hashable,
-    serializer=lambda key: key,
-    deserializer=lambda key: key,
-    fail_already_registered=False,
-)
+register_type(Hashable, lambda key: key, lambda key: key, fail_already_registered=False)
 
 
 def release_of(data: Any) -> str | dict[str, Any]:
@@ -198,9 +192,7 @@ class CLIPSeg3DCLI(LightningCLI):
         """
         module: Any = self.model
         given = {name: config[name] for name in PARTS_OF_FIT if config[name] is not None}
-        module.replaced.update(given)
-        if "loss" in given:
-            module.loss = RegionLoss(self.config_init[self.subcommand].loss)
+        module.replace_parts(given, loss=self.config_init[self.subcommand].loss)
         if self.subcommand != "fit" or not self.trainer.is_global_zero:
             return
         plan = module.plan

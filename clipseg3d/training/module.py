@@ -437,6 +437,22 @@ class CLIPSeg3DModule(LightningModule):
         """
         return None
 
+    def replace_parts(
+        self, parts: dict[str, Any], *, loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> None:
+        """Use other parts than the plan's, as the command line does.
+
+        Args:
+            parts: name -> class path and arguments; see ``replaced``.
+            loss: that ``parts`` describes; None leaves it as it is.
+
+        Raises:
+            ValueError: the loss takes probabilities, not logits.
+        """
+        self.replaced.update(parts)
+        if loss is not None:
+            self.loss = RegionLoss(loss)
+
     def configure_optimizer(self) -> Optimizer:
         """Return the optimiser: the plan's, or that of ``--optimizer`` with the plan's groups."""
         spec = self.replaced.get("optimizer")

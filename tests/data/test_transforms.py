@@ -341,7 +341,7 @@ def test_pickles(sample):
 
 
 @pytest.fixture
-def packed():
+def sample_of_three():
     """A packed sample of four sequences and three regions."""
     generator = torch.Generator().manual_seed(0)
     return {
@@ -353,10 +353,10 @@ def packed():
     }
 
 
-def test_a_transform_of_monai_augments_what_was_unpacked(packed):
+def test_a_transform_of_monai_augments_what_was_unpacked(sample_of_three):
     flip = RandFlipd(keys=["image", "label"], prob=1.0, spatial_axis=1)
-    augmented = OwnAugmentation(flip, num_regions=3)(packed)
-    plain = unpack(packed, num_regions=3)
+    augmented = OwnAugmentation(flip, num_regions=3)(sample_of_three)
+    plain = unpack(sample_of_three, num_regions=3)
     assert type(augmented["image"]) is type(augmented["label"]) is torch.Tensor
     assert torch.equal(augmented["image"], plain["image"].flip(2))
     assert torch.equal(augmented["label"], plain["label"].flip(2))
@@ -370,24 +370,24 @@ def draws(sample):
 
 
 @pytest.mark.parametrize("own", [draws, RandGaussianNoised(keys=["image"], prob=1.0)])
-def test_what_it_draws_follows_from_torchs_generator(packed, own):
+def test_what_it_draws_follows_from_torchs_generator(sample_of_three, own):
     images = []
     for seed in (1, 1, 2):
         random.random(), np.random.rand()  # must not matter
         before = random.getstate()
         torch.manual_seed(seed)
-        images.append(OwnAugmentation(own, num_regions=3)(packed)["image"])
+        images.append(OwnAugmentation(own, num_regions=3)(sample_of_three)["image"])
         assert random.getstate() == before
     assert torch.equal(images[0], images[1])
     assert not torch.equal(images[0], images[2])
 
 
-def test_an_augmentation_that_changes_shapes_is_refused(packed):
+def test_an_augmentation_that_changes_shapes_is_refused(sample_of_three):
     def cut(sample):
         return {**sample, "image": sample["image"][:, 1:]}
 
     with pytest.raises(ValueError, match=r"a: function has changed .* image from \(4, 5, 6, 7\)"):
-        OwnAugmentation(cut, num_regions=3)(packed)
+        OwnAugmentation(cut, num_regions=3)(sample_of_three)
 
 
 def test_equal_transforms_have_equal_descriptions():
