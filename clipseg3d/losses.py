@@ -1,7 +1,7 @@
-"""The training loss: soft Dice plus binary cross-entropy per region, deeply supervised."""
+"""The training loss: by default soft Dice plus binary cross-entropy, deeply supervised."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +25,36 @@ def cosine_loss(cosines: Tensor, label: Tensor, *, temperature: float) -> Tensor
         return F.binary_cross_entropy_with_logits(cosines.float() / temperature, target)
 
 
+class DiceBCELoss(nn.Module):
+    """Soft Dice + binary cross-entropy over overlapping regions.
+
+    Source: the paper states no loss; Dice + cross-entropy is the usual choice for BraTS (Isensee
+    et al., nnU-Net, Nature Methods 2021).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Return the loss, a scalar; logits are (b, r, x, y, z), and the label is in [0, 1]."""
+        dice: Tensor = self.dice(logits, label)
+        return dice + F.binary_cross_entropy_with_logits(logits, label)
+
+
 class RegionLoss(nn.Module):
-    """Soft Dice + binary cross-entropy over overlapping regions, at every supervised level.
+    """A loss of regions, at every supervised level.
 
     The weights of the levels are 1, 1/2, 1/4, ..., divided by their sum. A coarser level is
     compared with the label averaged over its larger voxels. Computed in float32, also under
     autocast.
 
-    Source: the paper states no loss; Dice + cross-entropy is the usual choice for BraTS (Isensee
-    et al., nnU-Net, Nature Methods 2021).
+    Args:
+        loss: called as ``loss(logits, label)`` for each level, both (b, r, x, y, z) float32, such
+            as a loss of MONAI with ``sigmoid=True``; None takes :class:`DiceBCELoss`.
+
+    Raises:
+        ValueError: a loss of MONAI takes probabilities, not logits.
 
     Example:
         >>> label = torch.zeros(1, 3, 8, 8, 8)
@@ -42,9 +63,18 @@ class RegionLoss(nn.Module):
         True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
         super().__init__()
-        self.dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)
+        self.loss = DiceBCELoss() if loss is None else loss
+        for part in self.modules():
+            activations = (
+                getattr(part, name, True) for name in ("sigmoid", "softmax", "other_act")
+            )
+            if not any(activations):
+                raise ValueError(
+                    f"{type(part).__name__} takes probabilities, but the network gives logits; "
+                    "give it sigmoid=True"
+                )
 
     def forward(self, logits: Sequence[Tensor], label: Tensor) -> Tensor:
         """Return the loss, a scalar.
@@ -53,17 +83,21 @@ class RegionLoss(nn.Module):
             logits: (b, r, x, y, z), then those of coarser levels, whose grids may be padded at the
                 far ends.
             label: (b, r, x, y, z) in {0, 1}.
+
+        Raises:
+            ValueError: the loss of a level is no single number.
         """
         with torch.autocast(label.device.type, enabled=False):
             weights = [0.5**level for level in range(len(logits))]
             total = label.new_zeros(())
             for weight, level in zip(weights, logits, strict=True):
-                target = _downsample(label, level)
-                total = total + weight * (
-                    self.dice(level.float(), target)
-                    + F.binary_cross_entropy_with_logits(level.float(), target)
-                )
-            return total / sum(weights)
+                total = total + weight * self.loss(level.float(), _downsample(label, level))
+        if total.numel() != 1:
+            raise ValueError(
+                f"{type(self.loss).__name__} returns {tuple(total.shape)} numbers; give it "
+                'reduction="mean"'
+            )
+        return total / sum(weights)
 
 
 def _downsample(label: Tensor, level: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ SHARED = {
     "checksums",
     "ranges",
     "text_files",
+    "lightning_bases",
 }
 """Files beside the rooms, which every room may import."""
 ARROWS = {
@@ -31,6 +32,7 @@ ARROWS = {
     "checksums": set(),
     "ranges": set(),
     "text_files": {"yaml"},
+    "lightning_bases": set(),
     "intensity": set(),
     "views": {"intensity", "vocabulary"},
     "batch": {"intensity", "views", "vocabulary"},
@@ -61,7 +63,7 @@ ARROWS = {
     | {"clip.encoder"},
     "training": SHARED
     | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}
-    | {"data.releases", "data.sample_order", "clip.encoder", "clipseg3d"},
+    | {"data.releases", "data.sample_order", "data.cases", "clip.encoder", "clipseg3d"},
     "reporting": SHARED | {"metrics"},
     "export": SHARED | {"networks", "blocks", "clipseg3d"},
     "testing": SHARED | {"blocks", "clip", "data.release"},
@@ -82,6 +84,7 @@ THIRD_PARTY = {
     "ranges": set(),
     "text_files": {"yaml"},
     "weights": set(),
+    "lightning_bases": {"pytorch_lightning", "lightning"},
     "intensity": {"torch", "einops"},
     "views": {"torch", "einops"},
     "batch": {"torch", "einops"},

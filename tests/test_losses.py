@@ -216,3 +216,21 @@ def test_cosine_loss_has_a_gradient_and_is_computed_in_float32(label):
     assert torch.equal(loss, cosine_loss(cosines.float(), label, temperature=0.07))
     loss.backward()
     assert cosines.grad.abs().min() > 0
+
+
+def test_a_loss_that_is_no_single_number_is_refused():
+    per_voxel = torch.nn.BCEWithLogitsLoss(reduction="none")
+    with pytest.raises(ValueError, match=r"BCEWithLogitsLoss returns \(1, 3, 4, 4, 4\) numbers"):
+        RegionLoss(per_voxel)([torch.zeros(1, 3, 4, 4, 4)], torch.zeros(1, 3, 4, 4, 4))
+
+
+def test_another_loss_is_called_for_each_level():
+    seen = []
+
+    def loss(logits, label):
+        seen.append((tuple(logits.shape), tuple(label.shape)))
+        return logits.mean()
+
+    levels = [torch.full((1, 3, 8, 8, 8), 1.0), torch.full((1, 3, 4, 4, 4), 4.0)]
+    assert RegionLoss(loss)(levels, torch.zeros(1, 3, 8, 8, 8)) == pytest.approx((1 + 2) / 1.5)
+    assert seen == [((1, 3, 8, 8, 8),) * 2, ((1, 3, 4, 4, 4),) * 2]

@@ -1,8 +1,8 @@
-"""LightningCLI with this library's module and data, for ``clipseg3d fit | validate | test``."""
+"""LightningCLI with this library's module and data: fit, validate, test and predict."""
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,31 +10,43 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
+from jsonargparse.typing import register_type
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch.nn.modules.loss import _Loss
 
 from clipseg3d.atomic_write import atomic_write, naming_full_disk
 from clipseg3d.cli.config_writer import ConfigWriter
-from clipseg3d.cli.lightning_parser import OneLineLightningParser
+from clipseg3d.cli.lightning_parser import MODEL, OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
-from clipseg3d.cli.terminal import raised_in, require_output, unwrapped
+from clipseg3d.cli.terminal import raised_in, require_output, say, unwrapped
+from clipseg3d.data import brats  # noqa: F401 - so that --data takes their names
 from clipseg3d.data.releases import release_values
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import network_config
+from clipseg3d.phantom import datamodule  # noqa: F401
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 from clipseg3d.ranges import require_count, require_not_negative
 from clipseg3d.training.checkpoint_io import AtomicCheckpointIO, find_last
 from clipseg3d.training.dry_run import dry_run
+from clipseg3d.training.fit_settings import fit_settings
 from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.module import CLIPSeg3DModule
+from clipseg3d.training.segmentation_writer import SegmentationWriter
 
 DRY_RUN = "--dry-run"
 LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 MAX_SEED = 2**32 - 1
 PARTS = ("train", "val", "test")
+PARTS_OF_FIT = ("loss", "optimizer", "lr_scheduler")
+"""Options that replace a part of the training plan, or its loss."""
+
+
+# The type of a key of a sample in MONAI's transforms, which would not be written into files.
+register_type(Hashable, lambda key: key, lambda key: key, fail_already_registered=False)
 
 
 def release_of(data: Any) -> str | dict[str, Any]:
@@ -68,19 +80,28 @@ class CLIPSeg3DCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Offer what this library's module implements."""
         methods = LightningCLI.subcommands()
-        return {name: methods[name] for name in ("fit", "validate", "test")}
+        return {**methods, "predict": methods["predict"] | {"return_predictions"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link data to module; add both callbacks for checkpoints, and ``--scores``."""
-        parser.link_arguments(
-            "data", "model.release", compute_fn=release_of, apply_on="instantiate"
+        """Add loss, optimiser and schedule, callbacks for checkpoints, ``--scores``; link parts."""
+        parser.set_defaults({"model": {"class_path": MODEL}})
+        parser.add_argument(
+            "--loss",
+            type=_Loss | Callable | None,
+            help="called as loss(logits, label) for each supervised level, instead of Dice + BCE",
         )
-        parser.link_arguments("data.spacing_mm", "model.spacing_mm", apply_on="instantiate")
-        choice = ("model.network", "model.ablation")
-        parser.link_arguments(choice, "data.init_args.view_selection", compute_fn=view_selection)
-        parser.link_arguments(choice, "data.init_args.shuffle_reports", compute_fn=is_shuffled)
+        parser.add_optimizer_args()
+        parser.add_lr_scheduler_args()
+        model, data = "model.init_args", "data.init_args"
         parser.link_arguments(
-            "model.sequence_dropout", "data.init_args.allow_missing_sequences", compute_fn=bool
+            "data", f"{model}.release", compute_fn=release_of, apply_on="instantiate"
+        )
+        parser.link_arguments("data.spacing_mm", f"{model}.spacing_mm", apply_on="instantiate")
+        choice = (f"{model}.network", f"{model}.ablation")
+        parser.link_arguments(choice, f"{data}.view_selection", compute_fn=view_selection)
+        parser.link_arguments(choice, f"{data}.shuffle_reports", compute_fn=is_shuffled)
+        parser.link_arguments(
+            f"{model}.sequence_dropout", f"{data}.allow_missing_sequences", compute_fn=bool
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -93,6 +114,9 @@ class CLIPSeg3DCLI(LightningCLI):
         )
         parser.add_lightning_class_args(LastCheckpoints, "last")
         parser.link_arguments("checkpoint.dirpath", "last.dirpath")
+        parser.add_argument(
+            "--output", type=str | None, help="write the labels that predict gives to this folder"
+        )
         parser.add_argument(
             "--scores",
             type=str | None,
@@ -116,9 +140,14 @@ class CLIPSeg3DCLI(LightningCLI):
         self._ckpt_path = self.config[command].pop("ckpt_path")
         if command != "fit" and self._ckpt_path and Path(self._ckpt_path).is_file():
             values = read_checkpoint_file(Path(self._ckpt_path))["hyper_parameters"]
+            model = self.config[command].model.as_dict()
             # A file that may come from anybody must not name a class to be built.
-            trained = {name: value for name, value in values.items() if name != "encoder"}
-            self.config = parser.parse_object({command: {"model": trained}}, self.config)
+            model["init_args"] |= {
+                name: value
+                for name, value in values.items()
+                if name != "encoder" and not _names_class(value)
+            }
+            self.config = parser.parse_object({command: {"model": model}}, self.config)
 
     def before_instantiate_classes(self) -> None:
         """Put the path of the checkpoint back."""
@@ -130,6 +159,12 @@ class CLIPSeg3DCLI(LightningCLI):
         Raises:
             ValueError: Lightning refuses an argument, such as a device that is not there.
         """
+        config = self.config[self.subcommand]
+        if self.subcommand == "predict":
+            if config.output is None or config.ckpt_path is None:
+                raise ValueError("predict needs --ckpt_path and --output; give both")
+            self._writer = SegmentationWriter(config.output)
+            self.trainer_defaults["callbacks"].append(self._writer)
         try:
             super().instantiate_classes()
         except Exception as error:
@@ -144,8 +179,32 @@ class CLIPSeg3DCLI(LightningCLI):
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:  # no plugin was given
             strategy.checkpoint_io = AtomicCheckpointIO()
-        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
-        self.trainer_defaults["callbacks"].config = config[self.subcommand]
+        dumped = self.parser.dump(self.config, skip_none=False, format="json")
+        config = json.loads(dumped)[self.subcommand]
+        self.trainer_defaults["callbacks"][0].config = config
+        self._replace_parts(config)
+
+    def _replace_parts(self, config: dict[str, Any]) -> None:
+        """Give the module the loss, the optimiser and the schedule of the command line.
+
+        Args:
+            config: the configuration as plain values.
+        """
+        module: Any = self.model
+        given = {name: config[name] for name in PARTS_OF_FIT if config[name] is not None}
+        module.replace_parts(given, loss=self.config_init[self.subcommand].loss)
+        if self.subcommand != "fit" or not self.trainer.is_global_zero:
+            return
+        plan = module.plan
+        instead_of = {
+            "loss": "DiceBCELoss",
+            "optimizer": f"the plan's {plan.optimizer}, lr={plan.lr:g} and weight_decay="
+            f"{plan.weight_decay:g}",
+            "lr_scheduler": f"the plan's {plan.schedule}",
+        }
+        for name, value in given.items():
+            note = f"--{name} {_in_words(value)}, not {instead_of[name]}"
+            say(f"clipseg3d: note: {note}", stream=sys.stderr)
 
     def before_fit(self) -> None:
         """For ``--ckpt_path last``, find the newest intact checkpoint, and go on in its folder.
@@ -156,7 +215,9 @@ class CLIPSeg3DCLI(LightningCLI):
         self._require_outputs()
         if self.config_init.fit.ckpt_path != "last":
             return
-        path = self.config_init.fit.ckpt_path = find_last(self.trainer)
+        module: Any = self.model
+        now = fit_settings(module, self.trainer, self.datamodule, content=False)
+        path = self.config_init.fit.ckpt_path = find_last(self.trainer, now)
         for callback in self.trainer.checkpoint_callbacks:
             if path and isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(path.parent)
@@ -166,6 +227,11 @@ class CLIPSeg3DCLI(LightningCLI):
         self._require_outputs()
 
     before_test = before_validate
+
+    def before_predict(self) -> None:
+        """Find out whether labels can be written."""
+        if self.trainer.is_global_zero:
+            require_output(Path(self.config.predict.output), folder=True)
 
     def fit(self, **arguments: Any) -> None:
         """Train, alone in the folder for checkpoints, and score the best one.
@@ -186,6 +252,21 @@ class CLIPSeg3DCLI(LightningCLI):
         """Score the cases for the final test."""
         with naming_full_disk(self._folder()):
             self.trainer.test(**arguments)
+
+    def predict(self, **arguments: Any) -> None:
+        """Segment the cases of the data module; each process writes its own.
+
+        Raises:
+            ValueError: some cases of this process failed.
+        """
+        self.trainer.predict(**arguments, return_predictions=False)
+        results = self._writer.results
+        failed = [result.case.case_id for result in results if result.status == "failed"]
+        if failed:
+            raise ValueError(
+                f"{len(failed)} of {len(results)} cases failed, for the reasons above: "
+                f"{', '.join(failed)}"
+            )
 
     def _folder(self) -> Path:
         """Return the folder that loggers write to, without a message of their own."""
@@ -263,6 +344,21 @@ def fit_lock(folder: Path) -> FileLock:
     """Return the lock that a fit holds while it writes checkpoints to a folder."""
     path = folder.absolute()
     return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def _names_class(value: Any) -> bool:
+    """Return whether a value of the configuration, or a part of it, names a class."""
+    if isinstance(value, dict):
+        return "class_path" in value or any(map(_names_class, value.values()))
+    return isinstance(value, list | tuple) and any(map(_names_class, value))
+
+
+def _in_words(part: dict[str, Any] | str) -> str:
+    """Return a class path with its arguments in one line."""
+    if isinstance(part, str):
+        return part
+    values = part.get("init_args", {}).items()
+    return f"{part['class_path']}({', '.join(f'{name}={value}' for name, value in values)})"
 
 
 def _take_version(logger: Any) -> Path | None:
@@ -346,9 +442,10 @@ def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> CLIPSeg3DCLI:
     return kind(
         CLIPSeg3DModule,
         LightningDataModule,
+        subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
-        trainer_defaults={"callbacks": RunManifest()},
+        trainer_defaults={"callbacks": [RunManifest()]},
         save_config_callback=ConfigWriter,
         args=list(arguments),
         auto_configure_optimizers=False,

@@ -11,6 +11,8 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from clipseg3d.ranges import nearest
 
+MODEL = "clipseg3d.CLIPSeg3DModule"
+"""Class of the module that is trained, unless another one is named."""
 _UNKNOWN = (
     r"Option '(?P<option>[^']+)' is not accepted",
     r"does not accept option '(?P<option>[^']+)'",
@@ -43,8 +45,8 @@ class OneLineLightningParser(LightningArgumentParser):
         for pattern in _UNKNOWN:
             if unknown := re.search(pattern, message):
                 option = unknown["option"].removeprefix("--")
-                path = re.search(r"given class_path '([^']+)'", message)
-                allowed = _arguments(path[1]) if path else sorted(self._options())
+                paths = re.findall(r"given class_path '([^']+)'", message)
+                allowed = _arguments(paths[-1]) if paths else sorted(self._options())
                 name = unknown[0].split()[-1] if "unrecognized" in unknown[0] else f"--{option}"
                 name = f"--{key}.{option}" if key else name
                 return f"{name}: no such option; {nearest(option, allowed)}"
@@ -64,6 +66,7 @@ class OneLineLightningParser(LightningArgumentParser):
 
     def _options(self) -> Iterator[str]:
         """Yield the names of all options, also of commands."""
+        yield from (f"model.{name}" for name in _arguments(MODEL))
         for action in self._actions:
             yield from (word.lstrip("-") for word in action.option_strings if "--" in word)
             for parser in _commands(action).values():

@@ -14,6 +14,7 @@ from clipseg3d.cli import (
     export,
     fit,
     phantom,
+    predict,
     segment,
     test,
     tune_postprocessing,
@@ -21,10 +22,11 @@ from clipseg3d.cli import (
 )
 from clipseg3d.cli.terminal import OneLineParser, raised_here, say, unwrapped
 
-LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test}
+LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
 """Commands whose options LightningCLI parses."""
 COMMANDS = (
-    *(demo, segment, fit, validate, test, cross_validate, evaluate, tune_postprocessing, export),
+    *(demo, segment, fit, validate, test, predict, cross_validate, evaluate),
+    *(tune_postprocessing, export),
     *(check_data, check_submission, phantom, embed_text),
 )
 """All commands, in the order of the help."""

@@ -63,6 +63,8 @@ def _parse_yaml(text: str) -> Any:
 def _network_and_plan(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return network and plan of a configuration; the parser reports what is wrong in it."""
     model = config.get("model")
+    if isinstance(model, dict):
+        model = model.get("init_args", model)
     if not isinstance(model, dict):
         return {}
     return {option: model[key] for option, key in _KEYS.items() if key in model}

@@ -4,7 +4,6 @@ import argparse
 import sys
 import traceback
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,7 +197,7 @@ def _find_cases(
     arguments: argparse.Namespace, predictor: "Predictor"
 ) -> tuple[list["Case"], list[str]]:
     """Return the cases to segment, and the faults of other cases and of other files."""
-    from clipseg3d.data.cases import DataError, case_from_files, faults_by_case, index_cases
+    from clipseg3d.data.cases import case_from_files, segmentable_cases
 
     files = _files(arguments)
     if files:
@@ -213,19 +212,10 @@ def _find_cases(
     faults: list[str] = []
     notes: list[str] = []
     for folder in arguments.cases:
-        # The predictor checks voxel size and missing sequences.
-        cases, folder_faults = index_cases(
-            folder, predictor.release, require_label=False, allow_missing=True
-        )
-        if not cases:
-            raise DataError(folder_faults)
-        case_faults, _ = faults_by_case(cases, folder_faults)
-        for case, own in zip(cases, case_faults, strict=True):
-            of_mask = [fault for fault in own if fault.startswith(f"{case.label}: ")]
-            if len(of_mask) == len(own):  # an expert mask is not needed to segment
-                usable.append(replace(case, label=None) if of_mask else case)
-                notes += of_mask
-        faults += [fault for fault in folder_faults if fault not in notes]
+        cases, folder_faults, folder_notes = segmentable_cases(folder, predictor.release)
+        usable += cases
+        faults += folder_faults
+        notes += folder_notes
     names = Counter(case.case_id for case in usable)
     for name in sorted(name for name, count in names.items() if count > 1):
         folders = [

@@ -1,13 +1,15 @@
 """Lightning data modules for BraTS: one base class, one short subclass per release."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pytorch_lightning import LightningDataModule
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,7 +23,7 @@ from clipseg3d.data.cache import (
     default_cache_dir,
     require_cache_folder,
 )
-from clipseg3d.data.cases import Case, detect_release, find_cases, index_cases
+from clipseg3d.data.cases import Case, detect_release, find_cases, index_cases, segmentable_cases
 from clipseg3d.data.check import check_data
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.release import BraTSRelease
@@ -47,7 +49,8 @@ from clipseg3d.data.releases import (
 from clipseg3d.data.sample_order import CountingLoader, EpochSampler, global_seed
 from clipseg3d.data.splits import Splits
 from clipseg3d.data.survey import DataSurvey
-from clipseg3d.data.transforms import Augmentation
+from clipseg3d.data.transforms import Augmentation, OwnAugmentation, describe
+from clipseg3d.lightning_bases import LightningDataModule
 from clipseg3d.ranges import require_above_zero, require_count
 from clipseg3d.views import ViewSelection
 
@@ -89,6 +92,8 @@ class BraTSDataModule(LightningDataModule):
         batch_size: crops per device; the global batch size is this times the world size.
         num_workers: loader processes per device, and threads that build the cache.
         augment: whether training crops are augmented.
+        augmentation: of your own, instead of :class:`clipseg3d.data.transforms.Augmentation`: see
+            :class:`clipseg3d.data.transforms.OwnAugmentation`.
         view_selection: which slices CLIP sees; must be that of the network (``clipseg3d fit``
             takes it from there).
         shuffle_reports: give every case the report of another case. A control experiment: useful
@@ -127,6 +132,7 @@ class BraTSDataModule(LightningDataModule):
         batch_size: int = 1,
         num_workers: int = 2,
         augment: bool = True,
+        augmentation: Callable | None = None,  # type: ignore[type-arg]  # as jsonargparse has it
         view_selection: ViewSelection = "energy",
         shuffle_reports: bool = False,
         spacing_mm: float = 1.0,
@@ -142,10 +148,15 @@ class BraTSDataModule(LightningDataModule):
         require_count(fold=fold, seed=seed, at_least=0)
         require_count(num_folds=num_folds)
         require_above_zero(spacing_mm=spacing_mm)
+        if augmentation is not None and not augment:
+            raise ValueError("augment=False, but an augmentation is given; leave one of them out")
         # Only plain values: checkpoints are loaded with weights_only=True. Model and data share
         # their hyperparameters, and the model stores the release that was detected or read:
         # Lightning would refuse "auto" or a file here.
-        self.save_hyperparameters(ignore=None if release in RELEASES else "release")
+        ignored = ["augmentation", *([] if release in RELEASES else ["release"])]
+        self.save_hyperparameters(ignore=ignored)
+        if augmentation is not None:
+            self.hparams["augmentation"] = describe(augmentation)
         self.root = Path(root)
         self.release_name = release
         self.sequences, self.regions = sequences, regions
@@ -168,6 +179,7 @@ class BraTSDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.augment = augment
+        self.augmentation = augmentation
         self.view_selection = view_selection
         self.shuffle_reports = shuffle_reports
         self.spacing_mm = spacing_mm
@@ -205,6 +217,8 @@ class BraTSDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Check all cases and fill the cache; runs once per node, at the start of a run."""
         self._forget_cases()  # an interrupted run has had no teardown
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.PREDICTING:
+            return  # masks and a cache are for training and scoring
         cases = self._cases()
         self._divide(cases)
         self._cache(cases)
@@ -212,13 +226,15 @@ class BraTSDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Split the cases; runs on every rank and may run more than once."""
         self._provenance = None
+        if stage == "predict":
+            return
         training, validation, test = self._divide(self._cases())
         self.train_set = BraTSDataset(
             self._cache(training),
             self.release,
             crop=self.patch_size,
             crops_per_case=self.crops_per_case,
-            augment=Augmentation() if self.augment else None,
+            augment=self._augmentation(),
             packed=True,
         )
         self.val_set = BraTSDataset(self._cache(validation), self.release)
@@ -339,8 +355,32 @@ class BraTSDataModule(LightningDataModule):
         """Whole brains of the test cases in ``splits``; without those, of the validation cases."""
         return self._loader(self.test_set)
 
+    def predict_dataloader(self) -> DataLoader[Case]:
+        """The cases below ``root``, as files, one in each batch; expert masks are not needed.
+
+        Raises:
+            FileNotFoundError: there is no case.
+
+        Warns:
+            UserWarning: a case cannot be used, or its expert mask cannot.
+        """
+        cases, faults, notes = segmentable_cases(self.root, self.release, reports=self.reports)
+        for message in (*faults, *notes):
+            rank_zero_warn(message)
+        return DataLoader(cases, collate_fn=list)  # type: ignore[arg-type]  # a list is a dataset
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move a batch to the device; cases to predict stay as they are, files on disk."""
+        if not isinstance(batch, Mapping):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Unpack a batch on the device to which it was moved."""
+        """Unpack a batch on the device to which it was moved; cases stay as they are."""
+        if not isinstance(batch, Mapping):
+            return batch
         return unpack(batch, num_regions=len(self.release.regions))
 
     def _cases(self) -> list[Case]:
@@ -397,6 +437,14 @@ class BraTSDataModule(LightningDataModule):
         size = int(missing * MEGABYTES * 1e6 / self.spacing_mm**3)
         disk = {self.cache_dir: size} if missing else {}
         return DataSurvey(tuple(faults), tuple(notes), len(training), len(validation), disk)
+
+    def _augmentation(self) -> Callable[[Sample], Sample] | None:
+        """Return what augments a packed sample."""
+        if not self.augment:
+            return None
+        if self.augmentation is None:
+            return Augmentation()
+        return OwnAugmentation(self.augmentation, num_regions=len(self.release.regions))
 
     def _divide(self, cases: list[Case]) -> tuple[list[Case], list[Case], list[Case]]:
         """Return the training, validation and test cases."""

@@ -3,7 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +111,36 @@ def find_cases(
     if faults:
         raise DataError(faults)
     return cases
+
+
+def segmentable_cases(
+    folder: str | Path, release: BraTSRelease, *, reports: str | Path | None = None
+) -> tuple[list[Case], list[str], list[str]]:
+    """Find the cases below a folder that can be segmented, whatever their expert masks are.
+
+    Voxel sizes and missing sequences are left to the predictor.
+
+    Returns:
+        Usable cases, those with a faulty expert mask without it; faults of other cases and files;
+        faults of expert masks.
+
+    Raises:
+        DataError: there is no case.
+    """
+    cases, faults = index_cases(
+        folder, release, reports=reports, require_label=False, allow_missing=True
+    )
+    if not cases:
+        raise DataError(faults)
+    usable: list[Case] = []
+    notes: list[str] = []
+    case_faults, _ = faults_by_case(cases, faults)
+    for case, own in zip(cases, case_faults, strict=True):
+        of_mask = [fault for fault in own if fault.startswith(f"{case.label}: ")]
+        if len(of_mask) == len(own):
+            usable.append(replace(case, label=None) if of_mask else case)
+            notes += of_mask
+    return usable, [fault for fault in faults if fault not in notes], notes
 
 
 def index_cases(

@@ -6,14 +6,18 @@ our own additions.
 """
 
 import math
+import random
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from clipseg3d.batch import Sample, unpack_image
+from clipseg3d.batch import Sample, unpack, unpack_image
 
 SHARES = {
     "affine": 0.3,
@@ -32,6 +36,66 @@ BIAS_WAVES = 3
 """Number of cosines of a bias field along each axis of a crop, including the constant one."""
 BIAS_SD = 0.03
 """SD of the weight of each product of cosines; 27 products give fields of about 0.8 to 1.25."""
+
+
+def describe(part: Any, *, depth: int = 4) -> Any:
+    """Return a part, such as a transform, as plain values: its class and what it was built with.
+
+    Two that do the same have equal descriptions, so that those of two fits can be compared.
+    """
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    if isinstance(part, list | tuple):
+        return [describe(item, depth=depth) for item in part]
+    kind = part if hasattr(part, "__qualname__") else type(part)
+    values = vars(part) if depth and kind is not part and hasattr(part, "__dict__") else {}
+    return {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        **{name: describe(value, depth=depth - 1) for name, value in values.items()},
+    }
+
+
+class OwnAugmentation:
+    """An augmentation of somebody else, such as a dictionary transform of MONAI.
+
+    It is given an unpacked sample, with ``image`` (s, x, y, z) float32 and ``label`` (r, x, y, z)
+    float32, and returns one of the same keys. What it draws from torch, NumPy, Python's ``random``
+    or MONAI's ``Randomizable`` follows from torch's default generator. If it mirrors or crops, it
+    must change ``crop_box`` as :class:`Augmentation` does.
+
+    Args:
+        augmentation: called with a sample.
+        num_regions: number of regions r.
+    """
+
+    def __init__(self, augmentation: Callable[[Any], Any], *, num_regions: int) -> None:
+        self.augmentation = augmentation
+        self.num_regions = num_regions
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Return an augmented copy of one sample.
+
+        Raises:
+            ValueError: the image or the label is missing, or has another shape than before.
+        """
+        seed = int(torch.randint(2**31, ()))
+        before = unpack(sample, num_regions=self.num_regions)
+        with isolate_rng(include_cuda=False):
+            random.seed(seed)
+            np.random.seed(seed)
+            if hasattr(self.augmentation, "set_random_state"):
+                self.augmentation.set_random_state(seed)
+            after = dict(self.augmentation(dict(before)))
+        name = type(self.augmentation).__name__
+        for key in ("image", "label"):
+            shapes = [tuple(getattr(x.get(key), "shape", ())) for x in (before, after)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"{sample['case_id']}: {name} has changed the shape of its {key} from "
+                    f"{shapes[0]} to {shapes[1]}; give an augmentation that keeps it"
+                )
+            after[key] = torch.as_tensor(after[key]).as_subclass(Tensor).float()
+        return cast(Sample, {key: after[key] for key in before})
 
 
 class Augmentation:

@@ -10,4 +10,5 @@ from .plan import PLANS as PLANS
 from .plan import TrainingPlan as TrainingPlan
 from .plan import training_plan as training_plan
 from .previews import Previews as Previews
+from .segmentation_writer import SegmentationWriter as SegmentationWriter
 from .speedup import Speedup as Speedup

@@ -1,6 +1,7 @@
 """Checkpoints on disk: atomic writing, and the newest one that can be read."""
 
 import json
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from clipseg3d.atomic_write import atomic_files
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
+from clipseg3d.training.fit_settings import changed_settings
 
 MANIFEST = "manifest"
 """Key of the manifest in a checkpoint, and part of the name of the file beside it."""
@@ -63,11 +65,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         _manifest_path(Path(path)).unlink(missing_ok=True)
 
 
-def find_last(trainer: Trainer) -> Path | None:
+def find_last(trainer: Trainer, settings: Mapping[str, Any]) -> Path | None:
     """Return the newest ``last-*.ckpt`` of a fit that can be read; None if there is none at all.
 
     The search is in the folder for the trainer's checkpoints or, if every run has its own folder,
-    in those of all runs. It warns of every damaged file.
+    in those of all runs. It warns of every damaged file, and of every newer run that it passes over
+    since its settings are others. If all have other settings, it returns the newest one, which the
+    module refuses or goes on with.
+
+    Args:
+        trainer: that will fit.
+        settings: of :func:`clipseg3d.training.fit_settings.fit_settings`, without content.
 
     Raises:
         ValueError: there are some, and all are damaged.
@@ -85,19 +93,27 @@ def find_last(trainer: Trainer) -> Path | None:
         folders.add(Path(trainer.default_root_dir, "checkpoints"))
     files = [path for folder in folders for path in folder.glob("last-*.ckpt")]
     files.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    others: dict[Path, tuple[Path, list[str]]] = {}
     for path in files:
+        if path.parent in others:
+            continue
         try:
-            read_checkpoint_file(path)
+            before = read_checkpoint_file(path).get("settings", settings)
         except ValueError:
             rank_zero_warn(f"{path}: damaged; going on from the checkpoint before it")
-        else:
+            continue
+        changed = changed_settings(before, settings, content=False)
+        if not changed:
+            for other, reasons in others.values():
+                rank_zero_warn(f"{other}: passed over, saved with {'; '.join(reasons)}")
             return path
-    if files:
+        others[path.parent] = path, changed
+    if files and not others:
         raise ValueError(
             f"{files[0]}: damaged, and so is every other last-*.ckpt; give another file, or leave "
             "--ckpt_path out to start anew"
         )
-    return None
+    return next((path for path, _ in others.values()), None)
 
 
 def _manifest_path(path: Path) -> Path:

@@ -16,17 +16,21 @@ TRAINER_SETTINGS = (
 )
 
 
-def fit_settings(hparams: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
+def fit_settings(
+    module: Any, trainer: Trainer, data: Any = None, *, content: bool = True
+) -> dict[str, Any]:
     """Return all settings that the weights of a fit depend on, by dotted name.
 
     Args:
-        hparams: of the module.
-        trainer: set up, with its data module if there is one.
+        module: a :class:`clipseg3d.training.module.CLIPSeg3DModule`.
+        trainer: that will fit it.
+        data: data module; None if there is none.
+        content: whether to add the split and the check sum of the data, which must be set up.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
     settings = {
         "seed": global_seed(),
-        "model": dict(hparams),
+        "model": dict(module.hparams),
+        **module.replaced,
         "trainer": {name: getattr(trainer, name) for name in TRAINER_SETTINGS},
         "averaged_weights": [
             callback.decay
@@ -37,21 +41,40 @@ def fit_settings(hparams: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]
     if data is not None:
         options = {name: value for name, value in data.hparams.items() if name not in IRRELEVANT}
         settings["data"] = options
-        if hasattr(data, "provenance"):
+        if content and hasattr(data, "provenance"):
             provenance = data.provenance()
             options["split"] = provenance["split"]["sha256"]
             options["content"] = provenance["sha256"]
     return dict(_flat(settings, ""))
 
 
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the differences, each as ``name: value before -> value now``."""
+def changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, content: bool = True
+) -> list[str]:
+    """Return the differences, each as ``name: value before -> value now``.
+
+    Args:
+        before: settings of a checkpoint.
+        now: settings of a fit.
+        content: whether ``now`` has the split and the check sum of the data.
+    """
     names = [*before, *(name for name in now if name not in before)]
+    if not content:
+        names = [name for name in names if name not in ("data.split", "data.content")]
     return [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in names
         if before.get(name) != now.get(name)
     ]
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is one of YAML, so that checkpoints can hold it."""
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(name, str) for name in value) and is_plain(list(value.values()))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:

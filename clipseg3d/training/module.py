@@ -1,22 +1,30 @@
 """CLIPSeg3D as a LightningModule: losses, optimiser, full-volume validation, checkpoints."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from inspect import currentframe, getargvalues, signature
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import instantiate_class
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.optim import Optimizer
 
 from clipseg3d.batch import Batch, complete, unpack
 from clipseg3d.clip.encoder import InjectedClip
+from clipseg3d.data.cases import Case
 from clipseg3d.data.releases import GivenRelease, get_release, release_values
 from clipseg3d.data.sample_order import derived_seed, global_seed
+from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.sliding_window import segment_volume
+from clipseg3d.lightning_bases import LightningModule
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
 from clipseg3d.metrics.dice import CaseDice
 from clipseg3d.metrics.score_table import ScoreTable
@@ -28,9 +36,10 @@ from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 from clipseg3d.pretrained.formats import FORMAT, check_format, upgrade_checkpoint
 from clipseg3d.pretrained.reader import weight_mismatches
 from clipseg3d.ranges import require_share
-from clipseg3d.training.fit_settings import changed_settings, fit_settings
+from clipseg3d.training.fit_settings import changed_settings, fit_settings, is_plain
 from clipseg3d.training.non_finite import NonFinite, first_non_finite
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
+from clipseg3d.training.predictions import Predictions
 from clipseg3d.training.sequence_dropout import draw_kept_sequences, withhold_sequences
 
 
@@ -47,6 +56,12 @@ class CLIPSeg3DModule(LightningModule):
     ``seed_everything``, the epoch and the index of the batch only, so that a resumed fit gives the
     same weights as one that was never interrupted. For reports and sequences they are drawn for
     the batches of all ranks together: two ranks withhold the same as one with twice the batch.
+
+    Loss, optimiser and schedule are replaced by overriding :meth:`configure_loss`,
+    :meth:`configure_optimizer` and :meth:`configure_schedule`, or all of the optimisation by
+    ``configure_optimizers``; on the command line by ``--loss``, ``--optimizer`` and
+    ``--lr_scheduler``. Arguments of a subclass that are plain values are kept in ``hparams`` and in
+    checkpoints; others must be given again when a checkpoint is loaded.
 
     Args:
         network: a preset's name or a NetworkConfig; also its values, as in checkpoints.
@@ -76,6 +91,9 @@ class CLIPSeg3DModule(LightningModule):
 
     Attributes:
         scores: Dice of every case in the last validation or test; None before the first.
+        replaced: what stands in for the plan's ``loss``, ``optimizer`` or ``lr_scheduler``: name ->
+            class path and arguments, as plain values, to be compared when a fit is resumed.
+        segment_case: what :meth:`predict_step` calls with a predictor and a case.
 
     Raises:
         ValueError: unknown preset, ablation, plan or release; a value out of its range; a CLIP
@@ -124,6 +142,7 @@ class CLIPSeg3DModule(LightningModule):
         # The full config instead of the preset's name: a later release may change the preset.
         self.save_hyperparameters(
             {
+                **_arguments_of_subclasses(self),
                 "network": asdict(config),
                 "release": release_values(whole_release),
                 "spacing_mm": spacing_mm,
@@ -140,10 +159,13 @@ class CLIPSeg3DModule(LightningModule):
         self.resume_changed = resume_changed
         self.scores: ScoreTable | None = None
         self._restart_schedule = False
+        self._forget_moments = False
         self.network = build_clipseg3d(config, encoder=encoder, text_cache=text_cache)
         # save_pretrained writes them beside the weights, for the predictor.
         self.network.settings = settings
-        self.loss = RegionLoss()
+        self.replaced: dict[str, Any] = {}
+        self.segment_case: Callable[[Predictor, Case], Any] = Predictor.__call__
+        self.loss = RegionLoss(self.configure_loss())
         self.val_dice = CaseDice(config.regions)
         self.test_dice = CaseDice(config.regions)
 
@@ -186,7 +208,7 @@ class CLIPSeg3DModule(LightningModule):
             ValueError: its ``view_selection`` or ``shuffle_reports`` is another one, or its
                 sequences or regions are.
         """
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self._data()
         release = getattr(data, "release", None)
         for name, own in (("sequences", self.config.sequences), ("regions", self.config.regions)):
             given = own if release is None else tuple(getattr(release, name))
@@ -211,7 +233,7 @@ class CLIPSeg3DModule(LightningModule):
 
         Views are embedded case by case, each on one rank.
         """
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self._data()
         if hasattr(data, "texts"):
             self.network.embed_text(data.texts())
         fusion = self.network.semantic_fusion
@@ -227,19 +249,24 @@ class CLIPSeg3DModule(LightningModule):
         if not self._restart_schedule:
             return
         self._restart_schedule = False
+        if is_overridden("configure_optimizers", self, CLIPSeg3DModule):
+            return
         (optimizer,), (config,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
-        fresh = self.plan.optimizer_for(self.network)
+        if self._forget_moments:
+            optimizer.state.clear()
+        fresh = self.configure_optimizer()
         for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
             weights = group["params"]
             group.clear()
             group.update({**new, "params": weights})
-        config.scheduler = self.plan.schedule_for(
-            optimizer, int(self.trainer.estimated_stepping_batches)
-        )
+        schedule = config.scheduler = self.configure_schedule(optimizer)["scheduler"]
+        done = self.trainer.global_step
+        if config.interval == "epoch":
+            done = 0 if config.reduce_on_plateau else self.trainer.current_epoch
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            for _ in range(self.trainer.global_step):
-                config.scheduler.step()
+            for _ in range(done):
+                schedule.step()
 
     def on_train_epoch_start(self) -> None:
         """Set the strength of semantics to the plan's for this epoch."""
@@ -378,14 +405,84 @@ class CLIPSeg3DModule(LightningModule):
         """Log the mean over cases."""
         self._log_scores("test", self.test_dice)
 
-    def configure_optimizers(self) -> Any:
-        """Return the plan's optimiser and its schedule over all steps of the fit."""
-        optimizer = self.plan.optimizer_for(self.network)
-        schedule = self.plan.schedule_for(optimizer, int(self.trainer.estimated_stepping_batches))
+    def on_predict_start(self) -> None:
+        """Make the predictor of this rank's device."""
+        settings = self.network.settings
+        if settings is None:
+            raise ValueError("network.settings is None; set it to PredictionSettings")
+        self._predictor = Predictor(
+            self.network,
+            release=get_release(settings.release),
+            spacing_mm=settings.spacing_mm,
+            roi_size=settings.roi_size,
+            overlap=settings.overlap,
+            device=str(self.device),
+            allow_missing=settings.allow_missing,
+        )
+
+    def predict_step(self, batch: Sequence[Case], batch_idx: int) -> Predictions:
+        """Return a :class:`clipseg3d.inference.Segmentation` of each case.
+
+        With :class:`clipseg3d.training.SegmentationWriter` among the callbacks, files are written
+        and each :class:`clipseg3d.inference.CaseResult` is returned.
+        """
+        with torch.autocast(self.device.type, enabled=False):  # as 'clipseg3d segment'
+            return Predictions([self.segment_case(self._predictor, case) for case in batch])
+
+    def configure_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """Return the loss of one level, called as ``loss(logits, label)``; override it.
+
+        It is called when the module is built, after ``hparams`` has been set. None takes
+        :class:`clipseg3d.losses.DiceBCELoss`.
+        """
+        return None
+
+    def replace_parts(
+        self, parts: dict[str, Any], *, loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> None:
+        """Use other parts than the plan's, as the command line does.
+
+        Args:
+            parts: name -> class path and arguments; see ``replaced``.
+            loss: that ``parts`` describes; None leaves it as it is.
+
+        Raises:
+            ValueError: the loss takes probabilities, not logits.
+        """
+        self.replaced.update(parts)
+        if loss is not None:
+            self.loss = RegionLoss(loss)
+
+    def configure_optimizer(self) -> Optimizer:
+        """Return the optimiser: the plan's, or that of ``--optimizer`` with the plan's groups."""
+        spec = self.replaced.get("optimizer")
+        make = None if spec is None else partial(instantiate_class, init=spec)
+        optimizer = self.plan.optimizer_for(self.network, make)
+        if weights := [weight for weight in self.loss.parameters() if weight.requires_grad]:
+            optimizer.add_param_group({"params": weights})
+        return optimizer
+
+    def configure_schedule(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the schedule, as Lightning takes it: the plan's, or that of ``--lr_scheduler``."""
+        spec = self.replaced.get("lr_scheduler")
+        if spec is None:
+            steps = int(self.trainer.estimated_stepping_batches)
+            return {"scheduler": self.plan.schedule_for(optimizer, steps), "interval": "step"}
+        schedule = instantiate_class(optimizer, spec)
+        if not hasattr(schedule, "monitor"):
+            return {"scheduler": schedule}
+        every = self.trainer.check_val_every_n_epoch
         return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            "scheduler": schedule,
+            "monitor": schedule.monitor,
+            "frequency": every or 1,
+            "strict": self.trainer.enable_validation,
         }
+
+    def configure_optimizers(self) -> Any:
+        """Return optimiser and schedule."""
+        optimizer = self.configure_optimizer()
+        return {"optimizer": optimizer, "lr_scheduler": self.configure_schedule(optimizer)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the format, the frozen encoders' hashes and the settings of the fit.
@@ -403,7 +500,7 @@ class CLIPSeg3DModule(LightningModule):
         checkpoint["format"] = FORMAT
         checkpoint["encoders"] = self.network.encoder_identities()
         if self._fitting():
-            checkpoint["settings"] = fit_settings(self.hparams, self.trainer)
+            checkpoint["settings"] = fit_settings(self, self.trainer, self._data())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that do not fit, and to resume a fit with other settings.
@@ -419,7 +516,7 @@ class CLIPSeg3DModule(LightningModule):
         if self._trainer is not None and not fitting:
             self._require_labels(checkpoint["hyper_parameters"]["release"])
         if fitting and "settings" in checkpoint:
-            now = fit_settings(self.hparams, self.trainer)
+            now = fit_settings(self, self.trainer, self._data())
             changed = changed_settings(checkpoint["settings"], now)
             if changed and not self.resume_changed:
                 raise ValueError(
@@ -428,6 +525,14 @@ class CLIPSeg3DModule(LightningModule):
                     "these"
                 )
             self._restart_schedule = bool(changed)
+            # Those of another class of optimiser.
+            self._forget_moments = any(name.startswith("optimizer.class") for name in changed)
+        if not fitting:  # scoring and predicting need no loss, whose weights are kept too
+            weights = checkpoint["state_dict"].items()
+            checkpoint["state_dict"] = {
+                **{name: weight for name, weight in weights if not name.startswith("loss.")},
+                **self.loss.state_dict(prefix="loss."),
+            }
         if faults := weight_mismatches(checkpoint["state_dict"], self.state_dict()):
             raise ValueError(
                 f"the checkpoint is of another architecture ({'; '.join(faults)}); give the "
@@ -437,7 +542,7 @@ class CLIPSeg3DModule(LightningModule):
 
     def _require_labels(self, trained: str | dict[str, Any]) -> None:
         """Raise a ValueError if the data's labels mean other regions than in training."""
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self._data()
         release = getattr(data, "release", None)
         expected = get_release(trained)
         if release is not None and release.regions.items() - expected.regions.items():
@@ -445,6 +550,10 @@ class CLIPSeg3DModule(LightningModule):
                 f"the checkpoint was trained on {expected.name}, whose labels mean other regions "
                 f"than those of {release.name}; give cases of the release that it was trained on"
             )
+
+    def _data(self) -> Any:
+        """Return the trainer's data module; None if it has loaders alone."""
+        return getattr(self.trainer, "datamodule", None)
 
     def _fitting(self) -> bool:
         """Return whether a trainer is fitting this module; it can be saved or read without any."""
@@ -481,6 +590,21 @@ class CLIPSeg3DModule(LightningModule):
             {f"{stage}/dice_{name.lower()}": value.float() for name, value in scores.items()},
             prog_bar=True,
         )
+
+
+def _arguments_of_subclasses(module: CLIPSeg3DModule) -> dict[str, Any]:
+    """Return the plain arguments that subclasses have added, while the module is being built."""
+    own = signature(CLIPSeg3DModule.__init__).parameters
+    frame = currentframe()
+    frame = frame and frame.f_back  # of CLIPSeg3DModule.__init__
+    added: dict[str, Any] = {}
+    while frame is not None and frame.f_code.co_name == "__init__":
+        names, _, keywords, values = getargvalues(frame)
+        if values[names[0]] is not module:
+            break
+        added |= {name: values[name] for name in names[1:]} | values.get(str(keywords), {})
+        frame = frame.f_back
+    return {name: value for name, value in added.items() if name not in own and is_plain(value)}
 
 
 def _numbers(values: Tensor) -> str:

@@ -1,7 +1,9 @@
 """Optimiser, schedule and loss weights of a fit as plain values, and named plans."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
@@ -103,8 +105,16 @@ class TrainingPlan:
         first, last = self.semantic_ramp
         return min(max((epoch - first + 1) / (last - first + 1), 0.0), 1.0)
 
-    def optimizer_for(self, network: CLIPSeg3D) -> Optimizer:
-        """Return the optimiser over the network's trainable weights, in groups."""
+    def optimizer_for(
+        self, network: CLIPSeg3D, make: Callable[[Any], Optimizer] | None = None
+    ) -> Optimizer:
+        """Return the optimiser over the network's trainable weights, in groups.
+
+        Args:
+            network: to be trained.
+            make: returns another optimiser over groups of weights, with a learning rate of its own,
+                which the factors of the groups multiply.
+        """
         groups: dict[float, list[nn.Parameter]] = defaultdict(list)
         for name, weight in network.named_parameters():
             if not weight.requires_grad:
@@ -115,11 +125,11 @@ class TrainingPlan:
             elif name.startswith("semantic_fusion."):
                 factor = self.semantic_lr
             groups[factor].append(weight)
-        optimizer: Optimizer = _OPTIMIZERS[self.optimizer](
-            [{"params": weights, "lr": self.lr * factor} for factor, weights in groups.items()],
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-        )
+        if make is None:
+            make = partial(_OPTIMIZERS[self.optimizer], lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = make([{"params": weights} for weights in groups.values()])
+        for group, factor in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] = group["lr"] * factor  # not in place: a tensor is shared by the groups
         return optimizer
 
     def schedule_for(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:

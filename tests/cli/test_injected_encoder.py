@@ -89,7 +89,7 @@ def test_a_fit_is_resumed_validated_and_recorded_with_it(command, tmp_path):
     assert content["hyper_parameters"]["network"]["clip"] == "plain 3"
     assert "encoder" not in content["hyper_parameters"]
     manifest = json.loads(best.with_suffix(".manifest.json").read_text())
-    assert manifest["config"]["model"]["encoder"] == {
+    assert manifest["config"]["model"]["init_args"]["encoder"] == {
         "class_path": "encoders_of_mine.Plain",
         "init_args": {"seed": 3},
     }

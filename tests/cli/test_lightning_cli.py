@@ -142,7 +142,7 @@ def test_a_checkpoint_names_no_class_to_be_built(parsed, trained):
     content["hyper_parameters"]["encoder"] = {"class_path": "clipseg3d.clip.HuggingFaceCLIP"}
     torch.save(content, path)
     cli = parsed("--config", PHANTOM, "--ckpt_path", path, command="validate")
-    assert cli.config.validate.model.encoder is None
+    assert cli.config.validate.model.init_args.encoder is None
 
 
 def test_a_checkpoint_does_not_change_what_is_fitted(parsed, trained):
@@ -250,7 +250,7 @@ def test_a_fit_writes_scores_of_its_best_checkpoint(command, folder, tmp_path, c
         "last-0000004.manifest.json",
     ]
     config = json.loads((checkpoints / "best.manifest.json").read_text())["config"]
-    network = config["model"]["network"]
+    network = config["model"]["init_args"]["network"]
     assert network.get("init_args", network)["channels"] == [4, 8]
     assert config["data"]["init_args"]["spacing_mm"] == 8
     best = ("--ckpt_path", checkpoints / "best.ckpt")

@@ -2,15 +2,17 @@
 
 import math
 import pickle
+import random
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from monai.transforms import RandFlipd, RandGaussianNoised
 
 from clipseg3d.batch import pack_image, pack_regions, unpack, unpack_image
 from clipseg3d.data import transforms
-from clipseg3d.data.transforms import Augmentation
+from clipseg3d.data.transforms import Augmentation, OwnAugmentation, describe
 from clipseg3d.views import Views
 
 SHAPE = (13, 17, 11)
@@ -336,3 +338,60 @@ def test_pickles(sample):
     torch.manual_seed(0)
     augmented = pickle.loads(pickle.dumps(Augmentation()))(sample)
     assert torch.equal(augmented["image"], expected["image"])
+
+
+@pytest.fixture
+def sample_of_three():
+    """A packed sample of four sequences and three regions."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randint(0, 255, (4, 5, 6, 7), generator=generator, dtype=torch.uint8),
+        "label": torch.randint(0, 8, (5, 6, 7), generator=generator, dtype=torch.uint8),
+        "statistics": torch.tensor([[-2.0, 3.0, 0.0, 1.0]]).repeat(4, 1),
+        "crop_box": torch.tensor([[0.0] * 3, [1.0] * 3]),
+        "case_id": "a",
+    }
+
+
+def test_a_transform_of_monai_augments_what_was_unpacked(sample_of_three):
+    flip = RandFlipd(keys=["image", "label"], prob=1.0, spatial_axis=1)
+    augmented = OwnAugmentation(flip, num_regions=3)(sample_of_three)
+    plain = unpack(sample_of_three, num_regions=3)
+    assert type(augmented["image"]) is type(augmented["label"]) is torch.Tensor
+    assert torch.equal(augmented["image"], plain["image"].flip(2))
+    assert torch.equal(augmented["label"], plain["label"].flip(2))
+    assert augmented["case_id"] == "a"
+
+
+def draws(sample):
+    """An augmentation that draws from everywhere."""
+    shift = torch.rand(()) + random.random() + np.random.rand()
+    return {**sample, "image": sample["image"] + shift}
+
+
+@pytest.mark.parametrize("own", [draws, RandGaussianNoised(keys=["image"], prob=1.0)])
+def test_what_it_draws_follows_from_torchs_generator(sample_of_three, own):
+    images = []
+    for seed in (1, 1, 2):
+        random.random(), np.random.rand()  # must not matter
+        before = random.getstate()
+        torch.manual_seed(seed)
+        images.append(OwnAugmentation(own, num_regions=3)(sample_of_three)["image"])
+        assert random.getstate() == before
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+
+
+def test_an_augmentation_that_changes_shapes_is_refused(sample_of_three):
+    def cut(sample):
+        return {**sample, "image": sample["image"][:, 1:]}
+
+    with pytest.raises(ValueError, match=r"a: function has changed .* image from \(4, 5, 6, 7\)"):
+        OwnAugmentation(cut, num_regions=3)(sample_of_three)
+
+
+def test_equal_transforms_have_equal_descriptions():
+    one, two, other = (RandFlipd(keys=["image"], prob=prob) for prob in (0.5, 0.5, 0.25))
+    assert describe(one) == describe(two) != describe(other)
+    assert describe(one)["class"].endswith("RandFlipd")
+    assert describe(draws) == {"class": f"{__name__}.draws"}

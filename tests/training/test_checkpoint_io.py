@@ -130,10 +130,10 @@ def write_lasts(files, folder):
 def test_the_newest_intact_one_is_found_and_damaged_ones_are_reported(files, tmp_path, damage):
     paths = write_lasts(files, tmp_path)
     one = trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path)], logger=False)
-    assert find_last(one) == paths[2]
+    assert find_last(one, {}) == paths[2]
     spoil(damage, paths[2])
     with pytest.warns(match="last-10.ckpt: damaged; going on from the checkpoint before it"):
-        assert find_last(one) == paths[1]
+        assert find_last(one, {}) == paths[1]
     spoil(damage, paths[1])
     spoil(damage, paths[0])
     with (
@@ -142,14 +142,27 @@ def test_the_newest_intact_one_is_found_and_damaged_ones_are_reported(files, tmp
             ValueError, match=r"last-10.ckpt: damaged, and so is .* leave --ckpt_path out to"
         ),
     ):
-        find_last(one)
+        find_last(one, {})
 
 
 @pytest.mark.parametrize("logged", [True, False])
 def test_it_is_looked_for_where_checkpoints_go(files, tmp_path, logged):
     logger = CSVLogger(tmp_path, name="runs") if logged else False
     one = trainer(tmp_path, logger=logger)
-    assert find_last(one) is None
+    assert find_last(one, {}) is None
     folder = tmp_path / "runs" / "version_3" / "checkpoints" if logged else tmp_path / "checkpoints"
-    assert find_last(one) != write_lasts(files, folder)[0]
-    assert find_last(one).parent == folder
+    assert find_last(one, {}) != write_lasts(files, folder)[0]
+    assert find_last(one, {}).parent == folder
+
+
+def test_the_newest_run_with_equal_settings_is_taken_and_others_are_named(files, tmp_path):
+    one = trainer(tmp_path, logger=CSVLogger(tmp_path, name="runs"))
+    paths = [tmp_path / f"runs/version_{n}/checkpoints/last-4.ckpt" for n in range(3)]
+    for second, (path, rate) in enumerate(zip(paths, (1, 2, 3), strict=True)):
+        settings = {"lr": rate, "data.content": "of any data"}
+        files.save_checkpoint({**CONTENT, "settings": settings}, path)
+        os.utime(path, (second, second))
+    with pytest.warns(match=r"version_2.checkpoints.last-4.ckpt: passed over, .* lr: 3 -> 2"):
+        assert find_last(one, {"lr": 2}) == paths[1]
+    assert find_last(one, {"lr": 3}) == paths[2]
+    assert find_last(one, {"lr": 9}) == paths[2]  # which the module refuses
