@@ -40,8 +40,8 @@ SIX, FOLDS = "tiny_six_cases.csv", "tiny_folds.csv"
 ABLATION, SIMULATED = RESULTS / "ablation.csv", RESULTS / "ablation_simulated.csv"
 MIN_MAX = RESULTS / "ablation_min_max.csv"
 MIN_MAX_SIMULATED = RESULTS / "ablation_min_max_simulated.csv"
-SCORES = {"dice": ("Dice", 3, 2), "hd95_mm": ("HD95, mm", 1, 1), "lesion_dice": ("lesions", 3, 2)}
-"""Score -> its title, digits, digits of its interval."""
+SCORES = {"dice": (3, 2), "hd95_mm": (1, 1), "lesion_dice": (3, 2)}
+"""Score -> its digits, and those of its interval."""
 GIVEN = {
     "mirrored": "all sequences, 8 mirrorings",
     "all": "all sequences",
@@ -189,16 +189,16 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(re.sub(r"\|(?: +\|)+", lambda m: m[0].replace("  ", " "), x) for x in lines)
 
 
-def tiny_rows(name: str, variant: str, regions: Sequence[str] = (*REGIONS, "mean")) -> list[list]:
-    """Return [region, score, ...] with intervals."""
-    rows = []
-    for region in regions:
-        cells = []
-        for score, (_, digits, ends) in SCORES.items():
+@cache
+def tiny_rows(name: str, variant: str) -> dict[str, list[str]]:
+    """Return the scores of each region and their mean, with intervals."""
+    rows = {}
+    for region in (*REGIONS, "mean"):
+        rows[region] = [region]
+        for score, (digits, ends) in SCORES.items():
             values = tiny_scores(name, variant, score)
             values = values.mean(axis=0) if region == "mean" else values[REGIONS.index(region)]
-            cells.append(interval(values, digits, ends))
-        rows.append([region, *cells])
+            rows[region].append(interval(values, digits, ends))
     return rows
 
 
@@ -208,13 +208,14 @@ def tiny_table(full: Sequence[str]) -> str:
     Args:
         full: variants that are listed by region; of the others, only the mean over regions is.
     """
-    rows = []
+    lines = []
     for variant, given in GIVEN.items():
-        regions = (*REGIONS, "mean") if variant in full else ("mean",)
-        rows += [["6 others", given, *row] for row in tiny_rows(SIX, variant, regions)]
-    rows += [["12, left out in turn", GIVEN["all"], *row] for row in tiny_rows(FOLDS, "all")]
+        for region, row in tiny_rows(SIX, variant).items():
+            if region == "mean" or variant in full:
+                lines.append(["6 others", given, *row])
+    lines += [["12, left out in turn", GIVEN["all"], *r] for r in tiny_rows(FOLDS, "all").values()]
     header = ["cases", "given", "region", "Dice", "HD95, mm", "lesion-wise Dice"]
-    return markdown(header, rows)
+    return markdown(header, lines)
 
 
 def case_table() -> str:
@@ -224,7 +225,7 @@ def case_table() -> str:
         ["case", "region", "Dice", "HD95, mm", "lesion-wise Dice"],
         [
             [row["case"], row["region"]]
-            + [f"{float(row[score]):.{digits}f}" for score, (_, digits, _) in SCORES.items()]
+            + [f"{float(row[score]):.{digits}f}" for score, (digits, _) in SCORES.items()]
             for row in rows
         ],
     )
@@ -291,6 +292,7 @@ def recipe_table() -> str:
     return markdown(header, lines)
 
 
+@cache
 def claims() -> dict[str, list[str]]:
     """Return, for each file, the sentences that hold numbers, without line breaks."""
     readme = [
@@ -303,7 +305,10 @@ def claims() -> dict[str, list[str]]:
         *report_claims(),
         *phantom_claims(),
     ]
-    return {"README": readme, "card": card_claims()}
+    return {
+        "README": ["Brackets are 95 % intervals", *readme],
+        "card": ["Brackets are 95 % bootstrap intervals", *card_claims()],
+    }
 
 
 def opening_claims() -> list[str]:
@@ -361,8 +366,8 @@ def tiny_claims() -> list[str]:
         f"The aims for Dice were {np.mean(AIMS):.2f}, and {AIMS[0]:.2f}, {AIMS[1]:.2f} and "
         f"{AIMS[2]:.2f} for WT, TC and ET: with mirrorings and without, all are met on the six but "
         f"that for WT, missed by {missed[0]:.3f} and {missed[1]:.3f}.",
-        f"The report of a case brings {report_gain('no report')} of mean Dice against none, and "
-        f"{report_gain('report of another').replace(' points', '')} against that of another case.",
+        f"The report of a case brings {report_gain('no report')} points of mean Dice against "
+        f"none, and {report_gain('report of another')} against that of another case.",
         f"one of the six tumours is missed ({missed_t1ce:.2f}), and the others are found roughly, "
         f"{found[0]:.2f} to {found[-1]:.2f}",
         f"mean Dice of {mean(FOLDS, 'all'):.3f} is too good",
@@ -432,7 +437,7 @@ def ablation_claims() -> list[str]:
     kept = [row for row, gain in simulated.items() if gain.corrected < 0.05]
     plain = [seed_gains(path, "unet3d") for path in (MIN_MAX, ABLATION)]
     return [
-        "No row of either table differs from its first one." if none else "Rows differ:",
+        "No row of either table is shown to differ from its first one." if none else "Rows differ:",
         f"(gains of its seeds {' and '.join(plain)})",
         f"without pixel fusion are ({seed_gains(ABLATION, 'no_pixel')})",
         f"is ahead with each seed ({seed_gains(ABLATION, 'full_resolution')})",
@@ -485,7 +490,7 @@ def report_gain(variant: str) -> str:
     """Return what the own report of the six cases brings, in points of mean Dice."""
     own, other = (100 * tiny_scores(SIX, v, "dice").mean(axis=0) for v in ("all", variant))
     test = paired_difference(own, other)
-    return f"{test.mean:+.1f} points [{test.low:+.1f}, {test.high:+.1f}]"
+    return f"{test.mean:+.1f} [{test.low:+.1f}, {test.high:+.1f}] (p {test.p_value:.2f})"
 
 
 def seed_gains(path: Path, row: str) -> str:
