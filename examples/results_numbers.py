@@ -117,8 +117,9 @@ def read(path: Path) -> list[dict[str, str]]:
 @cache
 def tiny_scores(name: str, variant: str, score: str) -> np.ndarray:
     """Return (region, case) scores of the weights in the package."""
-    rows = [row for row in read(RESULTS / name) if row["variant"] == variant]
-    return np.array([[float(r[score]) for r in rows if r["region"] == name] for name in REGIONS])
+    rows = sorted(read(RESULTS / name), key=lambda row: row["case"])
+    rows = [row for row in rows if row["variant"] == variant]
+    return np.array([[float(r[score]) for r in rows if r["region"] == one] for one in REGIONS])
 
 
 @cache
