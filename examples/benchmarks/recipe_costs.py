@@ -32,8 +32,8 @@ NNUNET_SECONDS = 9 * 3600 / (1000 * 250 * 2)
 crops in 9 hours, with validation and loading (Isensee et al., arXiv 2404.09556, "nnU-Net (org.)").
 """
 STEP_RATIO = 1.11
-"""Time of `recommended` with semantics / DynUNet of equal channels at 128 voxels a side; see the
-README."""
+"""Time of `recommended` with semantics / DynUNet of equal channels at 128 voxels a side, as
+``step_time.py`` once measured it; that result is not stored."""
 RECOMPUTED = 4 / 3
 """A backward pass costs two forward passes; checkpointing adds one forward pass."""
 CASES = {
