@@ -25,8 +25,12 @@ def intensity_statistics(volume: Tensor) -> Tensor:
     Returns:
         (b, s, 4) float32, in the units of ``volume``.
     """
+    sequences = rearrange(volume.float(), "b s x y z -> (b s) (x y z)")
+    if torch.compiler.is_compiling():
+        statistics = _statistics_in_a_graph(sequences)
+        return rearrange(statistics, "(b s) k -> b s k", b=volume.shape[0])
     rows = []
-    for sequence in rearrange(volume.float(), "b s x y z -> (b s) (x y z)"):
+    for sequence in sequences:
         values = sequence[sequence != 0]
         if values.numel() == 0:
             rows.append(sequence.new_zeros(4))
@@ -39,6 +43,30 @@ def intensity_statistics(volume: Tensor) -> Tensor:
         std = clipped.std(correction=0) * (high > low)  # rounding: constants may have an SD > 0
         rows.append(torch.stack([low, high, clipped.mean(), std]))
     return rearrange(torch.stack(rows), "(b s) k -> b s k", b=volume.shape[0])
+
+
+def _statistics_in_a_graph(sequences: Tensor) -> Tensor:
+    """Return statistics (n, 4) of sequences (n, voxels), by operations that a graph can hold.
+
+    The plain form selects voxels, and so has tensors whose size depends on values. This one sorts
+    all voxels, which takes longer.
+    """
+    inside = sequences != 0
+    count = inside.sum(dim=1, keepdim=True)
+    ordered = torch.where(inside, sequences, torch.inf).sort(dim=1).values
+    # float64: ranks are rounded as the plain form rounds them. Apple's GPUs have no float64.
+    exact = torch.float32 if sequences.device.type == "mps" else torch.float64
+    steps = (count - 1).clamp(min=0).to(exact)
+    low, high = (
+        ordered.gather(1, (steps * percentile / 100).round().long())
+        for percentile in (LOW_PERCENTILE, HIGH_PERCENTILE)
+    )
+    number = count.clamp(min=1)
+    clipped = sequences.clamp(low, high)
+    mean = torch.where(inside, clipped, 0).sum(dim=1, keepdim=True) / number
+    deviation = torch.where(inside, clipped - mean, 0)
+    std = (deviation.square().sum(dim=1, keepdim=True) / number).sqrt() * (high > low)
+    return torch.where(count > 0, torch.cat([low, high, mean, std], dim=1), 0)
 
 
 def normalise(volume: Tensor, statistics: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ ARROWS = {
     "text_files": {"yaml"},
     "intensity": set(),
     "views": {"intensity", "vocabulary"},
-    "batch": {"views", "vocabulary"},
+    "batch": {"intensity", "views", "vocabulary"},
     "losses": set(),
     "weights": set(),
     "blocks": SHARED,
@@ -57,7 +57,8 @@ ARROWS = {
             "array_volume",
         )
     }
-    | {"data.preprocessing", "data.release", "data.releases", "data.scan_grid", "clip.encoder"},
+    | {f"data.{name}" for name in ("layout", "preprocessing", "release", "releases", "scan_grid")}
+    | {"clip.encoder"},
     "training": SHARED
     | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}
     | {"data.releases", "data.sample_order", "clip.encoder", "clipseg3d"},

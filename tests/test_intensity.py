@@ -83,6 +83,21 @@ def test_statistics_of_integers_are_float():
     assert stats.dtype == torch.float32
 
 
+@pytest.mark.parametrize("count", [1, 2, 150, 201, 301])  # 301: its ranks lie between two voxels
+def test_a_graph_gives_the_same(monkeypatch, count):
+    volume = torch.zeros(1, 4, 7, 6, 8)
+    volume.flatten(2)[:, 1, :count] = torch.randperm(count).float() - 20.5
+    volume.flatten(2)[:, 2, :count] = 307.42282
+    volume.flatten(2)[:, 3, ::3] = torch.rand(112)
+    expected = intensity_statistics(volume)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = intensity_statistics(volume)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[..., :2], expected[..., :2])
+    assert found[0, 0].tolist() == [0.0] * 4
+    assert found[0, 2, 3] == 0
+
+
 def test_scale_of_a_constant_is_zero():
     value, offset = torch.tensor([3.0, 3.0]), torch.tensor([1.0, 1.0])
     assert scale(value, offset, torch.tensor([4.0, 0.0])).tolist() == [0.5, 0.0]

@@ -129,21 +129,29 @@ class RunningWhitening(nn.Module):
             self.covariance.copy_(around_old - torch.outer(shift, shift) / divisor**2)
             self.mean += shift / divisor
             self.count.copy_(count)
-            if count >= 2 * self.used:
-                self.used.copy_(count)
-                self.matrix.copy_(self._whitening_matrix())
+            is_due = count >= 2 * self.used
+            self.used.copy_(torch.where(is_due, count, self.used))
+            state = (self.covariance.float(), self.mean.float(), self.matrix.float())
+            if torch.compiler.is_compiling():  # a branch of Python would break the graph
+                self.matrix.copy_(torch.cond(is_due, self._new_matrix, _same_matrix, state))
+            elif is_due:
+                self.matrix.copy_(self._new_matrix(*state))
 
-    def _whitening_matrix(self) -> Tensor:
-        """Return the matrix (e, e) for the current covariance."""
-        covariance = self.covariance.float()
+    def _new_matrix(self, covariance: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
+        """Return the matrix (e, e) for a covariance, in place of the former matrix."""
         # Rounding leaves about 1e-7 of the squared mean, of either sign; eigh may give NaN for it.
-        if covariance.diagonal().mean() <= 1e-6 * self.mean.square().mean():
-            return torch.eye(len(covariance), device=covariance.device)
-        variances, axes = torch.linalg.eigh(covariance)
+        is_constant = covariance.diagonal().mean() <= 1e-6 * mean.square().mean()
+        identity = torch.eye(len(covariance), device=covariance.device)
+        variances, axes = torch.linalg.eigh(torch.where(is_constant, identity, covariance))
         variances = variances.clamp(min=0)
         scale = variances * (variances + self.floor * variances.mean()) ** -1.5
-        matrix: Tensor = einsum(axes, scale, axes, "i k, k, j k -> i j")
-        return matrix
+        whitening = einsum(axes, scale, axes, "i k, k, j k -> i j")
+        return torch.where(is_constant, identity, whitening)
+
+
+def _same_matrix(covariance: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
+    """Return the former matrix; branches of torch.cond return no tensor that they were given."""
+    return matrix.clone()
 
 
 def _rescale(vectors: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class Guidance(nn.Module, ABC):
         mapped_views: Tensor | None = None if views is None else self.map_views(views)
         if text is None or self.map_text is None:
             return self._zero_token(text_mask) if mapped_views is None else mapped_views
-        weight = rearrange(text_mask.float(), "b n -> b n 1")
+        weight = rearrange(text_mask.to(self.norm.weight.dtype), "b n -> b n 1")
         mean_text: Tensor = (self.map_text(text) * weight).sum(dim=1, keepdim=True)
         mean_text = mean_text / weight.sum(dim=1, keepdim=True).clamp(min=1)
         if mapped_views is None:

@@ -12,6 +12,7 @@ class NestedRegions(nn.Module):
     the innermost (WT, TC, ET). At any threshold, an inner region therefore lies inside the outer
     one. The block has no weights. It computes in log space and at least float32, also under
     autocast: a logit of a rounded probability would be infinite beyond about 17, without gradient.
+    The result is therefore float32 for scores of half precision.
 
     Source: ours; BraTS defines its regions so that ET lies in TC and TC in WT.
     """

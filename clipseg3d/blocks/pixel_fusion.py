@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
@@ -20,8 +21,8 @@ class PixelFusion(nn.Module):
     Steps for each sequence: clip to percentiles, z-score (T1, T1ce) or min-max (T2, FLAIR), clip to
     +-``clip``, signed power (T1ce), region contrast (training only). The gate reads the mean and
     the maximum of every sequence and whether it is available. It multiplies each sequence by
-    ``2 sigmoid(.)``, which starts at exactly 1. Computed in float32, also under autocast. The
-    background stays 0; a missing or constant sequence becomes 0.
+    ``2 sigmoid(.)``, which starts at exactly 1. Computed in float32, also under autocast or in half
+    precision. The background stays 0; a missing or constant sequence becomes 0.
 
     A raw volume and its z-scored copy, each with its own statistics, give the same result. A crop
     can therefore be normalised with the statistics of the whole brain.
@@ -137,7 +138,8 @@ class PixelFusion(nn.Module):
                 is always missing.
 
         Returns:
-            (b, out_channels, x, y, z) float32.
+            (b, out_channels, x, y, z) in the type of the weights, whatever that of ``image``:
+            float32, or half precision after ``.half()`` or ``.bfloat16()``.
 
         Raises:
             ValueError: ``image`` has another number of sequences; ``regions`` in evaluation.
@@ -165,7 +167,8 @@ class PixelFusion(nn.Module):
             offset, size = torch.where(zscored, mean, low), torch.where(zscored, std, high - low)
             normal = scale(image.clamp(low, high), offset, size).clamp(-self.clip, self.clip)
             normal = torch.where(signal, normal, 0)
-            fused = normal.sign() * normal.abs().pow(rearrange(self.gammas, "s -> s 1 1 1"))
+            gammas = rearrange(self.gammas.float(), "s -> s 1 1 1")
+            fused = normal.sign() * normal.abs().pow(gammas)
             if regions is not None and self.contrast > 0:
                 fused = self._increase_contrast(fused, signal, regions)
             if self.gate is not None:
@@ -174,13 +177,13 @@ class PixelFusion(nn.Module):
                 maximum = reduce(fused, "b s x y z -> b s", "max")
                 is_present = rearrange(present.float(), "b s 1 1 1 -> b s")
                 gate_input = torch.cat([average, maximum, is_present], dim=1)
-                weight = 2 * torch.sigmoid(self.gate(gate_input))
-                fused = fused * rearrange(weight, "b s -> b s 1 1 1")
-            if not self.minuends:
-                return fused
-            difference = normal[:, self.minuends] - normal[:, self.subtrahends]
-            both = present[:, self.minuends] & present[:, self.subtrahends]
-            return torch.cat([fused, difference * both], dim=1)
+                score = F.linear(gate_input, self.gate.weight.float(), self.gate.bias.float())
+                fused = fused * rearrange(2 * torch.sigmoid(score), "b s -> b s 1 1 1")
+            if self.minuends:
+                difference = normal[:, self.minuends] - normal[:, self.subtrahends]
+                both = present[:, self.minuends] & present[:, self.subtrahends]
+                fused = torch.cat([fused, difference * both], dim=1)
+            return fused.to(self.gammas.dtype)
 
     def _increase_contrast(self, fused: Tensor, signal: Tensor, regions: Tensor) -> Tensor:
         """Scale ET by 1.25 and the rest of TC by 1.2 about their means, in random samples."""

@@ -37,7 +37,8 @@ class ViewTokens(NamedTuple):
     """CLIP's embeddings of the views of a batch."""
 
     tokens: Tensor
-    """(b, n, e): one token per view, or one per axis if views are pooled."""
+    """(b, n, e): one token per view, or one per axis if views are pooled. In the type of the
+    encoder's embeddings, or of the weights that pool or adapt them."""
     valid: Tensor
     """(b,) bool: False if all views of a case are black, so that they must be ignored."""
     patches: Tensor | None
@@ -118,7 +119,11 @@ class SemanticBridge(nn.Module):
         self._token_cache: dict[bytes, Tensor] = {}
 
     def forward(self, volume: Tensor) -> ViewTokens:
-        """Cut a whole volume (b, s, x, y, z) into views and embed them; see :meth:`embed`."""
+        """Cut a whole volume (b, s, x, y, z) into views and embed them; see :meth:`embed`.
+
+        Which slices are cut depends on values, so that this cannot be one graph for torch.export
+        and torch.compile. :meth:`embed` can.
+        """
         return self.embed(cut_views(volume, selection=self.selection, sequences=self.sequences))
 
     def embed(self, views: Views) -> ViewTokens:
@@ -149,9 +154,9 @@ class SemanticBridge(nn.Module):
         if self.pooling is None:
             tokens = rearrange(tokens, "b a k e -> b (a k) e")
         else:
-            tokens = self.pooling(tokens)
+            tokens = self.pooling(_as_weights(tokens, self.pooling))
         if self.adapter is not None:
-            tokens = self.adapter(tokens)
+            tokens = self.adapter(_as_weights(tokens, self.adapter))
         valid = reduce(images != 0, "b v h w s -> b", "max")
         return ViewTokens(tokens, valid, patches, views.planes)
 
@@ -184,7 +189,10 @@ class SemanticBridge(nn.Module):
         """Return views (b, v, h, w, s) as RGB images (b v, 3, h, w) in [0, 1]."""
         sequences = rearrange(images, "b v h w s -> (b v) s h w").float() / 255
         rgb = sequences[:, self.rgb]
-        return rgb if self.mixture is None else rgb + self.mixture(sequences)
+        if self.mixture is None:
+            return rgb
+        mixed: Tensor = self.mixture(_as_weights(sequences, self.mixture))
+        return rgb + mixed.float()
 
     @torch.no_grad()
     def _cached_tokens(self, images: Tensor) -> Tensor:
@@ -200,6 +208,11 @@ class SemanticBridge(nn.Module):
             with torch.inference_mode(False):  # training may use tokens that validation computed
                 self._token_cache[key] = self.encoder.encode_image(self._to_rgb(images[None])).cpu()
         return self._token_cache[key].to(images.device)
+
+
+def _as_weights(values: Tensor, layers: nn.Module) -> Tensor:
+    """Return values in the type of weights: encoders stay in float32, blocks may be in half."""
+    return values.to(next(layers.parameters()).dtype)
 
 
 def _default_rgb(sequences: Sequence[str]) -> list[str]:

@@ -138,15 +138,16 @@ class SemanticFusion(nn.Module):
         embedded = None if views is None else self.bridge.embed(views)
         self._check(embedded, text)
         count = len(self.regions)
+        dtype = self.guidance.norm.weight.dtype  # frozen encoders stay in float32
         valid = None if embedded is None else embedded.valid
         if text is not None:
             if text_mask is None:
                 text_mask = text.new_ones(text.shape[:2], dtype=torch.bool)
-            text = self._centre_text(text, text_mask)
+            text = self._centre_text(text, text_mask).to(dtype)
         tokens, patches = None, None
         if embedded is not None:
             views_mask = repeat(embedded.valid, "b -> b n", n=embedded.tokens.shape[1])
-            tokens = self.centre_views(embedded.tokens, views_mask)
+            tokens = self.centre_views(embedded.tokens, views_mask).to(dtype)
         guiding_mask = None if text_mask is None else self._guiding_text_mask(text_mask)
         guided, token_mask = self.guidance(tokens, text, views_valid=valid, text_mask=guiding_mask)
         is_valid = rearrange(token_mask.to(guided.dtype), "b n -> b n 1")
@@ -154,6 +155,7 @@ class SemanticFusion(nn.Module):
         if embedded is not None and embedded.patches is not None and self.centre_patches:
             flat = rearrange(embedded.patches, "b v g h e -> b (v g h) e")
             flat = self.centre_patches(flat, repeat(embedded.valid, "b -> b n", n=flat.shape[1]))
+            flat = flat.to(dtype)
             content = self.guidance.blend(flat, text, views_valid=valid, text_mask=guiding_mask)
             axes = parse_shape(embedded.patches, "_ v g h _")
             patches = rearrange(self.guidance.norm(content), "b (v g h) d -> b v g h d", **axes)

@@ -149,6 +149,11 @@ def index_cases(
     """
     root = Path(root)
     required = (*(() if allow_missing else release.sequences), *((LABEL,) if require_label else ()))
+    texts, report_faults = None, []
+    try:
+        texts = None if reports is None else read_reports(Path(reports))
+    except ValueError as error:
+        report_faults = [str(error)]
     files: list[Path] = []
     faults: list[str] = []
     if is_case_table(root):
@@ -163,11 +168,7 @@ def index_cases(
             f"{path}: not a file of {release.name}; {_naming(release)}, or move it out of {root}"
             for path in strays
         ]
-    texts = None
-    try:
-        texts = None if reports is None else read_reports(Path(reports))
-    except ValueError as error:
-        faults.append(str(error))
+    faults += report_faults
     grades, table_faults = _read_grades(root, files)
     faults += table_faults
     existing = set(files)

@@ -3,11 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.text_files import read_yaml
 from clipseg3d.vocabulary import SEQUENCES
+
+if TYPE_CHECKING:
+    GivenRelease: TypeAlias = BraTSRelease | str | dict[str, Any]
+else:
+    # Command lines take their options from types, and would offer every field of a release.
+    GivenRelease = str | dict[str, Any]
 
 
 def _until_2021(

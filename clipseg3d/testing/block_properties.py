@@ -1,33 +1,51 @@
 """Properties that every block has."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clipseg3d.testing.properties import randomise, require, tensors_of
+from clipseg3d.testing.execution_properties import check_execution
+from clipseg3d.testing.properties import are_close, are_equal, randomise, require, tensors_of
 
 
 def check_block(
     make: Callable[[], nn.Module],
     *inputs: Any,
     starts_as_identity: bool = False,
+    keeps_type: bool = True,
+    is_graph: bool = True,
     tolerance: float = 1e-4,
+    rounding: float = 8.0,
 ) -> None:
     """Check a block that turns features of a batch into others.
 
     - Equal calls in evaluation give equal, finite results, so dropout is off.
     - The cases of a batch do not influence one another.
     - A backward pass reaches every trainable weight.
-    - A new block with the same weights (``state_dict``) gives the same result.
+    - A new block with the same weights (``state_dict``, written and read) gives the same result.
     - Inputs are not changed.
+    - After ``.half()`` and ``.bfloat16()``, inputs of that type give finite results of that type,
+      near those in float32.
+    - Autocast to bfloat16 gives results near those in float32, and finite gradients.
+    - Volumes and weights in ``channels_last_3d`` give the same results and gradients.
+    - ``torch.export`` gives the same results.
+    - ``torch.compile`` needs one graph only (``fullgraph=True``), also in training if the results
+      or the state differ there; results and gradients are the same. This needs no C++ compiler. It
+      makes torch forget what else it has compiled in the process, which costs only time.
 
     Args:
         make: builds the block; called several times.
         inputs: of the block; the first axis of each tensor is the batch, of two cases or more.
         starts_as_identity: whether a new block must return its first input unchanged.
+        keeps_type: False for a block whose results are float32, also in half precision.
+        is_graph: False for a block that cannot be one graph for ``torch.export`` and
+            ``torch.compile``; neither is tried.
         tolerance: absolute and relative, for floating-point sums in another order.
+        rounding: largest error in half precision and under autocast, as a share of the largest
+            absolute value, in steps of the type (``torch.finfo(...).eps``); deep blocks need more.
 
     Raises:
         AssertionError: a property does not hold; the message says which.
@@ -51,20 +69,28 @@ def check_block(
         again = tensors_of(block(*inputs))
     require(bool(outputs), "the block returns no tensor")
     require(all(bool(out.isfinite().all()) for out in outputs), "a result is not finite")
-    require(_equal(outputs, again), "equal calls in evaluation give other results; is dropout on?")
-    require(_equal(_only_tensors(inputs), _only_tensors(before)), "an input was changed in place")
+    require(
+        are_equal(outputs, again), "equal calls in evaluation give other results; is dropout on?"
+    )
+    require(
+        are_equal(_only_tensors(inputs), _only_tensors(before)), "an input was changed in place"
+    )
     with torch.no_grad():
         for case in range(batch):
             alone = tensors_of(block(*(_case(each, case) for each in inputs)))
             together = [out[case : case + 1] for out in outputs]
-            close = all(
-                one.shape == other.shape
-                and torch.allclose(one, other, rtol=tolerance, atol=tolerance)
-                for one, other in zip(alone, together, strict=True)
-            )
+            close = are_close(alone, together, tolerance)
             require(close, f"the result of case {case} depends on the other cases of the batch")
     _check_gradients(block, inputs)
     _check_state(block, make, inputs, outputs)
+    check_execution(
+        block,
+        inputs,
+        tolerance=tolerance,
+        rounding=rounding,
+        keeps_type=keeps_type,
+        is_graph=is_graph,
+    )
 
 
 def _check_gradients(block: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -88,11 +114,14 @@ def _check_state(
     block: nn.Module, make: Callable[[], nn.Module], inputs: tuple[Any, ...], outputs: list[Tensor]
 ) -> None:
     """Require that the state is all that the results depend on."""
+    file = io.BytesIO()
+    torch.save(block.state_dict(), file)
+    file.seek(0)
     copy = make().eval()
-    copy.load_state_dict(block.state_dict())
+    copy.load_state_dict(torch.load(file, weights_only=True))
     with torch.no_grad():
         copied = tensors_of(copy(*inputs))
-    require(_equal(outputs, copied), "a new block with the same state_dict gives other results")
+    require(are_equal(outputs, copied), "a new block with the same state_dict gives other results")
 
 
 def _case(value: Any, index: int) -> Any:
@@ -103,8 +132,3 @@ def _case(value: Any, index: int) -> Any:
 def _only_tensors(values: Any) -> list[Tensor]:
     """Return the tensors among some inputs."""
     return [value for value in values if isinstance(value, Tensor)]
-
-
-def _equal(some: list[Tensor], others: list[Tensor]) -> bool:
-    """Say whether tensors are equal to the last bit."""
-    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 
 from clipseg3d.blocks.guidance import Guidance
+from clipseg3d.testing.execution_properties import check_execution
 from clipseg3d.testing.properties import randomise, require
 
 
-def check_guidance(make: Callable[..., Guidance], *, embed_dim: int = 12, dim: int = 8) -> None:
+def check_guidance(
+    make: Callable[..., Guidance], *, embed_dim: int = 12, dim: int = 8, is_graph: bool = True
+) -> None:
     """Check a kind of guidance with small random embeddings.
 
     - Tokens are (b, n, d), finite, and their mask is (b, n) bool.
@@ -16,12 +20,15 @@ def check_guidance(make: Callable[..., Guidance], *, embed_dim: int = 12, dim: i
     - Masked text tokens, and views that are not valid, change nothing.
     - Text that must not be given (``text_dim=0``) is refused.
     - The block for the bottleneck keeps the shape of features.
+    - Guidance and that block give the same in half precision, under autocast, exported, compiled,
+      and with volumes in ``channels_last_3d``, as :func:`clipseg3d.testing.check_block` says.
 
     Args:
         make: builds the guidance; takes ``embed_dim``, ``dim`` and the keyword arguments of
             :class:`clipseg3d.blocks.guidance.Guidance`. A class is such a function.
         embed_dim: embedding channels to build it with.
         dim: semantic channels to build it with.
+        is_graph: as for :func:`clipseg3d.testing.check_block`.
 
     Raises:
         AssertionError: a property does not hold; the message says which.
@@ -54,17 +61,18 @@ def check_guidance(make: Callable[..., Guidance], *, embed_dim: int = 12, dim: i
         require(torch.allclose(one[one_mask], other[one_mask]), "views that are not valid count")
 
         features = torch.randn(2, 6, 3, 4, 5)
-        block = guidance.build_bottleneck(6)
-        tokens, has_content = guidance(views, text)
-        guided = guidance.change_bottleneck(
-            block,
-            features,
-            summary=tokens.mean(dim=1),
-            tokens=tokens,
-            token_mask=has_content,
-            crop_box=None,
-        )
+        path = _GuidedBottleneck(guidance, channels=6).eval()
+        randomise(path.block)
+        _, guided = path(views, text, mask, features)
         require(guided.shape == features.shape, "the bottleneck changes its shape")
+    check_execution(
+        path,
+        (views, text, mask, features),
+        tolerance=1e-4,
+        rounding=8.0,
+        keeps_type=True,
+        is_graph=is_graph,
+    )
     imageless = make(embed_dim, dim, num_heads=2, text_dim=0)
     try:
         imageless(views, text)
@@ -73,7 +81,31 @@ def check_guidance(make: Callable[..., Guidance], *, embed_dim: int = 12, dim: i
     raise AssertionError("text is accepted by guidance that is built without it (text_dim=0)")
 
 
-def _check_tokens(case: str, tokens: torch.Tensor, has_content: torch.Tensor, dim: int) -> None:
+class _GuidedBottleneck(nn.Module):
+    """Guidance and its block, in one call."""
+
+    def __init__(self, guidance: Guidance, *, channels: int) -> None:
+        super().__init__()
+        self.guidance = guidance
+        self.block = guidance.build_bottleneck(channels)
+
+    def forward(
+        self, views: Tensor, text: Tensor, text_mask: Tensor, features: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return semantic tokens and the changed features; arguments as for the guidance."""
+        tokens, token_mask = self.guidance(views, text, text_mask=text_mask)
+        guided = self.guidance.change_bottleneck(
+            self.block,
+            features,
+            summary=tokens.mean(dim=1),
+            tokens=tokens,
+            token_mask=token_mask,
+            crop_box=None,
+        )
+        return tokens, guided
+
+
+def _check_tokens(case: str, tokens: Tensor, has_content: Tensor, dim: int) -> None:
     """Require tokens and a mask of the right kind."""
     require(tokens.ndim == 3 and tokens.shape[2] == dim, f"{case}: tokens are not (b, n, d)")
     require(

@@ -29,3 +29,18 @@ def tensors_of(output: Any) -> list[Tensor]:
     if isinstance(output, tuple | list):
         return [tensor for part in output for tensor in tensors_of(part)]
     return []
+
+
+def are_equal(some: list[Tensor], others: list[Tensor]) -> bool:
+    """Say whether tensors are equal to the last bit."""
+    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+
+
+def are_close(some: list[Tensor], others: list[Tensor], tolerance: float) -> bool:
+    """Say whether tensors have the same shapes and types, and nearly the same values."""
+    return all(
+        one.shape == other.shape
+        and one.dtype == other.dtype
+        and torch.allclose(one, other, rtol=tolerance, atol=tolerance)
+        for one, other in zip(some, others, strict=True)
+    )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipseg3d.batch import Batch, complete, unpack
 from clipseg3d.clip.encoder import InjectedClip
-from clipseg3d.data.releases import get_release, release_values
+from clipseg3d.data.releases import GivenRelease, get_release, release_values
 from clipseg3d.data.sample_order import derived_seed, global_seed
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
@@ -95,7 +95,7 @@ class CLIPSeg3DModule(LightningModule):
         *,
         encoder: InjectedClip | None = None,
         ablation: str | None = None,
-        release: str | dict[str, Any] = "brats2020",
+        release: GivenRelease = "brats2020",
         spacing_mm: float = 1.0,
         plan: TrainingPlan | dict[str, Any] | str | None = None,
         lr: float | None = None,

@@ -160,4 +160,18 @@ def test_rounding_is_no_variance(monkeypatch):
     whitening.mean.fill_(50)
     whitening.covariance.fill_(1e-18)
     monkeypatch.setattr(torch.linalg, "eigh", fail)
-    assert torch.equal(whitening._whitening_matrix(), torch.eye(E))
+    assert torch.equal(
+        whitening._new_matrix(whitening.covariance, whitening.mean, whitening.matrix), torch.eye(E)
+    )
+
+
+def test_a_graph_gives_the_same_statistics():
+    plain, other = RunningWhitening(E), RunningWhitening(E)
+    torch.compiler.reset()
+    compiled = torch.compile(other, backend="eager", fullgraph=True)
+    for seed in range(4):  # the matrix is new after 8, 16 and 32 tokens, and not after 24
+        tokens, _ = draw(8, seed=seed)
+        expected = plain(tokens, all_of(tokens))
+        torch.testing.assert_close(compiled(tokens, all_of(tokens)), expected)
+    torch.testing.assert_close(other.state_dict(), plain.state_dict())
+    assert other.used == 32

@@ -49,8 +49,9 @@ class Wandb(WandbLogger):
         self.images.append((key, images))
 
 
-def draw(path, image, *, prediction, reference, title):
+def draw(path, image, *, prediction, reference, title, sequences, regions):
     """Write a slice of T1 instead of a figure."""
+    assert (sequences, regions) == (["t1", "t1ce", "t2", "flair"], ["WT", "TC", "ET"])
     assert image.shape[1:] == prediction.shape[1:] == reference.shape[1:]
     assert title == f"{path.stem.rsplit('_', 1)[0]}, step {int(path.stem[-6:])}"
     path.parent.mkdir(exist_ok=True)
