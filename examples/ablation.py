@@ -11,7 +11,8 @@ training. Networks of one seed start from the same weights in all parts that the
 
 Finished fits are kept in ``--output``; the same command, run again, skips them. Several commands
 with one ``--output`` share the work. At the end the scores of all cases and a figure are written,
-and a table is printed, each row beside the paper's.
+and a table is printed (``results_numbers.py``): each row beside the paper's, with a test over seeds
+and cases, corrected for the number of rows.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import torch
 from einops import rearrange
 from filelock import FileLock, Timeout
 from pytorch_lightning import Trainer, seed_everything
+from results_numbers import ablation_table
 from train_tiny import OtherScanners
 
 from clipseg3d import (
@@ -44,7 +46,6 @@ from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import read_voxels
 from clipseg3d.data.releases import BRATS_2018
 from clipseg3d.metrics.case_scores import CaseScores
-from clipseg3d.metrics.comparison import paired_difference
 from clipseg3d.metrics.score_table import ScoreTable, join_tables
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
@@ -71,20 +72,11 @@ FIRST_UNSEEN = 1_000_000
 """Seed of the first simulated patient to score; training uses seeds from 0 on."""
 SIMULATED = "simulated"
 """Stands for a fold in the names of files."""
-PAPER = {
-    "unet3d": (0.8887, 0.8099, 0.7277),
-    "recommended": (0.8994, 0.8702, 0.8005),
-    "no_pixel": (0.8812, 0.8534, 0.7960),
-    "no_semantic": (0.8959, 0.8525, 0.7815),
-    "no_guidance": (0.9064, 0.8598, 0.7935),
-    "no_attention": (0.9090, 0.8562, 0.7821),
-    "no_text": None,
-    "shuffled_text": None,
-    "min_max": None,
-    "refinement": None,
-    "full_resolution": None,
-}
-"""Row -> the paper's Dice of WT, TC and ET (BraTS 2020, 369 cases); None where it has none."""
+ROWS = (
+    *("unet3d", "recommended", "no_pixel", "no_semantic", "no_guidance", "no_attention"),
+    *("no_text", "shuffled_text", "min_max", "refinement", "full_resolution"),
+)
+"""Rows that run if none are named: those of the paper, and ours."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "sequential": {"guidance": "sequential"},
     "film": {"guidance": "film"},
@@ -325,62 +317,22 @@ def collect(output: Path, row: str, seeds: int, parts: Sequence[str]) -> list[Sc
     return tables
 
 
-def average(tables: Sequence[ScoreTable]) -> ScoreTable:
-    """Return the mean of several tables of the same cases."""
-    return tables[0]._replace(values=np.mean([table.values for table in tables], axis=0))
-
-
 def write(rows: dict[str, list[ScoreTable]], path: Path) -> None:
-    """Write Dice and HD95 of every row, seed, case and region."""
+    """Write the scores of every row, seed, case and region."""
     with (
         atomic_write(path) as tmp,
         tmp.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["row", "seed", "case", "region", "dice", "hd95_mm"])
+        writer.writerow(["row", "seed", "case", "region", "dice", "hd95_mm", "lesion_dice"])
         for row, tables in rows.items():
             for seed, table in enumerate(tables):
                 for case, regions in zip(table.case_ids, table.values, strict=True):
                     for region, values in zip(table.regions, regions, strict=True):
-                        dice, hd95 = (values[table.scores.index(s)] for s in ("dice", "hd95_mm"))
-                        writer.writerow([row, seed, case, region, f"{dice:.4f}", f"{hd95:.2f}"])
-
-
-def print_table(rows: dict[str, list[ScoreTable]]) -> None:
-    """Print a table."""
-    print(
-        "Mean ± SD over the means of seeds; gain of 'recommended' over the row in points of mean "
-        "Dice, with 95 % bootstrap interval and Wilcoxon's p over cases (seeds averaged); the "
-        "paper's mean Dice."
-    )
-    for row, tables in rows.items():
-        means = np.array([table.means() for table in tables])  # seed, region, score
-        dice, hd95 = (means[:, :, tables[0].scores.index(s)] for s in ("dice", "hd95_mm"))
-        text = [f"{row:26s} seeds {len(tables)}"]
-        for r, region in enumerate(REGIONS):
-            text.append(f"{region} {_spread(dice[:, r])} (HD95 {hd95[:, r].mean():.1f})")
-        text.append(f"mean {_spread(dice.mean(axis=1))}")
-        if row != "recommended" and "recommended" in rows:
-            common = min(len(rows["recommended"]), len(tables))
-            test = paired_difference(
-                *(
-                    average(each[:common]).values[:, :, tables[0].scores.index("dice")].mean(axis=1)
-                    for each in (rows["recommended"], tables)
-                )
-            )
-            text.append(
-                f"gain {100 * test.mean:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}] "
-                f"p {test.p_value:.3f}"
-            )
-        paper = PAPER.get(row)
-        text.append(f"paper {np.mean(paper):.4f}" if paper else "paper -")
-        print("  ".join(text))
-
-
-def _spread(values: np.ndarray) -> str:
-    """Format mean and SD."""
-    sd = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{sd}"
+                        named = dict(zip(table.scores, values, strict=True))
+                        scores = [f"{named['dice']:.4f}", f"{named['hd95_mm']:.2f}"]
+                        scores.append(f"{named['lesion_dice']:.4f}")
+                        writer.writerow([row, seed, case, region, *scores])
 
 
 def draw(rows: dict[str, list[ScoreTable]], path: Path) -> None:
@@ -409,7 +361,7 @@ def main() -> None:
     parser.add_argument("--reports", type=Path, required=True, help="JSON of reports by case")
     parser.add_argument("--text-encoder", help="folder or hub name; adds rows that read with it")
     parser.add_argument("--output", type=Path, default=Path("ablation"))
-    parser.add_argument("--rows", nargs="+", default=list(PAPER), choices=[*PAPER, *VARIANTS])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=[*ROWS, *VARIANTS])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--phantoms", type=int, default=100)
@@ -442,11 +394,12 @@ def main() -> None:
     for name, parts in (("ablation", folds), ("ablation_simulated", [SIMULATED])):
         finished = {row: collect(arguments.output, row, arguments.seeds, parts) for row in rows}
         finished = {row: tables for row, tables in finished.items() if tables}
-        print(name)
-        print_table(finished)
-        write(finished, arguments.output / f"{name}.csv")
+        path = arguments.output / f"{name}.csv"
+        write(finished, path)
+        if "recommended" in finished:
+            print(f"{name}\n{ablation_table(path)}")
         if finished:
-            draw(finished, arguments.output / f"{name}.png")
+            draw(finished, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compare simulated patients with real cases, in numbers: contrasts and volumes.
 
-    python examples/phantom_statistics.py --data BraTS2018
+    python examples/phantom_statistics.py --data BraTS2018 --output phantom_statistics.csv
 
 Rows are medians and quartiles over cases. ``oedema``, ``core`` (necrosis and tumour that does not
 enhance) and ``enhancing`` say how far the median intensity of that part is from the median of the
@@ -10,6 +10,7 @@ contrast of normal tissues, since real cases have no tissue labels. Volumes are 
 """
 
 import argparse
+import csv
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.cases import detect_release, find_cases
 from clipseg3d.data.nifti import open_nifti, read_voxels
 from clipseg3d.data.releases import PHANTOM
@@ -82,15 +84,20 @@ def collect(cases: Iterator[dict[str, float]]) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of real BraTS cases")
     parser.add_argument("--phantoms", type=int, default=60)
     parser.add_argument("--spacing", type=float, default=2.0, help="of phantoms, in mm")
+    parser.add_argument("--output", type=Path, default=Path("phantom_statistics.csv"))
     arguments = parser.parse_args()
     of_real = collect(real(arguments.data))
     of_phantoms = collect(simulated(arguments.phantoms, arguments.spacing))
     overlaps = []
+    names = [
+        f"{data} {part}" for data in ("real", "phantoms") for part in ("median", "low", "high")
+    ]
+    rows = [["statistic", *names, "quartiles overlap"]]
     print(f"{'':16s} {'real: median (quartiles)':>26s} {'phantoms':>26s}")
     for name, (middle, first, third) in of_real.items():
         a, b, c = of_phantoms[name]
@@ -101,7 +108,10 @@ def main() -> None:
             f"{a:10.2f} ({b:6.2f} {c:6.2f}){mark}"
         )
         overlaps.append(overlap)
+        rows.append([name, *(f"{x:.3f}" for x in (middle, first, third, a, b, c)), str(overlap)])
     print(f"{sum(overlaps)} of {len(overlaps)} statistics have quartiles that overlap")
+    with atomic_write(arguments.output) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 if __name__ == "__main__":

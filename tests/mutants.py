@@ -294,6 +294,13 @@ MUTANTS = [
     ),
     # metrics
     Mutant(
+        "methods are compared as if seeds did not matter",
+        "metrics/comparison.py",
+        "spread = ms_seed + max(ms_case - ms_rest, 0.0)",
+        "spread = ms_case",
+        "metrics/test_comparison.py",
+    ),
+    Mutant(
         "Dice: empty masks score 0",
         "metrics/dice.py",
         "2 * overlap / size.clamp(min=1), 1.0)",

@@ -1,5 +1,7 @@
 from .case_scores import CaseScores as CaseScores
+from .comparison import difference_over_seeds as difference_over_seeds
 from .comparison import difference_table as difference_table
+from .comparison import holm as holm
 from .comparison import mean_ranks as mean_ranks
 from .comparison import paired_difference as paired_difference
 from .dice import CaseDice as CaseDice

@@ -4,8 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from clipseg3d.metrics.comparison import difference_table, mean_ranks, paired_difference
+from clipseg3d.metrics.comparison import (
+    difference_over_seeds,
+    difference_table,
+    holm,
+    mean_ranks,
+    paired_difference,
+)
 from clipseg3d.metrics.score_table import ScoreTable
 
 NAN = math.nan
@@ -55,6 +62,61 @@ def test_equal_predictions_differ_by_nothing():
 def test_the_cases_must_be_the_same():
     with pytest.raises(ValueError, match=r"first \(3,\) and second \(2,\)"):
         paired_difference(np.zeros(3), np.zeros(2))
+
+
+def test_seeds_and_cases_by_hand():
+    """Means of seeds 1, 3 and of cases 1, 3, 2: mean squares 6, 2 and 2, so a t test with 1 df."""
+    change = np.array([[1.0, 2.0, 0.0], [1.0, 4.0, 4.0]])
+    test = difference_over_seeds(change + 5, np.full((2, 3), 5.0))
+    assert (test.mean, test.num_cases) == (2, 3)
+    assert test.p_value == pytest.approx(2 * math.atan(1 / 2) / math.pi)  # t = 2; Cauchy
+    half = math.tan(math.pi * 0.475)  # the error is 1
+    assert (test.low, test.high) == pytest.approx((2 - half, 2 + half))
+    other = difference_over_seeds(np.zeros((2, 3)), change)
+    assert (other.low, other.high) == pytest.approx((-test.high, -test.low))
+
+
+def test_seeds_that_agree_leave_a_t_test_of_cases():
+    rng = np.random.default_rng(0)
+    cases = rng.normal(0.3, 1, 9)
+    change = cases + np.array([[1e-9], [-1e-9]])
+    test = difference_over_seeds(change, np.zeros((2, 9)))
+    assert test.p_value == pytest.approx(stats.ttest_1samp(cases, 0).pvalue)
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 1.0, 3.0])
+def test_the_level_holds_whatever_seeds_do(seed_sd):
+    """Without a true difference, 1 test of 20 finds one; Wilcoxon's over means of seeds, many."""
+    rng = np.random.default_rng(0)
+    found = np.zeros(2)
+    for _ in range(300):
+        seeds, cases = rng.normal(0, 1, (3, 1)), rng.normal(0, 1, 18)
+        change = seed_sd * seeds + cases + rng.normal(0, 1, (3, 18))
+        found += [
+            difference_over_seeds(change, np.zeros((3, 18))).p_value < 0.05,
+            paired_difference(change.mean(axis=0), np.zeros(18)).p_value < 0.05,
+        ]
+    assert 0.02 < found[0] / 300 < 0.11
+    assert (found[1] / 300 > 0.2) == (seed_sd > 0)
+
+
+def test_what_cannot_be_tested_over_seeds():
+    one = difference_over_seeds(np.array([[0.5, 0.7]]), np.zeros((1, 2)))
+    assert one.mean == pytest.approx(0.6)
+    assert np.isnan([one.low, one.high, one.p_value]).all()
+    gaps = np.array([[1.0, NAN, 3.0], [1.0, 2.0, 5.0]])
+    assert difference_over_seeds(gaps, np.zeros((2, 3))).num_cases == 2
+    assert difference_over_seeds(gaps[:, 1:2], gaps[:, 1:2]).num_cases == 0
+    equal = difference_over_seeds(np.ones((2, 3)), np.ones((2, 3)))
+    assert (equal.mean, equal.low, equal.high, equal.p_value) == (0, 0, 0, 1)
+    with pytest.raises(ValueError, match=r"first \(3,\) and second \(2, 3\)"):
+        difference_over_seeds(np.zeros(3), np.zeros((2, 3)))
+
+
+def test_holm_by_hand():
+    assert holm(np.array([0.5, 0.01, 0.02])).tolist() == [0.5, 0.03, 0.04]
+    assert holm(np.array([0.6, 0.5])).tolist() == [1, 1]
+    assert holm(np.array([0.02, 0.03])).tolist() == [0.04, 0.04]  # never below a smaller p
 
 
 def test_ranks_by_hand():

@@ -1,0 +1,570 @@
+"""Compute every number of results in README.md and in the card of the weights.
+
+    python examples/results_numbers.py --write
+
+All come from files in ``examples/results/`` and beside the weights. Tables stand between comments
+(``<!-- results: NAME -->``), and ``--write`` puts them there. Sentences are written by hand; their
+numbers are computed here (``claims``), and each such sentence must be in the text. Without
+``--write``, nothing is written: what differs is listed, and a number that no file of results shows.
+``tests/test_results_numbers.py`` does the same.
+"""
+
+import argparse
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from clipseg3d.atomic_write import atomic_write
+from clipseg3d.metrics.comparison import (
+    PairedDifference,
+    difference_over_seeds,
+    holm,
+    paired_difference,
+)
+from clipseg3d.vocabulary import REGIONS
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS = REPO / "examples" / "results"
+WEIGHTS = REPO / "clipseg3d" / "weights" / "tiny"
+FILES = {"README": REPO / "README.md", "card": WEIGHTS / "README.md"}
+START, END = "<!-- results: {} -->", "<!-- end of results -->"
+
+SIX, FOLDS = "tiny_six_cases.csv", "tiny_folds.csv"
+ABLATION, SIMULATED = RESULTS / "ablation.csv", RESULTS / "ablation_simulated.csv"
+MIN_MAX = RESULTS / "ablation_min_max.csv"
+MIN_MAX_SIMULATED = RESULTS / "ablation_min_max_simulated.csv"
+SCORES = {"dice": (3, 2), "hd95_mm": (1, 1), "lesion_dice": (3, 2)}
+"""Score -> its digits, and those of its interval."""
+GIVEN = {
+    "mirrored": "all sequences, 8 mirrorings",
+    "all": "all sequences",
+    "no report": "no report",
+    "report of another": "report of another case",
+    "without t1": "without T1",
+    "without t2": "without T2",
+    "t1ce and flair": "T1ce and FLAIR",
+    "flair": "FLAIR",
+    "t1ce": "T1ce",
+}
+"""Variant -> what the network gets."""
+UNSHIFTED, TWICE_SHIFTED = "all, WT +2", "all, WT -2"
+CHECKERS = ("medpy", "surface-distance", "panoptica", "brats-evaluation")
+AIMS = (0.88, 0.76, 0.76)
+"""Dice of WT, TC and ET that the weights were to reach."""
+
+PAPER = {
+    "unet3d": (0.8887, 0.8099, 0.7277),
+    "recommended": (0.8994, 0.8702, 0.8005),
+    "no_pixel": (0.8812, 0.8534, 0.7960),
+    "no_semantic": (0.8959, 0.8525, 0.7815),
+    "no_guidance": (0.9064, 0.8598, 0.7935),
+    "no_attention": (0.9090, 0.8562, 0.7821),
+}
+"""Row -> the paper's Dice of WT, TC and ET (BraTS 2020, 369 cases)."""
+BASE = "recommended"
+ROWS = (
+    BASE,
+    *("no_attention", "no_guidance", "no_text", "shuffled_text", "no_semantic", "min_max"),
+    *("no_pixel", "unet3d", "refinement", "full_resolution"),
+    *("recommended, other text", "shuffled_text, other text"),
+    *("differences", "sequential", "film", "gain", "mean_token", "dense"),
+)
+"""Order of the rows of an ablation."""
+
+NOT_RESULTS = {
+    *("2507.09966", "2404.09556", "2.0", "3.0"),  # papers, licences
+    *("373.13", "0.5", "0.1"),  # rules of challenges
+}
+"""Numbers with a decimal point that are no results."""
+
+
+class Row(NamedTuple):
+    """A row of an ablation.
+
+    Attributes:
+        dice: (seed, case) mean Dice over regions.
+        regions: (region,) mean Dice over seeds and cases.
+        hd95: mean HD95 over seeds, cases and regions.
+        cases: names of the cases.
+    """
+
+    dice: np.ndarray
+    regions: np.ndarray
+    hd95: float
+    cases: tuple[str, ...]
+
+
+class Gain(NamedTuple):
+    """What the first row has over another, in points of mean Dice; p also corrected (Holm)."""
+
+    test: PairedDifference
+    corrected: float
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@cache
+def tiny_scores(name: str, variant: str, score: str) -> np.ndarray:
+    """Return (region, case) scores of the weights in the package."""
+    rows = sorted(read(RESULTS / name), key=lambda row: row["case"])
+    rows = [row for row in rows if row["variant"] == variant]
+    return np.array([[float(r[score]) for r in rows if r["region"] == one] for one in REGIONS])
+
+
+@cache
+def ablation(path: Path) -> dict[str, Row]:
+    """Return the rows of an ablation, by ``ROWS``."""
+    lines = read(path)
+    cases = tuple(sorted({line["case"] for line in lines}))
+    rows = {}
+    for row in sorted({line["row"] for line in lines}, key=ROWS.index):
+        own = [line for line in lines if line["row"] == row]
+        seeds = sorted({line["seed"] for line in own})
+        scores = {
+            (line["seed"], line["case"], line["region"]): (line["dice"], line["hd95_mm"])
+            for line in own
+        }
+        values = np.array(
+            [[[scores[s, c, r] for r in REGIONS] for c in cases] for s in seeds], dtype=float
+        )  # (seed, case, region, score)
+        dice = values[..., 0]
+        rows[row] = Row(dice.mean(-1), dice.mean((0, 1)), values[..., 1].mean(), cases)
+    return rows
+
+
+@cache
+def gains(path: Path, *, unseen: bool = False) -> dict[str, Gain]:
+    """Compare the first row of an ablation with every other, over the seeds that both have.
+
+    Args:
+        path: file of the ablation.
+        unseen: use only the cases that the CLIP of the package has not seen.
+    """
+    rows = ablation(path)
+    chosen = [not unseen or "TCIA" not in case for case in rows[BASE].cases]
+    tests = {
+        row: difference_over_seeds(
+            100 * rows[BASE].dice[: len(values.dice), chosen], 100 * values.dice[:, chosen]
+        )
+        for row, values in rows.items()
+        if row != BASE
+    }
+    corrected = holm(np.array([test.p_value for test in tests.values()]))
+    return {
+        row: Gain(test, float(p)) for (row, test), p in zip(tests.items(), corrected, strict=True)
+    }
+
+
+def interval(values: np.ndarray, digits: int, ends: int) -> str:
+    """Format the mean over cases with its bootstrap interval."""
+    test = paired_difference(values, np.zeros_like(values))
+    return f"{test.mean:.{digits}f} [{test.low:.{ends}f}, {test.high:.{ends}f}]"
+
+
+def p_text(value: float) -> str:
+    """Format a p value."""
+    return "" if np.isnan(value) else "< 0.001" if value < 0.0005 else f"{value:.3f}"
+
+
+def gain_text(test: PairedDifference) -> str:
+    """Format a gain in points, with its interval if there is one."""
+    ends = "" if np.isnan(test.low) else f" [{test.low:+.1f}, {test.high:+.1f}]"
+    return f"{test.mean:+.1f}{ends}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table."""
+    lines = [f"| {' | '.join(line)} |" for line in (header, *rows)]
+    lines.insert(1, "|" + "---|" * len(header))
+    return "\n".join(re.sub(r"\|(?: +\|)+", lambda m: m[0].replace("  ", " "), x) for x in lines)
+
+
+@cache
+def tiny_rows(name: str, variant: str) -> dict[str, list[str]]:
+    """Return the scores of each region and their mean, with intervals."""
+    rows = {}
+    for region in (*REGIONS, "mean"):
+        rows[region] = [region]
+        for score, (digits, ends) in SCORES.items():
+            values = tiny_scores(name, variant, score)
+            values = values.mean(axis=0) if region == "mean" else values[REGIONS.index(region)]
+            rows[region].append(interval(values, digits, ends))
+    return rows
+
+
+def tiny_table(full: Sequence[str]) -> str:
+    """Return the scores of the weights in the package.
+
+    Args:
+        full: variants that are listed by region; of the others, only the mean over regions is.
+    """
+    lines = []
+    for variant, given in GIVEN.items():
+        for region, row in tiny_rows(SIX, variant).items():
+            if region == "mean" or variant in full:
+                lines.append(["6 others", given, *row])
+    lines += [["12, left out in turn", GIVEN["all"], *r] for r in tiny_rows(FOLDS, "all").values()]
+    header = ["cases", "given", "region", "Dice", "HD95, mm", "lesion-wise Dice"]
+    return markdown(header, lines)
+
+
+def case_table() -> str:
+    """Return the scores of each of the six cases, mirrored."""
+    rows = [row for row in read(RESULTS / SIX) if row["variant"] == "mirrored"]
+    return markdown(
+        ["case", "region", "Dice", "HD95, mm", "lesion-wise Dice"],
+        [
+            [row["case"], row["region"]]
+            + [f"{float(row[score]):.{digits}f}" for score, (digits, _) in SCORES.items()]
+            for row in rows
+        ],
+    )
+
+
+def ablation_table(path: Path) -> str:
+    """Return the rows of an ablation with gains, p values and the paper's gains."""
+    tests = gains(path)
+    lines = []
+    for row, values in ablation(path).items():
+        means = values.dice.mean(axis=1)
+        spread = f" ± {means.std(ddof=1):.3f}" if len(means) > 1 else ""
+        cells = [f"{dice:.3f}" for dice in values.regions]
+        line = [title(row), str(len(means)), *cells, f"{means.mean():.3f}{spread}"]
+        line += [f"{values.hd95:.1f}"]
+        if row in tests:
+            test, corrected = tests[row]
+            line += [gain_text(test), p_text(test.p_value), p_text(corrected)]
+        else:
+            line += ["", "", ""]
+        theirs = row in PAPER and row != BASE
+        line += [f"{100 * (np.mean(PAPER[BASE]) - np.mean(PAPER[row])):+.1f}" if theirs else ""]
+        lines.append(line)
+    header = ["row", "seeds", *REGIONS, "mean Dice", "HD95, mm", "gain", "p", "p, Holm"]
+    return markdown([*header, "paper's gain"], lines)
+
+
+def elsewhere_table(real: Path, simulated: Path) -> str:
+    """Return gains on the real cases that CLIP has not seen, and on simulated patients."""
+    unseen, others = gains(real, unseen=True), gains(simulated)
+    lines = []
+    for row, values in ablation(simulated).items():
+        cells = [f"{values.dice.mean():.3f}"]
+        if row in others:
+            tests = unseen[row], others[row]
+            a, b = ([gain_text(test), p_text(corrected)] for test, corrected in tests)
+            cells = [*a, *cells, *b]
+        else:
+            cells = ["", "", *cells, "", ""]
+        lines.append([title(row), *cells])
+    header = ["row", "gain, 6 cases", "p, Holm", "mean Dice, simulated", "gain, simulated"]
+    return markdown([*header, "p, Holm"], lines)
+
+
+def title(row: str) -> str:
+    """Return the name of a row in a table."""
+    name, _, other = row.partition(", ")
+    return f"`{name}`" + (", read by MiniLM" if other else "")
+
+
+def recipe_table() -> str:
+    """Return the predicted costs of the recipes."""
+    lines = [
+        [
+            f"`{row['recipe']}`",
+            f"{row['crop']}, {row['crops per GPU']}",
+            row["GPUs"],
+            row["GB per GPU"],
+            row["hours on A100s"],
+        ]
+        for row in read(RESULTS / "recipe_costs.csv")
+    ]
+    header = ["recipe", "crop, and how many per GPU", "GPUs", "GB per GPU", "hours on A100s"]
+    return markdown(header, lines)
+
+
+@cache
+def claims() -> dict[str, list[str]]:
+    """Return, for each file, the sentences that hold numbers, without line breaks."""
+    readme = [
+        *opening_claims(),
+        *check_claims(),
+        *training_claims(),
+        *tiny_claims(),
+        *clip_claims(),
+        *ablation_claims(),
+        *report_claims(),
+        *phantom_claims(),
+    ]
+    return {
+        "README": ["Brackets are 95 % intervals", *readme],
+        "card": ["Brackets are 95 % bootstrap intervals", *card_claims()],
+    }
+
+
+def opening_claims() -> list[str]:
+    """Return what README says of the weights at its beginning."""
+    folders = WEIGHTS, WEIGHTS / "clip"
+    sizes = [sum(file.stat().st_size for file in d.glob("*.*")) / 1e6 for d in folders]
+    return [
+        f"({sizes[0]:.0f} MB, and {sizes[1]:.1f} MB of CLIP)",
+        f"mean Dice of {mean(SIX, 'all'):.3f} on six other real cases "
+        f"({mean(SIX, 'mirrored'):.3f} with `--tta`), lesion by lesion "
+        f"{mean(SIX, 'all', 'lesion_dice'):.3f}, and {mean(FOLDS, 'all'):.3f} in cross-validation",
+        f'({sizes[1]:.1f} MB, `load_encoder("tiny")`)',
+    ]
+
+
+def check_claims() -> list[str]:
+    """Return what README says of scores of other programs."""
+    rows = read(RESULTS / "cross_check.csv")
+    largest = max(float(row["largest difference"]) for row in rows)
+    pairs = {peer: max(int(r["pairs"]) for r in rows if peer in r["peer"]) for peer in CHECKERS}
+    agree = largest <= 1e-13 and not any(int(row["differ"]) for row in rows)
+    return [
+        f"on up to {max(pairs[peer] for peer in CHECKERS[:3])} pairs of masks to 1e-13 mm"
+        if agree
+        else f"differ by up to {largest}",
+        f"in every number of {pairs[CHECKERS[3]] // len(REGIONS)} cases",
+    ]
+
+
+def training_claims() -> list[str]:
+    """Return what README says of the training of the weights."""
+    fits = list(json.loads((WEIGHTS / "training.json").read_text(encoding="utf-8")).values())
+    hours = sum(fit["seconds"] for fit in fits) / 3600
+    steps = [fit["step"] for fit in fits]
+    return [
+        f"on {fits[0]['phantoms']} simulated patients and the {len(fits[0]['cases'])} BraTS 2018",
+        f"in seven fits of {hours:.1f} hours on two CPU cores: {steps[0]} and {steps[1]} steps on",
+        f"{steps[2]} steps on whole brains with semantics, {steps[3]} with z-scores",
+        f"{steps[4]} in which every third sample",
+        f"and {steps[5]} and {steps[6]} in which every second has",
+    ]
+
+
+def tiny_claims() -> list[str]:
+    """Return what README says of the scores of the weights."""
+    missed = [
+        AIMS[0] - tiny_scores(SIX, variant, "dice")[0].mean() for variant in ("mirrored", "all")
+    ]
+    missed_t1ce, *found = sorted(tiny_scores(SIX, "t1ce", "dice").mean(axis=0))
+    enhancing = tiny_scores(FOLDS, "all", "dice")[REGIONS.index("ET")]
+    return [
+        f"lesion-wise Dice of {tiny_scores(SIX, 'all', 'lesion_dice')[0].mean():.3f} where Dice is "
+        f"{tiny_scores(SIX, 'all', 'dice')[0].mean():.3f}, and "
+        f"{tiny_scores(FOLDS, 'all', 'lesion_dice')[0].mean():.3f} in the cases left out",
+        f"The aims for Dice were {np.mean(AIMS):.2f}, and {AIMS[0]:.2f}, {AIMS[1]:.2f} and "
+        f"{AIMS[2]:.2f} for WT, TC and ET: with mirrorings and without, all are met on the six but "
+        f"that for WT, missed by {missed[0]:.3f} and {missed[1]:.3f}.",
+        f"The report of a case brings {report_gain('no report')} points of mean Dice against "
+        f"none, and {report_gain('report of another')} against that of another case.",
+        f"one of the six tumours is missed ({missed_t1ce:.2f}), and the others are found roughly, "
+        f"{found[0]:.2f} to {found[-1]:.2f}",
+        f"mean Dice of {mean(FOLDS, 'all'):.3f} is too good",
+        f"Without the shift it is {mean(FOLDS, UNSHIFTED):.3f}, with twice of it "
+        f"{mean(FOLDS, TWICE_SHIFTED):.3f}.",
+        f"Dice is below 0.25 in {(enhancing < 0.25).sum()} of the {len(enhancing)}.",
+    ]
+
+
+def clip_claims() -> list[str]:
+    """Return what README says of the CLIP in the package."""
+    rows = {(row["measure"], row["data"]): row for row in read(RESULTS / "tiny_clip.csv")}
+
+    def share(measure: str, column: str = "value") -> str:
+        return f"{100 * float(rows[measure, 'phantoms'][column]):.0f}"
+
+    def count(measure: str, column: str = "value") -> str:
+        row = rows[measure, "real, unseen"]
+        return f"{float(row[column]) * int(row['n']):.0f}"
+
+    areas = [
+        float(row["value"])
+        for (measure, data), row in rows.items()
+        if "area" in measure and data == "real, unseen"
+    ]
+    blind = rows["enhancing, balanced accuracy", "phantoms"]
+    peaks, chances = (
+        [share(f"{region} map peaks in it", column) for region in REGIONS]
+        for column in ("value", "chance")
+    )
+    real = [count(f"{region} map peaks in it") for region in REGIONS]
+    return [
+        f"first in {share('report, top 1')} % and among the first five in "
+        f"{share('report, top 5')} % (chance {share('report, top 1', 'chance')} and "
+        f"{share('report, top 5', 'chance')} %; a reader who knew every stated fact, but not its "
+        f"wording, {share('report, top 1, facts alone')} and "
+        f"{share('report, top 5, facts alone')} %)",
+        f"the side in {share('side')} % (commonest answer {share('side', 'chance')} %), the lobe "
+        f"in {share('lobe')} % ({share('lobe', 'chance')} %), necrosis in {share('necrosis')} % "
+        f"({share('necrosis', 'chance')} %)",
+        f"(balanced accuracy {float(blind['value']):.2f}, chance {float(blind['chance']):.2f})",
+        f"in the region in {peaks[0]} % (WT), {peaks[1]} % (TC) and {peaks[2]} % (ET), where "
+        f"chance is {chances[0]}, {chances[1]} and {chances[2]} %",
+        f"the side in {count('side')}, the lobe in {count('lobe')} (the commonest answer would be "
+        f"right in {count('lobe', 'chance')})",
+        f"in their region in {real[0]} (WT), {real[1]} (TC) and {real[2]} (ET); area under the "
+        f"curve over patches {min(areas):.2f} to {max(areas):.2f}",
+    ]
+
+
+def ablation_claims() -> list[str]:
+    """Return what README says of the ablation."""
+    simulated, by_range = gains(SIMULATED), gains(MIN_MAX_SIMULATED)
+    ahead = simulated["full_resolution"].test
+    views = by_range["no_semantic"]
+    rows = ablation(SIMULATED)
+    head = difference_over_seeds(100 * rows["full_resolution"].dice, 100 * rows["refinement"].dice)
+    paper = {row: 100 * (np.mean(PAPER[BASE]) - np.mean(dice)) for row, dice in PAPER.items()}
+    above = [
+        f"`{row}`"
+        for row, (test, _) in gains(ABLATION).items()
+        if row in paper and paper[row] > test.high
+    ]
+    none = all(
+        not gain.corrected < 0.05 for path in (ABLATION, MIN_MAX) for gain in gains(path).values()
+    )
+    kept = [row for row, gain in simulated.items() if gain.corrected < 0.05]
+    plain = [seed_gains(path, "unet3d") for path in (MIN_MAX, ABLATION)]
+    return [
+        "No row of either table is shown to differ from its first one." if none else "Rows differ:",
+        f"(gains of its seeds {' and '.join(plain)})",
+        f"without pixel fusion are ({seed_gains(ABLATION, 'no_pixel')})",
+        f"is ahead with each seed ({seed_gains(ABLATION, 'full_resolution')})",
+        f"The paper's gain is above the interval of {', '.join(above[:-1])} and {above[-1]} in",
+        f"`full_resolution` is ahead by {-ahead.mean:.1f} points [{-ahead.high:+.1f}, "
+        f"{-ahead.low:+.1f}], by {head.mean:.1f} [{head.low:+.1f}, {head.high:+.1f}] of "
+        "`refinement`",
+        "Nothing else in this table holds." if kept == ["full_resolution"] else f"holds: {kept}",
+        f"views and text bring {views.test.mean:.1f} points there [{views.test.low:+.1f}, "
+        f"{views.test.high:+.1f}] (p, Holm {views.corrected:.3f})",
+    ]
+
+
+def report_claims() -> list[str]:
+    """Return what README says of the reports."""
+    rows = read(RESULTS / "report_facts.csv")
+    count = {row["fact"]: row["reports that mention it"] for row in rows}
+    return [
+        f"of the {rows[0]['reports']} reports of TextBraTS {count['oedema']} speak of oedema, "
+        f"{count['necrosis']} of necrosis, {count['pressed ventricles or midline']} of pressed "
+        f"ventricles or midline, {count['side']} of the side, {count['lobe']} of a lobe, which the "
+        f"scan shows as well, and {count['enhancement']} of enhancement"
+    ]
+
+
+def phantom_claims() -> list[str]:
+    """Return what README says of simulated patients."""
+    overlaps = [row["quartiles overlap"] for row in read(RESULTS / "phantom_statistics.csv")]
+    return [f"{overlaps.count('True')} of {len(overlaps)} figures of contrast and volume"]
+
+
+def card_claims() -> list[str]:
+    """Return what the card says of the scores of the weights."""
+    config = json.loads((WEIGHTS / "config.json").read_text(encoding="utf-8"))
+    missed = (tiny_scores(SIX, "t1ce", "dice").mean(axis=0) < 0.1).sum()
+    return [
+        f"The mean of this cross-validation ({mean(FOLDS, 'all'):.3f}) is too good",
+        f"voxel size: {config['prediction']['spacing_mm']} mm",
+        f"overlap {config['prediction']['overlap']}",
+        "with T1ce alone one tumour of six was missed" if missed == 1 else f"{missed} missed",
+    ]
+
+
+def mean(name: str, variant: str, score: str = "dice") -> float:
+    """Return a score of the weights in the package, over regions and cases."""
+    return float(tiny_scores(name, variant, score).mean())
+
+
+def report_gain(variant: str) -> str:
+    """Return what the own report of the six cases brings, in points of mean Dice."""
+    own, other = (100 * tiny_scores(SIX, v, "dice").mean(axis=0) for v in ("all", variant))
+    test = paired_difference(own, other)
+    return f"{test.mean:+.1f} [{test.low:+.1f}, {test.high:+.1f}] (p {test.p_value:.2f})"
+
+
+def seed_gains(path: Path, row: str) -> str:
+    """Return the gain of each seed over a row, in points."""
+    rows = ablation(path)
+    each = zip(rows[BASE].dice, rows[row].dice, strict=True)
+    return ", ".join(f"{100 * (first - second).mean():+.1f}" for first, second in each)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "recipes": recipe_table,
+    "tiny": lambda: tiny_table(("mirrored", "all")),
+    "tiny, every variant": lambda: tiny_table(tuple(GIVEN)),
+    "tiny, case by case": case_table,
+    "ablation, min-max": lambda: ablation_table(MIN_MAX),
+    "ablation": lambda: ablation_table(ABLATION),
+    "ablation, elsewhere": lambda: elsewhere_table(ABLATION, SIMULATED),
+}
+"""Name of a table -> its text."""
+
+
+def with_tables(text: str) -> str:
+    """Return a text with the tables that its comments ask for."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in TABLES:
+            raise ValueError(f"no table {name!r}: name one of {', '.join(TABLES)}")
+        return f"{START.format(name)}\n{TABLES[name]()}\n{END}"
+
+    return re.sub(r"<!-- results: ([^>]+) -->\n.*?<!-- end of results -->", table, text, flags=re.S)
+
+
+def flat(text: str) -> str:
+    """Return a text without line breaks."""
+    return re.sub(r"\s+", " ", text)
+
+
+def unclaimed(text: str, sentences: Sequence[str]) -> list[str]:
+    """Return numbers with a decimal point or % that neither a table nor a sentence accounts for."""
+    text = re.sub(r"<!-- results: .*?<!-- end of results -->", " ", text, flags=re.S)
+    text = flat(re.sub(r"^---\n.*?\n---\n|```.*?```", " ", text, flags=re.S))
+    for sentence in sorted(sentences, key=len, reverse=True):
+        text = text.replace(sentence, " ")
+    found = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\w)|\d+(?= ?%)", text)
+    return [number for number in found if number not in NOT_RESULTS]
+
+
+def problems(name: str, text: str) -> list[str]:
+    """Return what in README or card differs from the results."""
+    sentences = claims()[name]
+    found = [f"{name}: not there: {s}" for s in sentences if s not in flat(text)]
+    if with_tables(text) != text:
+        found.append(f"{name}: a table is not that of the results; run it with --write")
+    found += [f"{name}: no result shows {number}" for number in unclaimed(text, sentences)]
+    return found
+
+
+def main() -> None:
+    """Write the tables, and say what differs."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--write", action="store_true", help="write the tables")
+    write, found = parser.parse_args().write, []
+    for name, path in FILES.items():
+        text = path.read_text(encoding="utf-8")
+        if write:
+            text = with_tables(text)
+            with atomic_write(path) as tmp:
+                tmp.write_text(text, encoding="utf-8")
+        found += problems(name, text)
+    print("\n".join(found) or "README and card show the results")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
