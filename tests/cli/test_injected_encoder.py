@@ -78,6 +78,7 @@ def command(phantom_folder, cache, write, only, tmp_path, monkeypatch):
     return run_command
 
 
+@pytest.mark.slow
 def test_a_fit_is_resumed_validated_and_recorded_with_it(command, tmp_path):
     short = ("--trainer.limit_train_batches", 1)
     assert command("fit", "--dry-run", *short) == 0

@@ -129,6 +129,7 @@ def test_help_lists_the_data_modules(only, capsys):
         assert f"clipseg3d.{name}" in words
 
 
+@pytest.mark.slow
 def test_a_fit_with_other_parts_is_resumed_scored_and_recorded(command, tmp_path, capsys):
     parts = (
         *("--model", "parts_of_mine.Weighted", "--model.factor", 0.25),
@@ -170,6 +171,7 @@ def test_a_fit_with_other_parts_is_resumed_scored_and_recorded(command, tmp_path
     assert module.hparams["factor"] == module.factor == 0.25
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_segment(command, phantom_folder, tmp_path, capsys):
     import nibabel
 

@@ -198,7 +198,7 @@ def test_a_source_that_is_nothing(source, kind, message, tmp_path, monkeypatch):
             "parts",
         ),
         ({"network": []}, "not understood .*network is not an object"),
-        ({"network": {"guided": None}}, "not understood .*guided is null"),
+        ({"network": {"channels": None}}, "not understood .*channels is null"),
         ({"network": None}, "not understood .*missing key network"),
         ({"encoders": None}, "not understood .*missing key encoders"),
         ({"encoders": None, "format": None}, "describes no network of clipseg3d"),

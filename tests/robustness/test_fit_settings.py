@@ -124,7 +124,7 @@ def test_a_logger_that_is_not_installed_is_named(fit):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": {"netwrk": "tiny"}}, "--model.netwrk: no such option; did you mean model.netw"),
+        ({"model": {"netwrk": "tiny"}}, "--model.netwrk: no such option; did you mean network?"),
         ({"data": {"rot": "x"}}, "--data.rot: no such option; did you mean root?"),
         ({"trainer": {"max_epoch": 1}}, "--trainer.max_epoch: no such option; did you mean"),
     ],
