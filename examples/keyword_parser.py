@@ -61,7 +61,7 @@ def read(report: str) -> Reading:
         for clause in clauses
         # necrosis is often said to be what does not take up contrast
         if re.search(r"enhanc|contrast", clause)
-        and ("necro" not in clause or re.search(r"(no|neither) necrosis (and|nor)|nor", clause))
+        and ("necro" not in clause or re.search(r"\bnor\b|\bno necrosis and no\b", clause))
     ]
     sides = re.findall(r"\b(left|right)\b", report.lower())
     number = "|".join(_NUMBERS)
