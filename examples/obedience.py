@@ -32,10 +32,11 @@ import csv
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -52,7 +53,7 @@ from tqdm import tqdm
 from clipseg3d import Predictor
 from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.cases import Case, find_cases
-from clipseg3d.data.nifti import read_voxels
+from clipseg3d.data.nifti import open_nifti, read_voxels
 from clipseg3d.data.releases import BRATS_2018, PHANTOM
 from clipseg3d.inference.segmentation import ScanWarning
 from clipseg3d.metrics.dice import dice_empty_is_one
@@ -66,6 +67,8 @@ FIRST_SEED = 3_000_000
 """Seed of the first simulated patient. Training uses seeds from 0 on, other examples test on seeds
 from 1,000 and from 1,000,000 on."""
 SPACING_MM = 1.0
+IMAGE_TESTS = ("1", "2", "3", "4", "5", "6", "7")
+"""Tests that need patients; the others need the weights alone."""
 MIN_ET_ML = 2.0
 """Patients with less enhancing tumour are left out where it should come and go."""
 DOSES = (0.0, 0.5, 1.0)
@@ -102,7 +105,7 @@ class Patient:
     @property
     def brain(self) -> Bool:
         """Voxels that are not 0 in some sequence."""
-        return np.any([volume != 0 for volume in self.images.values()], axis=0)
+        return brain_of(self.images)
 
     @property
     def with_rim(self) -> bool:
@@ -160,16 +163,20 @@ MEASURES = {
     "prompts present": Measure("8", "prompts for what is there", _both("region - .02"), "-"),
     "prompts absent": Measure("9", "prompts for what is not there", _both(">= .95", ">= .85"), "-"),
     **{
-        f"{fact}{kind}": Measure("10", f"encoder: {fact}{kind}", {"text": target}, ".50")
+        f"encoder {fact}{kind}": Measure("10", f"encoder: {fact}{kind}", {"text": target}, ".50")
         for fact in FACTS
         for kind, target in (("", ">= .98"), (" held out", ">= .92"))
     },
-    "negation": Measure("10", "encoder: held-out negations", {"text": ">= .90"}, ".33"),
+    "encoder negation": Measure("10", "encoder: held-out negations", {"text": ">= .90"}, ".33"),
     **{
-        f"{fact} not said": Measure("10", f"encoder: {fact} not said", {"text": ">= .90"}, ".33")
+        f"encoder {fact} not said": Measure(
+            "10", f"encoder: {fact} not said", {"text": ">= .90"}, ".33"
+        )
         for fact in ("enhancement", "necrosis")
     },
-    "kidney": Measure("10", "cos(the kidney, the enhancing rim)", {"text": "< .30"}, "-"),
+    "encoder kidney": Measure(
+        "10", "encoder: cos(the kidney, the enhancing rim)", {"text": "< .30"}, "-"
+    ),
 }
 CONTROLS = ("own", "dealt", "contradicting", "none", "parser")
 
@@ -250,6 +257,11 @@ def seed_of(name: str) -> int:
 # Images
 
 
+def brain_of(images: Images) -> Bool:
+    """Return the voxels that are not 0 in some sequence."""
+    return np.asarray(np.any([volume != 0 for volume in images.values()], axis=0))
+
+
 def dose(images: Images, enhancing: Bool, brain: Bool, amount: float) -> dict[str, Float]:
     """Return the scans as with another dose of contrast agent: 0 for none, 1 for what was given.
 
@@ -311,13 +323,16 @@ def satellite(second: Label) -> Label:
 # What is asked
 
 
-def plan(patient: Patient, dealt: str, *, missing: bool) -> Asked:
+def plan(
+    patient: Patient, dealt: str, *, missing: bool, tests: Collection[str] = IMAGE_TESTS
+) -> Asked:
     """Return what a network is asked about a patient.
 
     Args:
         patient: whose scans are changed.
         dealt: the report of another one.
         missing: whether sequences may be withheld.
+        tests: numbers of the tests.
     """
     facts, seed = patient.facts, seed_of(patient.name)
     others = {"none": "", **({"dealt": dealt} if dealt else {})}
@@ -327,39 +342,50 @@ def plan(patient: Patient, dealt: str, *, missing: bool) -> Asked:
         extent: own if _extent(facts) == extent else write_report(with_oedema(facts, extent), seed)
         for extent in ("limited", "extensive")
     }
+    asked: Asked = {}
 
-    def withheld(name: str) -> Callable[[], Images]:
-        return lambda: {key: volume for key, volume in patient.images.items() if key != name}
+    def ask(image: str, make: Callable[[], Images], texts: Mapping[str, str]) -> None:
+        asked.setdefault(image, (make, {}))[1].update(texts)
 
-    opposite = {"denied": denied} if facts.enhancing else {"ring": ring}
-    asked: Asked = {"all": (lambda: patient.images, {"own": own, **opposite, **others, **oedema})}
-    if patient.with_rim:
-        enhancing, brain = patient.label == ENHANCING, patient.brain
+    def scans() -> Images:
+        return patient.images
+
+    def without(sequence: str) -> Images:
+        return {name: volume for name, volume in patient.images.items() if name != sequence}
+
+    def dosed(amount: float) -> Images:
+        return dose(patient.images, patient.label == ENHANCING, patient.brain, amount)
+
+    if "1" in tests and patient.with_rim:
+        ask("dose 0", partial(dosed, 0.0), {"denied": denied, "ring": ring, **others})
+    if "1" in tests and not facts.enhancing:
+        ask("all", scans, {"own": own, "ring": ring, **others})
+    if "2" in tests and patient.with_rim and missing:
+        texts = {"own": own, "denied": denied, **others}
+        ask("no t1ce", partial(without, "t1ce"), texts)
+    if "3" in tests and patient.with_rim:
         for amount in DOSES[:-1]:
-            texts = {"denied": denied, "none": ""}
-            if not amount:
-                texts |= {"ring": ring, **others}
-            asked[f"dose {amount:g}"] = (
-                lambda amount=amount: dose(patient.images, enhancing, brain, amount),
-                texts,
-            )
-        if missing:
-            asked["no t1ce"] = (withheld("t1ce"), {"own": own, "denied": denied, **others})
-    if missing:
-        asked["no flair"] = (withheld("flair"), {**oedema, "none": ""})
-    second = second_lesion(patient)
-    if second is not None:
+            ask(f"dose {amount:g}", partial(dosed, amount), {"denied": denied, "none": ""})
+        ask("all", scans, {"denied": denied, "none": ""})
+    if "4" in tests:
+        opposite = {"denied": denied} if facts.enhancing else {"ring": ring}
+        ask("all", scans, {"own": own, **opposite, **others})
+    second = second_lesion(patient) if {"5", "6"} & set(tests) else None
+    if "5" in tests and second is not None:
         swapped = write_report(contradict(facts, "side"), seed)
-        asked["two lesions"] = (
-            lambda: graft(patient, second > 0, 1.0),
-            {"own": own, "swapped": swapped, **others},
-        )
-        small = satellite(second)
+        texts = {"own": own, "swapped": swapped, **others}
+        ask("two lesions", partial(graft, patient, second > 0, 1.0), texts)
+    if "6" in tests and second is not None:
         counts = {
             "single": write_report(replace(facts, foci=1), seed, word="single"),
             "two": write_report(replace(facts, foci=2), seed),
         }
-        asked["satellite"] = (lambda: graft(patient, small > 0, FADE), {**counts, **others})
+        place = satellite(second) > 0
+        ask("satellite", partial(graft, patient, place, FADE), {**counts, **others})
+    if "7" in tests:
+        ask("all", scans, {**oedema, "none": ""})
+        if missing:
+            ask("no flair", partial(without, "flair"), {**oedema, "none": ""})
     return asked
 
 
@@ -485,9 +511,9 @@ class Scorer:
 
     def _empty(self) -> list[tuple[str, str, float]]:
         """Score test 1."""
-        if ("dose 0", "none") in self.answers:
+        if ("dose 0", "ring") in self.answers:
             image, told = "dose 0", "denied"
-        elif not self.patient.facts.enhancing:
+        elif ("all", "ring") in self.answers:
             image, told = "all", "own"
         else:
             return []
@@ -527,7 +553,7 @@ class Scorer:
 
     def _dose(self) -> list[tuple[str, str, float]]:
         """Score test 3."""
-        if ("dose 0", "none") not in self.answers:
+        if ("dose 0.5", "none") not in self.answers:
             return []
         true_ml = self.patient.facts.et_ml
         images = [*(f"dose {amount:g}" for amount in DOSES[:-1]), "all"]
@@ -544,6 +570,8 @@ class Scorer:
 
     def _wrong(self) -> list[tuple[str, str, float]]:
         """Score test 4; ours is the mean over the three controls."""
+        if ("all", "own") not in self.answers:
+            return []
         opposite = "denied" if ("all", "denied") in self.answers else "ring"
         found = self._under("all", opposite, opposite)
         own = dice(self.answers["all", "own"], self.patient.label)
@@ -566,7 +594,7 @@ class Scorer:
     def _two_lesions(self) -> list[tuple[str, str, float]]:
         """Score test 5: one image, and a report on either lesion."""
         second = second_lesion(self.patient)
-        if second is None or ("two lesions", "own") not in self.answers:
+        if second is None or ("two lesions", "none") not in self.answers:
             return []
         first = self.patient.label
         left = on_left(self.brain)
@@ -594,7 +622,7 @@ class Scorer:
     def _satellite(self) -> list[tuple[str, str, float]]:
         """Score test 6: one image, and a report on one or two lesions."""
         second = second_lesion(self.patient)
-        if second is None or ("satellite", "single") not in self.answers:
+        if second is None or ("satellite", "none") not in self.answers:
             return []
         small = satellite(second)
         single = self._under("satellite", "single", "two")
@@ -822,15 +850,13 @@ def load(case: Case, facts: PhantomFacts | None = None) -> Patient:
     Raises:
         ValueError: it has no expert mask, or its voxels are not in LPS order.
     """
-    first = case.sequences["t1"]
-    affine = nib.load(first).affine
+    affine = open_nifti(case.sequences["t1"]).affine
     if case.label is None or nib.aff2axcodes(affine) != ("L", "P", "S"):
         raise ValueError(f"{case.case_id}: needs an expert mask and LPS voxel order, as BraTS has")
     images = {name: read_voxels(case.sequences[name]).astype(np.float32) for name in SEQUENCES}
     label = read_voxels(case.label).astype(np.uint8)
     if facts is None:
-        brain = np.any([volume != 0 for volume in images.values()], axis=0)
-        facts = measure_facts(label, brain, spacing_mm=SPACING_MM)
+        facts = measure_facts(label, brain_of(images), spacing_mm=SPACING_MM)
     return Patient(case.case_id, images, label, affine, facts)
 
 
@@ -845,15 +871,20 @@ def read_facts(case: Case, folder: Path) -> PhantomFacts:
 
 
 def run(
-    predictors: Mapping[str, Predictor], data: str, cases: Sequence[Case], folder: Path
+    predictors: Mapping[str, Predictor],
+    data: str,
+    cases: Sequence[Case],
+    folder: Path,
+    tests: Collection[str],
 ) -> list[Row]:
     """Ask and score every network about every case."""
     known = {case.case_id: read_facts(case, folder / "facts") for case in tqdm(cases, desc="Facts")}
     rows = []
     for case in tqdm(cases, desc=f"Patients ({data})", unit="patient"):
         patient = load(case, known[case.case_id])
+        dealt = deal(known, patient.name)
         for name, predictor in predictors.items():
-            asked = plan(patient, deal(known, patient.name), missing=predictor.allow_missing)
+            asked = plan(patient, dealt, missing=predictor.allow_missing, tests=tests)
             answers = answer(predictor, patient, asked, folder / "answers" / safe_name(name))
             texts = {(i, t): report for i, (_, ts) in asked.items() for t, report in ts.items()}
             rows += [
@@ -886,6 +917,9 @@ def main() -> None:
     parser.add_argument(
         "--cases", nargs="+", default=["*_2013_*", "*_CBICA_*"], help="patterns of cases of --data"
     )
+    parser.add_argument(
+        "--tests", nargs="+", choices=[*IMAGE_TESTS, "10"], default=[*IMAGE_TESTS, "10"]
+    )
     parser.add_argument("--output", type=Path, default=Path("obedience"), help="keeps predictions")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
@@ -902,22 +936,20 @@ def main() -> None:
             remember_image(network)
     rows: list[Row] = []
     for weights, predictor in predictors.items():
-        rows += [
-            Row(weights, "text", MEASURES[measure].test, measure, control, item, value)
-            for measure, control, item, value in probe_tower(predictor.network)
-        ]
+        probed = probe_tower(predictor.network) if "10" in arguments.tests else []
+        rows += [Row(weights, "text", "10", f"encoder {m}", *rest) for m, *rest in probed]
     if arguments.patients:
         folder = arguments.output / "patients"
         names = write_phantoms(folder, arguments.patients, spacing_mm=SPACING_MM, seed=FIRST_SEED)
         cases = [case for case in find_cases(folder, PHANTOM) if case.case_id in names]
-        rows += run(predictors, "S", cases, arguments.output)
+        rows += run(predictors, "S", cases, arguments.output, arguments.tests)
     if arguments.data is not None:
         cases = [
             case
             for case in find_cases(arguments.data, BRATS_2018)
             if any(fnmatch(case.case_id, pattern) for pattern in arguments.cases)
         ]
-        rows += run(predictors, "R", cases, arguments.output)
+        rows += run(predictors, "R", cases, arguments.output, arguments.tests)
     for line in table(rows):
         print(" | ".join(line))
     write_rows(arguments.results / "obedience.csv", rows)

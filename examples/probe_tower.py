@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from clipseg3d.clip.text_bank import TextBank
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.phantom.report import OEDEMA_WORDS, PhantomFacts, describe
+from clipseg3d.phantom.report import OEDEMA_WORDS, Enhancement, PhantomFacts, describe
 
 NUM_TRAIN, NUM_TEST = 600, 200
 MIDDLE, NOT_SAID = "moderate", "not said"
@@ -163,7 +163,7 @@ def probe_tower(network: CLIPSeg3D) -> list[tuple[str, str, str, float]]:
                 return list(probe.predict(embed(bank, reports)))  # noqa: B023
 
             asked = {
-                fact: [sample for sample in known if sample.values[fact] != MIDDLE],
+                fact: [sample for sample in known if sample.values[fact] not in (MIDDLE, NOT_SAID)],
                 f"{fact} held out": [
                     replace_fact(known[i], fact, sentence, value)
                     for value, sentences in HELD_OUT[fact].items()
@@ -218,7 +218,9 @@ def parse(report: str, fact: str) -> str:
 
 def draw_sample(rng: np.random.Generator) -> Sample:
     """Write a report of facts drawn at random, each about as often as its opposite."""
-    enhancement = str(rng.choice(["none", "none", "none", "spots", "patches", "rim", "solid"]))
+    enhancement: Enhancement = rng.choice(
+        ["none", "none", "none", "spots", "patches", "rim", "solid"]
+    )
     tc_ml = float(rng.uniform(10, 60))
     share = {"none": 0.0, "spots": 0.1, "patches": 0.4, "rim": rng.uniform(0.3, 0.9), "solid": 1.0}
     facts = PhantomFacts(

@@ -209,6 +209,26 @@ def test_sequences_are_withheld_only_where_weights_allow_it(patient):
     assert not {"no t1ce", "no flair"} & set(obedience.plan(patient, "", missing=False))
 
 
+@pytest.mark.parametrize(
+    ("tests", "images"),
+    [
+        ("1", {"dose 0"}),
+        ("2", {"no t1ce"}),
+        ("3", {"dose 0", "dose 0.5", "all"}),
+        ("4", {"all"}),
+        ("5", {"two lesions"}),
+        ("6", {"satellite"}),
+        ("7", {"all", "no flair"}),
+    ],
+)
+def test_each_test_can_be_asked_alone(patient, tests, images):
+    asked = obedience.plan(patient, "Another report.", missing=True, tests=tests)
+    assert set(asked) == images
+    texts = {(i, name): t for i, (_, ts) in asked.items() for name, t in ts.items()}
+    scores = obedience.Scorer(patient, texts, dict.fromkeys(texts, patient.label))()
+    assert {obedience.MEASURES[measure].test for measure, _, _ in scores} == {tests}
+
+
 # Asking
 
 
