@@ -441,6 +441,13 @@ def test_a_replaced_fact_is_told_once():
     assert changed.values["side"] == sample.values["side"]
 
 
+def test_necrosis_that_takes_up_no_contrast_is_not_about_enhancement():
+    necrosis = "Necrosis is seen inside the lesion as an area that does not take up contrast."
+    sample = probes.Sample(f"{necrosis} The core enhances solidly.", {"enhancement": "yes"})
+    changed = probes.replace_fact(sample, "enhancement", "It fails to enhance.", "no")
+    assert changed.report == f"{necrosis} It fails to enhance."
+
+
 def test_accuracy_is_balanced_over_values():
     samples = [probes.Sample("", {"side": side}) for side in ("left", "left", "left", "right")]
     assert probes.balanced(["left"] * 4, samples, "side") == 0.5
