@@ -22,7 +22,8 @@ without one. *Chance* is what a network scores to which text is nothing.
 8. and 9. Prompts, present and absent: not available, since no weights take prompts yet.
 10. What the text encoder knows, by linear probes (``probe_tower.py``).
 
-Every (image, text) is predicted once and kept in ``--output``, where a run that was killed goes on.
+Every (image, text) is predicted once and kept in ``--output``, where a run that was killed goes on;
+images are known by name there, so that a change of how they are made needs another folder.
 Results are a CSV with one row per measure, control and patient, and a figure. Intervals are 95 %,
 by bootstrap over patients.
 """
@@ -72,6 +73,8 @@ IMAGE_TESTS = ("1", "2", "3", "4", "5", "6", "7")
 MIN_ET_ML = 2.0
 """Patients with less enhancing tumour are left out where it should come and go."""
 DOSES = (0.0, 0.5, 1.0)
+PLAIN_NOISE = 0.03
+"""Noise of a T1ce without contrast agent, as a share of its SD in the brain."""
 FADE = 0.4
 """Contrast of the second lesion of test 6, as a share of the first one's."""
 SATELLITE_MM = 12.0
@@ -265,13 +268,16 @@ def brain_of(images: Images) -> Bool:
 def dose(images: Images, enhancing: Bool, brain: Bool, amount: float) -> dict[str, Float]:
     """Return the scans as with another dose of contrast agent: 0 for none, 1 for what was given.
 
-    T1ce without contrast agent is T1, linearly regressed to T1ce where nothing enhances.
+    T1ce without contrast agent is T1, linearly regressed to T1ce where nothing enhances, with a
+    little noise of its own: no two scans are alike, and exact copies are refused.
     """
-    outside = brain & (images["t1"] > 0) & (images["t1ce"] > 0)
-    outside &= ~ndimage.binary_dilation(enhancing, iterations=2)
-    slope, offset = np.polyfit(images["t1"][outside], images["t1ce"][outside], 1)
-    plain = slope * images["t1"] + offset
-    changed = plain + amount * (images["t1ce"] - plain)
+    t1, t1ce = (images[name].astype(np.float64) for name in ("t1", "t1ce"))
+    outside = brain & (t1 > 0) & (t1ce > 0) & ~ndimage.binary_dilation(enhancing, iterations=2)
+    slope, offset = np.polyfit(t1[outside], t1ce[outside], 1)
+    plain = slope * t1 + offset
+    noise = np.random.default_rng(0).standard_normal(t1.shape)
+    plain += PLAIN_NOISE * plain[outside].std() * noise
+    changed = plain + amount * (t1ce - plain)
     seen = images["t1ce"] != 0
     return {**images, "t1ce": np.where(seen, np.maximum(changed, 1), 0).astype(np.float32)}
 
@@ -879,13 +885,17 @@ def run(
 ) -> list[Row]:
     """Ask and score every network about every case."""
     known = {case.case_id: read_facts(case, folder / "facts") for case in tqdm(cases, desc="Facts")}
+    folders = {
+        name: folder / "answers" / folder_name(name, predictor)
+        for name, predictor in predictors.items()
+    }
     rows = []
     for case in tqdm(cases, desc=f"Patients ({data})", unit="patient"):
         patient = load(case, known[case.case_id])
         dealt = deal(known, patient.name)
         for name, predictor in predictors.items():
             asked = plan(patient, dealt, missing=predictor.allow_missing, tests=tests)
-            answers = answer(predictor, patient, asked, folder / "answers" / safe_name(name))
+            answers = answer(predictor, patient, asked, folders[name])
             texts = {(i, t): report for i, (_, ts) in asked.items() for t, report in ts.items()}
             rows += [
                 Row(name, data, MEASURES[measure].test, measure, control, patient.name, value)
@@ -894,10 +904,10 @@ def run(
     return rows
 
 
-def safe_name(weights: str) -> str:
-    """Return a folder name for weights."""
-    digest = hashlib.sha256(weights.encode()).hexdigest()[:8]
-    return f"{Path(weights).name} {digest}"
+def folder_name(weights: str, predictor: Predictor) -> str:
+    """Return a name for the answers of these very weights and settings."""
+    facts = json.dumps(predictor.fingerprint(), sort_keys=True)
+    return f"{Path(weights).name} {hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
