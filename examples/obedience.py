@@ -37,7 +37,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -105,10 +105,19 @@ class Patient:
     affine: NDArray[np.float64]
     facts: PhantomFacts
 
-    @property
+    @cached_property
     def brain(self) -> Bool:
         """Voxels that are not 0 in some sequence."""
         return brain_of(self.images)
+
+    @cached_property
+    def second_lesion(self) -> Label | None:
+        """Labels of a mirrored lesion; None if it touches the tumour, or there are several foci."""
+        mirrored = np.where(self.brain, mirror(self.label, self.brain), 0).astype(np.uint8)
+        near = ndimage.binary_dilation(self.label > 0, iterations=3)
+        if self.facts.foci > 1 or self.facts.crosses_midline or (near & (mirrored > 0)).any():
+            return None
+        return mirrored
 
     @property
     def with_rim(self) -> bool:
@@ -308,15 +317,6 @@ def graft(patient: Patient, place: Bool, strength: float) -> dict[str, Float]:
     return changed
 
 
-def second_lesion(patient: Patient) -> Label | None:
-    """Return the mirrored labels; None if they touch the tumour, or it has several foci."""
-    mirrored = np.where(patient.brain, mirror(patient.label, patient.brain), 0).astype(np.uint8)
-    near = ndimage.binary_dilation(patient.label > 0, iterations=3)
-    if patient.facts.foci > 1 or patient.facts.crosses_midline or (near & (mirrored > 0)).any():
-        return None
-    return mirrored
-
-
 def satellite(second: Label) -> Label:
     """Return the part of a second lesion that lies around the middle of its core."""
     core = (second == CORE) | (second == ENHANCING)
@@ -376,7 +376,7 @@ def plan(
     if "4" in tests:
         opposite = {"denied": denied} if facts.enhancing else {"ring": ring}
         ask("all", scans, {"own": own, **opposite, **others})
-    second = second_lesion(patient) if {"5", "6"} & set(tests) else None
+    second = patient.second_lesion if {"5", "6"} & set(tests) else None
     if "5" in tests and second is not None:
         swapped = write_report(contradict(facts, "side"), seed)
         texts = {"own": own, "swapped": swapped, **others}
@@ -480,10 +480,12 @@ class Scorer:
     def __init__(
         self, patient: Patient, texts: Mapping[tuple[str, str], str], answers: Answers
     ) -> None:
-        self.patient = patient
-        self.brain = patient.brain
+        (box,) = ndimage.find_objects(patient.brain.astype(np.uint8))
+        images = {name: volume[box] for name, volume in patient.images.items()}
+        self.patient = replace(patient, images=images, label=patient.label[box])
+        self.brain = self.patient.brain
         self.texts = texts
-        self.answers = answers
+        self.answers = {key: label[box] for key, label in answers.items()}
 
     def __call__(self) -> list[tuple[str, str, float]]:
         """Return all scores."""
@@ -599,7 +601,7 @@ class Scorer:
 
     def _two_lesions(self) -> list[tuple[str, str, float]]:
         """Score test 5: one image, and a report on either lesion."""
-        second = second_lesion(self.patient)
+        second = self.patient.second_lesion
         if second is None or ("two lesions", "none") not in self.answers:
             return []
         first = self.patient.label
@@ -627,7 +629,7 @@ class Scorer:
 
     def _satellite(self) -> list[tuple[str, str, float]]:
         """Score test 6: one image, and a report on one or two lesions."""
-        second = second_lesion(self.patient)
+        second = self.patient.second_lesion
         if second is None or ("satellite", "none") not in self.answers:
             return []
         small = satellite(second)

@@ -191,7 +191,7 @@ def test_dose_takes_contrast_agent_away(patient, label, brain):
 
 
 def test_a_second_lesion_is_the_mirror_image(patient, label, brain):
-    second = obedience.second_lesion(patient)
+    second = patient.second_lesion
     np.testing.assert_array_equal(second, label[::-1])
     images = obedience.graft(patient, second > 0, 1.0)
     inside = label[::-1] == 1  # away from the soft edge
@@ -201,7 +201,7 @@ def test_a_second_lesion_is_the_mirror_image(patient, label, brain):
     assert 0 < (small > 0).sum() < (second > 0).sum()
     assert (small[small > 0] == second[small > 0]).all()
     central = replace(patient, label=np.roll(label, -16, axis=0))
-    assert obedience.second_lesion(central) is None
+    assert central.second_lesion is None
 
 
 def test_sequences_are_withheld_only_where_weights_allow_it(patient):
@@ -285,7 +285,7 @@ def scores_of(patient, network):
 @pytest.fixture
 def obedient(patient):
     """A network that obeys where the image does not tell, and only there."""
-    first, second = patient.label, obedience.second_lesion(patient)
+    first, second = patient.label, patient.second_lesion
 
     def network(image, name, text):
         told = parser.read(text)
@@ -331,7 +331,7 @@ def test_an_obedient_network_meets_the_targets(patient, obedient):
 
 
 def test_a_network_that_reads_nothing_is_at_chance(patient):
-    both = np.maximum(patient.label, obedience.second_lesion(patient))
+    both = np.maximum(patient.label, patient.second_lesion)
     scores = scores_of(patient, lambda image, name, text: both)
     for control in ("own", "dealt", "contradicting", "none"):
         assert scores["empty", control] == 0
