@@ -70,6 +70,8 @@ from 1,000 and from 1,000,000 on."""
 SPACING_MM = 1.0
 IMAGE_TESTS = ("1", "2", "3", "4", "5", "6", "7")
 """Tests that need patients; the others need the weights alone."""
+NO_MECHANISM = ("8", "9")
+"""Tests that no weights can take yet."""
 MIN_ET_ML = 2.0
 """Patients with less enhancing tumour are left out where it should come and go."""
 DOSES = (0.0, 0.5, 1.0)
@@ -763,7 +765,17 @@ def table(rows: Iterable[Row]) -> list[list[str]]:
             own = controls.get("own", [])
             if not own:
                 lines.append(
-                    [measure.test, measure.text, data, "0", "not available", "", target, "", "-"]
+                    [
+                        measure.test,
+                        measure.text,
+                        data,
+                        "0",
+                        "not available" if measure.test in NO_MECHANISM else "not run",
+                        "",
+                        target,
+                        "",
+                        "-",
+                    ]
                     + ["-"] * (len(CONTROLS) - 1)
                 )
                 continue
@@ -822,12 +834,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                         color="0.45",
                         fillstyle="none",
                         markersize=6,
-                        label=control if place == 0 else None,
+                        label=control,
                     )
             mean = float(np.mean(controls["own"]))
             low, high = interval(controls["own"])
             axis.plot(np.clip([low, high], None, 2.0), [place] * 2, color="C0", linewidth=2)
-            axis.plot(min(mean, 2.0), place, "o", color="C0", label="ours" if place == 0 else None)
+            axis.plot(min(mean, 2.0), place, "o", color="C0", label="ours")
             bound = MEASURES[name].targets[data].partition(" ")[2]
             if bound.startswith("none + ") and "none" in controls:
                 bound = str(float(bound.removeprefix("none + ")) + float(np.mean(controls["none"])))
@@ -839,7 +851,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                     color="C3",
                     markersize=16,
                     markeredgewidth=2,
-                    label="target" if place == 0 else None,
+                    label="target",
                 )
         axis.set_yticks(
             range(len(names)), [f"{MEASURES[n].test}  {MEASURES[n].text}" for n in names]
@@ -848,7 +860,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axis.invert_yaxis()
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(f"{weights}, {titles[data]}", fontsize=9)
-        axis.legend(fontsize=7, loc="lower right")
+    known: dict[str, Any] = {}
+    for axis in axes[0]:
+        for handle, text in zip(*axis.get_legend_handles_labels(), strict=True):
+            known.setdefault(text, handle)
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=6, fontsize=8)
     with atomic_write(path) as tmp:
         figure.savefig(tmp, dpi=110, format="png")
     plt.close(figure)
