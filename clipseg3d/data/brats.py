@@ -152,9 +152,10 @@ class BraTSDataModule(LightningDataModule):
             raise ValueError("augment=False, but an augmentation is given; leave one of them out")
         # Only plain values: checkpoints are loaded with weights_only=True. Model and data share
         # their hyperparameters, and the model stores the release that was detected or read:
-        # Lightning would refuse "auto" or a file here.
-        ignored = ["augmentation", *([] if release in RELEASES else ["release"])]
-        self.save_hyperparameters(ignore=ignored)
+        # Lightning would refuse "auto" or a file here, which the command line gives.
+        self.save_hyperparameters(ignore=["augmentation", "release"])
+        if release in RELEASES:
+            self.hparams["release"] = release
         if augmentation is not None:
             self.hparams["augmentation"] = describe(augmentation)
         self.root = Path(root)
