@@ -174,6 +174,11 @@ class Predictor:
             release = get_release(settings.release)
         except ValueError as error:
             raise ValueError(f"{paths[0]}: trained on an {error}") from error
+        for path, member in zip(paths, members, strict=True):
+            try:
+                _select(release, [member.network])
+            except ValueError as error:
+                raise ValueError(f"{path}: damaged ({error}); copy or download it again") from error
         return cls(
             [member.network for member in members],
             release=release,

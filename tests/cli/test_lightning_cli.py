@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.plugins.io import AsyncCheckpointIO
 
+from clipseg3d.cli import lightning_cli
 from clipseg3d.cli.lightning_cli import count_folds, is_shuffled, view_selection
 from clipseg3d.cli.main import main
 from clipseg3d.networks.config import NetworkConfig
@@ -340,3 +341,11 @@ def test_wrong_values_of_a_file_are_named(write, only, capsys, model):
     assert main(["fit", "--config", str(write(**model))]) == 1
     (error,) = capsys.readouterr().err.splitlines()
     assert ("cbam" if model.get("network") == {"cbam": 3} else "colour") in error
+
+
+@pytest.mark.parametrize("options", [[], ["--data.release=brats2024_gli"]])
+def test_loggers_may_merge_the_settings_of_module_and_data(tmp_path, options):
+    command = ["fit", f"--config={PHANTOM}", f"--data.root={tmp_path}", *options]
+    cli = lightning_cli._run(lightning_cli.SetupCLI, command)
+    module, data = cli.model.hparams_initial, cli.datamodule.hparams_initial
+    assert {name for name in module.keys() & data.keys() if module[name] != data[name]} == set()
