@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from clipseg3d.blocks.semantic_bridge import ViewTokens
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.views import cut_views
 
 
 class ImagePath(nn.Module):
@@ -17,8 +16,7 @@ class ImagePath(nn.Module):
     image tower is left out, and the view embeddings are an input instead: they are the same for
     every crop of a case, while the graph runs once per crop; and CLIP may be 50 times larger than
     the rest of the network. Compute them once per case with
-    ``network.semantic_fusion.bridge.embed(cut_views(volume, selection=network.view_selection))``,
-    or give zeros with ``views_valid`` False: then only text guides the network.
+    ``network.semantic_fusion.bridge(volume)``, or give zeros with ``views_valid`` False: then only text guides the network.
 
     Args:
         network: trained. Its parts are shared and put into evaluation mode; only the small semantic
@@ -106,7 +104,7 @@ def example_inputs(network: CLIPSeg3D, size: tuple[int, int, int]) -> dict[str, 
     if network.semantic_fusion is None:
         return inputs
     bridge = network.semantic_fusion.bridge
-    embedded = bridge.embed(cut_views(image, selection=bridge.selection))
+    embedded = bridge(image)
     inputs["crop_box"] = torch.tensor([[[0.0] * 3, [1.0] * 3]])
     inputs["view_tokens"], inputs["views_valid"] = embedded.tokens, embedded.valid
     if embedded.patches is not None:
