@@ -16,7 +16,8 @@ class ImagePath(nn.Module):
     image tower is left out, and the view embeddings are an input instead: they are the same for
     every crop of a case, while the graph runs once per crop; and CLIP may be 50 times larger than
     the rest of the network. Compute them once per case with
-    ``network.semantic_fusion.bridge(volume)``, or give zeros with ``views_valid`` False: then only text guides the network.
+    ``network.semantic_fusion.bridge(volume)``, or give zeros with ``views_valid`` False: then only
+    text guides the network.
 
     Args:
         network: trained. Its parts are shared and put into evaluation mode; only the small semantic
