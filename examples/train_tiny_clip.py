@@ -45,7 +45,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from clipseg3d.atomic_write import atomic_write
 from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
-from clipseg3d.clip.prompts import REGION_PROMPTS, region_prompts, split_sentences
+from clipseg3d.clip.prompts import region_prompts, split_sentences
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.release import BraTSRelease
@@ -359,7 +359,7 @@ def texts_to_read(corpus: Path | None, samples: Sequence[Sample]) -> list[str]:
     texts += [describe(sample.facts, rng) for sample in samples]
     sentences = [
         *(text for values in FACTS.values() for wordings in values for text in wordings),
-        *(text for region in REGION_PROMPTS for text in region_prompts(region)),
+        *(text for region in REGIONS for text in region_prompts(region)),
         *(text for wordings in SYNONYMS.values() for text in wordings),
         *HEALTHY,
     ]
