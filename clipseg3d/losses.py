@@ -112,6 +112,20 @@ def _downsample(label: Tensor, level: Tensor) -> Tensor:
     return F.avg_pool3d(padded, factor)
 
 
+def presence_loss(presence: Tensor, label: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy of whether there is any of each region.
+
+    Computed in float32, also under autocast.
+
+    Args:
+        presence: (b, r) log-odds.
+        label: (b, r, x, y, z) in {0, 1}.
+    """
+    with torch.autocast(presence.device.type, enabled=False):
+        target = label.flatten(2).any(dim=2).float()
+        return F.binary_cross_entropy_with_logits(presence.float(), target)
+
+
 def grade_loss(logit: Tensor, grade: Tensor) -> Tensor:
     """Return the mean binary cross-entropy of the tumour grade over the cases that have one.
 

@@ -85,7 +85,13 @@ def build_clipseg3d(
                 config.text_encoder, local_files_only=local_files_only
             )
         prompts = dict(zip(config.regions, config.prompts, strict=False))
-        text_bank = TextBank(text_encoder, config.regions, prompts=prompts, cache=text_cache)
+        text_bank = TextBank(
+            text_encoder,
+            config.regions,
+            prompts=prompts,
+            cache=text_cache,
+            by_sentence=config.sentences,
+        )
         text_dim = text_encoder.embed_dim
     bridge = SemanticBridge(
         encoder,
@@ -101,8 +107,8 @@ def build_clipseg3d(
         encoder.embed_dim,
         config.semantic_dim,
         tokens=config.guidance_tokens,
-        # Without guidance, only semantic attention reads text.
-        text_dim=text_dim if config.guided or config.guidance != "none" else 0,
+        # Without guidance, only regions read text.
+        text_dim=text_dim if config.guided or config.sentences or config.guidance != "none" else 0,
         num_heads=config.num_heads,
     )
     semantic_fusion = SemanticFusion(
@@ -115,6 +121,10 @@ def build_clipseg3d(
         mode=config.attention_mode,
         attention_stride=1 if config.space_to_depth > 1 else 2,
         conditional=config.conditional_norm,
+        sentences=config.sentences and text_bank is not None,
+        presence=config.presence,
+        nested=config.head == "nested",
+        skip_channels=unet.channels[-2 : -2 - config.guided_skips : -1],
     )
     return CLIPSeg3D(
         unet,

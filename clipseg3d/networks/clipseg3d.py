@@ -30,6 +30,8 @@ class Prediction(NamedTuple):
     """Scores and text-voxel cosines of the guided regions, on a coarse grid of the padded image."""
     grade: Tensor | None
     """(b,) logits of a high grade; None without classifier."""
+    presence: Tensor | None = None
+    """(b, r) log-odds that there is any of each region; None if the network does not tell."""
 
 
 class CLIPSeg3D(nn.Module):
@@ -123,15 +125,21 @@ class CLIPSeg3D(nn.Module):
         return self.segment(image, semantics, crop_box=crop_box, statistics=statistics).logits
 
     def encode_semantics(
-        self, views: Views | None, text: Tensor | None, text_mask: Tensor | None = None
+        self,
+        views: Views | None,
+        text: Tensor | None,
+        text_mask: Tensor | None = None,
+        *,
+        trust: float = 1.0,
     ) -> Semantics | None:
         """Return the semantics of a batch; None without a semantic path, or without views and text.
 
-        They depend on the whole volume only: compute them once per case, not per crop.
+        They depend on the whole volume only: compute them once per case, not per crop. ``trust``
+        says how far reports are trusted, from 0, as if there were none, to 1.
         """
         if self.semantic_fusion is None or (views is None and text is None):
             return None
-        semantics = self.semantic_fusion.encode(views, text, text_mask)
+        semantics = self.semantic_fusion.encode(views, text, text_mask, trust=trust)
         return semantics._replace(weight=semantics.weight * self.semantic_strength)
 
     @property
@@ -199,22 +207,26 @@ class CLIPSeg3D(nn.Module):
         levels = self.unet.encode(fused)
         fusion = self.semantic_fusion
         if fusion is not None and semantics is not None:
-            levels[-1] = fusion.guide(levels[-1], semantics, padded_box)
+            levels = fusion.guide_levels(levels, semantics, padded_box)
         decoded = self.unet.decode(levels)
         bottleneck = levels[-1]
         del levels  # the next steps need the most memory
-        features, maps = self.unet.head_input(decoded), None
+        features, maps, presence = self.unet.head_input(decoded), None, None
         if fusion is not None and semantics is not None:
             raw, maps = fusion.attend_with_maps(
                 features, semantics, self.unet.head_logits, padded_box
             )
         else:
             raw = self.unet.head_logits(features)
+        logits = self.unet.finish_logits(raw, fused)
+        if fusion is not None and semantics is not None:
+            logits, presence = fusion.tell_presence(features, logits, semantics)
         return Prediction(
-            self.unet.finish_logits(raw, fused),
+            logits,
             self.unet.auxiliary_logits(decoded) if deep else [],
             maps,
             None if self.grade_classifier is None else self.grade_classifier(bottleneck),
+            presence,
         )
 
     def _fuse(self, image: Tensor, statistics: Tensor | None, regions: Tensor | None) -> Tensor:

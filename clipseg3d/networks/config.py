@@ -58,6 +58,12 @@ class NetworkConfig:
         guidance_tokens: ``views``, or ``mean`` for the paper's single token.
         attention_mode: how semantic attention changes logits; see
             :func:`clipseg3d.blocks.semantic_attention.apply_scores`.
+        sentences: the report is read sentence by sentence, and each region weighs them; else the
+            mean of its chunks is added to all regions, as in the paper.
+        presence: tell whether there is any of each region, from image and text, and empty those
+            that are absent; see :class:`clipseg3d.blocks.region_presence.RegionPresence`.
+        guided_skips: number of encoder levels above the bottleneck that semantics scale and shift
+            too.
         text: ``own`` reads prompts and the report of the case, ``shuffled`` is for training with
             reports of other cases, ``none`` builds no part for text.
         clip: name of a CLIP; see :func:`clipseg3d.clip.load_encoder`.
@@ -99,6 +105,9 @@ class NetworkConfig:
     guidance: GuidanceKind = "gate"
     guidance_tokens: Literal["views", "mean"] = "views"
     attention_mode: AttentionMode = "residual"
+    sentences: bool = False
+    presence: bool = False
+    guided_skips: int = 0
     text: Literal["own", "shuffled", "none"] = "own"
     clip: str = "openai/clip-vit-base-patch32"
     text_encoder: str | None = None
@@ -132,6 +141,7 @@ class NetworkConfig:
         )
         require_count(refinement=self.refinement, at_least=0, at_most=MAX_CHANNELS)
         require_count(num_auxiliary=self.num_auxiliary, at_least=0)
+        require_count(guided_skips=self.guided_skips, at_least=0, at_most=len(self.channels) - 1)
         if not isinstance(self.clip, str):
             raise ValueError(f"clip={self.clip!r} is no name; give that of a CLIP, such as 'tiny'")
         if self.text not in ("own", "shuffled", "none"):
@@ -141,9 +151,10 @@ class NetworkConfig:
                 "difference_channels and region_contrast are parts of pixel fusion; "
                 "set pixel_fusion, or leave them out"
             )
-        if self.conditional_norm and not self.semantics:
+        steered = ("conditional_norm", "sentences", "presence", "guided_skips")
+        if not self.semantics and (given := [name for name in steered if getattr(self, name)]):
             raise ValueError(
-                "conditional_norm is steered by semantics; set semantics, or leave it out"
+                f"{', '.join(given)}: steered by semantics; set semantics, or leave it out"
             )
 
     def with_names(

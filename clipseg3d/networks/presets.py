@@ -48,7 +48,13 @@ _NO_PIXEL: dict[str, Any] = {
     "region_contrast": 0.0,
 }
 _NO_FEATURE: dict[str, Any] = {"cbam": False, "attention_skips": False}
-_NO_SEMANTIC: dict[str, Any] = {"semantics": False, "conditional_norm": False}
+_NO_SEMANTIC: dict[str, Any] = {
+    "semantics": False,
+    "conditional_norm": False,
+    "sentences": False,
+    "presence": False,
+    "guided_skips": 0,
+}
 ABLATIONS: dict[str, dict[str, Any]] = {
     # Rows of the paper's tables 1 and 3. Deep supervision stays on in all of them.
     "no_pixel": _NO_PIXEL,

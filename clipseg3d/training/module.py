@@ -25,7 +25,7 @@ from clipseg3d.data.sample_order import derived_seed, global_seed
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.lightning_bases import LightningModule
-from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
+from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss, presence_loss
 from clipseg3d.metrics.dice import CaseDice
 from clipseg3d.metrics.score_table import ScoreTable
 from clipseg3d.networks.build import build_clipseg3d
@@ -339,6 +339,9 @@ class CLIPSeg3DModule(LightningModule):
                 batch["label"][:, guided],
                 temperature=self.plan.cosine_temperature,
             )
+        if prediction.presence is not None:
+            weight = self.plan.presence_weight * self.network.semantic_strength
+            loss = loss + weight * presence_loss(prediction.presence, batch["label"])
         if prediction.grade is not None:
             loss = loss + self.plan.grade_weight * grade_loss(prediction.grade, batch["grade"])
         return loss

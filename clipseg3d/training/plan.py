@@ -43,6 +43,7 @@ class TrainingPlan:
         cosine_weight: weight of the loss that trains text-voxel cosines to be maps of their
             regions.
         cosine_temperature: cosines are divided by this to become logits.
+        presence_weight: weight of the loss of the presence of regions, if the network tells it.
         grade_weight: weight of the grade classifier's loss, if there is a classifier.
 
     Raises:
@@ -63,6 +64,7 @@ class TrainingPlan:
     semantic_ramp: tuple[int, int] = (0, 0)
     cosine_weight: float = 0.0
     cosine_temperature: float = 0.07
+    presence_weight: float = 0.1
     grade_weight: float = 0.1
 
     def __post_init__(self) -> None:
@@ -84,6 +86,7 @@ class TrainingPlan:
             bridge_lr=self.bridge_lr,
             semantic_lr=self.semantic_lr,
             cosine_weight=self.cosine_weight,
+            presence_weight=self.presence_weight,
             grade_weight=self.grade_weight,
         )
         require_share(warmup=self.warmup)

@@ -15,6 +15,9 @@ EVERYTHING = NetworkConfig(
     adapter=True,
     dense=True,
     conditional_norm=True,
+    sentences=True,
+    presence=True,
+    guided_skips=2,
 )
 """A config that every ablation changes in all that it names, but for the text."""
 
@@ -175,5 +178,5 @@ def test_unknown_ablation_lists_those_there_are():
 
 
 def test_conditional_norm_needs_semantics():
-    with pytest.raises(ValueError, match="conditional_norm is steered by semantics; set semantics"):
+    with pytest.raises(ValueError, match="conditional_norm: steered by semantics; set semantics"):
         NetworkConfig(conditional_norm=True, semantics=False)
