@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from clipseg3d.phantom.report import PhantomFacts
+from clipseg3d.texts.facts import TumourFacts
 
 Site = Literal["frontal", "parietal", "temporal", "occipital", "insular", "deep", "cerebellar"]
 SITES: tuple[Site, ...] = (
@@ -46,7 +46,7 @@ class Statement:
     shifted: bool | None = None
 
 
-def statement_of(facts: PhantomFacts) -> Statement:
+def statement_of(facts: TumourFacts) -> Statement:
     """Return all that can be said of a patient.
 
     Necrosis is left out where an expert may see it either way: in a core that is not a rim and
@@ -717,21 +717,13 @@ def _sentence(part: str) -> str:
 def with_slips(text: str, rng: np.random.Generator) -> str:
     """Return a text in which one or two words have a slip: letters swapped, doubled or left out."""
     words = text.split(" ")
-    for _ in range(int(rng.integers(1, 3))):
-        long = [
-            index
-            for index, word in enumerate(words)
-            if len(word) > 4 and word.strip(".,;").lower() not in ("right",)
-        ]
-        if not long:
-            break
-        index = long[int(rng.integers(len(long)))]
+    long = [index for index, word in enumerate(words) if len(word.strip(".,;")) > 5]
+    for index in rng.permutation(long)[: int(rng.integers(1, 3))].astype(int):
         word = words[index]
         at = int(rng.integers(1, len(word) - 2))
-        kind = int(rng.integers(3))
         words[index] = (
             word[:at] + word[at + 1] + word[at] + word[at + 2 :],
             word[:at] + word[at] + word[at:],
             word[:at] + word[at + 1 :],
-        )[kind]
+        )[int(rng.integers(3))]
     return " ".join(words)

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from clipseg3d.phantom.wording import AMERICAN, WORDS, Site, expand, with_slips
+from clipseg3d.texts.wording import AMERICAN, WORDS, Site, expand, with_slips
 
 Target = Literal["whole", "core", "enhancing", "necrosis", "oedema", "none"]
 TARGETS: tuple[Target, ...] = ("whole", "core", "enhancing", "necrosis", "oedema", "none")
@@ -203,7 +203,7 @@ def write_prompt(request: Request, rng: np.random.Generator, *, slips: float = 0
     place = places[int(rng.integers(len(places)))]
     where = expand(place.replace("X", side or "").replace("Y", site or ""), rng, _WORDS)
     if before:
-        text = _insert(text, f"{side}{expand('{|-sided| hemispheric}', rng)}")
+        text = _insert(text, expand(f"{side}{{|-sided| hemispheric}}", rng))
     elif where:
         text = f"{text}{'' if where.startswith(',') else ' '}{where}"
     if request.pick:
