@@ -64,7 +64,16 @@ ARROWS = {
     | {"clip.encoder"},
     "training": SHARED
     | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}
-    | {"data.releases", "data.sample_order", "data.cases", "clip.encoder", "texts", "clipseg3d"},
+    | {
+        "data.releases",
+        "data.sample_order",
+        "data.cases",
+        "clip.encoder",
+        "clip.prompts",
+        "texts",
+        "clipseg3d",
+    }
+    | {"blocks.positions", "blocks.prompt_head"},
     "reporting": SHARED | {"metrics"},
     "export": SHARED | {"networks", "blocks", "clipseg3d"},
     "testing": SHARED | {"blocks", "clip", "data.release"},

@@ -17,6 +17,8 @@ from .patch_lifting import lift_patches as lift_patches
 from .pixel_fusion import PixelFusion as PixelFusion
 from .pointwise_conv import PointwiseConv3d as PointwiseConv3d
 from .positions import voxel_positions as voxel_positions
+from .prompt_head import PromptHead as PromptHead
+from .prompt_head import PromptReading as PromptReading
 from .region_presence import RegionPresence as RegionPresence
 from .region_presence import apply_presence as apply_presence
 from .residual_adapter import ResidualAdapter as ResidualAdapter

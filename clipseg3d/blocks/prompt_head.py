@@ -56,6 +56,12 @@ class PromptHead(nn.Module):
         self.place = nn.Linear(text_dim, 4 + len(_SECOND_ORDER))
         self.presence = nn.Linear(text_dim, 1)
         self.pick = nn.Linear(text_dim, len(PICKS))
+        # A new head names no place, and takes what is asked for to be there.
+        nn.init.zeros_(self.place.weight)
+        nn.init.zeros_(self.place.bias)
+        with torch.no_grad():
+            self.place.bias[0] = 4
+            self.presence.bias.fill_(2)
 
     def read(self, prompts: Tensor) -> PromptReading:
         """Return what prompts ask for.
@@ -81,7 +87,9 @@ class PromptHead(nn.Module):
             regions: (b, r, x, y, z) in [0, 1]: probabilities, or masks.
             crop_box: (b, 2, 3) position of ``regions`` in the brain box; None for the whole box.
         """
-        mixture = einsum(reading.weights, regions, "b n r, b r x y z -> b n x y z").clamp(0, 1)
+        mixture = einsum(reading.weights, regions, "b n r, b r x y z -> b n x y z")
+        # Clipped, but with a gradient as if not, or a weight below 0 could never rise.
+        mixture = mixture + (mixture.clamp(0, 1) - mixture).detach()
         positions = voxel_positions(regions, crop_box)
         products = [positions[:, i] * positions[:, j] for i, j in _SECOND_ORDER]
         terms = torch.stack(

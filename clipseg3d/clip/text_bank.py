@@ -76,6 +76,22 @@ class TextBank:
         mask = torch.arange(text.shape[1]) < lengths[:, None]
         return text, mask
 
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts that are not about a case, such as prompts, as unit vectors (n, e).
+
+        Of a text that is longer than the encoder reads at once, the mean of its chunks is taken.
+
+        Raises:
+            ValueError: a text is empty or no string; the encoder makes NaN or infinity of one.
+        """
+        chunks = self._all_chunks(texts)
+        for index, (text, parts) in enumerate(zip(texts, chunks, strict=True)):
+            if not parts:
+                raise ValueError(f"text {index} is {text!r}; write what it should say")
+        self._encode([part for parts in chunks for part in parts])
+        means = [torch.stack([self._embeddings[p] for p in parts]).mean(dim=0) for parts in chunks]
+        return torch.nn.functional.normalize(torch.stack(means), dim=-1)
+
     def chunks(self, report: str) -> list[str]:
         """Cut a report into texts that the encoder can read completely, in order.
 

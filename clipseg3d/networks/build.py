@@ -5,6 +5,7 @@ from dataclasses import replace
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.guidance import build_guidance
 from clipseg3d.blocks.pixel_fusion import PixelFusion
+from clipseg3d.blocks.prompt_head import PromptHead
 from clipseg3d.blocks.semantic_bridge import SemanticBridge
 from clipseg3d.blocks.semantic_fusion import SemanticFusion
 from clipseg3d.clip.encoder import ClipEncoder, TextEncoder
@@ -121,7 +122,7 @@ def build_clipseg3d(
         mode=config.attention_mode,
         attention_stride=1 if config.space_to_depth > 1 else 2,
         conditional=config.conditional_norm,
-        sentences=config.sentences and text_bank is not None,
+        sentences=config.sentences,
         presence=config.presence,
         nested=config.head == "nested",
         skip_channels=unet.channels[-2 : -2 - config.guided_skips : -1],
@@ -130,8 +131,9 @@ def build_clipseg3d(
         unet,
         pixel_fusion=pixel_fusion,
         semantic_fusion=semantic_fusion,
-        text_bank=text_bank if guidance.map_text is not None else None,
+        text_bank=text_bank if guidance.map_text is not None or config.prompt_head else None,
         grade_classifier=grade_classifier,
+        prompt_head=PromptHead(text_dim, len(config.regions)) if config.prompt_head else None,
         encoders=encoders,
         config=config,
     )

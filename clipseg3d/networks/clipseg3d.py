@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from clipseg3d.batch import whole_box
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.pixel_fusion import PixelFusion
+from clipseg3d.blocks.prompt_head import PromptHead, PromptReading
 from clipseg3d.blocks.semantic_fusion import RegionMaps, SemanticFusion, Semantics
 from clipseg3d.clip.encoder import TextEncoder
 from clipseg3d.clip.text_bank import TextBank
@@ -47,6 +48,7 @@ class CLIPSeg3D(nn.Module):
         semantic_fusion: semantic path; None leaves the plain U-Net.
         text_bank: embeds reports; None reads no text.
         grade_classifier: predicts the grade from the bottleneck; None predicts none.
+        prompt_head: answers prompts; None answers none.
         encoders: role -> frozen encoder; checkpoints name them.
         config: that the parts were built from; with None, ``save_pretrained`` fails.
 
@@ -66,6 +68,7 @@ class CLIPSeg3D(nn.Module):
         semantic_fusion: SemanticFusion | None = None,
         text_bank: TextBank | None = None,
         grade_classifier: GradeClassifier | None = None,
+        prompt_head: PromptHead | None = None,
         encoders: Mapping[str, TextEncoder] | None = None,
         config: NetworkConfig | None = None,
     ) -> None:
@@ -75,6 +78,7 @@ class CLIPSeg3D(nn.Module):
         self.semantic_fusion = semantic_fusion
         self.text_bank = text_bank
         self.grade_classifier = grade_classifier
+        self.prompt_head = prompt_head
         self.config = config
         self.settings: PredictionSettings | None = None
         self._encoders = dict(encoders or {})
@@ -153,6 +157,32 @@ class CLIPSeg3D(nn.Module):
             return None, None
         text, mask = self.text_bank(reports)
         return text.to(self.semantic_strength.device), mask.to(self.semantic_strength.device)
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """What embeds texts.
+
+        Raises:
+            ValueError: the network reads no text.
+        """
+        if self.text_bank is None:
+            raise ValueError("this network reads no text; take one with text='own'")
+        return self.text_bank.encoder
+
+    def read_prompts(self, prompts: list[str]) -> PromptReading:
+        """Read prompts, once for all cases; the batch of the result is 1.
+
+        Raises:
+            ValueError: the network answers no prompts.
+        """
+        if self.prompt_head is None or self.text_bank is None:
+            raise ValueError(
+                "this network answers no prompts; take weights that were trained with prompt_head, "
+                "such as 'tiny'"
+            )
+        embeddings = self.text_bank.embed(prompts).to(self.semantic_strength.device)
+        reading: PromptReading = self.prompt_head.read(embeddings[None])
+        return reading
 
     def encoder_identities(self) -> dict[str, dict[str, str]]:
         """Return name and weight hash of each frozen encoder, by role; checkpoints keep them."""

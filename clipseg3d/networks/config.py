@@ -64,6 +64,8 @@ class NetworkConfig:
             that are absent; see :class:`clipseg3d.blocks.region_presence.RegionPresence`.
         guided_skips: number of encoder levels above the bottleneck that semantics scale and shift
             too.
+        prompt_head: a head that answers prompts; see
+            :class:`clipseg3d.blocks.prompt_head.PromptHead`.
         text: ``own`` reads prompts and the report of the case, ``shuffled`` is for training with
             reports of other cases, ``none`` builds no part for text.
         clip: name of a CLIP; see :func:`clipseg3d.clip.load_encoder`.
@@ -108,6 +110,7 @@ class NetworkConfig:
     sentences: bool = False
     presence: bool = False
     guided_skips: int = 0
+    prompt_head: bool = False
     text: Literal["own", "shuffled", "none"] = "own"
     clip: str = "openai/clip-vit-base-patch32"
     text_encoder: str | None = None
@@ -151,10 +154,15 @@ class NetworkConfig:
                 "difference_channels and region_contrast are parts of pixel fusion; "
                 "set pixel_fusion, or leave them out"
             )
-        steered = ("conditional_norm", "sentences", "presence", "guided_skips")
+        steered = ("conditional_norm", "sentences", "presence", "guided_skips", "prompt_head")
         if not self.semantics and (given := [name for name in steered if getattr(self, name)]):
             raise ValueError(
                 f"{', '.join(given)}: steered by semantics; set semantics, or leave it out"
+            )
+        reading = ("sentences", "prompt_head")
+        if self.text == "none" and (given := [name for name in reading if getattr(self, name)]):
+            raise ValueError(
+                f"{', '.join(given)} with text='none', which reads no text; leave it out"
             )
 
     def with_names(

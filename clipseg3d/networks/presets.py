@@ -54,6 +54,7 @@ _NO_SEMANTIC: dict[str, Any] = {
     "sentences": False,
     "presence": False,
     "guided_skips": 0,
+    "prompt_head": False,
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
     # Rows of the paper's tables 1 and 3. Deep supervision stays on in all of them.
@@ -72,7 +73,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "unet3d": _NO_PIXEL | _NO_FEATURE | _NO_SEMANTIC,
     # Not in the paper.
     "shuffled_text": {"text": "shuffled"},
-    "no_text": {"text": "none"},
+    "no_text": {"text": "none", "sentences": False, "prompt_head": False},
 }
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,13 +108,7 @@ def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> TumourFact
     """Measure the facts in a label map, except the mass effect.
 
     Side and lobe follow from the position of the centre of mass of the largest focus in the
-    bounding box of the brain. Length is measured from the front, height from the bottom of the
-    box. The lobe is
-
-    - temporal below 42 % of the height, between 22 % and 72 % of the length,
-    - else occipital behind 75 % of the length,
-    - else frontal before 48 % of the length,
-    - else parietal.
+    bounding box of the brain; see :func:`lobe_masks`.
 
     Args:
         label: BraTS 2018-2021 labels, and 3 in a resection cavity, (x, y, z), in LPS voxel order.
@@ -149,13 +143,8 @@ def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> TumourFact
     high = np.array([side.stop for side in box], float)
     centre = np.array([coordinates.mean() for coordinates in np.nonzero(largest)])
     # Voxel edges, not centres: a box of n voxels is n wide.
-    x, length, height = (float(f) for f in (centre - low + 0.5) / (high - low))
-    if height < 0.42 and 0.22 <= length < 0.72:
-        lobe: Lobe = "temporal"
-    elif length >= 0.75:
-        lobe = "occipital"
-    else:
-        lobe = "frontal" if length < 0.48 else "parietal"
+    x, length, height = (centre - low + 0.5) / (high - low)
+    lobe: Lobe = next(name for name, is_here in lobe_masks(length, height).items() if is_here)
     side: Side = "left" if x > 0.5 else "right"
     to_left_mm = (np.nonzero(whole_tumour)[0] + 0.5 - (low[0] + high[0]) / 2) * spacing_mm
     beyond_midline = to_left_mm <= -5 if side == "left" else to_left_mm >= 5
@@ -179,6 +168,30 @@ def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> TumourFact
         et_ml=float(enhancing.sum() * ml),
         cavity_ml=float(cavity.sum() * ml),
     )
+
+
+def lobe_masks(length: Any, height: Any) -> dict[Lobe, Any]:
+    """Return lobe -> whether a position lies in it, by rough bounds.
+
+    - temporal: below 42 % of the height, between 22 % and 72 % of the length,
+    - else occipital: behind 75 % of the length,
+    - else frontal: before 48 % of the length,
+    - else parietal.
+
+    Args:
+        length: from the front of the brain box, in [0, 1]; a number, or an array or tensor.
+        height: from its bottom, likewise.
+    """
+    temporal = (height < 0.42) & (length >= 0.22) & (length < 0.72)
+    occipital = (length >= 0.75) & (temporal == 0)
+    frontal = (length < 0.48) & (temporal == 0)
+    parietal = (length >= 0.48) & (length < 0.75) & (temporal == 0)
+    return {
+        "frontal": frontal,
+        "parietal": parietal,
+        "temporal": temporal,
+        "occipital": occipital,
+    }
 
 
 def _radius_mm(volume_ml: float) -> float:

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clipseg3d.batch import Batch, complete, unpack
+from clipseg3d.blocks.prompt_head import PromptHead
 from clipseg3d.clip.encoder import InjectedClip
+from clipseg3d.clip.prompts import REGION_PROMPTS
 from clipseg3d.data.cases import Case
 from clipseg3d.data.releases import GivenRelease, get_release, release_values
 from clipseg3d.data.sample_order import derived_seed, global_seed
@@ -40,7 +42,11 @@ from clipseg3d.training.fit_settings import changed_settings, fit_settings, is_p
 from clipseg3d.training.non_finite import NonFinite, first_non_finite
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
 from clipseg3d.training.predictions import Predictions
+from clipseg3d.training.prompt_task import coarsen, draw_tasks, prompt_loss, task_masks
 from clipseg3d.training.sequence_dropout import draw_kept_sequences, withhold_sequences
+
+PROMPTS_PER_STEP, PROMPT_GRID = 16, 32
+"""Number of prompts that are drawn in a step, and the longest axis of the grid of their masks."""
 
 
 class CLIPSeg3DModule(LightningModule):
@@ -342,9 +348,27 @@ class CLIPSeg3DModule(LightningModule):
         if prediction.presence is not None:
             weight = self.plan.presence_weight * self.network.semantic_strength
             loss = loss + weight * presence_loss(prediction.presence, batch["label"])
+        if self.network.prompt_head is not None:
+            prompts = self._prompt_loss(self.network.prompt_head, batch, seeds)
+            loss = loss + self.plan.prompt_weight * prompts
         if prediction.grade is not None:
             loss = loss + self.plan.grade_weight * grade_loss(prediction.grade, batch["grade"])
         return loss
+
+    def _prompt_loss(self, head: PromptHead, batch: Batch, seeds: tuple[int, ...]) -> Tensor:
+        """Return the loss of prompts about the true regions, which needs no image.
+
+        Only how prompts are read is learned here; the network finds the regions.
+        """
+        rng = np.random.default_rng(derived_seed(*seeds, self.global_rank))
+        config = self.config
+        texts = [REGION_PROMPTS.get(region, region) for region in config.regions]
+        tasks = draw_tasks(PROMPTS_PER_STEP, config.regions, config.prompts or texts, rng)
+        label = coarsen(batch["label"], PROMPT_GRID)
+        encoder = self.network.text_encoder
+        reading = head.read(encoder.encode_text([task.text for task in tasks])[None].to(label))
+        masks = task_masks(tasks, label, batch["crop_box"])
+        return prompt_loss(reading, head(reading, label, batch["crop_box"]), masks, tasks)
 
     def _raise_non_finite(self, batch: Batch, batch_idx: int, loss: float) -> None:
         """Raise a ValueError that names where the first number is not finite."""

@@ -37,13 +37,14 @@ class TrainingPlan:
         final_div: ``onecycle`` ends at its start divided by this.
         backbone_lr: factor for pixel fusion, U-Net and grade classifier.
         bridge_lr: factor for the trainable parts around CLIP's image tower.
-        semantic_lr: factor for guidance, bottleneck and attention.
+        semantic_lr: factor for guidance, bottleneck, attention, presence and prompts.
         semantic_ramp: first and last epoch, counted from 0, in which the strength of semantics
             rises: it is 0 before the first, and 1 from the last on.
         cosine_weight: weight of the loss that trains text-voxel cosines to be maps of their
             regions.
         cosine_temperature: cosines are divided by this to become logits.
         presence_weight: weight of the loss of the presence of regions, if the network tells it.
+        prompt_weight: weight of the loss of prompts, if the network answers them.
         grade_weight: weight of the grade classifier's loss, if there is a classifier.
 
     Raises:
@@ -65,6 +66,7 @@ class TrainingPlan:
     cosine_weight: float = 0.0
     cosine_temperature: float = 0.07
     presence_weight: float = 0.1
+    prompt_weight: float = 0.1
     grade_weight: float = 0.1
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class TrainingPlan:
             semantic_lr=self.semantic_lr,
             cosine_weight=self.cosine_weight,
             presence_weight=self.presence_weight,
+            prompt_weight=self.prompt_weight,
             grade_weight=self.grade_weight,
         )
         require_share(warmup=self.warmup)
@@ -125,7 +128,7 @@ class TrainingPlan:
             factor = self.backbone_lr
             if name.startswith("semantic_fusion.bridge."):
                 factor = self.bridge_lr
-            elif name.startswith("semantic_fusion."):
+            elif name.startswith(("semantic_fusion.", "prompt_head.")):
                 factor = self.semantic_lr
             groups[factor].append(weight)
         if make is None:

@@ -18,6 +18,7 @@ EVERYTHING = NetworkConfig(
     sentences=True,
     presence=True,
     guided_skips=2,
+    prompt_head=True,
 )
 """A config that every ablation changes in all that it names, but for the text."""
 
