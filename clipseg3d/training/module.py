@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from inspect import currentframe, getargvalues, signature
 from io import BytesIO
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from pytorch_lightning.cli import instantiate_class
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
@@ -245,6 +247,22 @@ class CLIPSeg3DModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
+        """Warn of a fit that ends before semantics are switched on; move a changed schedule."""
+        if self.network.semantic_fusion is not None and (note := self._short_ramp()):
+            rank_zero_warn(note)
+        self._move_schedule()
+
+    def _short_ramp(self) -> str | None:
+        """Return what a short fit means for semantics; None if it is long enough."""
+        steps, batches = self.trainer.estimated_stepping_batches, self.trainer.num_training_batches
+        if steps == inf:
+            return None
+        if batches == inf:  # all of the fit is the first epoch
+            return self.plan.short_ramp(1)
+        per_epoch = ceil(batches / self.trainer.accumulate_grad_batches)
+        return self.plan.short_ramp(ceil(steps / per_epoch))
+
+    def _move_schedule(self) -> None:
         """Move the schedule of changed settings to the current step."""
         if not self._restart_schedule:
             return
@@ -271,6 +289,25 @@ class CLIPSeg3DModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Set the strength of semantics to the plan's for this epoch."""
         self.network.semantic_strength.fill_(self.plan.semantic_strength(self.current_epoch))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Take no step with weights of the semantic path that do nothing yet.
+
+        While the strength of semantics is 0, their gradients are 0, not None: distributed training
+        waits for each of them. Adam would turn weight decay alone into steps of the full learning
+        rate, and AdamW would shrink the weights. Weights that :func:`cosine_loss` trains have other
+        gradients, and are trained.
+        """
+        fusion = self.network.semantic_fusion
+        if fusion is None or self.network.semantic_strength > 0:
+            return
+        weights = [weight for weight in fusion.parameters() if weight.grad is not None]
+        if not weights:
+            return
+        acts = torch.stack([weight.grad.any() for weight in weights if weight.grad is not None])
+        for weight, keep in zip(weights, acts.tolist(), strict=True):
+            if not keep:
+                weight.grad = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch of crops.
