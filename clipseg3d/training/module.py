@@ -76,8 +76,7 @@ class CLIPSeg3DModule(LightningModule):
             of a NetworkConfig must be among them.
         spacing_mm: voxel size of the training data; the predictor refuses other scans.
         plan: optimiser, schedule and losses: a name of :data:`clipseg3d.training.plan.PLANS`, or
-            a TrainingPlan, or its values; None takes the plan with the name of the network, or
-            ``recommended``.
+            a TrainingPlan, or its values; None takes the ``plan`` of the network's config.
         lr: peak learning rate; None takes the plan's.
         report_dropout: share of training samples whose report is withheld, so that the network
             also works without one.
@@ -138,7 +137,7 @@ class CLIPSeg3DModule(LightningModule):
                 list(whole_release.regions),
                 prompts=whole_release.prompts,
             )
-        self.plan = resolve_plan(plan, network)
+        self.plan = resolve_plan(plan, config)
         if lr is not None:
             self.plan = replace(self.plan, lr=lr)
         # The full config instead of the preset's name: a later release may change the preset.

@@ -11,6 +11,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.ranges import (
     require_above_zero,
     require_count,
@@ -210,8 +211,10 @@ def training_plan(name: str) -> TrainingPlan:
     return PLANS[name]
 
 
-def resolve_plan(plan: TrainingPlan | dict[str, Any] | str | None, network: object) -> TrainingPlan:
-    """Return a plan from its name, its values, or the name of the network that it is for.
+def resolve_plan(
+    plan: TrainingPlan | dict[str, Any] | str | None, network: NetworkConfig
+) -> TrainingPlan:
+    """Return a plan from its name or its values; None takes that of the network.
 
     Raises:
         ValueError: there is no plan or setting of that name, or a value is out of range.
@@ -221,6 +224,4 @@ def resolve_plan(plan: TrainingPlan | dict[str, Any] | str | None, network: obje
     if isinstance(plan, dict):
         require_names(plan, [field.name for field in fields(TrainingPlan)], of="plan")
         return TrainingPlan(**{**plan, "semantic_ramp": tuple(plan.get("semantic_ramp", (0, 0)))})
-    if plan is None:
-        plan = network if isinstance(network, str) and network in PLANS else "recommended"
-    return training_plan(str(plan))
+    return training_plan(network.plan if plan is None else plan)

@@ -23,6 +23,7 @@ from clipseg3d.metrics.dice import dice_empty_is_one
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import Prediction
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import PRESETS
 from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.module import CLIPSeg3DModule
@@ -643,7 +644,9 @@ def test_loaders_without_a_data_module_are_trusted(fitted, tmp_path):
 
 def test_plan_is_the_networks_unless_given():
     assert small_module().plan == PLANS["recommended"]
-    assert CLIPSeg3DModule("tiny").plan == PLANS["tiny"]
+    for network in ("tiny", PRESETS["tiny"], replace(PRESETS["tiny"], cbam=False)):
+        assert CLIPSeg3DModule(network).plan == PLANS["tiny"]
+        assert CLIPSeg3DModule(network, ablation="no_text").plan == PLANS["tiny"]
     assert CLIPSeg3DModule("tiny", plan="paper_body").plan == PLANS["paper_body"]
     assert small_module(plan=asdict(PLANS["paper_appendix"])).plan == PLANS["paper_appendix"]
     assert small_module(plan="paper_body", lr=0.5).plan == replace(PLANS["paper_body"], lr=0.5)

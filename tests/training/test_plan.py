@@ -194,13 +194,28 @@ def test_plans_are_found_by_name():
         training_plan("fast")
 
 
-@pytest.mark.parametrize("network", [*PRESETS, NetworkConfig(), asdict(NetworkConfig())])
-def test_plan_goes_with_the_network_unless_given(network):
-    named = network if isinstance(network, str) and network in PLANS else "recommended"
-    assert resolve_plan(None, network) == PLANS[named]
+@pytest.mark.parametrize(
+    ("preset", "plan"),
+    [
+        ("paper", "paper_body"),
+        ("paper_body", "paper_body"),
+        ("paper_appendix", "paper_appendix"),
+        ("recommended", "recommended"),
+        ("fast", "recommended"),
+        ("tiny", "tiny"),
+    ],
+)
+def test_plan_goes_with_the_network_unless_given(preset, plan):
+    network = PRESETS[preset]
+    assert resolve_plan(None, network) == PLANS[plan]
+    assert resolve_plan(None, replace(network, cbam=False)) == PLANS[plan]
     assert resolve_plan("paper_body", network) == PLANS["paper_body"]
     own = TrainingPlan(lr=0.5)
     assert resolve_plan(own, network) is own
+
+
+def test_every_preset_has_a_plan():
+    assert {preset.plan for preset in PRESETS.values()} <= set(PLANS)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -208,10 +223,10 @@ def test_plan_survives_as_plain_values(name, tmp_path):
     values = asdict(PLANS[name])
     torch.save(values, tmp_path / "plan.pt")
     loaded = torch.load(tmp_path / "plan.pt", weights_only=True)
-    assert resolve_plan(loaded, None) == PLANS[name]
+    assert resolve_plan(loaded, NetworkConfig()) == PLANS[name]
     listed = {**values, "semantic_ramp": list(values["semantic_ramp"])}
-    assert resolve_plan(listed, None) == PLANS[name]
-    assert resolve_plan({"lr": 0.1}, "tiny") == TrainingPlan(lr=0.1)
+    assert resolve_plan(listed, NetworkConfig()) == PLANS[name]
+    assert resolve_plan({"lr": 0.1}, PRESETS["tiny"]) == TrainingPlan(lr=0.1)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +242,7 @@ def test_what_no_plan_can_mean_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TrainingPlan(**values)
     with pytest.raises(ValueError, match=message):
-        resolve_plan(values, "tiny")
+        resolve_plan(values, PRESETS["tiny"])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
