@@ -316,12 +316,13 @@ class CLIPSeg3DModule(LightningModule):
                 first layer whose output is not finite.
         """
         batch = self._prepare(batch, batch_idx)
-        loss = self._loss(batch, batch_idx)
+        graded = self._mean_graded(batch)
+        loss = self._loss(batch, batch_idx, graded)
         finite = bool(loss.isfinite())
         if self._trainer is not None:  # all ranks stop together; the others would wait for ever
             finite = self.trainer.strategy.reduce_boolean_decision(finite)
         if not finite:
-            self._raise_non_finite(batch, batch_idx, float(loss.detach()))
+            self._raise_non_finite(batch, batch_idx, graded, float(loss.detach()))
         self.log(
             "train/loss",
             loss,
@@ -341,8 +342,21 @@ class CLIPSeg3DModule(LightningModule):
         )
         return unpack(whole, num_regions=len(self.config.regions))
 
-    def _loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch; calls with equal weights return equal losses."""
+    def _mean_graded(self, batch: Batch) -> Tensor | None:
+        """Return the mean number of cases with a grade over the ranks; None without classifier."""
+        if not self.config.grade_classifier:
+            return None
+        count = (batch["grade"] >= 0).sum().float()
+        if self._trainer is None:
+            return count
+        mean: Tensor = self.trainer.strategy.reduce(count, reduce_op="mean")
+        return mean
+
+    def _loss(self, batch: Batch, batch_idx: int, graded: Tensor | None) -> Tensor:
+        """Return the loss of a batch; calls with equal weights return equal losses.
+
+        Nothing here waits for other ranks: a rank may call it once more than they do.
+        """
         count = len(batch["report"])
         seeds = (global_seed(), self.current_epoch, batch_idx)
         torch.manual_seed(derived_seed(*seeds, self.global_rank))  # for dropout
@@ -376,10 +390,14 @@ class CLIPSeg3DModule(LightningModule):
                 temperature=self.plan.cosine_temperature,
             )
         if prediction.grade is not None:
-            loss = loss + self.plan.grade_weight * grade_loss(prediction.grade, batch["grade"])
+            loss = loss + self.plan.grade_weight * grade_loss(
+                prediction.grade, batch["grade"], count=graded
+            )
         return loss
 
-    def _raise_non_finite(self, batch: Batch, batch_idx: int, loss: float) -> None:
+    def _raise_non_finite(
+        self, batch: Batch, batch_idx: int, graded: Tensor | None, loss: float
+    ) -> None:
         """Raise a ValueError that names where the first number is not finite."""
         step = f"epoch {self.current_epoch}, batch {batch_idx}"
         advice = (
@@ -392,7 +410,9 @@ class CLIPSeg3DModule(LightningModule):
         if not inputs.all():
             fault = NonFinite("the image itself", tuple((~inputs).nonzero().flatten().tolist()))
         else:
-            layer = first_non_finite(self.network, lambda: self._loss(batch, batch_idx), count)
+            layer = first_non_finite(
+                self.network, lambda: self._loss(batch, batch_idx, graded), count
+            )
             fault = layer or NonFinite("the loss, of finite outputs", ())
         if not np.isfinite(loss):
             crops = "; ".join(
