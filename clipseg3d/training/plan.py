@@ -1,5 +1,6 @@
 """Optimiser, schedule and loss weights of a fit as plain values, and named plans."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -105,6 +106,15 @@ class TrainingPlan:
         """Return the strength of semantics in an epoch, counted from 0."""
         first, last = self.semantic_ramp
         return min(max((epoch - first + 1) / (last - first + 1), 0.0), 1.0)
+
+    def scaled_lr(self, global_batch: int) -> float:
+        """Return the peak learning rate for a global batch, given that ``lr`` is for a batch of 1.
+
+        It grows with the square root of the batch.
+
+        Source: Malladi et al., NeurIPS 2022, https://arxiv.org/abs/2205.10287, for Adam.
+        """
+        return self.lr * math.sqrt(global_batch)
 
     def short_ramp(self, epochs: int) -> str | None:
         """Return what a fit of so few epochs means for semantics; None if they get full strength.

@@ -86,6 +86,11 @@ def test_factors_of_the_papers_appendix(network):
     assert found == {}
 
 
+@pytest.mark.parametrize(("batch", "lr"), [(1, 3e-4), (4, 6e-4), (16, 1.2e-3)])
+def test_the_rate_grows_with_the_square_root_of_the_batch(batch, lr):
+    assert PLANS["recommended"].scaled_lr(batch) == pytest.approx(lr)
+
+
 def test_equal_factors_share_a_group(network):
     assert len(PLANS["recommended"].optimizer_for(network).param_groups) == 1
     assert len(PLANS["paper_appendix"].optimizer_for(network).param_groups) == 3
