@@ -73,6 +73,8 @@ class NetworkConfig:
             :func:`clipseg3d.clip.load_text_encoder`. None takes CLIP's own.
         semantic_dim: channels of semantic tokens.
         num_heads: heads of the guidance's attention.
+        plan: name of the training plan of :data:`clipseg3d.training.plan.PLANS` that a module with
+            this network takes if it is given none.
 
     Raises:
         ValueError: a value out of its range, an unknown ``text``, a switch without effect, or not
@@ -116,6 +118,7 @@ class NetworkConfig:
     text_encoder: str | None = None
     semantic_dim: int = 256
     num_heads: int = 8
+    plan: str = "recommended"
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built of, and fill in what depends on names."""
@@ -147,6 +150,10 @@ class NetworkConfig:
         require_count(guided_skips=self.guided_skips, at_least=0, at_most=len(self.channels) - 1)
         if not isinstance(self.clip, str):
             raise ValueError(f"clip={self.clip!r} is no name; give that of a CLIP, such as 'tiny'")
+        if not isinstance(self.plan, str):
+            raise ValueError(
+                f"plan={self.plan!r} is no name; give that of a plan, such as 'recommended'"
+            )
         if self.text not in ("own", "shuffled", "none"):
             raise ValueError(f"text={self.text!r}: choose from own, shuffled, none")
         if (self.difference_channels or self.region_contrast) and not self.pixel_fusion:

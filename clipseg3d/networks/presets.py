@@ -17,12 +17,14 @@ _PAPER = NetworkConfig(
     mix_rgb=True,
     guidance_tokens="mean",
     attention_mode="paper",
+    plan="paper_body",
 )
 PRESETS = {
     "paper": _PAPER,
-    # The paper's body and appendix contradict each other; see clipseg3d.training.plan too.
+    # The paper's body and appendix contradict each other, in how they train too; see
+    # clipseg3d.training.plan. "paper" has only what both say, and trains as the body does.
     "paper_body": replace(_PAPER, dropout=0.2),
-    "paper_appendix": replace(_PAPER, adapter=True),
+    "paper_appendix": replace(_PAPER, adapter=True, plan="paper_appendix"),
     # The same layout, but parts that have no effect in the paper's equations are repaired, and all
     # norms are z-scores: with min-max, T2 and FLAIR have a sixth of the spread of T1, and training
     # is slower.
@@ -35,6 +37,7 @@ PRESETS = {
         semantic_dim=64,
         num_heads=4,
         clip="tiny",
+        plan="tiny",
     ),
     # All convolutions at half resolution, where recommended spends seven eighths of its time: about
     # an eighth of the time of a training step. 12 M weights; patches longer than 32 voxels. Small

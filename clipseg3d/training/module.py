@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from inspect import currentframe, getargvalues, signature
 from io import BytesIO
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from pytorch_lightning.cli import instantiate_class
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
@@ -80,8 +82,7 @@ class CLIPSeg3DModule(LightningModule):
             of a NetworkConfig must be among them.
         spacing_mm: voxel size of the training data; the predictor refuses other scans.
         plan: optimiser, schedule and losses: a name of :data:`clipseg3d.training.plan.PLANS`, or
-            a TrainingPlan, or its values; None takes the plan with the name of the network, or
-            ``recommended``.
+            a TrainingPlan, or its values; None takes the ``plan`` of the network's config.
         lr: peak learning rate; None takes the plan's.
         report_dropout: share of training samples whose report is withheld, so that the network
             also works without one.
@@ -142,7 +143,7 @@ class CLIPSeg3DModule(LightningModule):
                 list(whole_release.regions),
                 prompts=whole_release.prompts,
             )
-        self.plan = resolve_plan(plan, network)
+        self.plan = resolve_plan(plan, config)
         if lr is not None:
             self.plan = replace(self.plan, lr=lr)
         # The full config instead of the preset's name: a later release may change the preset.
@@ -251,6 +252,22 @@ class CLIPSeg3DModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
+        """Warn of a fit that ends before semantics are switched on; move a changed schedule."""
+        if self.network.semantic_fusion is not None and (note := self._short_ramp()):
+            rank_zero_warn(note)
+        self._move_schedule()
+
+    def _short_ramp(self) -> str | None:
+        """Return what a short fit means for semantics; None if it is long enough."""
+        steps, batches = self.trainer.estimated_stepping_batches, self.trainer.num_training_batches
+        if steps == inf:
+            return None
+        if batches == inf:  # all of the fit is the first epoch
+            return self.plan.short_ramp(1)
+        per_epoch = ceil(batches / self.trainer.accumulate_grad_batches)
+        return self.plan.short_ramp(ceil(steps / per_epoch))
+
+    def _move_schedule(self) -> None:
         """Move the schedule of changed settings to the current step."""
         if not self._restart_schedule:
             return
@@ -278,6 +295,25 @@ class CLIPSeg3DModule(LightningModule):
         """Set the strength of semantics to the plan's for this epoch."""
         self.network.semantic_strength.fill_(self.plan.semantic_strength(self.current_epoch))
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Take no step with weights of the semantic path that do nothing yet.
+
+        While the strength of semantics is 0, their gradients are 0, not None: distributed training
+        waits for each of them. Adam would turn weight decay alone into steps of the full learning
+        rate, and AdamW would shrink the weights. Weights that :func:`cosine_loss` trains have other
+        gradients, and are trained.
+        """
+        fusion = self.network.semantic_fusion
+        if fusion is None or self.network.semantic_strength > 0:
+            return
+        weights = [weight for weight in fusion.parameters() if weight.grad is not None]
+        if not weights:
+            return
+        acts = torch.stack([weight.grad.any() for weight in weights if weight.grad is not None])
+        for weight, keep in zip(weights, acts.tolist(), strict=True):
+            if not keep:
+                weight.grad = None
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch of crops.
 
@@ -286,12 +322,13 @@ class CLIPSeg3DModule(LightningModule):
                 first layer whose output is not finite.
         """
         batch = self._prepare(batch, batch_idx)
-        loss = self._loss(batch, batch_idx)
+        graded = self._mean_graded(batch)
+        loss = self._loss(batch, batch_idx, graded)
         finite = bool(loss.isfinite())
         if self._trainer is not None:  # all ranks stop together; the others would wait for ever
             finite = self.trainer.strategy.reduce_boolean_decision(finite)
         if not finite:
-            self._raise_non_finite(batch, batch_idx, float(loss.detach()))
+            self._raise_non_finite(batch, batch_idx, graded, float(loss.detach()))
         self.log(
             "train/loss",
             loss,
@@ -311,8 +348,21 @@ class CLIPSeg3DModule(LightningModule):
         )
         return unpack(whole, num_regions=len(self.config.regions))
 
-    def _loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch; calls with equal weights return equal losses."""
+    def _mean_graded(self, batch: Batch) -> Tensor | None:
+        """Return the mean number of cases with a grade over the ranks; None without classifier."""
+        if not self.config.grade_classifier:
+            return None
+        count = (batch["grade"] >= 0).sum().float()
+        if self._trainer is None:
+            return count
+        mean: Tensor = self.trainer.strategy.reduce(count, reduce_op="mean")
+        return mean
+
+    def _loss(self, batch: Batch, batch_idx: int, graded: Tensor | None) -> Tensor:
+        """Return the loss of a batch; calls with equal weights return equal losses.
+
+        Nothing here waits for other ranks: a rank may call it once more than they do.
+        """
         count = len(batch["report"])
         seeds = (global_seed(), self.current_epoch, batch_idx)
         torch.manual_seed(derived_seed(*seeds, self.global_rank))  # for dropout
@@ -352,7 +402,9 @@ class CLIPSeg3DModule(LightningModule):
             prompts = self._prompt_loss(self.network.prompt_head, batch, seeds)
             loss = loss + self.plan.prompt_weight * prompts
         if prediction.grade is not None:
-            loss = loss + self.plan.grade_weight * grade_loss(prediction.grade, batch["grade"])
+            loss = loss + self.plan.grade_weight * grade_loss(
+                prediction.grade, batch["grade"], count=graded
+            )
         return loss
 
     def _prompt_loss(self, head: PromptHead, batch: Batch, seeds: tuple[int, ...]) -> Tensor:
@@ -370,7 +422,9 @@ class CLIPSeg3DModule(LightningModule):
         masks = task_masks(tasks, label, batch["crop_box"])
         return prompt_loss(reading, head(reading, label, batch["crop_box"]), masks, tasks)
 
-    def _raise_non_finite(self, batch: Batch, batch_idx: int, loss: float) -> None:
+    def _raise_non_finite(
+        self, batch: Batch, batch_idx: int, graded: Tensor | None, loss: float
+    ) -> None:
         """Raise a ValueError that names where the first number is not finite."""
         step = f"epoch {self.current_epoch}, batch {batch_idx}"
         advice = (
@@ -383,7 +437,9 @@ class CLIPSeg3DModule(LightningModule):
         if not inputs.all():
             fault = NonFinite("the image itself", tuple((~inputs).nonzero().flatten().tolist()))
         else:
-            layer = first_non_finite(self.network, lambda: self._loss(batch, batch_idx), count)
+            layer = first_non_finite(
+                self.network, lambda: self._loss(batch, batch_idx, graded), count
+            )
             fault = layer or NonFinite("the loss, of finite outputs", ())
         if not np.isfinite(loss):
             crops = "; ".join(

@@ -1,5 +1,6 @@
 """Optimiser, schedule and loss weights of a fit as plain values, and named plans."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.ranges import (
     require_above_zero,
     require_count,
@@ -111,6 +113,36 @@ class TrainingPlan:
         first, last = self.semantic_ramp
         return min(max((epoch - first + 1) / (last - first + 1), 0.0), 1.0)
 
+    def scaled_lr(self, global_batch: int) -> float:
+        """Return the peak learning rate for a global batch, given that ``lr`` is for a batch of 1.
+
+        It grows with the square root of the batch.
+
+        Source: Malladi et al., NeurIPS 2022, https://arxiv.org/abs/2205.10287, for Adam.
+        """
+        return self.lr * math.sqrt(global_batch)
+
+    def short_ramp(self, epochs: int) -> str | None:
+        """Return what a fit of so few epochs means for semantics; None if they get full strength.
+
+        Args:
+            epochs: number of epochs of the fit.
+        """
+        first, last = self.semantic_ramp
+        strength = self.semantic_strength(epochs - 1)
+        if strength == 1:
+            return None
+        effect = (
+            f"reach a strength of only {strength:.2g}"
+            if strength
+            else "are never switched on and not trained"
+        )
+        return (
+            f"semantics rise over epochs {first} to {last}, counted from 0, and the fit has "
+            f"{epochs}: views and text {effect}; give at least {last + 1} epochs, or a plan with "
+            "an earlier semantic_ramp"
+        )
+
     def optimizer_for(
         self, network: CLIPSeg3D, make: Callable[[Any], Optimizer] | None = None
     ) -> Optimizer:
@@ -195,8 +227,10 @@ def training_plan(name: str) -> TrainingPlan:
     return PLANS[name]
 
 
-def resolve_plan(plan: TrainingPlan | dict[str, Any] | str | None, network: object) -> TrainingPlan:
-    """Return a plan from its name, its values, or the name of the network that it is for.
+def resolve_plan(
+    plan: TrainingPlan | dict[str, Any] | str | None, network: NetworkConfig
+) -> TrainingPlan:
+    """Return a plan from its name or its values; None takes that of the network.
 
     Raises:
         ValueError: there is no plan or setting of that name, or a value is out of range.
@@ -206,6 +240,4 @@ def resolve_plan(plan: TrainingPlan | dict[str, Any] | str | None, network: obje
     if isinstance(plan, dict):
         require_names(plan, [field.name for field in fields(TrainingPlan)], of="plan")
         return TrainingPlan(**{**plan, "semantic_ramp": tuple(plan.get("semantic_ramp", (0, 0)))})
-    if plan is None:
-        plan = network if isinstance(network, str) and network in PLANS else "recommended"
-    return training_plan(str(plan))
+    return training_plan(network.plan if plan is None else plan)

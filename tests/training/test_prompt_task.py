@@ -97,7 +97,7 @@ def test_the_loss_falls_while_a_head_learns_and_ends_near_zero():
         PromptTask("kidney", (0, 0, 0), Request("none")),
     ]
     head = PromptHead(6, 3)
-    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
     masks = task_masks(tasks, label())
     losses = []
     for _ in range(400):
