@@ -15,7 +15,7 @@ from torch import Tensor
 from clipseg3d.batch import Sample, unpack_image
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.ranges import require_share
-from clipseg3d.texts.facts import CORE, ENHANCING, OEDEMA, TumourFacts, measure_facts
+from clipseg3d.texts.facts import TumourFacts, measure_regions
 from clipseg3d.texts.wording import Statement, statement_of, write_text
 
 KINDS = {"withheld": 0.45, "faded": 0.2, "removed": 0.2, "wrong": 0.15}
@@ -71,7 +71,7 @@ class TextTwins:
         self.written = written
         self.sequences = list(release.sequences)
         regions = list(release.regions)
-        self.wt, self.tc, self.et = (regions.index(name) for name in ("WT", "TC", "ET"))
+        self.wt = regions.index("WT")
         self.within_et = [regions.index(name) for name in release.inner("ET")]
 
     def facts(self, image: Tensor, label: Tensor) -> TumourFacts | None:
@@ -81,14 +81,12 @@ class TextTwins:
             image: (s, x, y, z), background 0.
             label: (x, y, z) label values of the release.
         """
-        regions = self.release.to_regions(label.numpy())
-        plain = np.where(regions[self.wt], OEDEMA, 0).astype(np.uint8)
-        plain[regions[self.tc]] = CORE
-        plain[regions[self.et]] = ENHANCING
-        if not regions[self.tc].any():
-            return None
-        brain = (image != 0).any(dim=0).numpy()
-        return measure_facts(plain, brain, spacing_mm=self.spacing_mm)
+        masks = self.release.to_regions(label.numpy())
+        return measure_regions(
+            dict(zip(self.release.regions, masks, strict=True)),
+            (image != 0).any(dim=0).numpy(),
+            spacing_mm=self.spacing_mm,
+        )
 
     def __call__(self, sample: Sample, facts: TumourFacts) -> Sample:
         """Return a packed sample, changed or not, at random by torch's default generator.
