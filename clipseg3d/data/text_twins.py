@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from clipseg3d.batch import Sample, unpack_image
@@ -18,18 +20,22 @@ from clipseg3d.ranges import require_share
 from clipseg3d.texts.facts import TumourFacts, measure_regions
 from clipseg3d.texts.wording import Statement, statement_of, write_text
 
-KINDS = {"withheld": 0.45, "faded": 0.2, "removed": 0.2, "wrong": 0.15}
+KINDS = {"withheld": 0.4, "faded": 0.2, "removed": 0.15, "focus": 0.1, "wrong": 0.15}
 """Kind of a twin -> its share.
 
 - ``withheld``: t1ce is withheld, and half of the enhancing tumours do not enhance, says the report;
 - ``faded``: enhancement is weak, and the report decides whether it counts;
 - ``removed``: enhancement is gone from the image, and the report, if there is one, says so;
+- ``focus``: of a case with several foci, all but the largest fade, and the report decides whether
+  they count; samples that do not hold the whole brain, and cases with one focus, stay as they are;
 - ``wrong``: the report contradicts the image, which is right.
 """
 _LEFT_OUT = 0.4
 """Probability that a fact is left out of a written report."""
 _FADED = (0.1, 0.45)
 """Shares of the contrast that are left of faded enhancement."""
+_FAINT = (0.2, 0.5)
+"""Shares that are left of faint foci."""
 _NOISE = 0.03
 """Of removed enhancement, as a share of the SD of t1ce: without it, T1ce would be a scaled T1."""
 _OPTIONAL = ("enhancement", "necrosis", "oedema", "foci", "crosses_midline", "side", "sites")
@@ -103,6 +109,7 @@ class TextTwins:
                 "withheld": self._withheld,
                 "faded": self._faded,
                 "removed": self._removed,
+                "focus": self._focus,
                 "wrong": self._wrong,
             }
             return make[kind](sample, statement, rng)
@@ -133,6 +140,36 @@ class TextTwins:
         if rng.random() < 1 / 3:
             return {**sample, "report": ""}
         return _say(sample, _shorten(_without(statement), rng), rng)
+
+    def _focus(self, sample: Sample, statement: Statement, rng: np.random.Generator) -> Sample:
+        """Return a sample whose smaller foci are faint, and count if the report says so.
+
+        They are blended with the other side of the brain.
+        """
+        low, size = sample["crop_box"]
+        is_whole = bool((torch.minimum(low, low + size) <= 0).all() and (size.abs() >= 1).all())
+        if statement.foci != "multiple" or not is_whole:
+            return _say(sample, _shorten(statement, rng), rng)
+        label = sample["label"]
+        parts, count = ndimage.label(
+            self._region(label, self.wt).numpy(), structure=np.ones((3, 3, 3))
+        )
+        sizes = np.bincount(parts.ravel(), minlength=count + 1)
+        sizes[0] = 0
+        smaller = torch.from_numpy((parts > 0) & (parts != sizes.argmax()))
+        if not smaller.any():
+            return _say(sample, _shorten(statement, rng), rng)
+        image = unpack_image(sample["image"], sample["statistics"])
+        share = F.avg_pool3d(
+            F.max_pool3d(smaller[None].float(), 3, stride=1, padding=1), 3, stride=1, padding=1
+        )
+        other = _mirrored(image, float(low[0]), float(size[0]))
+        share = share * (1 - float(rng.uniform(*_FAINT))) * (image != 0) * (other != 0)
+        sample = {**sample, "image": torch.lerp(image, other, share).half()}
+        if rng.random() < 0.5:
+            statement = replace(statement, foci="single", crosses_midline=None, oedema=None)
+            sample = {**sample, "label": label.masked_fill(smaller, 0)}
+        return _say(sample, _shorten(statement, rng, keep="foci"), rng)
 
     def _wrong(self, sample: Sample, statement: Statement, rng: np.random.Generator) -> Sample:
         """Return a sample whose report is wrong about enhancement, and at times about more."""
@@ -185,6 +222,20 @@ class TextTwins:
     def _region(self, label: Tensor, index: int) -> Tensor:
         """Return the mask of one region of a packed label."""
         return (label >> index) & 1 > 0
+
+
+def _mirrored(image: Tensor, low: float, size: float) -> Tensor:
+    """Return an image (s, x, y, z) mirrored about the middle of the brain box; 0 outside.
+
+    Args:
+        image: covers the brain box along x.
+        low: where its first corner lies, as a share of the box.
+        size: of the image along x, likewise.
+    """
+    length = image.shape[1]
+    # voxel i is at low + size (i + 0.5) / n; its mirror image is at 1 minus that
+    offset = round((1 - 2 * low - size) / size * length)
+    return torch.roll(image.flip(1), offset, dims=1)
 
 
 def _without(statement: Statement) -> Statement:

@@ -1,6 +1,7 @@
 """Twins of training samples: what changes, and what stays equal."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from clipseg3d.batch import pack_image, pack_regions, unpack_image
 from clipseg3d.data.releases import BRATS_2020, BRATS_2023_GLI
-from clipseg3d.data.text_twins import KINDS, TextTwins
+from clipseg3d.data.text_twins import KINDS, TextTwins, _mirrored
 from clipseg3d.intensity import intensity_statistics
 from clipseg3d.texts.wording import statement_of
 from clipseg3d.views import cut_views
@@ -128,6 +129,54 @@ def test_faded_enhancement_counts_if_the_report_says_so(monkeypatch):
         assert 0.05 < contrast[1] / contrast[0] < 0.5
         kept.append(has_et(twin))
     assert 10 < sum(kept) < 30
+
+
+def two_foci():
+    """A large lesion on the left, and a small one on the right, in a padded and shifted sample."""
+    given = sample()
+    regions = given["label"].clone()
+    regions[3:7, 4:9, 4:8] = 0b011
+    image = unpack_image(given["image"], given["statistics"])
+    image[:, 3:7, 4:9, 4:8] += 30
+    pad = (0, 0, 0, 0, 2, 0)  # two planes before x
+    return {
+        **given,
+        "image": torch.nn.functional.pad(image, pad).half(),
+        "label": torch.nn.functional.pad(regions, pad),
+        "crop_box": torch.tensor([[-0.1, 0, 0], [1.1, 1, 1]]),
+    }
+
+
+def test_faint_foci_count_if_the_report_says_so(monkeypatch):
+    monkeypatch.setattr("clipseg3d.data.text_twins.KINDS", {"focus": 1.0})
+    twins = TextTwins(BRATS_2020, spacing_mm=8.0, twins=1.0)
+    image, label = case()
+    facts = replace(twins.facts(image, torch.from_numpy(label)), foci=2)
+    kept = []
+    for seed in range(30):
+        torch.manual_seed(seed)
+        given = two_foci()
+        twin = twins(given, facts)
+        small = slice(5, 9), slice(4, 9), slice(4, 8)
+        before, after = (s["image"].float()[(slice(None), *small)].mean() for s in (given, twin))
+        healthy = twin["image"].float()[:, 14:18, 14:20, 4:8].mean()
+        assert 0.1 < (after - healthy) / (before - healthy) < 0.6
+        large = twin["label"][13:21, 2:12, 8:15]
+        assert torch.equal(large, given["label"][13:21, 2:12, 8:15])
+        kept.append(bool(twin["label"][small].any()))
+        if kept[-1]:
+            assert twin["label"][small].all()
+    assert 7 < sum(kept) < 23
+
+
+def test_the_mirror_is_the_middle_of_the_brain_box():
+    image = torch.arange(10.0).view(1, 10, 1, 1)  # the box
+    assert _mirrored(image, 0.0, 1.0).flatten().tolist() == list(range(9, -1, -1))
+    padded = torch.nn.functional.pad(image + 1, (0, 0, 0, 0, 3, 1))
+    mirrored = _mirrored(padded, -0.3, 1.4)
+    assert mirrored.flatten()[3:13].tolist() == list(range(10, 0, -1))
+    turned = _mirrored(padded.flip(1), 1.1, -1.4)  # the same sample, mirrored by augmentation
+    assert torch.equal(turned.flip(1), mirrored)
 
 
 def test_wrong_reports_leave_image_and_label_alone(monkeypatch):
