@@ -1,6 +1,7 @@
 """Mirrors clipseg3d/views.py. Sizes differ pairwise, so a swapped axis fails."""
 
 import statistics
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,7 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from clipseg3d.intensity import intensity_statistics
-from clipseg3d.views import SLICES_PER_AXIS, Views, cut_views, lesion_energy
+from clipseg3d.views import (
+    SLICES_PER_AXIS,
+    Views,
+    cut_reduced_views,
+    cut_views,
+    lesion_energy,
+    views_without,
+)
 from clipseg3d.vocabulary import SEQUENCES
 
 B, S, X, Y, Z = 2, 4, 11, 19, 15
@@ -332,6 +340,7 @@ def plant(case, sequence, center, radius=2, value=150.0):
 RANGE = torch.tensor([100.0, 200.0, 0.0, 1.0])  # of low, high; mean and SD are not used
 T1, T1CE, T2, FLAIR = range(4)
 HERE, THERE = (6, 9, 19), (14, 24, 8)
+CUTS = (cut_views, cut_reduced_views)
 
 
 def chosen_slices(case, *missing):
@@ -410,6 +419,43 @@ def test_energy_counts_what_exceeds_the_mean_by_an_sd():
         threshold = statistics.fmean(energies) + statistics.pstdev(energies)
         expected[0, 0, 2] = 0.5 - threshold
         torch.testing.assert_close(lesion_energy(image, brain, available), expected)
+
+
+@pytest.mark.parametrize("kept", list(product((False, True), repeat=S)))
+def test_views_without_sequences_are_those_of_a_case_without_them(kept):
+    case = tissue()
+    plant(case, FLAIR, HERE)
+    plant(case, T1CE, THERE, value=160.0)
+    stats = RANGE.repeat(1, S, 1)
+    views, reduced = (f(case[None], stats, selection="energy", size=33) for f in CUTS)
+    chosen = views_without(views, reduced, torch.tensor([kept]))
+    stats[0, ~torch.tensor(kept)] = 0
+    expected = cut_views(case[None], stats, selection="energy", size=33)
+    assert torch.equal(chosen.planes, expected.planes)
+    assert torch.equal(chosen.images[..., list(kept)], expected.images[..., list(kept)])
+
+
+def test_other_sequences_choose_slices_together_or_not_at_all():
+    case = tissue()
+    plant(case, FLAIR, HERE)
+    plant(case, T1CE, THERE, value=160.0)
+    stats = RANGE.repeat(1, S, 1)
+    options = {"selection": "energy", "size": 33, "sequences": ("a", "b", "c", "d")}
+    views, reduced = (f(case[None], stats, **options) for f in CUTS)
+    assert reduced.images.shape == (1, 1, *views.images.shape[1:])
+    middle = cut_views(case[None], stats, size=33)
+    assert torch.equal(reduced.planes[:, 0], middle.planes)
+    stats[0, 0] = 0
+    assert torch.equal(cut_views(case[None], stats, **options).planes, middle.planes)
+
+
+@pytest.mark.parametrize("selection", ["center", "attention"])
+def test_choices_that_read_no_intensities_have_no_others(selection):
+    views, reduced = (f(tissue()[None], selection=selection, size=33) for f in CUTS)
+    assert reduced.images.shape == (1, 0, *views.images.shape[1:])
+    assert reduced.planes.shape == (1, 0, *views.planes.shape[1:])
+    assert [part.dtype for part in reduced] == [part.dtype for part in views]
+    assert views_without(views, reduced, torch.zeros(1, S, dtype=torch.bool)) is views
 
 
 def test_no_energy_falls_back_to_the_middle():

@@ -66,7 +66,8 @@ class SemanticAttention(nn.Module):
             features: decoder features, (b, c, x, y, z).
             summary: the case's semantics, (b, d).
             region: the region's text, (b, d).
-            crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
+            crop_box: (b, 2, 3) or (b, 4, 3) position of ``features`` in the brain box; None for
+                all of it.
         """
         key = rearrange(self.key(region), "b h -> b h 1 1 1")
         query = self.query(features)

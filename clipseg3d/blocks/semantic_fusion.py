@@ -229,7 +229,8 @@ class SemanticFusion(nn.Module):
         Args:
             bottleneck: features of the deepest level.
             semantics: from :meth:`encode`.
-            crop_box: (b, 2, 3) position of ``bottleneck`` in the brain box; None for the whole box.
+            crop_box: (b, 2, 3) or (b, 4, 3) position of ``bottleneck`` in the brain box; None for
+                all of it.
         """
         guided = self.guidance.change_bottleneck(
             self.bottleneck,
@@ -258,7 +259,8 @@ class SemanticFusion(nn.Module):
             features: decoder features (b, c, x, y, z), the input of the head.
             semantics: from :meth:`encode`.
             head: features -> logits (b, r, x, y, z), such as the decoder's last convolution.
-            crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
+            crop_box: (b, 2, 3) or (b, 4, 3) position of ``features`` in the brain box; None for
+                all of it.
         """
         logits, _ = self.attend_with_maps(features, semantics, head, crop_box)
         return logits

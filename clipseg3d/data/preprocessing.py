@@ -21,7 +21,7 @@ from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.scan_checks import check_scan
 from clipseg3d.data.scan_grid import ScanGrid, to_lps
 from clipseg3d.intensity import intensity_statistics, normalise, scale
-from clipseg3d.views import Views, ViewSelection, cut_views
+from clipseg3d.views import Views, ViewSelection, cut_reduced_views, cut_views
 
 MAX_OUTSIDE = 0.1
 """Share of labelled voxels that may lie outside the brain box; with more, the case is refused."""
@@ -37,6 +37,8 @@ class Preprocessed:
         statistics: (s, 4) float32: low and high percentile, mean and SD of the brain, in the
             units of ``image``.
         views: slices for CLIP, without a batch axis.
+        reduced_views: those that would be chosen without some of the sequences, see
+            :func:`clipseg3d.views.cut_reduced_views`; None if they were not asked for.
         label: (x, y, z) uint8 of the same box, in the labels of the release; None without an
             expert mask.
         grid: how the brain box lies in the scan, and the way back.
@@ -49,10 +51,15 @@ class Preprocessed:
     label: npt.NDArray[np.uint8] | None
     grid: ScanGrid
     notes: tuple[str, ...] = ()
+    reduced_views: Views | None = None
 
 
 def preprocess(
-    case: Case, release: BraTSRelease, *, view_selection: ViewSelection = "center"
+    case: Case,
+    release: BraTSRelease,
+    *,
+    view_selection: ViewSelection = "center",
+    reduced_views: bool = False,
 ) -> Preprocessed:
     """Read, check, reorient, crop and normalise one case.
 
@@ -66,6 +73,7 @@ def preprocess(
             its SD in ``statistics`` is 0.
         release: says what the labels mean.
         view_selection: which slices CLIP sees; see :func:`clipseg3d.views.cut_views`.
+        reduced_views: whether to cut those that would be chosen without some sequences, too.
 
     Raises:
         DataError: a file is missing or broken, a sequence has no signal or no contrast, or the
@@ -149,12 +157,19 @@ def preprocess(
         [scale(low, mean, std), scale(high, mean, std), torch.zeros_like(mean), (std > 0).float()],
         dim=1,
     )
-    views = cut_views(tensor[None], raw[None], selection=view_selection, sequences=names)
+    cut = (cut_views, cut_reduced_views) if reduced_views else (cut_views,)
+    views, *reduced = (
+        Views(
+            *(p[0] for p in f(tensor[None], raw[None], selection=view_selection, sequences=names))
+        )
+        for f in cut
+    )
     return Preprocessed(
         image=normalise(tensor[None], raw[None])[0],
         statistics=statistics,
-        views=Views(views.images[0], views.planes[0]),
+        views=views,
         label=label,
         grid=grid,
         notes=tuple(notes),
+        reduced_views=reduced[0] if reduced else None,
     )

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from inspect import currentframe, getargvalues, signature
 from io import BytesIO
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from pytorch_lightning.cli import instantiate_class
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
@@ -245,6 +247,15 @@ class CLIPSeg3DModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
+        """Warn of a fit that ends before semantics are switched on; move a changed schedule."""
+        if self.network.semantic_fusion is not None:
+            steps = self.trainer.estimated_stepping_batches
+            batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+            if steps < inf and (note := self.plan.short_ramp(max(ceil(steps / ceil(batches)), 1))):
+                rank_zero_warn(note)
+        self._move_schedule()
+
+    def _move_schedule(self) -> None:
         """Move the schedule of changed settings to the current step."""
         if not self._restart_schedule:
             return
@@ -271,6 +282,25 @@ class CLIPSeg3DModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Set the strength of semantics to the plan's for this epoch."""
         self.network.semantic_strength.fill_(self.plan.semantic_strength(self.current_epoch))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Take no step with weights of the semantic path that do nothing yet.
+
+        While the strength of semantics is 0, their gradients are 0, not None: distributed training
+        waits for each of them. Adam would turn weight decay alone into steps of the full learning
+        rate, and AdamW would shrink the weights. Weights that :func:`cosine_loss` trains have other
+        gradients, and are trained.
+        """
+        fusion = self.network.semantic_fusion
+        if fusion is None or self.network.semantic_strength > 0:
+            return
+        weights = [weight for weight in fusion.parameters() if weight.grad is not None]
+        if not weights:
+            return
+        acts = torch.stack([weight.grad.any() for weight in weights if weight.grad is not None])
+        for weight, keep in zip(weights, acts.tolist(), strict=True):
+            if not keep:
+                weight.grad = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch of crops.
@@ -302,6 +332,7 @@ class CLIPSeg3DModule(LightningModule):
             sequences=self.config.sequences,
             view_selection=self.config.view_selection,
             name=f"rank {self.global_rank}, batch {batch_idx}",
+            reduced_views=self.hparams["sequence_dropout"] > 0,
         )
         return unpack(whole, num_regions=len(self.config.regions))
 
@@ -320,7 +351,12 @@ class CLIPSeg3DModule(LightningModule):
         # A case may lack sequences itself; if none would be left, all are kept.
         kept |= ~(kept & acquired).any(dim=1, keepdim=True)
         image, statistics, views = withhold_sequences(
-            batch["image"], batch["statistics"], batch["views"], kept
+            batch["image"],
+            batch["statistics"],
+            batch["views"],
+            kept,
+            reduced_views=batch["reduced_views"],
+            sequences=self.config.sequences,
         )
         text, mask = self.network.embed_text(reports)
         prediction = self.network.segment(
@@ -362,7 +398,7 @@ class CLIPSeg3DModule(LightningModule):
             crops = "; ".join(
                 f"case {batch['case_id'][index]}, crop from "
                 f"{_numbers(batch['crop_box'][index, 0])} of size "
-                f"{_numbers(batch['crop_box'][index, 1])} in shares of its brain box"
+                f"{_numbers(batch['crop_box'][index, 1:].sum(dim=0))} in shares of its brain box"
                 for index in fault.samples or range(count)
             )
             message = f"the loss is {loss} in {step}: {crops}; first in {fault.layer}. {advice}"

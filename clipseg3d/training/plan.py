@@ -105,6 +105,27 @@ class TrainingPlan:
         first, last = self.semantic_ramp
         return min(max((epoch - first + 1) / (last - first + 1), 0.0), 1.0)
 
+    def short_ramp(self, epochs: int) -> str | None:
+        """Return what a fit of so few epochs means for semantics; None if they get full strength.
+
+        Args:
+            epochs: number of epochs of the fit.
+        """
+        first, last = self.semantic_ramp
+        strength = self.semantic_strength(epochs - 1)
+        if strength == 1:
+            return None
+        effect = (
+            f"reach a strength of only {strength:.2g}"
+            if strength
+            else "are never switched on and not trained"
+        )
+        return (
+            f"semantics rise over epochs {first} to {last}, counted from 0, and the fit has "
+            f"{epochs}: views and text {effect}; give at least {last + 1} epochs, or a plan with "
+            "an earlier semantic_ramp"
+        )
+
     def optimizer_for(
         self, network: CLIPSeg3D, make: Callable[[Any], Optimizer] | None = None
     ) -> Optimizer:

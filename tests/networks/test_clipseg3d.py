@@ -299,8 +299,13 @@ def test_encoding_once_and_segmenting_is_forward(trained, image, views, text):
 @pytest.mark.parametrize("config", [SMALL, CUBES], ids=["small", "cubes"])
 @pytest.mark.parametrize(
     "crop_box",
-    [None, [[0.1, 0.2, 0.3], [0.5, 0.6, 0.4]], [[0.6, 0.2, 0.9], [-0.5, 0.6, -0.8]]],
-    ids=["whole", "crop", "mirrored"],
+    [
+        None,
+        [[0.1, 0.2, 0.3], [0.5, 0.6, 0.4]],
+        [[0.6, 0.2, 0.9], [-0.5, 0.6, -0.8]],
+        [[0.1, 0.2, 0.3], [0.5, 0.1, 0.2], [-0.1, 0.6, 0.1], [0.1, 0.0, 0.4]],
+    ],
+    ids=["whole", "crop", "mirrored", "turned"],
 )
 def test_padding_does_not_shift_the_positions_that_attention_reads(
     make, randomise, raw_volume, reports, plain, config, crop_box
