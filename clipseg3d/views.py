@@ -17,17 +17,19 @@ from torch import Tensor
 from clipseg3d.intensity import intensity_statistics, scale
 from clipseg3d.vocabulary import SEQUENCES
 
-ViewSelection = Literal["center", "energy", "attention"]
+ViewSelection = Literal["center", "energy", "attention", "volume_center"]
 SLICES_PER_AXIS = 8
 """Number of slices along each axis with the selection ``attention``."""
+_AXES = ((2, 0, 1), (1, 0, 2), (0, 1, 2))
+"""For axial, coronal and sagittal slices: the axis across them, that of rows and of columns."""
 
 
 class Views(NamedTuple):
     """Slices of whole volumes: all axial ones first, then coronal, then sagittal ones.
 
-    Slices along one axis are ordered by position. A slice is centred in a black square and keeps
-    its proportions. Rows and columns are x and y in axial, x and z in coronal, y and z in sagittal
-    slices.
+    Slices along one axis are ordered by position. A slice is cut to the brain box, centred in a
+    black square and keeps its proportions, except with the selection ``volume_center``. Rows and
+    columns are x and y in axial, x and z in coronal, y and z in sagittal slices.
     """
 
     images: Tensor
@@ -48,10 +50,11 @@ def cut_views(
 ) -> Views:
     """Cut slices for CLIP out of whole volumes, the same number along each axis.
 
-    - ``center``: the slice through the middle of the brain box. The paper permutes the axes by
-      (0, 1, 2), (0, 2, 1) and (1, 2, 0) and takes the middle slice on the last one (arXiv
-      2507.09966, 3D-2D bridging). Differs: the middle is that of the brain box, so a volume and
-      its brain crop give the same views; an empty slice is replaced by the nearest one with brain.
+    - ``center``: the slice through the middle of the brain box, so that a volume and its brain crop
+      give the same views; an empty slice is replaced by the nearest one with brain.
+    - ``volume_center``: the axes are permuted by (0, 1, 2), (0, 2, 1) and (1, 2, 0), and the middle
+      slice on the last one is stretched to a square (arXiv 2507.09966, 3D-2D bridging). The volume
+      must be the whole scan, not a crop of it.
     - ``energy``: the slice with the highest lesion energy (:func:`lesion_energy`), or the middle
       one if there is no energy. It needs no labels. Which slice that is depends on the sequences
       that there are; :func:`cut_reduced_views` cuts those that would be chosen without some.
@@ -230,11 +233,13 @@ def _cut_case(
     # For each axis, the indices of the slices with brain.
     with_brain = [brain.any(dim=others).nonzero() for others in ((1, 2), (0, 2), (0, 1))]
     box = [slice(int(i.min()), int(i.max()) + 1) for i in with_brain]
+    if selection == "volume_center":
+        return _cut_middle(image, box, size)
     energy = None
     if selection == "energy":
         energy = lesion_energy(image, brain, available, sequences=sequences)
     images, planes = [], []
-    for axis, rows, columns in ((2, 0, 1), (1, 0, 2), (0, 1, 2)):
+    for axis, rows, columns in _AXES:
         slices, span = with_brain[axis][:, 0], box[axis]
         length = span.stop - span.start
         if energy is not None and energy.any():
@@ -253,11 +258,28 @@ def _cut_case(
     return torch.stack(images), image.new_tensor(planes)
 
 
+def _cut_middle(image: Tensor, box: Sequence[slice], size: int) -> tuple[Tensor, Tensor]:
+    """Cut the middle slices of an image (s, x, y, z); the brain lies in the box."""
+    images, planes = [], []
+    for axis, *others in _AXES:
+        middle = image.shape[1 + axis] // 2
+        images.append(_resize(image.select(1 + axis, middle), size))
+        position = (middle + 0.5 - box[axis].start) / (box[axis].stop - box[axis].start)
+        shares = [(box[other].stop - box[other].start) / image.shape[1 + other] for other in others]
+        planes.append([position, *shares])
+    return torch.stack(images), image.new_tensor(planes)
+
+
 def _to_square(plane: Tensor, size: int) -> Tensor:
     """Pad a plane (s, h, w) to a square and resize it to (size, size, s) uint8."""
     height, width = plane.shape[1:]
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     plane = F.pad(plane, (left, side - width - left, top, side - height - top))
+    return _resize(plane, size)
+
+
+def _resize(plane: Tensor, size: int) -> Tensor:
+    """Resize a plane (s, h, w) to (size, size, s) uint8."""
     plane = F.interpolate(plane[None], size=(size, size), mode="bilinear", align_corners=False)[0]
     return rearrange((plane * 255).round().to(torch.uint8), "s h w -> h w s")

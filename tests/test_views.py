@@ -216,6 +216,20 @@ def test_planes_are_shares_of_the_brain_box(coordinates):
     assert slices_of(views, SAGITTAL, 0) == [3]
 
 
+def test_the_middle_of_the_volume_keeps_its_background(coordinates):
+    off = torch.zeros_like(coordinates)  # 11 x 19 x 15 voxels
+    off[..., 1:5, 4:17, 5:14] = coordinates[..., 1:5, 4:17, 5:14]
+    views = cut_views(off, byte_range(1), selection="volume_center", size=33)
+    assert slices_of(views, AXIAL, 2) == [7]
+    assert slices_of(views, CORONAL, 1) == [9]
+    assert not views.images[0, SAGITTAL].any()  # its slice, 5, has no brain
+    shown = views.images[0, AXIAL, :, :, 3] > 127  # each of 11 rows three times
+    assert shown.any(dim=1).nonzero().flatten().tolist() == [*range(3, 15)]
+    assert shown.any(dim=0).sum() == pytest.approx(33 * 13 / 19, abs=1)
+    expected = [[2.5 / 9, 4 / 11, 13 / 19], [5.5 / 13, 4 / 11, 9 / 15], [4.5 / 4, 13 / 19, 9 / 15]]
+    torch.testing.assert_close(views.planes[0], torch.tensor(expected))
+
+
 @pytest.mark.parametrize("selection", ["center", "energy", "attention"])
 @pytest.mark.parametrize("padding", [(5, 0, 2, 7, 1, 4), (1, 0, 0, 1, 3, 0)])
 def test_background_around_the_brain_changes_no_bit(selection, padding):
@@ -449,7 +463,7 @@ def test_other_sequences_choose_slices_together_or_not_at_all():
     assert torch.equal(cut_views(case[None], stats, **options).planes, middle.planes)
 
 
-@pytest.mark.parametrize("selection", ["center", "attention"])
+@pytest.mark.parametrize("selection", ["center", "attention", "volume_center"])
 def test_choices_that_read_no_intensities_have_no_others(selection):
     views, reduced = (f(tissue()[None], selection=selection, size=33) for f in CUTS)
     assert reduced.images.shape == (1, 0, *views.images.shape[1:])
@@ -482,5 +496,7 @@ def test_rejects_what_is_no_batch_of_four_sequences(shape):
 
 
 def test_rejects_unknown_selection():
-    with pytest.raises(ValueError, match="selection='best': choose from center, energy, attention"):
+    with pytest.raises(
+        ValueError, match="selection='best': choose from center, energy, attention, volume"
+    ):
         cut_views(torch.ones(1, S, 3, 4, 5), selection="best")

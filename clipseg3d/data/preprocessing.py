@@ -3,6 +3,7 @@
 Training (through the cache) and prediction both use :func:`preprocess`.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -157,12 +159,10 @@ def preprocess(
         [scale(low, mean, std), scale(high, mean, std), torch.zeros_like(mean), (std > 0).float()],
         dim=1,
     )
-    cut = (cut_views, cut_reduced_views) if reduced_views else (cut_views,)
+    cuts = (cut_views, cut_reduced_views) if reduced_views else (cut_views,)
     views, *reduced = (
-        Views(
-            *(p[0] for p in f(tensor[None], raw[None], selection=view_selection, sequences=names))
-        )
-        for f in cut
+        cut_case_views(tensor, raw, grid, selection=view_selection, sequences=names, cut=cut)
+        for cut in cuts
     )
     return Preprocessed(
         image=normalise(tensor[None], raw[None])[0],
@@ -173,3 +173,30 @@ def preprocess(
         notes=tuple(notes),
         reduced_views=reduced[0] if reduced else None,
     )
+
+
+def cut_case_views(
+    image: Tensor,
+    statistics: Tensor,
+    grid: ScanGrid,
+    *,
+    selection: ViewSelection,
+    sequences: Sequence[str],
+    cut: Callable[..., Views] = cut_views,
+) -> Views:
+    """Cut the views of a case, without a batch axis.
+
+    Args:
+        image: (s, x, y, z), the brain box.
+        statistics: (s, 4) in the units of ``image``.
+        grid: how the brain box lies in the scan.
+        selection: which slices; see :func:`clipseg3d.views.cut_views`.
+        sequences: names of the s sequences.
+        cut: :func:`clipseg3d.views.cut_views` or :func:`clipseg3d.views.cut_reduced_views`.
+    """
+    if selection == "volume_center":  # the only one that depends on the background
+        sides = zip(grid.box, grid.lps_shape, strict=True)
+        margins = [(start, size - stop) for (start, stop), size in sides]
+        image = F.pad(image, [n for side in reversed(margins) for n in side])
+    views = cut(image[None], statistics[None], selection=selection, sequences=sequences)
+    return Views(*(part[0] for part in views))

@@ -47,6 +47,7 @@ def build_clipseg3d(
         pixel_fusion = PixelFusion(
             sequences=config.sequences,
             norms=config.norms,
+            gate=config.sequence_gate,
             differences=_differences(config),
             contrast=config.region_contrast,
             regions=config.regions,
@@ -113,8 +114,10 @@ def build_clipseg3d(
         regions=config.regions,
         guided=config.guided or (),
         mode=config.attention_mode,
-        attention_stride=1 if config.space_to_depth > 1 else 2,
+        attention_stride=1 if config.space_to_depth > 1 or config.attention_mode == "paper" else 2,
         conditional=config.conditional_norm,
+        running_norms=config.running_norms,
+        guiding_text=config.guiding_text,
     )
     return CLIPSeg3D(
         unet,

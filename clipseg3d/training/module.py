@@ -368,10 +368,11 @@ class CLIPSeg3DModule(LightningModule):
             deep=True,
         )
         loss: Tensor = self.loss([prediction.logits, *prediction.auxiliary], batch["label"])
-        if self.plan.cosine_weight and prediction.maps is not None:
+        cosines = None if prediction.maps is None else prediction.maps.cosines
+        if self.plan.cosine_weight and cosines is not None:
             guided = [region in (self.config.guided or ()) for region in self.config.regions]
             loss = loss + self.plan.cosine_weight * cosine_loss(
-                prediction.maps.cosines,
+                cosines,
                 batch["label"][:, guided],
                 temperature=self.plan.cosine_temperature,
             )

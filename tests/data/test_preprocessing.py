@@ -366,7 +366,7 @@ def test_negative_intensities_are_brain(tmp_path, write_case, patient):
     assert float(inside.std(correction=0)) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("selection", [None, "center", "energy", "attention"])
+@pytest.mark.parametrize("selection", [None, "center", "energy", "attention", "volume_center"])
 def test_views_are_those_of_the_whole_volume(tmp_path, write_case, patient, selection, equal_views):
     images, label = patient
     case = case_of(write_case, tmp_path, images=images, label=label)

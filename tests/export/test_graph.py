@@ -20,7 +20,7 @@ from clipseg3d.export.graph import (
 pytestmark = pytest.mark.filterwarnings("ignore")
 REPORT = "Large oedema. Ring of enhancement on the left."
 # modes that compute in log space, and all inputs; the test of the command exports a plain network
-NETWORK = {"head": "nested", "attention_mode": "paper", "guided": ("ET",), "dense": True}
+NETWORK = {"head": "nested", "attention_mode": "damped", "guided": ("ET",), "dense": True}
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ VARIANTS = {
     "default": {},
     "dense": {"dense": True, "guidance": "sequential", "view_selection": "attention"},
     "learned colours": {"mix_rgb": True, "adapter": True, "guidance_tokens": "mean"},
-    "nested paper": {"head": "nested", "attention_mode": "paper", "guidance": "film"},
+    "nested paper": {"head": "nested", "attention_mode": "damped", "guidance": "film"},
     "conditional": {"conditional_norm": True, "attention_mode": "gain", "grade_classifier": True},
     "no pixel fusion": {"pixel_fusion": False},
     "no semantics": {"semantics": False},

@@ -182,7 +182,7 @@ SMALL = NetworkConfig(
 VARIANTS = {
     "attention views": {"view_selection": "attention", "dense": True},
     "nested": {"head": "nested", "conditional_norm": True, "grade_classifier": True},
-    "paper": {"attention_mode": "paper", "view_selection": "center", "guidance_tokens": "mean"},
+    "paper": {"attention_mode": "damped", "view_selection": "center", "guidance_tokens": "mean"},
     "no text": {"text": "none"},
     "baseline": {"semantics": False, "pixel_fusion": False},
 }
@@ -313,12 +313,13 @@ def test_what_is_not_asked_for_is_not_returned(folder):
     }
 
 
-def test_members_may_ask_for_other_views(folder):
+@pytest.mark.parametrize("selection", ["attention", "volume_center"])
+def test_members_may_ask_for_other_views(folder, selection):
     networks = [BrightFlair(), BrightFlair()]
-    networks[1].view_selection = "attention"
+    networks[1].view_selection = selection
     case = case_in(folder)
     predictor(*networks, device="cpu")(case)
-    expected = preprocess(case, PHANTOM, view_selection="attention").views
+    expected = preprocess(case, PHANTOM, view_selection=selection).views
     assert networks[0].views.images.shape[1] == 3
     torch.testing.assert_close(networks[1].views.planes, expected.planes[None])
     levels = (networks[1].views.images.int() - expected.images[None].int()).abs()

@@ -30,7 +30,7 @@ NETWORKS = {
     "sequential": {"guidance": "sequential"},
     "film": {"guidance": "film"},
     "gain": {"attention_mode": "gain"},
-    "paper": {"attention_mode": "paper", "guidance_tokens": "mean", "view_selection": "center"},
+    "paper": {"attention_mode": "damped", "guidance_tokens": "mean", "view_selection": "center"},
     "dense": {"dense": True},
     "attention views": {"view_selection": "attention"},
     "conditional norm": {"conditional_norm": True},
