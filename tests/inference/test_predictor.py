@@ -182,7 +182,14 @@ SMALL = NetworkConfig(
 VARIANTS = {
     "attention views": {"view_selection": "attention", "dense": True},
     "nested": {"head": "nested", "conditional_norm": True, "grade_classifier": True},
-    "paper": {"attention_mode": "damped", "view_selection": "center", "guidance_tokens": "mean"},
+    "paper": {
+        "attention_mode": "paper",
+        "guidance_tokens": "mean",
+        "view_selection": "volume_center",
+        "running_norms": False,
+        "guiding_text": "all",
+        "sequence_gate": False,
+    },
     "no text": {"text": "none"},
     "baseline": {"semantics": False, "pixel_fusion": False},
 }
@@ -533,3 +540,12 @@ def test_provenance_names_every_encoder_once():
     result = predictor(*networks, device="cpu", tta=True).provenance()
     assert result["CLIP encoder"] == "a (SHA-256 aaa), b (SHA-256 bbb)"
     assert (result["networks"], result["mirrorings"]) == ("3", "8")
+
+
+def test_evidence_of_equation_6_has_no_similarity(folder):
+    """It reads the text through the summary of the case alone, so there is no map of cosines."""
+    network = build_clipseg3d(replace(SMALL, attention_mode="paper"))
+    run = predictor(network, device="cpu")
+    evidence = run(case_in(folder), explain=True).evidence
+    assert set(evidence.attention) == {"TC", "ET"}
+    assert evidence.similarity == {}
