@@ -10,9 +10,9 @@ training. Networks of one seed start from the same weights in all parts that the
 ``shuffled_text`` a case gets the report of another case, in training and in scoring.
 
 Finished fits are kept in ``--output``; the same command, run again, skips them. Several commands
-with one ``--output`` share the work. At the end the scores of all cases, sizes of the networks and a
-figure are written, and a table is printed (``results_numbers.py``): each row beside the paper's, with
-a test over seeds and cases, corrected for the number of rows.
+with one ``--output`` share the work. At the end the scores of all cases, sizes of the networks and
+a figure are written, and a table is printed (``results_numbers.py``): each row beside the paper's,
+with a test over seeds and cases, corrected for the number of rows.
 """
 
 import argparse

@@ -84,6 +84,6 @@ def test_rows_with_other_u_nets_train_their_own(script):
 
 def test_the_plain_rows_do_what_their_names_say(script):
     backbone, bridge = (script.row_config(row, None) for row in ("plain_backbone", "plain_bridge"))
-    assert not (backbone.cbam or backbone.attention_skips)
+    assert not any((backbone.cbam, backbone.attention_skips))
     assert backbone.semantics
     assert bridge == network_config(script.NETWORK, ablation="plain_bridge") != script.NETWORK
