@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss
 from torch import Tensor, nn
+
+_SMOOTH = 1e-5
+_EMPTY_SHARE = 1e-3
+"""Share of the voxels that smooths the Dice of an empty region."""
 
 
 def cosine_loss(cosines: Tensor, label: Tensor, *, temperature: float) -> Tensor:
@@ -28,18 +31,27 @@ def cosine_loss(cosines: Tensor, label: Tensor, *, temperature: float) -> Tensor
 class DiceBCELoss(nn.Module):
     """Soft Dice + binary cross-entropy over overlapping regions.
 
-    Source: the paper states no loss; Dice + cross-entropy is the usual choice for BraTS (Isensee
-    et al., nnU-Net, Nature Methods 2021).
-    """
+    Dice is computed for each sample and region, and averaged: ``1 - (2 sum(p t) + s) / (sum(p) +
+    sum(t) + s)``, with s = 1e-5, as in MONAI's ``DiceLoss``. With this s, the Dice of a region that
+    a crop does not hold is constantly 1 and has no gradient. So for an empty region, s is a
+    thousandth of the crop's voxels: the term is ``sum(p) / (sum(p) + s)``, 0 if nothing is
+    predicted. A false voxel then costs about as much as beside a region of half that size. nnU-Net
+    has ``batch_dice``, the Dice of all samples of a batch together, which does not help a batch of
+    one crop; for that, give a loss of MONAI with ``batch=True``.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)
+    Source: the paper states no loss; Dice + cross-entropy is the usual choice for BraTS (Isensee
+    et al., nnU-Net, Nature Methods 2021). Differs: empty regions, which are ours.
+    """
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Return the loss, a scalar; logits are (b, r, x, y, z), and the label is in [0, 1]."""
-        dice: Tensor = self.dice(logits, label)
-        return dice + F.binary_cross_entropy_with_logits(logits, label)
+        probability = torch.sigmoid(logits)
+        axes = (2, 3, 4)
+        overlap = (label * probability).sum(axes)
+        size = label.sum(axes)
+        smooth = torch.where(size > 0, _SMOOTH, _EMPTY_SHARE * label[0, 0].numel())
+        dice = 1 - (2 * overlap + smooth) / (size + probability.sum(axes) + smooth)
+        return dice.mean() + F.binary_cross_entropy_with_logits(logits, label)
 
 
 class RegionLoss(nn.Module):
@@ -112,8 +124,26 @@ def _downsample(label: Tensor, level: Tensor) -> Tensor:
     return F.avg_pool3d(padded, factor)
 
 
-def grade_loss(logit: Tensor, grade: Tensor) -> Tensor:
+def presence_loss(presence: Tensor, label: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy of whether there is any of each region.
+
+    Computed in float32, also under autocast.
+
+    Args:
+        presence: (b, r) log-odds.
+        label: (b, r, x, y, z) in {0, 1}.
+    """
+    with torch.autocast(presence.device.type, enabled=False):
+        target = label.flatten(2).any(dim=2).float()
+        return F.binary_cross_entropy_with_logits(presence.float(), target)
+
+
+def grade_loss(logit: Tensor, grade: Tensor, *, count: Tensor | None = None) -> Tensor:
     """Return the mean binary cross-entropy of the tumour grade over the cases that have one.
+
+    In distributed training, gradients are averaged over ranks that have different numbers of such
+    cases. With their mean number as ``count``, that average is the gradient of the mean over the
+    cases of all ranks.
 
     If no case has a grade, the loss is 0 but still depends on ``logit``: distributed training waits
     for a gradient of every weight. Computed in float32, also under autocast.
@@ -121,10 +151,12 @@ def grade_loss(logit: Tensor, grade: Tensor) -> Tensor:
     Args:
         logit: (b,) logit of high grade.
         grade: (b,) int: 1 high grade (HGG), 0 low grade (LGG), -1 unknown.
+        count: number of cases with a grade, a scalar; None counts those of ``grade``.
     """
     with torch.autocast(logit.device.type, enabled=False):
         has_grade = grade >= 0
         terms = F.binary_cross_entropy_with_logits(
             logit.float(), grade.clamp(min=0).float(), reduction="none"
         )
-        return (terms * has_grade).sum() / has_grade.sum().clamp(min=1)
+        count = has_grade.sum() if count is None else count
+        return (terms * has_grade).sum() / torch.where(count > 0, count, 1)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from clipseg3d.phantom.grid import Bool
-from clipseg3d.phantom.tumour import CORE, ENHANCING, OEDEMA, Label
+from clipseg3d.texts.facts import CORE, ENHANCING, OEDEMA, Label
 
 Extent = Literal["none", "limited", "moderate", "extensive"]
 

@@ -59,9 +59,9 @@ from clipseg3d.data.releases import BRATS_2018, PHANTOM
 from clipseg3d.inference.segmentation import ScanWarning
 from clipseg3d.metrics.dice import dice_empty_is_one
 from clipseg3d.phantom.grid import Bool, Float
-from clipseg3d.phantom.report import PhantomFacts, describe, measure_facts
-from clipseg3d.phantom.tumour import CORE, ENHANCING, OEDEMA, Label
+from clipseg3d.phantom.report import describe
 from clipseg3d.phantom.write import write_phantoms
+from clipseg3d.texts.facts import CORE, ENHANCING, OEDEMA, Label, TumourFacts, measure_facts
 from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 FIRST_SEED = 3_000_000
@@ -105,7 +105,7 @@ class Patient:
     images: Images
     label: Label
     affine: NDArray[np.float64]
-    facts: PhantomFacts
+    facts: TumourFacts
 
     @cached_property
     def brain(self) -> Bool:
@@ -203,7 +203,7 @@ CONTROLS = ("own", "dealt", "contradicting", "none", "parser")
 # Facts and reports
 
 
-def contradict(facts: PhantomFacts, fact: str) -> PhantomFacts:
+def contradict(facts: TumourFacts, fact: str) -> TumourFacts:
     """Return facts in which one fact is the opposite.
 
     Args:
@@ -224,22 +224,22 @@ def contradict(facts: PhantomFacts, fact: str) -> PhantomFacts:
     raise ValueError(f"fact {fact!r} is unknown; choose enhancement, side, foci or oedema")
 
 
-def without_enhancement(facts: PhantomFacts) -> PhantomFacts:
+def without_enhancement(facts: TumourFacts) -> TumourFacts:
     """Return the facts of a tumour that does not enhance."""
     return replace(facts, enhancement="none", necrosis=False, et_ml=0.0)
 
 
-def thick_ring(facts: PhantomFacts) -> PhantomFacts:
+def thick_ring(facts: TumourFacts) -> TumourFacts:
     """Return the facts of a tumour with a thick enhancing rim."""
     return replace(facts, enhancement="rim", necrosis=True, et_ml=0.95 * facts.tc_ml)
 
 
-def with_oedema(facts: PhantomFacts, extent: str) -> PhantomFacts:
+def with_oedema(facts: TumourFacts, extent: str) -> TumourFacts:
     """Return facts with limited or extensive oedema."""
     return replace(facts, wt_ml=facts.tc_ml + {"limited": 10.0, "extensive": 100.0}[extent])
 
 
-def write_report(facts: PhantomFacts, seed: int, *, word: str = "") -> str:
+def write_report(facts: TumourFacts, seed: int, *, word: str = "") -> str:
     """Write a report; with ``word``, the first of many wordings that has this word.
 
     Raises:
@@ -252,7 +252,7 @@ def write_report(facts: PhantomFacts, seed: int, *, word: str = "") -> str:
     raise ValueError(f"no wording of these facts has the word {word!r}; use another one")
 
 
-def deal(known: Mapping[str, PhantomFacts], name: str) -> str:
+def deal(known: Mapping[str, TumourFacts], name: str) -> str:
     """Return the report of another patient, who enhances or not by a coin; empty without another.
 
     Patients are paired in order, so that further ones leave the reports of the first as they are.
@@ -402,7 +402,7 @@ def plan(
     return asked
 
 
-def _extent(facts: PhantomFacts) -> str:
+def _extent(facts: TumourFacts) -> str:
     """Return the word that reports use for the oedema."""
     return (
         "limited" if facts.oedema_ml < 20 else "moderate" if facts.oedema_ml < 60 else "extensive"
@@ -873,7 +873,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 # The run
 
 
-def load(case: Case, facts: PhantomFacts | None = None) -> Patient:
+def load(case: Case, facts: TumourFacts | None = None) -> Patient:
     """Read a case.
 
     Raises:
@@ -889,14 +889,14 @@ def load(case: Case, facts: PhantomFacts | None = None) -> Patient:
     return Patient(case.case_id, images, label, affine, facts)
 
 
-def read_facts(case: Case, folder: Path) -> PhantomFacts:
+def read_facts(case: Case, folder: Path) -> TumourFacts:
     """Return the facts of a case; they are kept in the folder."""
     path = folder / f"{case.case_id}.json"
     if not path.is_file():
         facts = load(case).facts
         with atomic_write(path) as tmp:
             tmp.write_text(json.dumps(asdict(facts)), encoding="utf-8")
-    return PhantomFacts(**json.loads(path.read_text(encoding="utf-8")))
+    return TumourFacts(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def run(

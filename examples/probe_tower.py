@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 
 from clipseg3d.clip.text_bank import TextBank
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.phantom.report import OEDEMA_WORDS, Enhancement, PhantomFacts, describe
+from clipseg3d.phantom.report import describe
+from clipseg3d.texts.facts import OEDEMA_WORDS, Enhancement, TumourFacts
 
 NUM_TRAIN, NUM_TEST = 600, 200
 MIDDLE, NOT_SAID = "moderate", "not said"
@@ -223,7 +224,7 @@ def draw_sample(rng: np.random.Generator) -> Sample:
     )
     tc_ml = float(rng.uniform(10, 60))
     share = {"none": 0.0, "spots": 0.1, "patches": 0.4, "rim": rng.uniform(0.3, 0.9), "solid": 1.0}
-    facts = PhantomFacts(
+    facts = TumourFacts(
         side=rng.choice(["left", "right"]),
         lobe=rng.choice(["frontal", "parietal", "temporal", "occipital"]),
         foci=int(rng.choice([1, 1, 2, 3])),

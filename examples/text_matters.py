@@ -33,8 +33,9 @@ from clipseg3d.metrics.dice import dice_empty_is_one
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.presets import network_config
-from clipseg3d.phantom.report import describe, measure_facts
+from clipseg3d.phantom.report import describe
 from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.texts.facts import measure_facts
 from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.views import Views, cut_views
 

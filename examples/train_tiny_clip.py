@@ -52,13 +52,9 @@ from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import PHANTOM, get_release
 from clipseg3d.data.reports import read_reports
 from clipseg3d.intensity import intensity_statistics
-from clipseg3d.phantom.report import (
-    OEDEMA_WORDS,
-    PhantomFacts,
-    describe,
-    measure_facts,
-)
+from clipseg3d.phantom.report import describe
 from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.texts.facts import OEDEMA_WORDS, TumourFacts, measure_facts
 from clipseg3d.views import SLICES_PER_AXIS, Views, cut_views
 from clipseg3d.vocabulary import REGIONS
 
@@ -108,7 +104,7 @@ class Sample(NamedTuple):
     """(3, 10, h, w, s) uint8."""
     shares: Tensor
     """(3, 10, 4, g, g) uint8: share of WT, TC, ET and brain in each cell of a grid, times 255."""
-    facts: PhantomFacts
+    facts: TumourFacts
     report: str
     """Written by a radiologist; empty for phantoms, whose reports are written from their facts."""
 
@@ -120,7 +116,7 @@ def save(path: Path, value: Any) -> None:
 
 
 def cut_sample(
-    image: Tensor, statistics: Tensor, regions: Tensor, facts: PhantomFacts, report: str
+    image: Tensor, statistics: Tensor, regions: Tensor, facts: TumourFacts, report: str
 ) -> Sample:
     """Cut slices, and the regions' shares of them.
 
@@ -216,7 +212,7 @@ def collect_cases(
 
 def _read(path: Path) -> Sample:
     content = torch.load(path)
-    return Sample(**{**content, "facts": PhantomFacts(**content["facts"])})
+    return Sample(**{**content, "facts": TumourFacts(**content["facts"])})
 
 
 # texts
@@ -286,7 +282,7 @@ SYNONYMS = {
 HEALTHY = ["healthy brain tissue", "normal brain", "brain without a lesion"]
 
 
-def values_of(facts: PhantomFacts) -> dict[str, int]:
+def values_of(facts: TumourFacts) -> dict[str, int]:
     """Return fact -> index of its true value in FACTS."""
     side, lobe = SIDES.index(facts.side), LOBES.index(facts.lobe)
     return {
@@ -302,7 +298,7 @@ def values_of(facts: PhantomFacts) -> dict[str, int]:
     }
 
 
-def mirrored_facts(facts: PhantomFacts) -> PhantomFacts:
+def mirrored_facts(facts: TumourFacts) -> TumourFacts:
     """Return the facts of the mirror image."""
     return replace(facts, side=SIDES[1 - SIDES.index(facts.side)])
 

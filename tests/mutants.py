@@ -170,6 +170,13 @@ MUTANTS = [
         ">= -1",
         "test_losses.py",
     ),
+    Mutant(
+        "loss: empty regions have no gradient",
+        "losses.py",
+        "_EMPTY_SHARE * label[0, 0].numel()",
+        "_SMOOTH",
+        "test_losses.py",
+    ),
     # CLIP
     Mutant(
         "frozen encoders train",
@@ -370,6 +377,20 @@ MUTANTS = [
         "(epoch - first + 1) / (last - first + 1)",
         "(epoch - first) / (last - first + 1)",
         "training/test_plan.py",
+    ),
+    Mutant(
+        "plan: the rate grows with the batch itself",
+        "training/plan.py",
+        "math.sqrt(global_batch)",
+        "global_batch",
+        "training/test_plan.py",
+    ),
+    Mutant(
+        "training: weight decay alone moves semantics",
+        "training/module.py",
+        "if not keep:",
+        "if False:",
+        "training/test_module.py",
     ),
     Mutant(
         "training: reports never withheld",

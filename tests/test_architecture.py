@@ -43,8 +43,9 @@ ARROWS = {
     "networks": SHARED | {"clip", "blocks", "pretrained.reader", "pretrained.writer"},
     "pretrained": SHARED | {"networks", "clip", "weights", "clipseg3d"},
     "metrics": SHARED,
-    "data": SHARED,
-    "phantom": SHARED | {"data"},
+    "texts": set(),
+    "data": SHARED | {"texts"},
+    "phantom": SHARED | {"data", "texts"},
     "inference": SHARED
     | {"pretrained", "networks", "blocks", "metrics", "reporting.case_page"}
     | {
@@ -63,13 +64,22 @@ ARROWS = {
     | {"clip.encoder"},
     "training": SHARED
     | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}
-    | {"data.releases", "data.sample_order", "data.cases", "clip.encoder", "clipseg3d"},
+    | {
+        "data.releases",
+        "data.sample_order",
+        "data.cases",
+        "clip.encoder",
+        "clip.prompts",
+        "texts",
+        "clipseg3d",
+    }
+    | {"blocks.positions", "blocks.prompt_head"},
     "reporting": SHARED | {"metrics"},
     "export": SHARED | {"networks", "blocks", "clipseg3d"},
     "testing": SHARED | {"blocks", "clip", "data.release"},
     "cli": SHARED
     | {"training", "inference", "pretrained", "networks", "clip", "metrics", "reporting"}
-    | {"data", "phantom", "export"},
+    | {"data", "phantom", "texts", "export"},
     "__main__": {"cli"},
 }
 """Room -> rooms it may import, beside itself. ``clipseg3d`` stands for its version and its path."""

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.losses import DiceLoss
 
-from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
+from clipseg3d.losses import DiceBCELoss, RegionLoss, cosine_loss, grade_loss
 from clipseg3d.networks.unet import UNet3D
 
 B, R, X, Y, Z = 2, 3, 4, 6, 8
@@ -132,6 +133,53 @@ def test_empty_regions_stay_finite(label):
     assert RegionLoss()([silent], label) < RegionLoss()([louder], label) - 0.3
 
 
+def test_dice_of_regions_that_are_there_is_monais_to_the_bit(label):
+    logits = logits_of(X, Y, Z)
+    dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)(logits, label)
+    expected = dice + F.binary_cross_entropy_with_logits(logits, label)
+    assert torch.equal(DiceBCELoss()(logits, label), expected)
+
+
+@pytest.mark.parametrize("level", [-6.0, -2.0, 0.0])
+def test_an_empty_region_is_pushed_down(label, level):
+    """By the gradient of sum(p) / (sum(p) + s) and of cross-entropy, computed by hand."""
+    label[1, 2] = 0
+    logits = torch.full((B, R, X, Y, Z), level, requires_grad=True)
+    DiceBCELoss()(logits, label).backward()
+    count = X * Y * Z
+    p, s = 1 / (1 + math.exp(-level)), count / 1000
+    dice = s / (count * p + s) ** 2 * p * (1 - p) / (B * R)
+    entropy = p / (B * R * count)
+    torch.testing.assert_close(logits.grad[1, 2], torch.full((X, Y, Z), dice + entropy))
+    if level == -6:  # few false voxels: cross-entropy alone hardly pushes
+        assert dice > 10 * entropy
+
+
+def test_a_false_voxel_costs_as_much_as_beside_a_region_of_half_the_smoothing():
+    size, false = 20, (0, 0, 0, 0, 0)
+    found = torch.full((1, 1, size, size, size), -30.0)
+    found[false] = 0.0
+    there = torch.zeros_like(found)
+    there.view(-1)[-(size**3) // 2000 :] = 1  # 4 of 8000 voxels
+    beside = found + 60 * there
+    gradients = []
+    for logits, label in ((found, torch.zeros_like(found)), (beside, there)):
+        logits = logits.clone().requires_grad_()
+        (DiceBCELoss()(logits, label) - entropy_of(logits, label)).backward()
+        gradients.append(float(logits.grad[false]))
+    assert gradients[0] == pytest.approx(gradients[1], rel=0.15)
+
+
+def entropy_of(logits, label):
+    return F.binary_cross_entropy_with_logits(logits, label)
+
+
+def test_an_empty_region_without_a_false_voxel_costs_nothing(label):
+    label[:, 2] = 0
+    sure = 60 * (label - 0.5)
+    assert RegionLoss()([sure], label).item() < 1e-4
+
+
 def test_half_precision_logits_are_scored_in_float32(label):
     logits = [logits_of(X, Y, Z).bfloat16(), logits_of(2, 3, 4, seed=2).bfloat16()]
     expected = RegionLoss()([level.float() for level in logits], label)
@@ -158,12 +206,29 @@ def test_grade_loss_is_the_mean_over_known_grades():
     assert logit.grad.tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def test_grade_gradients_averaged_over_ranks_are_those_of_one_process():
+    values, grades = torch.tensor([2.0, -1.0, 5.0, 0.5]), torch.tensor([1, 0, -1, 0])
+    whole = values.clone().requires_grad_()
+    grade_loss(whole, grades).backward()
+    mean_count = torch.tensor(3 / 2)  # three cases with a grade, two ranks
+    found = torch.zeros_like(values)
+    losses = []
+    for rank in (slice(0, 1), slice(1, 4)):  # one case of one, and two of three
+        own = values[rank].clone().requires_grad_()
+        losses.append(grade_loss(own, grades[rank], count=mean_count))
+        losses[-1].backward()
+        found[rank] = own.grad / 2  # DDP averages
+    torch.testing.assert_close(found, whole.grad)
+    torch.testing.assert_close(sum(losses) / 2, grade_loss(values, grades))
+
+
 def test_grade_loss_without_known_grade_is_zero_with_a_gradient():
     logit = torch.tensor([2.0, -30.0], requires_grad=True)
-    loss = grade_loss(logit, torch.tensor([-1, -1]))
-    loss.backward()
-    assert loss.item() == 0
-    assert logit.grad.tolist() == [0, 0]
+    for count in (None, torch.tensor(0.0), torch.tensor(0.5)):  # 0.5: another rank has one
+        loss = grade_loss(logit, torch.tensor([-1, -1]), count=count)
+        loss.backward()
+        assert loss.item() == 0
+        assert logit.grad.tolist() == [0, 0]
 
 
 def test_grade_loss_is_computed_in_float32():

@@ -18,6 +18,10 @@ from .patch_lifting import lift_patches as lift_patches
 from .pixel_fusion import PixelFusion as PixelFusion
 from .pointwise_conv import PointwiseConv3d as PointwiseConv3d
 from .positions import voxel_positions as voxel_positions
+from .prompt_head import PromptHead as PromptHead
+from .prompt_head import PromptReading as PromptReading
+from .region_presence import RegionPresence as RegionPresence
+from .region_presence import apply_presence as apply_presence
 from .residual_adapter import ResidualAdapter as ResidualAdapter
 from .residual_block import ResidualBlock as ResidualBlock
 from .semantic_attention import SemanticAttention as SemanticAttention
@@ -29,5 +33,6 @@ from .semantic_fusion import RegionMaps as RegionMaps
 from .semantic_fusion import SemanticFusion as SemanticFusion
 from .semantic_fusion import Semantics as Semantics
 from .semantic_gate import SemanticGate as SemanticGate
+from .sentence_attention import SentenceAttention as SentenceAttention
 from .sequential_attention import SequentialCrossAttention as SequentialCrossAttention
 from .voxel_refinement import VoxelRefinement as VoxelRefinement

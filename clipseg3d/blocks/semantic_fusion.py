@@ -12,9 +12,11 @@ from clipseg3d.blocks.embedding_norm import RunningCentering, RunningWhitening
 from clipseg3d.blocks.gate_convolution import GateConvolution
 from clipseg3d.blocks.guidance import Guidance
 from clipseg3d.blocks.patch_lifting import lift_patches
+from clipseg3d.blocks.region_presence import RegionPresence, apply_presence
 from clipseg3d.blocks.semantic_attention import AttentionMode, SemanticAttention, apply_scores
 from clipseg3d.blocks.semantic_bridge import SemanticBridge, ViewTokens
 from clipseg3d.blocks.semantic_gate import SemanticGate
+from clipseg3d.blocks.sentence_attention import SentenceAttention
 from clipseg3d.blocks.zero_init import zero_init
 from clipseg3d.views import Views
 from clipseg3d.vocabulary import REGIONS
@@ -33,6 +35,8 @@ class Semantics(NamedTuple):
     """(b, d): mean of the valid tokens."""
     regions: Tensor
     """(b, r, d): text of each region, its prompt plus the report; zeros without text."""
+    evidence: Tensor
+    """(b, r): what the report says of the presence of each region, in log-odds; zeros without."""
     patches: Tensor | None
     """(b, v, g, g, d): semantics of the patches of the views; None unless the bridge is dense."""
     planes: Tensor | None
@@ -56,8 +60,8 @@ class SemanticFusion(nn.Module):
     """Add the three semantic mechanisms to an encoder-decoder.
 
     Call :meth:`encode` once per case, :meth:`guide` at the bottleneck and :meth:`attend` at a
-    decoder level. New weights change nothing, except in the modes ``paper`` and ``damped``. Cases
-    without views and text are never changed.
+    decoder level; with ``presence``, :meth:`tell_presence` at the end. New weights change nothing,
+    except in the modes ``paper`` and ``damped``. Cases without views and text are never changed.
 
     Args:
         bridge: views -> embeddings.
@@ -77,9 +81,17 @@ class SemanticFusion(nn.Module):
             whiten those of reports; else embeddings are used as they are.
         guiding_text: which text guides the views: ``report`` takes the prompts of the regions for
             cases without a report only, ``all`` takes the mean of prompts and report.
+        sentences: whether the report is given as one token per sentence, which each region weighs
+            (:class:`~clipseg3d.blocks.sentence_attention.SentenceAttention`); else the mean of its
+            tokens is added to all regions alike, as in the paper.
+        presence: whether the presence of each region is told, and applied at the end.
+        nested: whether each region lies within the one before.
+        skip_channels: channels of the encoder levels above the bottleneck that semantics scale and
+            shift too, the deepest first; empty for the bottleneck alone, as in the paper.
 
     Raises:
-        ValueError: a guided region is not among ``regions``; unknown ``mode``.
+        ValueError: a guided region is not among ``regions``; unknown ``mode``; ``sentences`` are to
+            be read by guidance without text.
 
     Source: arXiv 2507.09966, semantic-level fusion; ET and TC are guided there.
     """
@@ -98,6 +110,10 @@ class SemanticFusion(nn.Module):
         conditional: bool = False,
         running_norms: bool = True,
         guiding_text: GuidingText = "report",
+        sentences: bool = False,
+        presence: bool = False,
+        nested: bool = False,
+        skip_channels: Sequence[int] = (),
     ) -> None:
         super().__init__()
         unknown = [region for region in guided if region not in regions]
@@ -109,6 +125,8 @@ class SemanticFusion(nn.Module):
             raise ValueError(
                 f"guiding_text={guiding_text!r}: choose from {', '.join(get_args(GuidingText))}"
             )
+        if sentences and not guidance.text_dim:
+            raise ValueError("sentences=True with guidance built with text_dim=0, which reads none")
         dim = guidance.dim
         self.bridge = bridge
         self.guidance = guidance
@@ -136,13 +154,23 @@ class SemanticFusion(nn.Module):
             self.centre_prompts = RunningCentering(guidance.text_dim)
             self.whiten_reports = RunningWhitening(guidance.text_dim)
         self.condition = SemanticGate(decoder_channels, dim) if conditional else None
+        self.sentences = SentenceAttention(dim, len(self.regions)) if sentences else None
+        self.presence: RegionPresence | None = None
+        if presence:
+            self.presence = RegionPresence(decoder_channels, len(self.regions), nested=nested)
+        self.skips = nn.ModuleList(SemanticGate(channels, dim) for channels in skip_channels)
         attention = GateConvolution if mode == "paper" else SemanticAttention
         self.attention = nn.ModuleDict(
             {region: attention(decoder_channels, dim) for region in guided}
         )
 
     def encode(
-        self, views: Views | None, text: Tensor | None, text_mask: Tensor | None = None
+        self,
+        views: Views | None,
+        text: Tensor | None,
+        text_mask: Tensor | None = None,
+        *,
+        trust: float = 1.0,
     ) -> Semantics:
         """Turn views and text (b, n, e) into semantics.
 
@@ -150,19 +178,46 @@ class SemanticFusion(nn.Module):
             views: slices of the whole volume (:func:`clipseg3d.views.cut_views`), or None.
             text: embeddings, one prompt per region first, or None.
             text_mask: (b, n) bool, True for real tokens; None means that all are real.
+            trust: how far reports are trusted, from 0, as if there were none, to 1.
 
         Raises:
             ValueError: neither is given, batch sizes differ, there are fewer text tokens than
-                regions, or an embedding is not finite.
+                regions, an embedding is not finite, or ``trust`` is outside [0, 1].
         """
+        if not 0 <= trust <= 1:
+            raise ValueError(f"trust={trust} is not in [0, 1]; 0 ignores reports")
         embedded = None if views is None else self.bridge.embed(views)
         self._check(embedded, text)
+        if text is None:
+            return self._encode(embedded, None, None)
+        if text_mask is None:
+            text_mask = text.new_ones(text.shape[:2], dtype=torch.bool)
+        if trust == 1:
+            return self._encode(embedded, text, text_mask)
+        prompts_mask = text_mask.clone()
+        prompts_mask[:, len(self.regions) :] = False
+        without = self._encode(embedded, text, prompts_mask)
+        if not trust:
+            return without
+        trusted = self._encode(embedded, text, text_mask)
+        return trusted._replace(
+            **{
+                name: torch.lerp(getattr(without, name), getattr(trusted, name), trust)
+                for name in ("tokens", "summary", "regions", "evidence")
+            },
+            patches=None
+            if without.patches is None or trusted.patches is None
+            else torch.lerp(without.patches, trusted.patches, trust),
+        )
+
+    def _encode(
+        self, embedded: ViewTokens | None, text: Tensor | None, text_mask: Tensor | None
+    ) -> Semantics:
+        """Turn embedded views and text into semantics; see :meth:`encode`."""
         count = len(self.regions)
         dtype = self.guidance.norm.weight.dtype  # frozen encoders stay in float32
         valid = None if embedded is None else embedded.valid
-        if text is not None:
-            if text_mask is None:
-                text_mask = text.new_ones(text.shape[:2], dtype=torch.bool)
+        if text is not None and text_mask is not None:
             text = self._centre_text(text, text_mask).to(dtype)
         tokens, patches = None, None
         if embedded is not None:
@@ -186,21 +241,32 @@ class SemanticFusion(nn.Module):
             patches = rearrange(self.guidance.norm(content), "b (v g h) d -> b v g h d", **axes)
         has_semantics = token_mask.any(dim=1)
         regions = summary.new_zeros(len(summary), count, self.guidance.dim)
-        if text is not None and text_mask is not None and self.guidance.map_text and self.guided:
+        evidence = summary.new_zeros(len(summary), count)
+        if text is not None and text_mask is not None and self.guidance.map_text and self._reads:
             is_real = rearrange(text_mask.to(text.dtype), "b n -> b n 1")
             mapped = self.guidance.map_text(text) * is_real
-            chunks = is_real[:, count:].sum(dim=1, keepdim=True).clamp(min=1)
-            regions = mapped[:, :count] + mapped[:, count:].sum(dim=1, keepdim=True) / chunks
+            if self.sentences is None:
+                chunks = is_real[:, count:].sum(dim=1, keepdim=True).clamp(min=1)
+                report = mapped[:, count:].sum(dim=1, keepdim=True) / chunks
+            else:
+                report, evidence = self.sentences(mapped[:, count:], text_mask[:, count:])
+            regions = mapped[:, :count] + report
             has_semantics = has_semantics | text_mask.any(dim=1)
         return Semantics(
             guided,
             token_mask,
             summary,
             regions,
+            evidence,
             patches,
             None if embedded is None else embedded.planes,
             has_semantics.to(summary.dtype),
         )
+
+    @property
+    def _reads(self) -> bool:
+        """Whether regions read text."""
+        return bool(self.guided) or self.sentences is not None
 
     def _check(self, embedded: ViewTokens | None, text: Tensor | None) -> None:
         """Raise a ValueError for text of a wrong shape and for embeddings that are not finite."""
@@ -272,6 +338,43 @@ class SemanticFusion(nn.Module):
             lifted = lift_patches(patches, planes, bottleneck, crop_box)
             guided = guided + self.from_patches(lifted)
         return _blend(bottleneck, guided, semantics.weight)
+
+    def guide_levels(
+        self, levels: list[Tensor], semantics: Semantics, crop_box: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return the levels of an encoder with the deepest ones changed by semantics.
+
+        Args:
+            levels: features of every level, the bottleneck last.
+            semantics: from :meth:`encode`.
+            crop_box: (b, 2, 3) or (b, 4, 3) position of all levels in the brain box; None for all
+                of it.
+        """
+        levels = list(levels)
+        for index, gate in enumerate(self.skips):
+            level = levels[-2 - index]
+            levels[-2 - index] = _blend(level, gate(level, semantics.summary), semantics.weight)
+        levels[-1] = self.guide(levels[-1], semantics, crop_box)
+        return levels
+
+    def tell_presence(
+        self, features: Tensor, logits: Tensor, semantics: Semantics
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return logits with regions emptied as far as they are absent, and log-odds of presence.
+
+        Call it at the very end: what is computed afterwards could undo it. The log-odds (b, r) are
+        None, and the logits as they are, without ``presence``.
+
+        Args:
+            features: decoder features (b, c, x, y, z), on the padded grid of the logits or a
+                coarser one.
+            logits: (b, r, x, y, z).
+            semantics: from :meth:`encode`.
+        """
+        if self.presence is None:
+            return logits, None
+        presence = self.presence(features, logits, semantics.evidence)
+        return apply_presence(logits, presence, semantics.weight), presence
 
     def attend(
         self,

@@ -15,8 +15,8 @@ class TextBank:
     """Turn reports into text tokens: one per region prompt, then one per chunk of the report.
 
     A chunk holds as many whole sentences as the encoder reads at once (77 tokens for OpenAI's
-    CLIP). A longer sentence is cut between words, a longer word between characters: nothing of a
-    report is dropped.
+    CLIP), or one. A longer sentence is cut between words, a longer word between characters: nothing
+    of a report is dropped.
 
     Args:
         encoder: CLIP, or another encoder of texts.
@@ -24,6 +24,7 @@ class TextBank:
         prompts: region -> prompt; regions that are not in it have the library's own.
         cache: file written by :meth:`save` or ``clipseg3d embed-text``. Texts in it are not
             encoded again; others are encoded when they are first used, and kept in memory.
+        by_sentence: whether every sentence is a chunk of its own.
 
     Raises:
         FileNotFoundError: there is no such cache.
@@ -44,8 +45,10 @@ class TextBank:
         *,
         prompts: Mapping[str, str] | None = None,
         cache: str | Path | None = None,
+        by_sentence: bool = False,
     ) -> None:
         self.encoder = encoder
+        self.by_sentence = by_sentence
         own = prompts or {}
         self.prompts = [region_prompts(region, own.get(region)) for region in regions]
         self._embeddings: dict[str, Tensor] = {}
@@ -73,13 +76,32 @@ class TextBank:
         mask = torch.arange(text.shape[1]) < lengths[:, None]
         return text, mask
 
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts that are not about a case, such as prompts, as unit vectors (n, e).
+
+        Of a text that is longer than the encoder reads at once, the mean of its chunks is taken.
+
+        Raises:
+            ValueError: a text is empty or no string; the encoder makes NaN or infinity of one.
+        """
+        chunks = self._all_chunks(texts)
+        for index, (text, parts) in enumerate(zip(texts, chunks, strict=True)):
+            if not parts:
+                raise ValueError(f"text {index} is {text!r}; write what it should say")
+        self._encode([part for parts in chunks for part in parts])
+        means = [torch.stack([self._embeddings[p] for p in parts]).mean(dim=0) for parts in chunks]
+        return torch.nn.functional.normalize(torch.stack(means), dim=-1)
+
     def chunks(self, report: str) -> list[str]:
         """Cut a report into texts that the encoder can read completely, in order.
 
         Raises:
             ValueError: not even one character fits in the encoder's limit.
         """
-        return self._pack(split_sentences(report), " ")
+        sentences = split_sentences(report)
+        if self.by_sentence:
+            return [chunk for sentence in sentences for chunk in self._pack([sentence], " ")]
+        return self._pack(sentences, " ")
 
     def save(self, path: str | Path, reports: Sequence[str]) -> int:
         """Embed prompts and reports, and write them as a file for ``cache``.

@@ -5,6 +5,7 @@ from dataclasses import replace
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.guidance import build_guidance
 from clipseg3d.blocks.pixel_fusion import PixelFusion
+from clipseg3d.blocks.prompt_head import PromptHead
 from clipseg3d.blocks.semantic_bridge import SemanticBridge
 from clipseg3d.blocks.semantic_fusion import SemanticFusion
 from clipseg3d.clip.encoder import ClipEncoder, TextEncoder
@@ -86,7 +87,13 @@ def build_clipseg3d(
                 config.text_encoder, local_files_only=local_files_only
             )
         prompts = dict(zip(config.regions, config.prompts, strict=False))
-        text_bank = TextBank(text_encoder, config.regions, prompts=prompts, cache=text_cache)
+        text_bank = TextBank(
+            text_encoder,
+            config.regions,
+            prompts=prompts,
+            cache=text_cache,
+            by_sentence=config.sentences,
+        )
         text_dim = text_encoder.embed_dim
     bridge = SemanticBridge(
         encoder,
@@ -102,8 +109,8 @@ def build_clipseg3d(
         encoder.embed_dim,
         config.semantic_dim,
         tokens=config.guidance_tokens,
-        # Without guidance, only semantic attention reads text.
-        text_dim=text_dim if config.guided or config.guidance != "none" else 0,
+        # Without guidance, only regions read text.
+        text_dim=text_dim if config.guided or config.sentences or config.guidance != "none" else 0,
         num_heads=config.num_heads,
     )
     semantic_fusion = SemanticFusion(
@@ -118,13 +125,18 @@ def build_clipseg3d(
         conditional=config.conditional_norm,
         running_norms=config.running_norms,
         guiding_text=config.guiding_text,
+        sentences=config.sentences,
+        presence=config.presence,
+        nested=config.head == "nested",
+        skip_channels=unet.channels[-2 : -2 - config.guided_skips : -1],
     )
     return CLIPSeg3D(
         unet,
         pixel_fusion=pixel_fusion,
         semantic_fusion=semantic_fusion,
-        text_bank=text_bank if guidance.map_text is not None else None,
+        text_bank=text_bank if guidance.map_text is not None or config.prompt_head else None,
         grade_classifier=grade_classifier,
+        prompt_head=PromptHead(text_dim, len(config.regions)) if config.prompt_head else None,
         encoders=encoders,
         config=config,
     )

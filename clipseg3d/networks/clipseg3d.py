@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from clipseg3d.batch import whole_box
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.pixel_fusion import PixelFusion
+from clipseg3d.blocks.prompt_head import PromptHead, PromptReading
 from clipseg3d.blocks.semantic_fusion import RegionMaps, SemanticFusion, Semantics
 from clipseg3d.clip.encoder import TextEncoder
 from clipseg3d.clip.text_bank import TextBank
@@ -30,6 +31,8 @@ class Prediction(NamedTuple):
     """Scores and text-voxel cosines of the guided regions, on a coarse grid of the padded image."""
     grade: Tensor | None
     """(b,) logits of a high grade; None without classifier."""
+    presence: Tensor | None = None
+    """(b, r) log-odds that there is any of each region; None if the network does not tell."""
 
 
 class CLIPSeg3D(nn.Module):
@@ -45,6 +48,7 @@ class CLIPSeg3D(nn.Module):
         semantic_fusion: semantic path; None leaves the plain U-Net.
         text_bank: embeds reports; None reads no text.
         grade_classifier: predicts the grade from the bottleneck; None predicts none.
+        prompt_head: answers prompts; None answers none.
         encoders: role -> frozen encoder; checkpoints name them.
         config: that the parts were built from; with None, ``save_pretrained`` fails.
 
@@ -64,6 +68,7 @@ class CLIPSeg3D(nn.Module):
         semantic_fusion: SemanticFusion | None = None,
         text_bank: TextBank | None = None,
         grade_classifier: GradeClassifier | None = None,
+        prompt_head: PromptHead | None = None,
         encoders: Mapping[str, TextEncoder] | None = None,
         config: NetworkConfig | None = None,
     ) -> None:
@@ -73,6 +78,7 @@ class CLIPSeg3D(nn.Module):
         self.semantic_fusion = semantic_fusion
         self.text_bank = text_bank
         self.grade_classifier = grade_classifier
+        self.prompt_head = prompt_head
         self.config = config
         self.settings: PredictionSettings | None = None
         self._encoders = dict(encoders or {})
@@ -124,15 +130,21 @@ class CLIPSeg3D(nn.Module):
         return self.segment(image, semantics, crop_box=crop_box, statistics=statistics).logits
 
     def encode_semantics(
-        self, views: Views | None, text: Tensor | None, text_mask: Tensor | None = None
+        self,
+        views: Views | None,
+        text: Tensor | None,
+        text_mask: Tensor | None = None,
+        *,
+        trust: float = 1.0,
     ) -> Semantics | None:
         """Return the semantics of a batch; None without a semantic path, or without views and text.
 
-        They depend on the whole volume only: compute them once per case, not per crop.
+        They depend on the whole volume only: compute them once per case, not per crop. ``trust``
+        says how far reports are trusted, from 0, as if there were none, to 1.
         """
         if self.semantic_fusion is None or (views is None and text is None):
             return None
-        semantics = self.semantic_fusion.encode(views, text, text_mask)
+        semantics = self.semantic_fusion.encode(views, text, text_mask, trust=trust)
         return semantics._replace(weight=semantics.weight * self.semantic_strength)
 
     @property
@@ -146,6 +158,32 @@ class CLIPSeg3D(nn.Module):
             return None, None
         text, mask = self.text_bank(reports)
         return text.to(self.semantic_strength.device), mask.to(self.semantic_strength.device)
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """What embeds texts.
+
+        Raises:
+            ValueError: the network reads no text.
+        """
+        if self.text_bank is None:
+            raise ValueError("this network reads no text; take one with text='own'")
+        return self.text_bank.encoder
+
+    def read_prompts(self, prompts: list[str]) -> PromptReading:
+        """Read prompts, once for all cases; the batch of the result is 1.
+
+        Raises:
+            ValueError: the network answers no prompts.
+        """
+        if self.prompt_head is None or self.text_bank is None:
+            raise ValueError(
+                "this network answers no prompts; take weights that were trained with prompt_head, "
+                "such as 'tiny'"
+            )
+        embeddings = self.text_bank.embed(prompts).to(self.semantic_strength.device)
+        reading: PromptReading = self.prompt_head.read(embeddings[None])
+        return reading
 
     def encoder_identities(self) -> dict[str, dict[str, str]]:
         """Return name and weight hash of each frozen encoder, by role; checkpoints keep them."""
@@ -200,22 +238,26 @@ class CLIPSeg3D(nn.Module):
         levels = self.unet.encode(fused)
         fusion = self.semantic_fusion
         if fusion is not None and semantics is not None:
-            levels[-1] = fusion.guide(levels[-1], semantics, padded_box)
+            levels = fusion.guide_levels(levels, semantics, padded_box)
         decoded = self.unet.decode(levels)
         bottleneck = levels[-1]
         del levels  # the next steps need the most memory
-        features, maps = self.unet.head_input(decoded), None
+        features, maps, presence = self.unet.head_input(decoded), None, None
         if fusion is not None and semantics is not None:
             raw, maps = fusion.attend_with_maps(
                 features, semantics, self.unet.head_logits, padded_box
             )
         else:
             raw = self.unet.head_logits(features)
+        logits = self.unet.finish_logits(raw, fused)
+        if fusion is not None and semantics is not None:
+            logits, presence = fusion.tell_presence(features, logits, semantics)
         return Prediction(
-            self.unet.finish_logits(raw, fused),
+            logits,
             self.unet.auxiliary_logits(decoded) if deep else [],
             maps,
             None if self.grade_classifier is None else self.grade_classifier(bottleneck),
+            presence,
         )
 
     def _fuse(self, image: Tensor, statistics: Tensor | None, regions: Tensor | None) -> Tensor:

@@ -65,6 +65,14 @@ class NetworkConfig:
         attention_mode: how semantic attention changes logits; see
             :func:`clipseg3d.blocks.semantic_attention.apply_scores`. With ``paper`` it reads the
             decoder at full resolution, else averaged over 2 x 2 x 2 voxels.
+        sentences: the report is read sentence by sentence, and each region weighs them; else the
+            mean of its chunks is added to all regions, as in the paper.
+        presence: tell whether there is any of each region, from image and text, and empty those
+            that are absent; see :class:`clipseg3d.blocks.region_presence.RegionPresence`.
+        guided_skips: number of encoder levels above the bottleneck that semantics scale and shift
+            too.
+        prompt_head: a head that answers prompts; see
+            :class:`clipseg3d.blocks.prompt_head.PromptHead`.
         text: ``own`` reads prompts and the report of the case, ``shuffled`` is for training with
             reports of other cases, ``none`` builds no part for text.
         clip: name of a CLIP; see :func:`clipseg3d.clip.load_encoder`.
@@ -72,6 +80,8 @@ class NetworkConfig:
             :func:`clipseg3d.clip.load_text_encoder`. None takes CLIP's own.
         semantic_dim: channels of semantic tokens.
         num_heads: heads of the guidance's attention.
+        plan: name of the training plan of :data:`clipseg3d.training.plan.PLANS` that a module with
+            this network takes if it is given none.
 
     Raises:
         ValueError: a value out of its range, an unknown ``text``, a switch without effect, or not
@@ -109,11 +119,16 @@ class NetworkConfig:
     running_norms: bool = True
     guiding_text: GuidingText = "report"
     attention_mode: AttentionMode = "residual"
+    sentences: bool = False
+    presence: bool = False
+    guided_skips: int = 0
+    prompt_head: bool = False
     text: Literal["own", "shuffled", "none"] = "own"
     clip: str = "openai/clip-vit-base-patch32"
     text_encoder: str | None = None
     semantic_dim: int = 256
     num_heads: int = 8
+    plan: str = "recommended"
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built of, and fill in what depends on names."""
@@ -142,8 +157,13 @@ class NetworkConfig:
         )
         require_count(refinement=self.refinement, at_least=0, at_most=MAX_CHANNELS)
         require_count(num_auxiliary=self.num_auxiliary, at_least=0)
+        require_count(guided_skips=self.guided_skips, at_least=0, at_most=len(self.channels) - 1)
         if not isinstance(self.clip, str):
             raise ValueError(f"clip={self.clip!r} is no name; give that of a CLIP, such as 'tiny'")
+        if not isinstance(self.plan, str):
+            raise ValueError(
+                f"plan={self.plan!r} is no name; give that of a plan, such as 'recommended'"
+            )
         if self.text not in ("own", "shuffled", "none"):
             raise ValueError(f"text={self.text!r}: choose from own, shuffled, none")
         if (self.difference_channels or self.region_contrast) and not self.pixel_fusion:
@@ -156,9 +176,15 @@ class NetworkConfig:
                 "dense lifts patches of views that are cut to the brain, which those of "
                 "volume_center are not; choose another view_selection, or leave dense out"
             )
-        if self.conditional_norm and not self.semantics:
+        steered = ("conditional_norm", "sentences", "presence", "guided_skips", "prompt_head")
+        if not self.semantics and (given := [name for name in steered if getattr(self, name)]):
             raise ValueError(
-                "conditional_norm is steered by semantics; set semantics, or leave it out"
+                f"{', '.join(given)}: steered by semantics; set semantics, or leave it out"
+            )
+        reading = ("sentences", "prompt_head")
+        if self.text == "none" and (given := [name for name in reading if getattr(self, name)]):
+            raise ValueError(
+                f"{', '.join(given)} with text='none', which reads no text; leave it out"
             )
 
     def with_names(

@@ -19,12 +19,14 @@ _PAPER = NetworkConfig(
     running_norms=False,
     guiding_text="all",
     attention_mode="paper",
+    plan="paper_body",
 )
 PRESETS = {
     "paper": _PAPER,
-    # The paper's body and appendix contradict each other; see clipseg3d.training.plan too.
+    # The paper's body and appendix contradict each other, in how they train too; see
+    # clipseg3d.training.plan. "paper" has only what both say, and trains as the body does.
     "paper_body": replace(_PAPER, dropout=0.2),
-    "paper_appendix": replace(_PAPER, adapter=True),
+    "paper_appendix": replace(_PAPER, adapter=True, plan="paper_appendix"),
     # The same layout, but parts that have no effect in the paper's equations are repaired, and all
     # norms are z-scores: with min-max, T2 and FLAIR have a sixth of the spread of T1, and training
     # is slower.
@@ -37,6 +39,7 @@ PRESETS = {
         semantic_dim=64,
         num_heads=4,
         clip="tiny",
+        plan="tiny",
     ),
     # All convolutions at half resolution, where recommended spends seven eighths of its time: about
     # an eighth of the time of a training step. 12 M weights; patches longer than 32 voxels. Small
@@ -50,7 +53,14 @@ _NO_PIXEL: dict[str, Any] = {
     "region_contrast": 0.0,
 }
 _PLAIN_BACKBONE: dict[str, Any] = {"cbam": False, "attention_skips": False}
-_NO_SEMANTIC: dict[str, Any] = {"semantics": False, "conditional_norm": False}
+_NO_SEMANTIC: dict[str, Any] = {
+    "semantics": False,
+    "conditional_norm": False,
+    "sentences": False,
+    "presence": False,
+    "guided_skips": 0,
+    "prompt_head": False,
+}
 ABLATIONS: dict[str, dict[str, Any]] = {
     # Rows of the paper's tables 1 and 3, as far as it says what they are. Deep supervision stays on
     # and blocks stay residual in all of them.
@@ -72,7 +82,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         "dense": False,
     },
     "shuffled_text": {"text": "shuffled"},
-    "no_text": {"text": "none"},
+    "no_text": {"text": "none", "sentences": False, "prompt_head": False},
 }
 
 

@@ -5,11 +5,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from clipseg3d.phantom.report import PhantomFacts, Side
 from clipseg3d.phantom.tumour import Kind, TumourPlan
+from clipseg3d.texts.facts import Side, TumourFacts
 
 _OEDEMA_ML = {"limited": (8.0, 15.0), "extensive": (75.0, 125.0)}
-"""Volumes well within the bounds of :data:`clipseg3d.phantom.report.OEDEMA_WORDS`, since parts of
+"""Volumes well within the bounds of :data:`clipseg3d.texts.facts.OEDEMA_WORDS`, since parts of
 what is planned may not fit into the brain."""
 
 
@@ -60,7 +60,7 @@ class Counterfactual:
         if self.kind == "solid" and self.necrosis:
             raise ValueError("kind='solid' leaves no room for necrosis=True; take 'necrotic'")
 
-    def change(self, plan: TumourPlan, facts: PhantomFacts, rng: np.random.Generator) -> TumourPlan:
+    def change(self, plan: TumourPlan, facts: TumourFacts, rng: np.random.Generator) -> TumourPlan:
         """Return the plan with kind, necrosis, oedema and resection changed.
 
         Args:

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from clipseg3d.phantom.anatomy import Anatomy, Individual
 from clipseg3d.phantom.counterfactual import Counterfactual
 from clipseg3d.phantom.grid import Float, PhantomGrid
-from clipseg3d.phantom.report import PhantomFacts, describe, measure_facts
+from clipseg3d.phantom.report import describe
 from clipseg3d.phantom.signal import Examination
 from clipseg3d.phantom.tumour import (
     GROWTH_GRID,
     Growth,
-    Label,
     Tumour,
     TumourPlan,
     grow,
     grow_second_focus,
 )
 from clipseg3d.ranges import require_share
+from clipseg3d.texts.facts import Label, TumourFacts, measure_facts
 from clipseg3d.vocabulary import SEQUENCES
 
 MIN_SPACING_MM = 0.5
@@ -57,7 +57,7 @@ class Phantom:
     affine: NDArray[np.float64] = field(repr=False)
     spacing_mm: float
     report: str
-    facts: PhantomFacts
+    facts: TumourFacts
 
 
 def simulate_phantom(
@@ -184,7 +184,7 @@ def _simulate(
 def _changed(
     change: Counterfactual,
     growth: Growth,
-    facts: PhantomFacts,
+    facts: TumourFacts,
     rng: np.random.Generator,
     growth_anatomy: Anatomy,
     anatomy: Anatomy,
@@ -216,7 +216,7 @@ def _measure(
     tumour: Tumour,
     mass_effect: Mapping[str, Any],
     change: Counterfactual | None = None,
-) -> tuple[NDArray[np.float32], Label, PhantomFacts]:
+) -> tuple[NDArray[np.float32], Label, TumourFacts]:
     """Place image and labels in the field of view, on the wanted side, and measure the facts.
 
     Args:

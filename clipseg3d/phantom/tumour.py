@@ -21,13 +21,9 @@ from scipy import ndimage
 
 from clipseg3d.phantom.anatomy import Anatomy, Push
 from clipseg3d.phantom.grid import Bool, Float, PhantomGrid, SmoothNoise
+from clipseg3d.texts.facts import CAVITY, CORE, ENHANCING, OEDEMA, Label
 
-Label = NDArray[np.uint8]
 Kind = Literal["necrotic", "solid", "spotted", "plain"]
-
-CORE, OEDEMA, CAVITY, ENHANCING = 1, 2, 3, 4
-"""BraTS 2018-2021 labels: necrotic or non-enhancing core, oedema, enhancing tumour. These releases
-do not use 3, which is the resection cavity here."""
 
 GROWTH_GRID = PhantomGrid(3.0)
 """Grid on which tumours grow."""

@@ -13,7 +13,7 @@ from clipseg3d.data.releases import PHANTOM, get_release
 from clipseg3d.data.reports import REPORT_SUFFIX
 from clipseg3d.phantom.grid import Float
 from clipseg3d.phantom.simulate import Phantom, simulate_phantom
-from clipseg3d.phantom.tumour import CAVITY, Label
+from clipseg3d.texts.facts import CAVITY, Label
 from clipseg3d.vocabulary import LABEL, SEQUENCES
 
 _REGIONS = {**PHANTOM.regions, "RC": (CAVITY,)}

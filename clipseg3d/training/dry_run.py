@@ -1,10 +1,12 @@
 """A check of what a fit needs, and whether it can run, before it starts; nothing is written."""
 
+import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,17 @@ from clipseg3d.batch import Batch
 from clipseg3d.intensity import intensity_statistics
 from clipseg3d.training.memory import AUTOCAST, PeakMemory, predict_peak_memory
 from clipseg3d.training.module import CLIPSeg3DModule
+from clipseg3d.training.plan import PLANS
 from clipseg3d.views import cut_reduced_views, cut_views
 
 STEPS = 2
 CHECKPOINTS = 2
 """The best one and the last one."""
 GB = 1e9
+ENOUGH_STEPS = 25_000
+"""Optimiser steps that every full-size recipe makes at least; nnU-Net makes ten times as many."""
+LR_TOLERANCE = 1.3
+"""Factor by which a learning rate may differ from that of the rule, without a note."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,9 @@ class DryRun:
         step_seconds: time of the faster of two steps; None if they were not tried.
         steps_per_epoch: training steps on each device.
         epochs: highest number of epochs; None if it is not limited.
+        optimizer_steps: of the whole fit; None if it is not limited.
+        global_batch: samples of one step of the optimiser, on all devices.
+        lr: peak learning rate; None if another optimiser stands in for the plan's.
         disk: folder -> approximate bytes that will be written below it, and free bytes.
     """
 
@@ -56,6 +66,9 @@ class DryRun:
     step_seconds: float | None
     steps_per_epoch: int
     epochs: int | None
+    optimizer_steps: int | None
+    global_batch: int
+    lr: float | None
     disk: Mapping[Path, tuple[int, int]]
 
     def __str__(self) -> str:
@@ -64,6 +77,16 @@ class DryRun:
             ("cases", f"{self.training} to train on, {self.validation} to validate on"),
             ("weights", f"{self.trained / 1e6:.2f} M trained, {self.frozen / 1e6:.2f} M frozen"),
         ]
+        if self.optimizer_steps is not None:
+            samples = self.optimizer_steps * self.global_batch
+            rate = "" if self.lr is None else f", peak learning rate {self.lr:.3g}"
+            rows.append(
+                (
+                    "training",
+                    f"{self.optimizer_steps:,} optimiser steps, each of a global batch of "
+                    f"{self.global_batch}: {samples:,} samples{rate}",
+                )
+            )
         if self.peak is not None:
             rows.append(
                 (
@@ -153,6 +176,17 @@ def dry_run(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> DryRun:
             f"batch_size={data.batch_size} is more than the {samples} samples that an epoch has "
             "for each device; lower it, or raise crops_per_case"
         )
+    steps = samples // data.batch_size  # an incomplete last batch is dropped
+    limit = trainer.limit_train_batches
+    steps = min(steps, limit) if isinstance(limit, int) else int(steps * limit)
+    epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
+    per_epoch = math.ceil(steps / trainer.accumulate_grad_batches)
+    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+    limits += [] if epochs is None else [epochs * per_epoch]
+    optimizer_steps = min(limits, default=None)
+    global_batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    lr = None if "optimizer" in module.replaced else module.plan.lr
+    notes += _notes_on_recipe(module, data, optimizer_steps, per_epoch, global_batch, lr)
     return DryRun(
         faults=tuple(faults),
         notes=tuple(notes),
@@ -164,10 +198,60 @@ def dry_run(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> DryRun:
         device=str(device),
         capacity=capacity,
         step_seconds=seconds,
-        steps_per_epoch=samples // data.batch_size,  # an incomplete last batch is dropped
-        epochs=trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None,
+        steps_per_epoch=steps,
+        epochs=epochs,
+        optimizer_steps=optimizer_steps,
+        global_batch=global_batch,
+        lr=lr,
         disk=space,
     )
+
+
+def _notes_on_recipe(
+    module: CLIPSeg3DModule,
+    data: Any,
+    steps: int | None,
+    per_epoch: int,
+    global_batch: int,
+    lr: float | None,
+) -> list[str]:
+    """Return what is doubtful in a recipe: sizes, length and learning rate.
+
+    Args:
+        module: as it would be trained.
+        data: data module.
+        steps: steps of the optimiser in the whole fit; None if they are not limited.
+        per_epoch: steps of the optimiser in an epoch.
+        global_batch: samples of one step of the optimiser.
+        lr: peak learning rate; None if it is not the plan's.
+    """
+    notes = []
+    roi_size, patch_size = tuple(module.hparams["roi_size"]), tuple(data.patch_size)
+    if roi_size != patch_size:
+        notes.append(
+            f"crops of training have the size {patch_size}, and windows of validation {roi_size}; "
+            "give model.roi_size and data.patch_size the same"
+        )
+    if not per_epoch:  # a fault of its own
+        return notes
+    if steps and module.network.semantic_fusion is not None:
+        notes += filter(None, [module.plan.short_ramp(math.ceil(steps / per_epoch))])
+    named = [name for name, plan in PLANS.items() if replace(module.plan, lr=plan.lr) == plan]
+    if "tiny" in named:  # for short runs
+        return notes
+    if steps and steps < ENOUGH_STEPS:
+        notes.append(
+            f"{steps:,} optimiser steps are few: every full-size recipe in examples/configs makes "
+            f"at least {ENOUGH_STEPS:,}; give {math.ceil(ENOUGH_STEPS / per_epoch)} epochs"
+        )
+    for name in named if lr is not None else ():
+        due = PLANS[name].scaled_lr(global_batch)
+        if not due / LR_TOLERANCE <= module.plan.lr <= due * LR_TOLERANCE:
+            notes.append(
+                f"the learning rate is {lr:.3g}; that of the plan {name!r}, times the square root "
+                f"of the global batch of {global_batch}, is {due:.3g}"
+            )
+    return notes
 
 
 class _Clock(Callback):
@@ -202,7 +286,9 @@ def _measure(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> float:
         enable_model_summary=False,
     )
     batches = [_noise(module, data.patch_size, data.batch_size)] * STEPS
-    short.fit(module, DataLoader(batches, batch_size=None, collate_fn=_identity))  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="semantics rise")  # of the two steps, not the fit
+        short.fit(module, DataLoader(batches, batch_size=None, collate_fn=_identity))  # type: ignore[arg-type]
     return min(clock.seconds)
 
 

@@ -29,7 +29,7 @@ def fit_settings(
     """
     settings = {
         "seed": global_seed(),
-        "model": dict(module.hparams),
+        "model": _without_plan_name(module.hparams),
         **module.replaced,
         "trainer": {name: getattr(trainer, name) for name in TRAINER_SETTINGS},
         "averaged_weights": [
@@ -46,6 +46,15 @@ def fit_settings(
             options["split"] = provenance["split"]["sha256"]
             options["content"] = provenance["sha256"]
     return dict(_flat(settings, ""))
+
+
+def _without_plan_name(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a module's arguments without the name of a plan: the plan's values are among them.
+
+    Checkpoints from before networks named a plan hold none, and may be resumed.
+    """
+    network = {name: value for name, value in model["network"].items() if name != "plan"}
+    return {**model, "network": network}
 
 
 def changed_settings(

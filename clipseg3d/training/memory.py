@@ -86,7 +86,7 @@ def predict_peak_memory(
         autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
         with fakes, live, autocast:
             prediction = fake.segment(image, semantics, statistics=statistics, deep=True)
-        with live:  # without fakes: MONAI's loss makes a tensor and reads its values
+        with fakes, live:
             error = loss([prediction.logits, *prediction.auxiliary], label)
             fake.zero_grad()
             error.backward()

@@ -20,14 +20,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from clipseg3d.batch import Batch, complete, unpack
+from clipseg3d.blocks.prompt_head import PromptHead
 from clipseg3d.clip.encoder import InjectedClip
+from clipseg3d.clip.prompts import REGION_PROMPTS
 from clipseg3d.data.cases import Case
 from clipseg3d.data.releases import GivenRelease, get_release, release_values
 from clipseg3d.data.sample_order import derived_seed, global_seed
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.lightning_bases import LightningModule
-from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
+from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss, presence_loss
 from clipseg3d.metrics.dice import CaseDice
 from clipseg3d.metrics.score_table import ScoreTable
 from clipseg3d.networks.build import build_clipseg3d
@@ -42,7 +44,11 @@ from clipseg3d.training.fit_settings import changed_settings, fit_settings, is_p
 from clipseg3d.training.non_finite import NonFinite, first_non_finite
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
 from clipseg3d.training.predictions import Predictions
+from clipseg3d.training.prompt_task import coarsen, draw_tasks, prompt_loss, task_masks
 from clipseg3d.training.sequence_dropout import draw_kept_sequences, withhold_sequences
+
+PROMPTS_PER_STEP, PROMPT_GRID = 16, 32
+"""Number of prompts that are drawn in a step, and the longest axis of the grid of their masks."""
 
 
 class CLIPSeg3DModule(LightningModule):
@@ -76,8 +82,7 @@ class CLIPSeg3DModule(LightningModule):
             of a NetworkConfig must be among them.
         spacing_mm: voxel size of the training data; the predictor refuses other scans.
         plan: optimiser, schedule and losses: a name of :data:`clipseg3d.training.plan.PLANS`, or
-            a TrainingPlan, or its values; None takes the plan with the name of the network, or
-            ``recommended``.
+            a TrainingPlan, or its values; None takes the ``plan`` of the network's config.
         lr: peak learning rate; None takes the plan's.
         report_dropout: share of training samples whose report is withheld, so that the network
             also works without one.
@@ -138,7 +143,7 @@ class CLIPSeg3DModule(LightningModule):
                 list(whole_release.regions),
                 prompts=whole_release.prompts,
             )
-        self.plan = resolve_plan(plan, network)
+        self.plan = resolve_plan(plan, config)
         if lr is not None:
             self.plan = replace(self.plan, lr=lr)
         # The full config instead of the preset's name: a later release may change the preset.
@@ -248,12 +253,19 @@ class CLIPSeg3DModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Warn of a fit that ends before semantics are switched on; move a changed schedule."""
-        if self.network.semantic_fusion is not None:
-            steps = self.trainer.estimated_stepping_batches
-            batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-            if steps < inf and (note := self.plan.short_ramp(max(ceil(steps / ceil(batches)), 1))):
-                rank_zero_warn(note)
+        if self.network.semantic_fusion is not None and (note := self._short_ramp()):
+            rank_zero_warn(note)
         self._move_schedule()
+
+    def _short_ramp(self) -> str | None:
+        """Return what a short fit means for semantics; None if it is long enough."""
+        steps, batches = self.trainer.estimated_stepping_batches, self.trainer.num_training_batches
+        if steps == inf:
+            return None
+        if batches == inf:  # all of the fit is the first epoch
+            return self.plan.short_ramp(1)
+        per_epoch = ceil(batches / self.trainer.accumulate_grad_batches)
+        return self.plan.short_ramp(ceil(steps / per_epoch))
 
     def _move_schedule(self) -> None:
         """Move the schedule of changed settings to the current step."""
@@ -310,12 +322,13 @@ class CLIPSeg3DModule(LightningModule):
                 first layer whose output is not finite.
         """
         batch = self._prepare(batch, batch_idx)
-        loss = self._loss(batch, batch_idx)
+        graded = self._mean_graded(batch)
+        loss = self._loss(batch, batch_idx, graded)
         finite = bool(loss.isfinite())
         if self._trainer is not None:  # all ranks stop together; the others would wait for ever
             finite = self.trainer.strategy.reduce_boolean_decision(finite)
         if not finite:
-            self._raise_non_finite(batch, batch_idx, float(loss.detach()))
+            self._raise_non_finite(batch, batch_idx, graded, float(loss.detach()))
         self.log(
             "train/loss",
             loss,
@@ -336,8 +349,21 @@ class CLIPSeg3DModule(LightningModule):
         )
         return unpack(whole, num_regions=len(self.config.regions))
 
-    def _loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch; calls with equal weights return equal losses."""
+    def _mean_graded(self, batch: Batch) -> Tensor | None:
+        """Return the mean number of cases with a grade over the ranks; None without classifier."""
+        if not self.config.grade_classifier:
+            return None
+        count = (batch["grade"] >= 0).sum().float()
+        if self._trainer is None:
+            return count
+        mean: Tensor = self.trainer.strategy.reduce(count, reduce_op="mean")
+        return mean
+
+    def _loss(self, batch: Batch, batch_idx: int, graded: Tensor | None) -> Tensor:
+        """Return the loss of a batch; calls with equal weights return equal losses.
+
+        Nothing here waits for other ranks: a rank may call it once more than they do.
+        """
         count = len(batch["report"])
         seeds = (global_seed(), self.current_epoch, batch_idx)
         torch.manual_seed(derived_seed(*seeds, self.global_rank))  # for dropout
@@ -376,11 +402,36 @@ class CLIPSeg3DModule(LightningModule):
                 batch["label"][:, guided],
                 temperature=self.plan.cosine_temperature,
             )
+        if prediction.presence is not None:
+            weight = self.plan.presence_weight * self.network.semantic_strength
+            loss = loss + weight * presence_loss(prediction.presence, batch["label"])
+        if self.network.prompt_head is not None:
+            prompts = self._prompt_loss(self.network.prompt_head, batch, seeds)
+            loss = loss + self.plan.prompt_weight * prompts
         if prediction.grade is not None:
-            loss = loss + self.plan.grade_weight * grade_loss(prediction.grade, batch["grade"])
+            loss = loss + self.plan.grade_weight * grade_loss(
+                prediction.grade, batch["grade"], count=graded
+            )
         return loss
 
-    def _raise_non_finite(self, batch: Batch, batch_idx: int, loss: float) -> None:
+    def _prompt_loss(self, head: PromptHead, batch: Batch, seeds: tuple[int, ...]) -> Tensor:
+        """Return the loss of prompts about the true regions, which needs no image.
+
+        Only how prompts are read is learned here; the network finds the regions.
+        """
+        rng = np.random.default_rng(derived_seed(*seeds, self.global_rank))
+        config = self.config
+        texts = [REGION_PROMPTS.get(region, region) for region in config.regions]
+        tasks = draw_tasks(PROMPTS_PER_STEP, config.regions, config.prompts or texts, rng)
+        label = coarsen(batch["label"], PROMPT_GRID)
+        encoder = self.network.text_encoder
+        reading = head.read(encoder.encode_text([task.text for task in tasks])[None].to(label))
+        masks = task_masks(tasks, label, batch["crop_box"])
+        return prompt_loss(reading, head(reading, label, batch["crop_box"]), masks, tasks)
+
+    def _raise_non_finite(
+        self, batch: Batch, batch_idx: int, graded: Tensor | None, loss: float
+    ) -> None:
         """Raise a ValueError that names where the first number is not finite."""
         step = f"epoch {self.current_epoch}, batch {batch_idx}"
         advice = (
@@ -393,7 +444,9 @@ class CLIPSeg3DModule(LightningModule):
         if not inputs.all():
             fault = NonFinite("the image itself", tuple((~inputs).nonzero().flatten().tolist()))
         else:
-            layer = first_non_finite(self.network, lambda: self._loss(batch, batch_idx), count)
+            layer = first_non_finite(
+                self.network, lambda: self._loss(batch, batch_idx, graded), count
+            )
             fault = layer or NonFinite("the loss, of finite outputs", ())
         if not np.isfinite(loss):
             crops = "; ".join(

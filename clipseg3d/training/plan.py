@@ -1,5 +1,6 @@
 """Optimiser, schedule and loss weights of a fit as plain values, and named plans."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.ranges import (
     require_above_zero,
     require_count,
@@ -37,12 +39,14 @@ class TrainingPlan:
         final_div: ``onecycle`` ends at its start divided by this.
         backbone_lr: factor for pixel fusion, U-Net and grade classifier.
         bridge_lr: factor for the trainable parts around CLIP's image tower.
-        semantic_lr: factor for guidance, bottleneck and attention.
+        semantic_lr: factor for guidance, bottleneck, attention, presence and prompts.
         semantic_ramp: first and last epoch, counted from 0, in which the strength of semantics
             rises: it is 0 before the first, and 1 from the last on.
         cosine_weight: weight of the loss that trains text-voxel cosines to be maps of their
             regions.
         cosine_temperature: cosines are divided by this to become logits.
+        presence_weight: weight of the loss of the presence of regions, if the network tells it.
+        prompt_weight: weight of the loss of prompts, if the network answers them.
         grade_weight: weight of the grade classifier's loss, if there is a classifier.
 
     Raises:
@@ -63,6 +67,8 @@ class TrainingPlan:
     semantic_ramp: tuple[int, int] = (0, 0)
     cosine_weight: float = 0.0
     cosine_temperature: float = 0.07
+    presence_weight: float = 0.1
+    prompt_weight: float = 0.1
     grade_weight: float = 0.1
 
     def __post_init__(self) -> None:
@@ -84,6 +90,8 @@ class TrainingPlan:
             bridge_lr=self.bridge_lr,
             semantic_lr=self.semantic_lr,
             cosine_weight=self.cosine_weight,
+            presence_weight=self.presence_weight,
+            prompt_weight=self.prompt_weight,
             grade_weight=self.grade_weight,
         )
         require_share(warmup=self.warmup)
@@ -104,6 +112,15 @@ class TrainingPlan:
         """Return the strength of semantics in an epoch, counted from 0."""
         first, last = self.semantic_ramp
         return min(max((epoch - first + 1) / (last - first + 1), 0.0), 1.0)
+
+    def scaled_lr(self, global_batch: int) -> float:
+        """Return the peak learning rate for a global batch, given that ``lr`` is for a batch of 1.
+
+        It grows with the square root of the batch.
+
+        Source: Malladi et al., NeurIPS 2022, https://arxiv.org/abs/2205.10287, for Adam.
+        """
+        return self.lr * math.sqrt(global_batch)
 
     def short_ramp(self, epochs: int) -> str | None:
         """Return what a fit of so few epochs means for semantics; None if they get full strength.
@@ -143,7 +160,7 @@ class TrainingPlan:
             factor = self.backbone_lr
             if name.startswith("semantic_fusion.bridge."):
                 factor = self.bridge_lr
-            elif name.startswith("semantic_fusion."):
+            elif name.startswith(("semantic_fusion.", "prompt_head.")):
                 factor = self.semantic_lr
             groups[factor].append(weight)
         if make is None:
@@ -210,8 +227,10 @@ def training_plan(name: str) -> TrainingPlan:
     return PLANS[name]
 
 
-def resolve_plan(plan: TrainingPlan | dict[str, Any] | str | None, network: object) -> TrainingPlan:
-    """Return a plan from its name, its values, or the name of the network that it is for.
+def resolve_plan(
+    plan: TrainingPlan | dict[str, Any] | str | None, network: NetworkConfig
+) -> TrainingPlan:
+    """Return a plan from its name or its values; None takes that of the network.
 
     Raises:
         ValueError: there is no plan or setting of that name, or a value is out of range.
@@ -221,6 +240,4 @@ def resolve_plan(plan: TrainingPlan | dict[str, Any] | str | None, network: obje
     if isinstance(plan, dict):
         require_names(plan, [field.name for field in fields(TrainingPlan)], of="plan")
         return TrainingPlan(**{**plan, "semantic_ramp": tuple(plan.get("semantic_ramp", (0, 0)))})
-    if plan is None:
-        plan = network if isinstance(network, str) and network in PLANS else "recommended"
-    return training_plan(str(plan))
+    return training_plan(network.plan if plan is None else plan)

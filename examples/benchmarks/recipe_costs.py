@@ -68,7 +68,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("recipe_costs.csv"))
     arguments = parser.parse_args()
     clip = full_size_clip(32)
-    rows = [("recipe", "crop", "crops per GPU", "GPUs", "GB per GPU", "hours on A100s")]
+    columns = ("recipe", "crop", "crops per GPU", "GPUs", "epochs", "learning rate")
+    rows = [(*columns, "GB per GPU", "hours on A100s")]
     for path in sorted(CONFIGS.glob("*.yaml")):
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
         network, trainer = recipe["model"]["network"], recipe["trainer"]
@@ -80,9 +81,9 @@ def main() -> None:
         second *= STEP_RATIO * (RECOMPUTED if config.checkpointing else 1)
         crop, count = options["patch_size"], options["batch_size"]
         second *= crop[0] * crop[1] * crop[2] / 128**3
-        devices = 1 if trainer["devices"] == "auto" else trainer["devices"]
-        devices *= trainer.get("num_nodes", 1)
-        crops = training_cases(recipe["data"]) * trainer["max_epochs"]
+        devices = trainer["devices"] * trainer.get("num_nodes", 1)
+        epochs = trainer["max_epochs"]
+        crops = training_cases(recipe["data"]) * epochs
         peak = predict_peak_memory(
             build_clipseg3d(config, encoder=clip),
             crop,
@@ -91,8 +92,8 @@ def main() -> None:
         )
         hours = crops * second / devices / 3600
         size = " x ".join(map(str, crop))
-        memory = f"{peak.total / 1e9:.1f}"
-        rows.append((path.stem, size, str(count), str(devices), memory, f"{hours:.1f}"))
+        sizes = (size, str(count), str(devices), str(epochs), f"{recipe['model']['lr']:.2g}")
+        rows.append((path.stem, *sizes, f"{peak.total / 1e9:.1f}", f"{hours:.1f}"))
         print(*rows[-1], sep=", ", flush=True)
     with atomic_write(arguments.output) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)

@@ -10,7 +10,7 @@ import pytest
 from clipseg3d.cli.preset_options import expand_presets
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import PRESETS
-from clipseg3d.training.plan import PLANS, TrainingPlan, resolve_plan
+from clipseg3d.training.plan import PLANS, TrainingPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PHANTOM = Path(__file__).parents[2] / "examples/configs/phantom_tiny.yaml"
@@ -25,28 +25,25 @@ CHANGE = ("--model.network.cbam", "false")
 
 
 def expanded(name):
-    """Return the arguments that stand for a preset."""
-    return [f"--model.network={json.dumps(asdict(PRESETS[name]))}", f"--model.plan={name}"]
+    """Return the argument that stands for a preset."""
+    return f"--model.network={json.dumps(asdict(PRESETS[name]))}"
 
 
 def test_values_are_inserted_before_the_first_change():
     given = ["fit", "--model.network", "tiny", "--trainer.max_epochs", "3"]
     assert expand_presets([*given, *CHANGE, "--data.fold", "1"]) == [
-        *(*given, *expanded("tiny"), *CHANGE, "--data.fold", "1"),
+        *(*given, expanded("tiny"), *CHANGE, "--data.fold", "1"),
     ]
     plan = ["--model.plan", "paper_body"]
-    network, _ = expanded("tiny")
-    assert expand_presets([*given, *plan, *CHANGE]) == [*given, *plan, network, *CHANGE]
-    fast = ["fit", "--model.network=fast"]  # a preset without a plan of its name
-    assert expand_presets([*fast, *CHANGE]) == [*fast, expanded("fast")[0], *CHANGE]
+    assert expand_presets([*given, *plan, *CHANGE]) == [*given, *plan, expanded("tiny"), *CHANGE]
 
 
 def test_the_last_name_before_the_change_is_expanded(write):
     for option in ("-c", "--config"):
         given = ["fit", option, str(write(network="paper_body", plan=None))]
-        assert expand_presets([*given, *CHANGE]) == [*given, *expanded("paper_body"), *CHANGE]
+        assert expand_presets([*given, *CHANGE]) == [*given, expanded("paper_body"), *CHANGE]
         given += ["--model.network=tiny"]
-        assert expand_presets([*given, *CHANGE]) == [*given, *expanded("tiny"), *CHANGE]
+        assert expand_presets([*given, *CHANGE]) == [*given, expanded("tiny"), *CHANGE]
 
 
 def test_other_arguments_stay_as_they_are(write):
@@ -73,7 +70,7 @@ def test_a_change_leaves_the_other_values_of_a_preset(parsed, write, name, where
     changes = ("--model.network.checkpointing=true", "--model.network.clip", "tiny-random")
     module = parsed(*given, *changes).model
     assert module.config == replace(PRESETS[name], checkpointing=True, clip="tiny-random")
-    assert module.plan == replace(resolve_plan(None, name), lr=module.plan.lr)
+    assert module.plan == replace(PLANS[PRESETS[name].plan], lr=module.plan.lr)
 
 
 @pytest.mark.parametrize("name", ["tinny", "{"])

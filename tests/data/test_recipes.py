@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from clipseg3d.cli.lightning_cli import run_lightning
 from clipseg3d.data.releases import BRATS_2018, BRATS_2020, BRATS_2021, BRATS_2023_GLI
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.training.dry_run import ENOUGH_STEPS
+from clipseg3d.training.plan import PLANS
 from clipseg3d.vocabulary import LABEL
 
 FOLDER = Path(__file__).parents[2] / "examples" / "configs"
@@ -120,6 +124,34 @@ def test_a_recipe_trains_a_step(tmp_path, write_recipe, recipe):
     run_lightning(["fit", "--config", str(FOLDER / f"{recipe}.yaml"), *map(str, options)])
     (last,) = (tmp_path / "run").rglob("last*.ckpt")
     assert torch.load(last, weights_only=True)["global_step"] == 1
+
+
+TRAINED = {"brats2020": 296, "brats2021": 1001, "brats2023_gli": 1001, "msd_task01": 388}
+"""Training cases of a fold."""
+FULL_SIZE = [path for path in sorted(FOLDER.glob("*.yaml")) if not path.stem.endswith("_tiny")]
+
+
+@pytest.mark.parametrize("path", FULL_SIZE, ids=lambda path: path.stem)
+def test_length_and_rate_of_a_recipe_follow_from_its_global_batch(path):
+    """At least 300 epochs and 25,000 steps; the rate grows with the square root of the batch."""
+    recipe = yaml.safe_load(path.read_text())
+    data, trainer = recipe["data"]["init_args"], recipe["trainer"]
+    devices = trainer["devices"] * trainer.get("num_nodes", 1)
+    plan = PLANS[NetworkConfig(**recipe["model"]["network"]).plan]
+    due = plan.scaled_lr(devices * data["batch_size"])
+    assert recipe["model"]["lr"] == pytest.approx(due, rel=0.02)
+    cases = next((n for key, n in TRAINED.items() if path.stem.startswith(key)), 220)
+    per_epoch = -(-cases // devices) // data["batch_size"]
+    epochs = trainer["max_epochs"]
+    assert epochs >= 300
+    assert per_epoch * epochs >= ENOUGH_STEPS
+    assert epochs == 300 or per_epoch * epochs < 1.1 * ENOUGH_STEPS
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_validates_with_windows_of_the_size_of_its_crops(path):
+    recipe = yaml.safe_load(path.read_text())
+    assert recipe["model"]["roi_size"] == recipe["data"]["init_args"]["patch_size"]
 
 
 def test_the_slurm_script_fits_its_configuration():

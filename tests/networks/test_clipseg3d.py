@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from clipseg3d.blocks.residual_block import ResidualBlock
 from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.intensity import intensity_statistics
-from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss
+from clipseg3d.losses import RegionLoss, cosine_loss, grade_loss, presence_loss
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import ABLATIONS
@@ -43,6 +43,8 @@ VARIANTS = {
     "min-max": {"norms": ("zscore", "zscore", "minmax", "minmax")},
     "grade": {"grade_classifier": True},
     "refinement": {"space_to_depth": 2, "refinement": 6},
+    "sentences": {"sentences": True, "presence": True, "guided_skips": 1},
+    "nested presence": {"head": "nested", "presence": True, "space_to_depth": 2},
     **ABLATIONS,
 }
 PAPER_LIKE = {
@@ -459,6 +461,8 @@ def training_loss(network, image, given, *, cosines=False):
     loss = RegionLoss()([prediction.logits, *prediction.auxiliary], label)
     if prediction.grade is not None:
         loss = loss + grade_loss(prediction.grade, torch.full((B,), -1))
+    if prediction.presence is not None:
+        loss = loss + presence_loss(prediction.presence, some_label())
     if cosines and prediction.maps is not None and prediction.maps.cosines is not None:
         loss = loss + cosine_loss(prediction.maps.cosines, label[:, 1:], temperature=0.07)
     return loss
@@ -522,6 +526,8 @@ def test_gradient_reaches_every_weight_of_every_variant(
     loss = RegionLoss()([prediction.logits, *prediction.auxiliary], some_label())
     if prediction.grade is not None:
         loss = loss + grade_loss(prediction.grade, torch.tensor([1, 0, -1]))
+    if prediction.presence is not None:
+        loss = loss + presence_loss(prediction.presence, some_label())
     loss.backward()
     expected = []
     if variant == "no_text":  # attention compares voxels with zeros

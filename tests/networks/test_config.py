@@ -15,6 +15,10 @@ EVERYTHING = NetworkConfig(
     adapter=True,
     dense=True,
     conditional_norm=True,
+    sentences=True,
+    presence=True,
+    guided_skips=2,
+    prompt_head=True,
 )
 """A config that every ablation changes in all that it names, but for the text."""
 
@@ -97,7 +101,7 @@ def test_the_papers_body_and_appendix_differ():
     body, appendix = network_config("paper_body"), network_config("paper_appendix")
     assert (body.dropout, appendix.dropout) == (0.2, 0.0)
     assert (body.adapter, appendix.adapter) == (False, True)
-    assert replace(body, dropout=0.0, adapter=True) == appendix
+    assert replace(body, dropout=0.0, adapter=True, plan="paper_appendix") == appendix
 
 
 def test_recommended_repairs_what_is_inert():
@@ -186,5 +190,5 @@ def test_unknown_ablation_lists_those_there_are():
 
 
 def test_conditional_norm_needs_semantics():
-    with pytest.raises(ValueError, match="conditional_norm is steered by semantics; set semantics"):
+    with pytest.raises(ValueError, match="conditional_norm: steered by semantics; set semantics"):
         NetworkConfig(conditional_norm=True, semantics=False)

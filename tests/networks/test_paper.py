@@ -42,7 +42,7 @@ OTHER_VALUES = {
     "guiding_text": "report",
     "attention_mode": "damped",
 }
-"""Switches of the preset, and what they are elsewhere; region contrast is for training only."""
+"""Switches of the preset, and what they are elsewhere; two others are for training only."""
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_the_table_names_every_switch_of_the_preset():
     """And no switch of the preset is missing above."""
     default, paper = asdict(NetworkConfig()), asdict(PRESETS["paper"])
     switches = {name for name, value in paper.items() if value != default[name]}
-    assert switches == {*OTHER_VALUES, "region_contrast"}
+    assert switches == {*OTHER_VALUES, "region_contrast", "plan"}
     rows = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
     named = set(re.findall(r"`(\w+)[`=]", "\n".join(rows)))
     assert switches <= named

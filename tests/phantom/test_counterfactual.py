@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from clipseg3d.phantom.counterfactual import Counterfactual
-from clipseg3d.phantom.report import PhantomFacts
 from clipseg3d.phantom.tumour import TumourPlan
+from clipseg3d.texts.facts import TumourFacts
 
 PLAN = TumourPlan(
     kind="solid",
@@ -21,7 +21,7 @@ PLAN = TumourPlan(
     grey_speed=0.3,
     swelling=1.0,
 )
-FACTS = PhantomFacts(
+FACTS = TumourFacts(
     side="left",
     lobe="frontal",
     foci=1,

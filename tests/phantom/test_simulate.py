@@ -10,9 +10,9 @@ from scipy import ndimage
 
 from clipseg3d.phantom.anatomy import Individual
 from clipseg3d.phantom.counterfactual import Counterfactual
-from clipseg3d.phantom.report import measure_facts
 from clipseg3d.phantom.simulate import simulate_phantom, simulate_twins
 from clipseg3d.phantom.tumour import GROWTH_GRID
+from clipseg3d.texts.facts import measure_facts
 from clipseg3d.vocabulary import SEQUENCES
 
 SIDES = {"left", "right"}

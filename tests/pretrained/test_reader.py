@@ -172,6 +172,14 @@ def test_weights_that_are_not_finite_are_refused(folder, tmp_path, network, save
         read_networks([tmp_path / "inf.ckpt"])
 
 
+def test_a_folder_of_before_networks_named_a_plan_is_read(folder):
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    del content["network"]["plan"]
+    path.write_text(json.dumps(content))
+    assert CLIPSeg3D.from_pretrained(folder).config.plan == "recommended"
+
+
 @pytest.mark.parametrize(
     "change", [{"channels": [4000] * 2}, {"semantic_dim": 4000}, {"refinement": 4000}]
 )

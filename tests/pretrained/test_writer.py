@@ -22,6 +22,7 @@ VARIANTS = {
     "default": {},
     "dense": {"dense": True, "view_selection": "attention", "guidance": "sequential"},
     "learned colours": {"mix_rgb": True, "adapter": True, "conditional_norm": True},
+    "plan": {"plan": "paper_body"},
     "nested": {"head": "nested", "grade_classifier": True, "difference_channels": True},
     "no_text": ABLATIONS["no_text"],
     "unet3d": ABLATIONS["unet3d"],

@@ -78,7 +78,12 @@ def test_processes_train_as_one_on_the_same_global_batches(trained, devices):
     assert many["losses"] == pytest.approx(one["losses"], abs=1e-5)
     for name, weight in one["weights"].items():
         torch.testing.assert_close(many["weights"][name], weight, rtol=0, atol=1e-5, msg=name)
-    for part in ("unet", "semantic_fusion.bottleneck", "semantic_fusion.attention.ET.score"):
+    for part in (
+        "unet",
+        "semantic_fusion.bottleneck",
+        "semantic_fusion.attention.ET.score",
+        "grade_",
+    ):
         names = [name for name in one["weights"] if name.startswith(part)]
         moved = [(one["weights"][n] - one["started"][n]).abs().max() for n in names]
         assert max(moved) > 1e-3, part

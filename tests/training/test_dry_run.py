@@ -165,6 +165,94 @@ def test_numbers_are_those_of_module_and_data(module, data, trainer, tmp_path, p
     assert found.faults == ()
 
 
+def notes_of(found, word):
+    return [note for note in found.notes if word in note]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "batch"),
+    [
+        ({"max_epochs": 7}, 14, 5),  # two steps an epoch
+        ({"max_epochs": 7, "max_steps": 3}, 3, 5),
+        ({"max_epochs": -1, "max_steps": 9}, 9, 5),
+        ({"max_epochs": 7, "accumulate_grad_batches": 2}, 7, 10),
+        ({"max_epochs": 7, "limit_train_batches": 1}, 7, 5),
+        ({"max_epochs": 7, "limit_train_batches": 0.5}, 7, 5),
+        ({"max_epochs": -1}, None, 5),
+    ],
+)
+def test_steps_and_samples_are_those_of_the_fit(
+    module, data, trainer, quick, options, steps, batch
+):
+    found = dry_run(module, data(), trainer(**options))
+    assert (found.optimizer_steps, found.global_batch, found.lr) == (steps, batch, 3e-4)
+    if steps:
+        line = (
+            f"{steps} optimiser steps, each of a global batch of {batch}: {steps * batch} samples"
+        )
+        assert f"{line}, peak learning rate 0.0003" in str(found)
+    else:
+        assert "optimiser steps" not in str(found)
+
+
+def test_too_few_steps_are_noted(module, data, trainer, quick):
+    found = dry_run(module, data(), trainer(max_epochs=12_499))
+    (note,) = notes_of(found, "steps are few")
+    assert "24,998 optimiser steps are few" in note
+    assert note.endswith("give 12500 epochs")
+    assert not notes_of(dry_run(module, data(), trainer(max_epochs=12_500)), "steps are few")
+
+
+@pytest.mark.parametrize(
+    ("plan", "lr", "batch", "due"),
+    [
+        (None, None, 4, "0.0006"),
+        (None, 6e-4, 4, None),
+        (None, 3e-4, 1, None),
+        (None, 6e-4, 1, "0.0003"),
+        ("paper_body", None, 4, "0.0002"),
+        ("tiny", 3e-3, 1, None),
+        ({"lr": 0.5, "warmup": 0.5}, None, 4, None),  # no plan of ours
+    ],
+)
+def test_a_rate_that_is_not_scaled_to_the_batch_is_noted(
+    data, trainer, quick, plan, lr, batch, due
+):
+    module = CLIPSeg3DModule(SMALL, release="phantom", spacing_mm=SPACING_MM, plan=plan, lr=lr)
+    found = dry_run(module, data(batch_size=batch), trainer(max_epochs=9))
+    notes = notes_of(found, "square root")
+    assert [note.rpartition(" is ")[2] for note in notes] == ([due] if due else [])
+
+
+def test_the_rate_of_another_optimiser_is_not_known(module, data, trainer, quick):
+    module.replaced["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0}}
+    found = dry_run(module, data(), trainer(max_epochs=9))
+    assert found.lr is None
+    assert "learning rate" not in str(found)
+
+
+def test_windows_of_another_size_than_the_crops_are_noted(module, data, trainer, quick):
+    found = dry_run(module, data(), trainer(max_epochs=9))
+    (note,) = notes_of(found, "windows")
+    assert "crops of training have the size (16, 24, 20), and windows of validation (128, " in note
+    same = data(patch_size=(128, 128, 128))
+    assert not notes_of(dry_run(module, same, trainer(max_epochs=9)), "windows")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "ablation", "said"), [(8, None, 1), (11, None, 0), (8, "unet3d", 0)]
+)
+def test_a_fit_that_is_shorter_than_the_ramp(data, trainer, quick, epochs, ablation, said):
+    module = CLIPSeg3DModule(SMALL, release="phantom", spacing_mm=SPACING_MM, ablation=ablation)
+    found = dry_run(module, data(), trainer(max_epochs=epochs))
+    assert len(notes_of(found, "views and text are never switched on")) == said
+
+
+def test_the_two_steps_do_not_warn_of_their_own_length(module, data, trainer, peak, recwarn):
+    dry_run(module, data(), trainer(max_epochs=20))
+    assert not [one for one in recwarn if "semantics rise" in str(one.message)]
+
+
 def test_patients_that_do_not_exist_yet_are_not_written(module, data, trainer, tmp_path, quick):
     found = dry_run(module, data(tmp_path / "nobody"), trainer(max_epochs=1))
     assert "5 of 5 patients are still to be simulated" in str(found)

@@ -57,6 +57,17 @@ def test_what_changes_no_sample_may_change(small, saved, tmp_path):
     assert trainer.global_step == 4
 
 
+def test_a_checkpoint_of_before_networks_named_a_plan_goes_on(small, saved, tmp_path):
+    content = torch.load(saved, weights_only=True)
+    content["settings"].pop("model.network.plan", None)
+    del content["hyper_parameters"]["network"]["plan"]
+    torch.save(content, tmp_path / "old.ckpt")
+    _, trainer = small(tmp_path, checkpoint=tmp_path / "old.ckpt", max_epochs=1)
+    assert trainer.global_step == 4
+    loaded = small.module().load_from_checkpoint(tmp_path / "old.ckpt")
+    assert loaded.plan == small.module().plan
+
+
 def test_changed_settings_can_be_accepted(small, saved, tmp_path):
     module = small.module(sequence_dropout=0.25, resume_changed=True)
     _, trainer = small(tmp_path, checkpoint=saved, module=module, max_epochs=2)

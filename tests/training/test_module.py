@@ -1,6 +1,7 @@
 """Mirrors clipseg3d/training/module.py and its way into the predictor."""
 
 import copy
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -22,7 +23,9 @@ from clipseg3d.metrics.dice import dice_empty_is_one
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import Prediction
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.presets import PRESETS
 from clipseg3d.phantom.datamodule import PhantomDataModule
+from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.module import CLIPSeg3DModule
 from clipseg3d.training.plan import PLANS, TrainingPlan
 from clipseg3d.views import Views
@@ -487,6 +490,110 @@ def test_resumed_fit_goes_on_with_the_ramp(fitted, tmp_path):
     assert found == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
+class SemanticWeights(Callback):
+    """Copies the trained weights of the semantic path after every epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        named = pl_module.network.semantic_fusion.named_parameters()
+        self.seen.append({name: w.detach().clone() for name, w in named if w.requires_grad})
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_semantics_do_not_change_until_they_are_switched_on(fitted, tmp_path, name):
+    _, data, _, _ = fitted
+    off = PLANS[name].semantic_ramp[0]  # epochs without semantics
+    module = CLIPSeg3DModule(replace(SMALL, adapter=True), plan=name)
+    start = copy.deepcopy(module.network)
+    watch = SemanticWeights()
+    trainer = quick_trainer(
+        tmp_path,
+        max_epochs=off + 3,
+        limit_train_batches=1,
+        gradient_clip_val=0.1,
+        callbacks=[watch],
+    )
+    trainer.fit(module, data)
+    initial = dict(start.semantic_fusion.named_parameters())
+    for epoch in range(off):
+        for weight, value in watch.seen[epoch].items():
+            assert torch.equal(value, initial[weight]), (epoch, weight)
+    moved = {w for w, value in watch.seen[-1].items() if not torch.equal(value, initial[w])}
+    assert {"guidance.map_views.0.weight", "attention.ET.score.weight"} <= moved
+    unet = dict(start.unet.named_parameters())
+    assert any(not torch.equal(w, unet[n]) for n, w in module.network.unet.named_parameters())
+
+
+def test_the_average_of_weights_that_do_nothing_stays_as_it_is(fitted, tmp_path):
+    _, data, _, _ = fitted
+    module = small_module(plan="paper_body")
+    start = copy.deepcopy(module.state_dict())
+    callbacks = [AveragedWeights(0.5)]
+    quick_trainer(tmp_path, max_epochs=3, callbacks=callbacks).fit(module, data)
+    after = module.state_dict()
+    names = [name for name, _ in module.named_parameters() if "semantic_fusion" in name]
+    assert all(torch.equal(after[name], start[name]) for name in names if name in start)
+
+
+def test_cosine_loss_trains_what_it_reads_before_the_ramp(quiet):
+    module = small_module(plan=TrainingPlan(cosine_weight=0.1, semantic_ramp=(1, 2)))
+    module.network.semantic_strength.fill_(0.0)
+    module.training_step(some_batch(), 0).backward()
+    module.on_before_optimizer_step(module.configure_optimizer())
+    fusion = module.network.semantic_fusion
+    assert fusion.attention["ET"].key.weight.grad.any()
+    assert fusion.attention["ET"].score.weight.grad is None
+    assert fusion.bottleneck.scale.weight.grad is None
+
+
+def test_semantics_of_some_strength_keep_gradients_of_zero(quiet):
+    module = small_module()
+    module.network.semantic_strength.fill_(0.5)
+    module.training_step(some_batch(), 0).backward()
+    module.on_before_optimizer_step(module.configure_optimizer())
+    weights = [w for w in module.network.parameters() if w.requires_grad]
+    assert all(weight.grad is not None for weight in weights)
+
+
+def test_the_hook_passes_networks_without_semantics(quiet):
+    module = small_module(ablation="no_semantic")
+    module.training_step(some_batch(), 0).backward()
+    module.network.semantic_strength.fill_(0.0)
+    module.on_before_optimizer_step(module.configure_optimizer())
+    weights = [w for w in module.network.parameters() if w.requires_grad]
+    assert all(weight.grad is not None for weight in weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "ramp", "message"),
+    [
+        ({"max_epochs": 3}, (3, 4), "the fit has 3: views and text are never switched on"),
+        ({"max_epochs": 4}, (3, 4), "the fit has 4: .* a strength of only 0.5; give at least 5 ep"),
+        ({"max_epochs": 5}, (3, 4), None),
+        ({"max_epochs": 9, "max_steps": 7}, (1, 2), "epochs 1 to 2, counted from 0, .* has 2: "),
+        ({"max_epochs": 3, "accumulate_grad_batches": 3}, (3, 4), "the fit has 3: "),
+        ({"max_epochs": 3, "accumulate_grad_batches": 3}, (1, 2), None),
+    ],
+)
+@pytest.mark.filterwarnings("default")
+def test_a_fit_that_is_shorter_than_the_ramp_warns_once(
+    fitted, tmp_path, recwarn, options, ramp, message
+):
+    _, data, _, _ = fitted  # four batches an epoch
+    module = small_module(plan=TrainingPlan(semantic_ramp=ramp))
+    quick_trainer(tmp_path, **options).fit(module, data)
+    found = [str(one.message) for one in recwarn if "semantics rise" in str(one.message)]
+    assert len(found) == (message is not None)
+    if message:
+        assert re.search(message, found[0])
+    recwarn.clear()
+    module = small_module(plan=TrainingPlan(semantic_ramp=ramp), ablation="no_semantic")
+    quick_trainer(tmp_path, **options).fit(module, data)
+    assert not [one for one in recwarn if "semantics rise" in str(one.message)]
+
+
 # what data must give
 
 
@@ -544,7 +651,9 @@ def test_loaders_without_a_data_module_are_trusted(fitted, tmp_path):
 
 def test_plan_is_the_networks_unless_given():
     assert small_module().plan == PLANS["recommended"]
-    assert CLIPSeg3DModule("tiny").plan == PLANS["tiny"]
+    for network in ("tiny", PRESETS["tiny"], replace(PRESETS["tiny"], cbam=False)):
+        assert CLIPSeg3DModule(network).plan == PLANS["tiny"]
+        assert CLIPSeg3DModule(network, ablation="no_text").plan == PLANS["tiny"]
     assert CLIPSeg3DModule("tiny", plan="paper_body").plan == PLANS["paper_body"]
     assert small_module(plan=asdict(PLANS["paper_appendix"])).plan == PLANS["paper_appendix"]
     assert small_module(plan="paper_body", lr=0.5).plan == replace(PLANS["paper_body"], lr=0.5)

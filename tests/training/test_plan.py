@@ -86,6 +86,11 @@ def test_factors_of_the_papers_appendix(network):
     assert found == {}
 
 
+@pytest.mark.parametrize(("batch", "lr"), [(1, 3e-4), (4, 6e-4), (16, 1.2e-3)])
+def test_the_rate_grows_with_the_square_root_of_the_batch(batch, lr):
+    assert PLANS["recommended"].scaled_lr(batch) == pytest.approx(lr)
+
+
 def test_equal_factors_share_a_group(network):
     assert len(PLANS["recommended"].optimizer_for(network).param_groups) == 1
     assert len(PLANS["paper_appendix"].optimizer_for(network).param_groups) == 3
@@ -194,13 +199,28 @@ def test_plans_are_found_by_name():
         training_plan("fast")
 
 
-@pytest.mark.parametrize("network", [*PRESETS, NetworkConfig(), asdict(NetworkConfig())])
-def test_plan_goes_with_the_network_unless_given(network):
-    named = network if isinstance(network, str) and network in PLANS else "recommended"
-    assert resolve_plan(None, network) == PLANS[named]
+@pytest.mark.parametrize(
+    ("preset", "plan"),
+    [
+        ("paper", "paper_body"),
+        ("paper_body", "paper_body"),
+        ("paper_appendix", "paper_appendix"),
+        ("recommended", "recommended"),
+        ("fast", "recommended"),
+        ("tiny", "tiny"),
+    ],
+)
+def test_plan_goes_with_the_network_unless_given(preset, plan):
+    network = PRESETS[preset]
+    assert resolve_plan(None, network) == PLANS[plan]
+    assert resolve_plan(None, replace(network, cbam=False)) == PLANS[plan]
     assert resolve_plan("paper_body", network) == PLANS["paper_body"]
     own = TrainingPlan(lr=0.5)
     assert resolve_plan(own, network) is own
+
+
+def test_every_preset_has_a_plan():
+    assert {preset.plan for preset in PRESETS.values()} <= set(PLANS)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -208,10 +228,10 @@ def test_plan_survives_as_plain_values(name, tmp_path):
     values = asdict(PLANS[name])
     torch.save(values, tmp_path / "plan.pt")
     loaded = torch.load(tmp_path / "plan.pt", weights_only=True)
-    assert resolve_plan(loaded, None) == PLANS[name]
+    assert resolve_plan(loaded, NetworkConfig()) == PLANS[name]
     listed = {**values, "semantic_ramp": list(values["semantic_ramp"])}
-    assert resolve_plan(listed, None) == PLANS[name]
-    assert resolve_plan({"lr": 0.1}, "tiny") == TrainingPlan(lr=0.1)
+    assert resolve_plan(listed, NetworkConfig()) == PLANS[name]
+    assert resolve_plan({"lr": 0.1}, PRESETS["tiny"]) == TrainingPlan(lr=0.1)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +247,7 @@ def test_what_no_plan_can_mean_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TrainingPlan(**values)
     with pytest.raises(ValueError, match=message):
-        resolve_plan(values, "tiny")
+        resolve_plan(values, PRESETS["tiny"])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
