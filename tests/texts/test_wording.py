@@ -86,8 +86,9 @@ def test_what_is_not_stated_is_not_said(fact):
 def test_denied_enhancement_is_denied_and_stated_enhancement_is_not():
     denial = (
         r"\bno\b|not\b|n't|\bnon|un(?:changed|enhan)|without|absen|lack|devoid|free of|\bnil\b"
-        r"|\bneg|none|neither|fails?|failed|hardly|cannot|ruled out|excluded|nothing|never|zero"
-        r"|dark|hypointense|low signal|isointense|unchanged|missing|vanish|disappear|resolved|gone|regress|nowhere|no part|intact|\b0\b"
+        r"|\bneg|as it was|\bbare|none|neither|fails?|failed|hardly|cannot|ruled out|excluded"
+        r"|nothing|never|zero|dark|hypointense|low signal|isointense|unchanged|missing|vanish"
+        r"|disappear|resolved|gone|regress|nowhere|no part|intact|\b0\b"
     )
     for text in texts(Statement(enhancement="none")):
         assert re.search(denial, text, re.IGNORECASE), text

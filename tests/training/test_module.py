@@ -271,6 +271,44 @@ def test_withheld_reports_leave_the_prompts(monkeypatch, quiet, share, steps, lo
     assert embed(["", ""])[1].tolist() == [[True] * 3] * 2
 
 
+def test_swapped_reports_are_logged(phantom_folder, tmp_path):
+    module = small_module(
+        release="phantom", spacing_mm=SPACING_MM, plan=FROM_THE_START, roi_size=ROI_SIZE,
+        swap_cases=1,
+    )  # fmt: skip
+    trainer = quick_trainer(tmp_path, limit_val_batches=1)
+    logged = trainer.validate(module, phantoms(phantom_folder, tmp_path), verbose=False)[0]
+    assert -1 <= logged["val/obey_text"] <= 1
+    assert -1 <= logged["val/obey_image"] <= 1
+    plain = small_module(release="phantom", spacing_mm=SPACING_MM, roi_size=ROI_SIZE)
+    again = trainer.validate(plain, phantoms(phantom_folder, tmp_path), verbose=False)[0]
+    assert "val/obey_text" not in again
+
+
+def test_reports_are_swapped_only_about_enhancing_tumours():
+    config = replace(SMALL, regions=("WT", "TC"), guided=("TC",))
+    with pytest.raises(ValueError, match=r"swap_cases=1 .* the network has no ET; set it to 0"):
+        CLIPSeg3DModule(config, swap_cases=1)
+
+
+def test_sentences_presence_and_prompts_are_trained(phantom_folder, tmp_path):
+    """Two steps move every new weight, with reports written from masks and twins."""
+    config = replace(SMALL, sentences=True, presence=True, guided_skips=1, prompt_head=True)
+    module = CLIPSeg3DModule(
+        config, release="phantom", spacing_mm=SPACING_MM, plan=FROM_THE_START, lr=1e-2
+    )
+    before = {name: weight.clone() for name, weight in module.network.named_parameters()}
+    data = phantoms(phantom_folder, tmp_path, text_twins=0.5, written_reports=1.0, batch_size=2)
+    quick_trainer(tmp_path, max_steps=2).fit(module, data)
+    new = ("sentences.", "presence.", "skips.", "prompt_head.")
+    still = [
+        name
+        for name, weight in module.network.named_parameters()
+        if any(part in name for part in new) and torch.equal(weight, before[name])
+    ]
+    assert still == []
+
+
 def test_validation_withholds_nothing(fitted, monkeypatch):
     module, data, trainer, _ = fitted
     monkeypatch.setitem(module.hparams, "report_dropout", 1.0)
