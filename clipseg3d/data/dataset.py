@@ -97,6 +97,7 @@ class BraTSDataset(Dataset[Sample]):
             "crop_box": torch.from_numpy(np.stack([corner / size, crop / size]).astype(np.float32)),
             "statistics": case.statistics(),
             "views": case.views(),
+            "reduced_views": case.reduced_views(),
             "report": case.report,
             "grade": case.grade,
             "case_id": case.case_id,

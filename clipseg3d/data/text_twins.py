@@ -19,6 +19,7 @@ from clipseg3d.data.release import BraTSRelease
 from clipseg3d.ranges import require_share
 from clipseg3d.texts.facts import TumourFacts, measure_regions
 from clipseg3d.texts.wording import Statement, statement_of, write_text
+from clipseg3d.views import Views, views_without
 
 KINDS = {"withheld": 0.4, "faded": 0.2, "removed": 0.15, "focus": 0.1, "wrong": 0.15}
 """Kind of a twin -> its share.
@@ -207,11 +208,16 @@ class TextTwins:
         return self._blind({**sample, "image": image.half()})
 
     def _blind(self, sample: Sample) -> Sample:
-        """Take t1ce out of the views."""
-        views = sample["views"]
-        images = views.images.clone()
+        """Take t1ce out of the views, and out of the choice of their slices."""
+        kept = torch.tensor([[name != "t1ce" for name in self.sequences]])
+        given, reduced = (
+            Views(*(part[None] for part in views))
+            for views in (sample["views"], sample["reduced_views"])
+        )
+        views = views_without(given, reduced, kept, sequences=self.sequences)
+        images = views.images[0].clone()
         images[..., self.sequences.index("t1ce")] = 0
-        return {**sample, "views": views._replace(images=images)}
+        return {**sample, "views": Views(images, views.planes[0])}
 
     def _unlabelled(self, sample: Sample) -> Sample:
         """Return a sample whose enhancing tumour is labelled as core that does not enhance."""

@@ -362,6 +362,7 @@ class CLIPSeg3DModule(LightningModule):
             sequences=self.config.sequences,
             view_selection=self.config.view_selection,
             name=f"rank {self.global_rank}, batch {batch_idx}",
+            reduced_views=self.hparams["sequence_dropout"] > 0,
         )
         return unpack(whole, num_regions=len(self.config.regions))
 
@@ -393,7 +394,12 @@ class CLIPSeg3DModule(LightningModule):
         # A case may lack sequences itself; if none would be left, all are kept.
         kept |= ~(kept & acquired).any(dim=1, keepdim=True)
         image, statistics, views = withhold_sequences(
-            batch["image"], batch["statistics"], batch["views"], kept
+            batch["image"],
+            batch["statistics"],
+            batch["views"],
+            kept,
+            reduced_views=batch["reduced_views"],
+            sequences=self.config.sequences,
         )
         text, mask = self.network.embed_text(reports)
         prediction = self.network.segment(
@@ -405,10 +411,11 @@ class CLIPSeg3DModule(LightningModule):
             deep=True,
         )
         loss: Tensor = self.loss([prediction.logits, *prediction.auxiliary], batch["label"])
-        if self.plan.cosine_weight and prediction.maps is not None:
+        cosines = None if prediction.maps is None else prediction.maps.cosines
+        if self.plan.cosine_weight and cosines is not None:
             guided = [region in (self.config.guided or ()) for region in self.config.regions]
             loss = loss + self.plan.cosine_weight * cosine_loss(
-                prediction.maps.cosines,
+                cosines,
                 batch["label"][:, guided],
                 temperature=self.plan.cosine_temperature,
             )
@@ -462,7 +469,7 @@ class CLIPSeg3DModule(LightningModule):
             crops = "; ".join(
                 f"case {batch['case_id'][index]}, crop from "
                 f"{_numbers(batch['crop_box'][index, 0])} of size "
-                f"{_numbers(batch['crop_box'][index, 1])} in shares of its brain box"
+                f"{_numbers(batch['crop_box'][index, 1:].sum(dim=0))} in shares of its brain box"
                 for index in fault.samples or range(count)
             )
             message = f"the loss is {loss} in {step}: {crops}; first in {fault.layer}. {advice}"

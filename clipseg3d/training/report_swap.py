@@ -60,7 +60,12 @@ def swap_reports(
     reports = [write_text(said, np.random.default_rng(seed)) for said in (true, false)]
     kept = torch.tensor([[name != "t1ce" for name in sequences]], device=label.device)
     image, statistics, views = withhold_sequences(
-        batch["image"], batch["statistics"], batch["views"], kept
+        batch["image"],
+        batch["statistics"],
+        batch["views"],
+        kept,
+        reduced_views=batch["reduced_views"],
+        sequences=sequences,
     )
     blind: Batch = {**batch, "image": image, "statistics": statistics, "views": views}
     without = [_dice(segment({**blind, "report": [report]}), label) for report in reports]

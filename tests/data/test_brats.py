@@ -165,7 +165,7 @@ def test_training_batches(make):
         assert batch.keys() == Batch.__annotations__.keys()
         assert batch["image"].shape == (2, 4, *PATCH)
         assert batch["label"].shape == (2, 3, *PATCH)
-        assert batch["crop_box"].shape == (2, 2, 3)
+        assert batch["crop_box"].shape == (2, 4, 3)
         assert batch["statistics"].shape == (2, 4, 4)
         assert isinstance(batch["views"], Views)
         assert batch["views"].images.shape == (2, 3, 224, 224, 4)

@@ -12,7 +12,7 @@ from clipseg3d.data.releases import BRATS_2020, BRATS_2023_GLI
 from clipseg3d.data.text_twins import KINDS, TextTwins, _mirrored
 from clipseg3d.intensity import intensity_statistics
 from clipseg3d.texts.wording import statement_of
-from clipseg3d.views import cut_views
+from clipseg3d.views import Views, cut_reduced_views, cut_views
 
 T1, T1CE = 0, 1
 ET_BITS, ALL_BITS = 0b100, 0b111
@@ -36,13 +36,17 @@ def sample(*, enhancing=True):
     image, label = case(enhancing=enhancing)
     statistics = intensity_statistics(image[None])[0]
     regions = torch.from_numpy(BRATS_2020.to_regions(label))
-    views = cut_views(image[None], statistics[None], selection="center")
+    views, reduced = (
+        Views(*(part[0] for part in cut(image[None], statistics[None], selection="energy")))
+        for cut in (cut_views, cut_reduced_views)
+    )
     return {
         "image": pack_image(image, statistics),
         "label": pack_regions(regions),
         "crop_box": torch.tensor([[0.0] * 3, [1.0] * 3]),
         "statistics": statistics,
-        "views": views._replace(images=views.images[0], planes=views.planes[0]),
+        "views": views,
+        "reduced_views": reduced,
         "report": "what a person wrote",
         "grade": 1,
         "case_id": "case",
@@ -88,9 +92,10 @@ def test_withheld_t1ce_shows_nothing_and_the_report_decides(monkeypatch):
         assert not twin["image"][T1CE].any()
         assert not twin["statistics"][T1CE].any()
         assert not twin["views"].images[..., T1CE].any()
+        chosen = given["reduced_views"].images[2]  # slices that FLAIR alone chooses
         for other in (0, 2, 3):
             assert torch.equal(twin["image"][other], given["image"][other])
-            assert torch.equal(twin["views"].images[..., other], given["views"].images[..., other])
+            assert torch.equal(twin["views"].images[..., other], chosen[..., other])
         assert torch.equal(twin["label"] & 0b011, given["label"] & 0b011)
         assert twin["report"]
         kept.append(has_et(twin))

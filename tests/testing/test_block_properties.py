@@ -70,6 +70,11 @@ class Fusion(nn.Module):
 BLOCKS = {
     "AttentionGate": (lambda: blocks.AttentionGate(C, C), (FEATURES, FEATURES.flip(2)), True),
     "CBAM": (lambda: blocks.CBAM(C), (FEATURES,), True),
+    "GateConvolution": (
+        lambda: blocks.GateConvolution(C, D),
+        (FEATURES, TOKENS[:, 0]),
+        False,
+    ),
     "GatedAttentionPooling": (lambda: blocks.GatedAttentionPooling(D), (TOKENS,), False),
     "GradeClassifier": (lambda: blocks.GradeClassifier(C), (FEATURES,), False),
     "InstanceNormAct": (lambda: blocks.InstanceNormAct(C), (FEATURES,), False),
@@ -91,7 +96,7 @@ BLOCKS = {
         False,
     ),
     "SemanticFusion": (
-        lambda: Fusion("gate", mode="paper"),
+        lambda: Fusion("gate", mode="damped"),
         (FEATURES, VIEWS, PLANES, REPORT, REPORT[..., 0] < 9),
         True,
     ),

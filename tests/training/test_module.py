@@ -354,10 +354,14 @@ def test_share_of_samples_without_some_sequences(share):
 def test_withheld_sequences_are_gone_from_image_statistics_and_views(monkeypatch, quiet):
     module = small_module(sequence_dropout=1.0)
     batch, given = some_batch(6), {}
+    every = torch.arange(3.0).view(1, 3, 1, 1).expand(6, 3, 3, 3)
+    images = batch["views"].images[:, None].expand(-1, 3, -1, -1, -1, -1)
+    batch["reduced_views"] = Views(images, every)
     encode, segment = module.network.encode_semantics, module.network.segment
 
     def spy_encode(views, *rest):
         given["views"] = views.images.amax(dim=(1, 2, 3)) > 0
+        given["choice"] = views.planes[:, 0, 0].tolist()
         return encode(views, *rest)
 
     def spy_segment(image, semantics, *, statistics, **rest):
@@ -372,6 +376,9 @@ def test_withheld_sequences_are_gone_from_image_statistics_and_views(monkeypatch
     assert loss.isfinite()
     assert torch.equal(given["image"], given["statistics"])
     assert torch.equal(given["image"], given["views"])
+    for (t1, t1ce, _, flair), choice in zip(given["image"], given["choice"], strict=True):
+        set_index = int(t1 & t1ce) + 2 * int(flair)
+        assert choice == (set_index if set_index < 3 else 0.5)  # 0.5: the views of all sequences
     assert {int(n) for n in given["image"].sum(dim=1)} <= {1, 2, 3}
     assert len({tuple(row) for row in given["image"].tolist()}) > 1
     assert torch.equal(batch["image"], before["image"])  # the batch itself is left alone

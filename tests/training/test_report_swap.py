@@ -8,7 +8,7 @@ import torch
 
 from clipseg3d.intensity import intensity_statistics
 from clipseg3d.training.report_swap import swap_reports
-from clipseg3d.views import cut_views
+from clipseg3d.views import cut_reduced_views, cut_views
 
 SEQUENCES, REGIONS = ("t1", "t1ce", "t2", "flair"), ("WT", "TC", "ET")
 SIZE = (20, 24, 16)
@@ -28,6 +28,7 @@ def case(*, enhancing=True):
         "label": label,
         "statistics": statistics,
         "views": cut_views(image, statistics, selection="center"),
+        "reduced_views": cut_reduced_views(image, statistics, selection="center"),
         "report": ["what a person wrote"],
     }
 
