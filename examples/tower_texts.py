@@ -52,6 +52,8 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 """Question -> its answers. ``kind`` is that of enhancement; ``target`` and ``pick`` are of prompts;
 ``compressed`` are ventricles, and ``shifted`` is the midline; each site is a question of its own.
 """
+OF_PROMPTS = ("target", "pick")
+"""Questions that no report answers."""
 
 Answers = Mapping[str, str]
 """Question -> answer. A question that is not there cannot be answered."""
@@ -592,9 +594,9 @@ def learn_texts(
     learner.requires_grad_(False)
 
 
-def fit_readers(clip: HuggingFaceCLIP, *, lessons: int = 40, steps: int = 600) -> Readers:
+def fit_readers(clip: HuggingFaceCLIP, *, lessons: int = 320, steps: int = 400) -> Readers:
     """Return readers fitted to a CLIP that stays as it is, such as one trained without any."""
-    drawn = [draw_lesson(number, 64) for number in range(lessons)]
+    drawn = [draw_lesson(number, 8) for number in range(lessons)]
     with torch.no_grad():
         vectors = torch.cat([clip.encode_text(lesson.texts) for lesson in drawn])
     answers = [known for lesson in drawn for known in lesson.answers]
