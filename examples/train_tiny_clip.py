@@ -392,7 +392,6 @@ class Learner(nn.Module):
         self.readers = readers
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-2.0))
-        clip.frozen_model.requires_grad_(False)
         readers.requires_grad_(False)
         for part in (self.tower, self.projection, self.logit_scale):
             part.requires_grad_(True)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from einops import rearrange
 
 from clipseg3d.clip import HuggingFaceCLIP, load_encoder
 from clipseg3d.clip.registry import load_text_encoder
+from clipseg3d.data.releases import PHANTOM
+from clipseg3d.intensity import intensity_statistics
 from clipseg3d.phantom.simulate import simulate_phantom
 from clipseg3d.texts import Statement, statement_of
 from clipseg3d.views import cut_views
@@ -64,7 +67,7 @@ def untrained(script, tokenizer):
     def build(seed=0):
         torch.manual_seed(seed)
         clip = script.build_clip(tokenizer)
-        return clip, script.Readers(clip.embed_dim).requires_grad_(False)
+        return clip, script.Readers(clip.embed_dim)
 
     return build
 
@@ -176,6 +179,20 @@ def test_twins_have_no_contrast(script, cases, phantoms):
             twin.images[spaced][..., [0, 2, 3]], sample.images[spaced][..., [0, 2, 3]]
         )
         assert not torch.equal(twin.images[spaced][..., 1], sample.images[spaced][..., 1])
+
+
+def test_a_radiologist_has_not_seen_the_twin(script):
+    """A report of the scan with contrast is not one of the scan without."""
+    label = np.zeros((30, 28, 26), np.uint8)
+    label[10:20, 8:16, 8:18] = 4
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.uniform(1, 9, (4, *label.shape)).astype(np.float32))
+    image[1] = 2 * image[0]
+    image[1, 10:20, 8:16, 8:18] = 30
+    statistics = intensity_statistics(image[None])[0]
+    said = Statement(enhancement="solid", side="left", sites=("frontal",))
+    sample, twin = script.cut_case(image, statistics, label, PHANTOM, said, "A solid lesion.")
+    assert (sample.report, twin.report) == ("A solid lesion.", "")
 
 
 def test_samples_come_back_from_their_files(script, cases, tmp_path, monkeypatch):
