@@ -153,7 +153,7 @@ WORDS = {
     "occipital": "{occipital|occipital|occipital|medial occipital|occipital pole|calcarine"
     "|lateral occipital|cuneus}",
     "insular": "{insular|insular|opercular}",
-    "deep": "{thalamic|basal ganglia|deep grey matter|callosal|brainstem|pontine|thalamic"
+    "deep": "{thalamic|thalamus|basal ganglia|deep grey matter|callosal|brainstem|pontine|thalamic"
     "|lentiform|periventricular deep|striatal}",
     "cerebellar": "{cerebellar|cerebellar|posterior fossa|vermian|infratentorial}",
 }
@@ -194,7 +194,6 @@ _ENHANCEMENT = {
         "<lesion> that {does not|doesn't|fails to} <enhance>",
         "<lesion>, which {itself |}{does not <enhance>|shows no <enh>|is not enhancing}",
         "the <lesion> itself does not <enhance>",
-        "{several|two|multiple} <lesions>, {none|neither} of which <enhances>",
         "<enh>{?|:} {no|none|nil}",
         "<enh> {nil|none|neg|negative}",
         "{absent|no|missing|nil} <enh>",
@@ -283,6 +282,42 @@ _ENHANCEMENT = {
         "<enh> is {solid|homogeneous|uniform|diffuse}",
     ),
 }
+_ENHANCEMENT_OF_MANY = {
+    "none": (
+        "{several|two|multiple|many} <lesions>, {none|neither} of which <enhances>",
+        "{none|neither} of the <lesions> <enhances>{| <after>}",
+        "the <lesions> do not <enhance>",
+        "{non-enhancing|unenhancing|nonenhancing} <lesions>",
+        "<lesions> without <enh>",
+    ),
+    "yes": (
+        "the <lesions> <enhance>",
+        "{all|both|each} of the <lesions> <enhance>",
+        "<enhancing> <lesions>",
+        "{several|two|multiple|many} <lesions> with <degree> <enh>",
+    ),
+    "rim": (
+        "{ring-enhancing|rim-enhancing} <lesions>",
+        "the <lesions> show <ringlike> <enh>",
+    ),
+    "solid": (
+        "{homogeneously|solidly} enhancing <lesions>",
+        "the <lesions> <enhance> {homogeneously|solidly}",
+    ),
+}
+"""Kind of enhancement -> clauses that also say that there are several lesions."""
+_NECROSIS_OF_MANY = {
+    True: (
+        "<lesions> with {necrotic centres|central necrosis|dead cores|necrotic cores}",
+        "{partly|partially|largely|centrally} necrotic <lesions>",
+        "the {larger|largest} of the <lesions> is necrotic",
+    ),
+    False: (
+        "<lesions> without <nonecrosis>",
+        "{none|neither} of the <lesions> is necrotic",
+        "the <lesions> are not necrotic",
+    ),
+}
 _NECROSIS = {
     True: (
         "<necrosis> is <see>{| within the <lesion>| in the <core>| inside| centrally}",
@@ -309,8 +344,7 @@ _NECROSIS = {
         "necrosis {yes|pos|positive|present|+}",
         "{dead|avascular|fluid-signal|liquefied|broken-down|devitalised|cystic-necrotic} <core>",
         "<lesion> {with|showing|containing} <necrosis>",
-        "<lesions> with {necrotic centres|central necrosis|dead cores|necrotic cores}",
-        "{partly|partially|largely|mostly|extensively|focally} necrotic {<lesion>|<lesions>}",
+        "{partly|partially|largely|mostly|extensively|focally} necrotic <lesion>",
         "<lesion>, which {is|has become|appears} necrotic {centrally|inside|in its <core>|}",
         "{new|increasing|progressive|residual} <necrosis>",
         "<lesion> that has {undergone necrosis|broken down|died off centrally}",
@@ -474,6 +508,7 @@ _FOCI = {
         "{unifocal disease|solitary finding}",
         "the <lesion> is the only one",
         "it is {solitary|single|the only lesion}",
+        "<lesion>, {one|single} in number",
         "{solitary|single}",
         "single {1|2|3} cm <lesion>",
         "{nothing suggests|no suspicion of|no hint of} {multifocality|further lesions"
@@ -779,11 +814,19 @@ _JOINT: dict[tuple[str | None, bool | None], tuple[str, ...]] = {
 
 def _enhancement(statement: Statement, rng: np.random.Generator) -> str:
     kind = statement.enhancement
-    return "" if kind is None else _choose(_ENHANCEMENT[kind], rng)
+    if kind is None:
+        return ""
+    is_many = statement.foci == "multiple" and rng.random() < _OF_MANY
+    many = _ENHANCEMENT_OF_MANY.get(kind) if is_many else None
+    return _choose(many or _ENHANCEMENT[kind], rng)
 
 
 def _necrosis(statement: Statement, rng: np.random.Generator) -> str:
-    return "" if statement.necrosis is None else _choose(_NECROSIS[statement.necrosis], rng)
+    if statement.necrosis is None:
+        return ""
+    is_many = statement.foci == "multiple" and rng.random() < _OF_MANY
+    forms = _NECROSIS_OF_MANY if is_many else _NECROSIS
+    return _choose(forms[statement.necrosis], rng)
 
 
 def _oedema(statement: Statement, rng: np.random.Generator) -> str:
@@ -826,7 +869,11 @@ def _place(statement: Statement, rng: np.random.Generator) -> str:
         whole = "{both hemispheres|both cerebral hemispheres|the brain bilaterally}"
         place = f"{{both|the right and left}} {adjectives} {lobe}" if sites else whole
         adjective = f"{{bilateral|bihemispheric|left and right}} {adjectives}"
-        if sites and rng.random() < 0.15:
+        if len(sites) == 1 and sites[0] not in ("deep", "insular") and rng.random() < 0.25:
+            place, adjective = f"both {sites[0]} lobes", f"bi{sites[0]}"
+        elif sites == ["deep"] and rng.random() < 0.25:
+            place = adjective = "{bithalamic|both thalami|bilateral basal ganglia}"
+        elif sites and rng.random() < 0.15:
             place = adjective = f"left <{sites[0]}>, right <{sites[-1]}>"
         elif not sites and rng.random() < 0.3:
             place = adjective = "{butterfly|on both sides|in both halves of the brain}"
@@ -864,9 +911,14 @@ _CLAUSES: dict[str, Callable[[Statement, np.random.Generator], str]] = {
 _ORDER = ("joint", *_CLAUSES)
 
 
+_OF_MANY = 0.3
+"""Share of clauses about several lesions that say so."""
 _PHRASES = 0.2
 """Share of texts that are one noun phrase."""
-_JOINTS = (", ", "; ", ", and ", " and ", ". ", ", with ", ", while ")
+_JOINTS = (
+    ", ", "; ", ", and ", " and ", ". ", ", with ", ", while ",
+    ", but ", ", yet ", ", however ", ", although ", "; nonetheless ",
+)  # fmt: skip
 
 
 def _noun_phrase(statement: Statement, rng: np.random.Generator) -> str:
