@@ -676,26 +676,10 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=100, help="steps")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.data is not None and arguments.reports is None:
+        parser.error("--data needs --reports")
     torch.set_num_threads(arguments.threads)
     output = arguments.output
-    simulated = collect_phantoms(
-        output / f"simulated {arguments.spacing:g} mm",
-        range(arguments.phantoms),
-        arguments.spacing,
-    )
-    real: dict[str, list[Sample]] = {}
-    if arguments.data is not None:
-        if arguments.reports is None:
-            parser.error("--data needs --reports")
-        real = collect_cases(
-            output / "real",
-            arguments.data,
-            get_release(arguments.release),
-            arguments.reports,
-            arguments.cases,
-        )
-        for name in left_out(list(real), arguments.fold, arguments.num_folds):
-            del real[name]
     corpus = list(read_reports(arguments.corpus).values()) if arguments.corpus else []
     torch.manual_seed(0)
     clip = build_clip(train_tokenizer(texts_of_vocabulary(corpus), arguments.vocabulary))
@@ -707,6 +691,22 @@ def main() -> None:
         steps=arguments.text_steps,
         save_every=arguments.save_every,
     )
+    simulated = collect_phantoms(
+        output / f"simulated {arguments.spacing:g} mm",
+        range(arguments.phantoms),
+        arguments.spacing,
+    )
+    real: dict[str, list[Sample]] = {}
+    if arguments.data is not None:
+        real = collect_cases(
+            output / "real",
+            arguments.data,
+            get_release(arguments.release),
+            arguments.reports,
+            arguments.cases,
+        )
+        for name in left_out(list(real), arguments.fold, arguments.num_folds):
+            del real[name]
     folder = output if arguments.fold is None else output / f"fold {arguments.fold}"
     folder.mkdir(exist_ok=True)
     learn_images(
