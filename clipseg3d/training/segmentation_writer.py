@@ -1,6 +1,7 @@
 """Files of cases that a trainer predicts: those of ``clipseg3d segment``, on many devices."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ class SegmentationWriter(Callback):
 
     Args:
         folder: to write to; made if missing.
+        prompts: what else to segment in each case, a mask of its own for each.
         probabilities: whether to write the probability of each region.
         uncertainty: whether to write uncertainty maps.
         html: whether to write a page of each case.
@@ -32,6 +34,7 @@ class SegmentationWriter(Callback):
         self,
         folder: str,
         *,
+        prompts: Sequence[str] = (),
         probabilities: bool = False,
         uncertainty: bool = False,
         html: bool = False,
@@ -39,6 +42,7 @@ class SegmentationWriter(Callback):
     ) -> None:
         self.folder = Path(folder)
         self.options: dict[str, Any] = {
+            "prompts": tuple(prompts),
             "probabilities": probabilities,
             "uncertainty": uncertainty,
             "html": html,

@@ -95,6 +95,7 @@ def test_every_case_gets_its_files(cases, tmp_path, case_pages):
     assert results[0].files[0] == tmp_path / "out" / "a.nii.gz"
     assert case_pages == [case.label for case in cases]
     asked = {"text": "seen", "probabilities": True, "uncertainty": True, "explain": True}
+    asked |= {"trust": 1.0, "prompts": ()}
     assert predictor.calls == [(name, asked) for name in "abc"]
 
 

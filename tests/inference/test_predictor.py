@@ -39,7 +39,7 @@ class BrightFlair(nn.Module):
         self.reports = reports
         return None, None
 
-    def encode_semantics(self, views, text, mask):
+    def encode_semantics(self, views, text, mask, *, trust=1.0):
         self.views = views
         return None
 
@@ -280,7 +280,7 @@ def test_semantics_are_encoded_once_per_case_and_network(folder):
     networks = [BrightFlair(), BrightFlair()]
     calls = []
     for number, network in enumerate(networks):
-        network.encode_semantics = lambda views, text, mask, number=number: calls.append(number)
+        network.encode_semantics = lambda *text, number=number, trust: calls.append(number)
     predictor(*networks, device="cpu", tta=True)(case_in(folder))
     assert calls == [0, 1]
 

@@ -29,7 +29,7 @@ class Bands(nn.Module):
     def embed_text(self, reports):
         return None, None
 
-    def encode_semantics(self, views, text, mask):
+    def encode_semantics(self, views, text, mask, *, trust=1.0):
         return None
 
     def encoder_identities(self):
