@@ -191,7 +191,7 @@ def _found(segmentation: Segmentation) -> dict[str, object]:
     prompts = [
         {
             "text": answer.text,
-            "file": prompt_file(answer.text),
+            "file": f"{PROMPTS}/{segmentation.case.case_id}/{prompt_file(answer.text)}",
             "found": answer.found,
             "presence": answer.presence,
             "volume_ml": answer.volume_ml,

@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from clipseg3d.data.cases import Case
 from clipseg3d.inference.batch_prediction import CaseResult, segment_cases
 from clipseg3d.inference.predictor import Predictor
+from clipseg3d.inference.prompting import check_prompts
 
 
 class SegmentationWriter(Callback):
@@ -25,6 +26,9 @@ class SegmentationWriter(Callback):
         uncertainty: whether to write uncertainty maps.
         html: whether to write a page of each case.
         overwrite: whether to repeat finished cases, and to replace files that were made otherwise.
+
+    Raises:
+        ValueError: a prompt is empty or too long.
 
     Attributes:
         results: of this rank's cases.
@@ -42,7 +46,7 @@ class SegmentationWriter(Callback):
     ) -> None:
         self.folder = Path(folder)
         self.options: dict[str, Any] = {
-            "prompts": tuple(prompts),
+            "prompts": check_prompts(prompts),
             "probabilities": probabilities,
             "uncertainty": uncertainty,
             "html": html,

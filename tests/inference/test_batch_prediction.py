@@ -281,7 +281,7 @@ def test_prompts_get_masks_and_the_record_knows_their_scores(cases, tmp_path):
     assert record["made_with"]["prompts"] == ["the rim", "blood"]
     assert record["made_with"]["trust"] == 0.5
     assert record["found"]["presence"] == {"WT": 0.75}
-    rim = {"text": "the rim", "file": "the-rim.nii.gz", "found": True, "presence": 0.25}
+    rim = {"text": "the rim", "file": masks[1], "found": True, "presence": 0.25}
     assert record["found"]["prompts"][0] == {**rim, "volume_ml": pytest.approx(4 * 0.512)}
     assert record["found"]["prompts"][1]["found"] is False
     cases_again, _ = walk(out)
