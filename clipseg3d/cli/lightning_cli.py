@@ -119,9 +119,8 @@ class CLIPSeg3DCLI(LightningCLI):
         )
         parser.add_argument(
             "--prompts",
-            type=list[str],
-            default=[],
-            help="what predict also segments, each into a mask of its own: --prompts+ TEXT",
+            type=list[str] | None,
+            help="what predict also segments, one mask each: '[the enhancing rim, oedema]'",
         )
         parser.add_argument(
             "--scores",
@@ -169,7 +168,7 @@ class CLIPSeg3DCLI(LightningCLI):
         if self.subcommand == "predict":
             if config.output is None or config.ckpt_path is None:
                 raise ValueError("predict needs --ckpt_path and --output; give both")
-            self._writer = SegmentationWriter(config.output, prompts=config.prompts)
+            self._writer = SegmentationWriter(config.output, prompts=config.prompts or ())
             self.trainer_defaults["callbacks"].append(self._writer)
         try:
             super().instantiate_classes()
