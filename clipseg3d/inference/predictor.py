@@ -229,12 +229,12 @@ class Predictor:
             PromptWarning: a prompt is probably not understood.
         """
         texts = check_prompts(prompts)
-        if texts not in self._read:
+        if texts and texts not in self._read:
             self._read = {texts: read_prompts(self.networks, texts)}  # only the newest is kept
             for prompt in self._read[texts]:
                 if prompt.note:
                     warnings.warn(prompt.note, PromptWarning, stacklevel=2)
-        return self._read[texts]
+        return self._read.get(texts, ())
 
     @torch.no_grad()
     def __call__(
