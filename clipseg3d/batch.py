@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clipseg3d.intensity import intensity_statistics
-from clipseg3d.views import Views, ViewSelection, cut_views
+from clipseg3d.views import Views, ViewSelection, cut_reduced_views, cut_views
 from clipseg3d.vocabulary import REGIONS
 
 LEVELS = 255
@@ -34,6 +34,7 @@ class Sample(TypedDict):
     crop_box: Tensor
     statistics: Tensor
     views: Views
+    reduced_views: Views
     report: str
     grade: int
     case_id: str
@@ -51,14 +52,19 @@ class Batch(TypedDict):
     label: Tensor
     """(b, r, x, y, z) float32 in {0, 1}: one channel per overlapping region."""
     crop_box: Tensor
-    """(b, 2, 3) float32: position of the crop in the brain box. Row 0 is its first corner and row 1
-    its size, both as shares of the box. A mirrored axis starts at its far corner and has a negative
-    size, so that "left" stays left."""
+    """(b, 2, 3) or (b, 4, 3) float32: position of the crop in the brain box, so that "left" stays
+    left in mirrored and rotated crops. Of two rows, row 0 is its first corner and row 1 its size,
+    both as shares of the box; a mirrored axis starts at its far corner and has a negative size. Of
+    four rows, row 0 is the corner and rows 1 to 3 are the crop's edges along its x, y and z: the
+    point at the shares (u, v, w) of the crop lies at row 0 + u row 1 + v row 2 + w row 3."""
     statistics: Tensor
     """(b, s, 4) float32: low, high, mean and SD of each sequence over the whole brain, in the
     units of ``image`` (see :func:`clipseg3d.intensity.intensity_statistics`)."""
     views: Views
     """The slices of the whole volume for CLIP, (b, v, h, w, s) uint8, and their positions."""
+    reduced_views: Views
+    """The slices that would be chosen without some of the sequences, (b, k, v, h, w, s) uint8, and
+    their positions; see :func:`clipseg3d.views.cut_reduced_views`. k may be 0."""
     report: list[str]
     """b reports; an empty string for a case without one."""
     grade: Tensor
@@ -114,6 +120,7 @@ def complete(
     sequences: Sequence[str],
     view_selection: ViewSelection,
     name: str,
+    reduced_views: bool = False,
 ) -> Batch:
     """Return a batch with all keys; those of a plain data set are ``image`` and ``label`` alone.
 
@@ -125,6 +132,8 @@ def complete(
         sequences: names of the sequences of ``image``.
         view_selection: which slices CLIP sees; see :func:`clipseg3d.views.cut_views`.
         name: for samples without a ``case_id``.
+        reduced_views: whether to cut those of :func:`clipseg3d.views.cut_reduced_views` too. They
+            stay empty without it, and where views are given without them.
     """
     if Batch.__annotations__.keys() <= batch.keys():
         return cast(Batch, batch)
@@ -133,7 +142,10 @@ def complete(
     statistics = batch.get("statistics")
     if statistics is None:
         statistics = intensity_statistics(image)
-    views = batch.get("views")
+    views, reduced = batch.get("views"), batch.get("reduced_views")
+    if reduced is None:
+        cut = view_selection if reduced_views and views is None else "center"
+        reduced = cut_reduced_views(image, statistics, selection=cut, sequences=sequences)
     if views is None:
         views = cut_views(image, statistics, selection=view_selection, sequences=sequences)
     return {
@@ -142,6 +154,7 @@ def complete(
         "crop_box": batch.get("crop_box", whole_box(image)),
         "statistics": statistics,
         "views": views,
+        "reduced_views": reduced,
         "report": batch.get("report", [""] * count),
         "grade": batch.get("grade", torch.full((count,), -1, device=image.device)),
         "case_id": batch.get("case_id", [f"{name}, sample {i}" for i in range(count)]),

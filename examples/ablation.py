@@ -10,9 +10,9 @@ training. Networks of one seed start from the same weights in all parts that the
 ``shuffled_text`` a case gets the report of another case, in training and in scoring.
 
 Finished fits are kept in ``--output``; the same command, run again, skips them. Several commands
-with one ``--output`` share the work. At the end the scores of all cases and a figure are written,
-and a table is printed (``results_numbers.py``): each row beside the paper's, with a test over seeds
-and cases, corrected for the number of rows.
+with one ``--output`` share the work. At the end the scores of all cases, sizes of the networks and
+a figure are written, and a table is printed (``results_numbers.py``): each row beside the paper's,
+with a test over seeds and cases, corrected for the number of rows.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import torch
 from einops import rearrange
 from filelock import FileLock, Timeout
 from pytorch_lightning import Trainer, seed_everything
-from results_numbers import ablation_table
+from results_numbers import NETWORKS, ablation_table
 from train_tiny import OtherScanners
 
 from clipseg3d import (
@@ -74,6 +74,7 @@ SIMULATED = "simulated"
 """Stands for a fold in the names of files."""
 ROWS = (
     *("unet3d", "recommended", "no_pixel", "no_semantic", "no_guidance", "no_attention"),
+    *("plain_backbone", "plain_bridge"),
     *("no_text", "shuffled_text", "min_max", "refinement", "full_resolution"),
 )
 """Rows that run if none are named: those of the paper, and ours."""
@@ -88,7 +89,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Rows that run only when ``--rows`` names them: other forms of the mechanisms."""
 OTHER_TEXT = {"recommended, other text": None, "shuffled_text, other text": "shuffled_text"}
 """Rows whose texts ``--text-encoder`` reads -> their ablation."""
-OWN_BACKBONE = ("no_pixel", "unet3d", "refinement", "full_resolution", "min_max", "differences")
+OWN_BACKBONE = (
+    *("no_pixel", "unet3d", "plain_backbone", "refinement", "full_resolution", "min_max"),
+    "differences",
+)
 """Rows whose U-Net differs from that of the whole method."""
 
 
@@ -335,6 +339,21 @@ def write(rows: dict[str, list[ScoreTable]], path: Path) -> None:
                         writer.writerow([row, seed, case, region, *scores])
 
 
+def write_networks(arguments: argparse.Namespace, rows: Sequence[str], path: Path) -> None:
+    """Write how many weights of each row are trained, and for how many steps."""
+    steps = [arguments.backbone_steps, arguments.simulated_steps, arguments.steps]
+    with (
+        atomic_write(path) as tmp,
+        tmp.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["row", "parameters", "backbone steps", "simulated steps", "real steps"])
+        for row in rows:
+            network = build_clipseg3d(row_config(row, arguments.text_encoder))
+            weights = [weight for weight in network.parameters() if weight.requires_grad]
+            writer.writerow([row, sum(weight.numel() for weight in weights), *steps])
+
+
 def draw(rows: dict[str, list[ScoreTable]], path: Path) -> None:
     """Draw Dice of every row: a dot per seed, a bar at their mean."""
     figure, axes = plt.subplots(1, 4, figsize=(12, 0.4 * len(rows) + 1.5), sharey=True)
@@ -391,6 +410,7 @@ def main() -> None:
                             print(path.stem, flush=True)
                 except Timeout:  # another command runs it
                     continue
+    write_networks(arguments, rows, arguments.output / NETWORKS)
     for name, parts in (("ablation", folds), ("ablation_simulated", [SIMULATED])):
         finished = {row: collect(arguments.output, row, arguments.seeds, parts) for row in rows}
         finished = {row: tables for row, tables in finished.items() if tables}

@@ -40,6 +40,8 @@ SIX, FOLDS = "tiny_six_cases.csv", "tiny_folds.csv"
 ABLATION, SIMULATED = RESULTS / "ablation.csv", RESULTS / "ablation_simulated.csv"
 MIN_MAX = RESULTS / "ablation_min_max.csv"
 MIN_MAX_SIMULATED = RESULTS / "ablation_min_max_simulated.csv"
+NETWORKS = "ablation_networks.csv"
+"""Sizes and steps of the rows; it lies beside the scores of an ablation."""
 SCORES = {"dice": (3, 2), "hd95_mm": (1, 1), "lesion_dice": (3, 2)}
 """Score -> its digits, and those of its interval."""
 GIVEN = {
@@ -72,7 +74,7 @@ BASE = "recommended"
 ROWS = (
     BASE,
     *("no_attention", "no_guidance", "no_text", "shuffled_text", "no_semantic", "min_max"),
-    *("no_pixel", "unet3d", "refinement", "full_resolution"),
+    *("no_pixel", "unet3d", "plain_backbone", "plain_bridge", "refinement", "full_resolution"),
     *("recommended, other text", "shuffled_text, other text"),
     *("differences", "sequential", "film", "gain", "mean_token", "dense"),
 )
@@ -233,14 +235,17 @@ def case_table() -> str:
 
 
 def ablation_table(path: Path) -> str:
-    """Return the rows of an ablation with gains, p values and the paper's gains."""
+    """Return the rows of an ablation with sizes, gains, p values and the paper's gains."""
     tests = gains(path)
+    networks = {network["row"]: network for network in read(path.parent / NETWORKS)}
     lines = []
     for row, values in ablation(path).items():
         means = values.dice.mean(axis=1)
         spread = f" ± {means.std(ddof=1):.3f}" if len(means) > 1 else ""
         cells = [f"{dice:.3f}" for dice in values.regions]
-        line = [title(row), str(len(means)), *cells, f"{means.mean():.3f}{spread}"]
+        steps = sum(int(value) for name, value in networks[row].items() if "steps" in name)
+        size = [f"{int(networks[row]['parameters']):,}", str(steps)]
+        line = [title(row), *size, str(len(means)), *cells, f"{means.mean():.3f}{spread}"]
         line += [f"{values.hd95:.1f}"]
         if row in tests:
             test, corrected = tests[row]
@@ -250,8 +255,8 @@ def ablation_table(path: Path) -> str:
         theirs = row in PAPER and row != BASE
         line += [f"{100 * (np.mean(PAPER[BASE]) - np.mean(PAPER[row])):+.1f}" if theirs else ""]
         lines.append(line)
-    header = ["row", "seeds", *REGIONS, "mean Dice", "HD95, mm", "gain", "p", "p, Holm"]
-    return markdown([*header, "paper's gain"], lines)
+    header = ["row", "parameters", "steps", "seeds", *REGIONS, "mean Dice", "HD95, mm", "gain"]
+    return markdown([*header, "p", "p, Holm", "paper's gain"], lines)
 
 
 def elsewhere_table(real: Path, simulated: Path) -> str:
@@ -439,7 +444,15 @@ def ablation_claims() -> list[str]:
     )
     kept = [row for row, gain in simulated.items() if gain.corrected < 0.05]
     plain = [seed_gains(path, "unet3d") for path in (MIN_MAX, ABLATION)]
+    (first, second, third), *other = {
+        tuple(steps for name, steps in row.items() if "steps" in name)
+        for row in read(RESULTS / NETWORKS)
+    }
     return [
+        "Steps differ:"
+        if other
+        else f"at equal budget: {first} steps on simulated patients without semantics, {second} "
+        f"with them, and {third} on real cases",
         "No row of either table is shown to differ from its first one." if none else "Rows differ:",
         f"(gains of its seeds {' and '.join(plain)})",
         f"without pixel fusion are ({seed_gains(ABLATION, 'no_pixel')})",

@@ -51,6 +51,7 @@ from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.training.sequence_dropout import withhold_sequences
+from clipseg3d.views import Views
 from clipseg3d.vocabulary import SEQUENCES
 
 NETWORK = network_config("tiny")
@@ -222,7 +223,7 @@ def graft_lesions(sample: Sample, donors: BraTSDataset, index: int) -> Sample:
 
 
 def translate(sample: Sample) -> Sample:
-    """Return a sample whose content is moved; its crop box moves with it."""
+    """Return a sample whose content is moved; its crop box, of four rows, moves with it."""
     size = torch.tensor(sample["label"].shape)
     steps = ((torch.rand(3) * 2 - 1) * size / 3).round().long()
     target = [slice(max(step, 0), n + min(step, 0)) for step, n in zip(steps, size, strict=True)]
@@ -231,7 +232,7 @@ def translate(sample: Sample) -> Sample:
     image[:, target[0], target[1], target[2]] = sample["image"][:, source[0], source[1], source[2]]
     label[target[0], target[1], target[2]] = sample["label"][source[0], source[1], source[2]]
     crop_box = sample["crop_box"].clone()
-    crop_box[0] -= steps / size * crop_box[1]  # the size of a mirrored axis is negative
+    crop_box[0] -= steps / size @ crop_box[1:]
     return {**sample, "image": image, "label": label, "crop_box": crop_box}
 
 
@@ -292,18 +293,19 @@ def smooth_noise(size: Sequence[int], scale: int) -> Tensor:
 
 def keep_sequence(sample: Sample, sequence: str) -> Sample:
     """Return a sample as if only one of its sequences had been acquired."""
-    views = sample["views"]
+    views, reduced = sample["views"], sample["reduced_views"]
     image, statistics, views = withhold_sequences(
         sample["image"][None],
         sample["statistics"][None],
-        views._replace(images=views.images[None]),
+        Views(*(part[None] for part in views)),
         torch.tensor([[name == sequence for name in SEQUENCES]]),
+        reduced_views=Views(*(part[None] for part in reduced)),
     )
     return {
         **sample,
         "image": image[0],
         "statistics": statistics[0],
-        "views": views._replace(images=views.images[0]),
+        "views": Views(*(part[0] for part in views)),
     }
 
 

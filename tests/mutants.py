@@ -33,8 +33,8 @@ MUTANTS = [
     Mutant(
         "voxel positions: axes swapped",
         "blocks/positions.py",
-        "crop_box[:, 0, axis, None] + crop_box[:, 1, axis, None]",
-        "crop_box[:, 0, 2 - axis, None] + crop_box[:, 1, 2 - axis, None]",
+        "rearrange(edges[:, axis],",
+        "rearrange(edges[:, 2 - axis],",
         "blocks/test_positions.py",
     ),
     Mutant(
@@ -54,9 +54,37 @@ MUTANTS = [
     Mutant(
         "views: coronal and sagittal swapped",
         "views.py",
-        "for axis, rows, columns in ((2, 0, 1), (1, 0, 2), (0, 1, 2)):",
-        "for axis, rows, columns in ((2, 0, 1), (0, 1, 2), (1, 0, 2)):",
+        "_AXES = ((2, 0, 1), (1, 0, 2), (0, 1, 2))",
+        "_AXES = ((2, 0, 1), (0, 1, 2), (1, 0, 2))",
         "test_views.py",
+    ),
+    Mutant(
+        "views: the choice ignores that a sequence is withheld",
+        "views.py",
+        "if not reduced.images.shape[1]:",
+        "if True:",
+        "test_views.py training/test_sequence_dropout.py",
+    ),
+    Mutant(
+        "paper: the middle of the brain box",
+        "data/preprocessing.py",
+        'if selection == "volume_center":',
+        "if False:",
+        "data/test_preprocessing.py",
+    ),
+    Mutant(
+        "paper: equation 6 starts near 1",
+        "blocks/semantic_attention.py",
+        '(_DAMPED_BIAS if mode == "damped" else 0)',
+        "_DAMPED_BIAS",
+        "networks/test_paper.py",
+    ),
+    Mutant(
+        "paper: a report replaces the prompts",
+        "blocks/semantic_fusion.py",
+        'or self.guiding_text == "all":',
+        "or False:",
+        "networks/test_paper.py",
     ),
     Mutant(
         "guidance: gate inverted",
@@ -196,8 +224,8 @@ MUTANTS = [
     Mutant(
         "padded crop box: growth forgotten",
         "networks/clipseg3d.py",
-        "crop_box[:, 1] * growth",
-        "crop_box[:, 1]",
+        "longer = edges * (",
+        "longer = edges + 0 * (",
         "networks/test_clipseg3d.py",
     ),
     Mutant(
@@ -288,8 +316,15 @@ MUTANTS = [
     Mutant(
         "augmentation: mirrored without telling",
         "data/transforms.py",
-        "crop_box[1, mirrored] *= -1",
-        "crop_box[1, mirrored] *= 1",
+        "size[mirrored] *= -1",
+        "size[mirrored] *= 1",
+        "data/test_transforms.py",
+    ),
+    Mutant(
+        "augmentation: rotated without telling",
+        "data/transforms.py",
+        "return new_image, new_label, new_box",
+        "return new_image, new_label, crop_box",
         "data/test_transforms.py",
     ),
     Mutant(
@@ -439,7 +474,7 @@ def main() -> int:
     mutants = [mutant for mutant in MUTANTS if arguments.only in mutant.name]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in ("clipseg3d", "tests", "examples", "pyproject.toml", "README.md"):
+        for name in (".github", "clipseg3d", "tests", "examples", "pyproject.toml", "README.md"):
             source = REPO / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
         survivors = [mutant for mutant in mutants if not is_killed(mutant, copy, arguments.slow)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clipseg3d.data.releases import BRATS_2023_GLI
-from clipseg3d.phantom import measure_facts
+from clipseg3d.texts import measure_facts
 
 SIZE = (64, 30, 26)
 

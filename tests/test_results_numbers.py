@@ -55,6 +55,8 @@ def ablation(tmp_path):
                 lines += [f"{row},{seed},{case},{r},{dice},5" for r in ("WT", "TC", "ET")]
     path = tmp_path / "ablation.csv"
     path.write_text("\n".join(lines))
+    sizes = "row,parameters,backbone steps,real steps\nrecommended,2000,7,5\nunet3d,1500,7,4\n"
+    (tmp_path / "ablation_networks.csv").write_text(sizes)
     return path
 
 
@@ -71,5 +73,7 @@ def test_gains_by_hand(numbers, ablation):
 
 def test_a_table_has_the_papers_gain_beside_ours(numbers, ablation):
     last = numbers.ablation_table(ablation).splitlines()[-1]
-    assert last.startswith("| `unet3d` | 2 | 0.475 | 0.475 | 0.475 | 0.475 ± 0.014 | 5.0 | +2.5 [")
+    assert last.startswith(
+        "| `unet3d` | 1,500 | 11 | 2 | 0.475 | 0.475 | 0.475 | 0.475 ± 0.014 | 5.0 | +2.5 ["
+    )
     assert last.endswith("| +4.8 |")

@@ -23,13 +23,15 @@ def positions(crop_box, size):
     """Return the position (3, x, y, z) of every voxel of a crop, as a share of the brain box."""
     axes = [(torch.arange(n) + 0.5) / n for n in size]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    return crop_box[0][:, None, None, None] + crop_box[1][:, None, None, None] * grid
+    return crop_box[0][:, None, None, None] + torch.einsum("ak,axyz->kxyz", crop_box[1:], grid)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_the_crop_box_moves_with_the_content(example, seed):
     torch.manual_seed(seed)
-    crop_box = torch.tensor([[0.2, 0.9, 0.1], [0.5, -0.6, 0.4]])  # y is mirrored
+    crop_box = torch.tensor(  # y is mirrored, x and z are turned
+        [[0.2, 0.9, 0.1], [0.5, 0.0, 0.1], [0.0, -0.6, 0.0], [-0.2, 0.0, 0.4]]
+    )
     image = torch.cat([torch.rand(1, *SIZE) + 1, positions(crop_box, SIZE)])
     label = (image[0] * 100).byte()
     moved = example["translate"]({"image": image, "label": label, "crop_box": crop_box})
@@ -158,6 +160,7 @@ def test_one_sequence_of_a_sample_is_kept(example):
         "label": torch.ones(SIZE, dtype=torch.uint8),
         "statistics": torch.rand(4, 4) + 1,
         "views": Views(torch.ones(3, 6, 6, 4, dtype=torch.uint8), torch.zeros(3, 3)),
+        "reduced_views": Views(torch.ones(3, 3, 6, 6, 4, dtype=torch.uint8), torch.ones(3, 3, 3)),
     }
     after = example["keep_sequence"](sample, "t1ce")
     others = [0, 2, 3]
@@ -165,6 +168,7 @@ def test_one_sequence_of_a_sample_is_kept(example):
     assert torch.equal(after["statistics"][1], sample["statistics"][1])
     assert after["views"].images.shape == sample["views"].images.shape
     assert (after["views"].images[..., 1] == 1).all()
+    assert (after["views"].planes == 1).all()  # slices that T1ce alone chooses
     assert not after["image"][others].any()
     assert not after["statistics"][others].any()
     assert not after["views"].images[..., others].any()

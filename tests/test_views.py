@@ -1,6 +1,7 @@
 """Mirrors clipseg3d/views.py. Sizes differ pairwise, so a swapped axis fails."""
 
 import statistics
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,7 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from clipseg3d.intensity import intensity_statistics
-from clipseg3d.views import SLICES_PER_AXIS, Views, cut_views, lesion_energy
+from clipseg3d.views import (
+    SLICES_PER_AXIS,
+    Views,
+    cut_reduced_views,
+    cut_views,
+    lesion_energy,
+    views_without,
+)
 from clipseg3d.vocabulary import SEQUENCES
 
 B, S, X, Y, Z = 2, 4, 11, 19, 15
@@ -208,6 +216,20 @@ def test_planes_are_shares_of_the_brain_box(coordinates):
     assert slices_of(views, SAGITTAL, 0) == [3]
 
 
+def test_the_middle_of_the_volume_keeps_its_background(coordinates):
+    off = torch.zeros_like(coordinates)  # 11 x 19 x 15 voxels
+    off[..., 1:5, 4:17, 5:14] = coordinates[..., 1:5, 4:17, 5:14]
+    views = cut_views(off, byte_range(1), selection="volume_center", size=33)
+    assert slices_of(views, AXIAL, 2) == [7]
+    assert slices_of(views, CORONAL, 1) == [9]
+    assert not views.images[0, SAGITTAL].any()  # its slice, 5, has no brain
+    shown = views.images[0, AXIAL, :, :, 3] > 127  # each of 11 rows three times
+    assert shown.any(dim=1).nonzero().flatten().tolist() == [*range(3, 15)]
+    assert shown.any(dim=0).sum() == pytest.approx(33 * 13 / 19, abs=1)
+    expected = [[2.5 / 9, 4 / 11, 13 / 19], [5.5 / 13, 4 / 11, 9 / 15], [4.5 / 4, 13 / 19, 9 / 15]]
+    torch.testing.assert_close(views.planes[0], torch.tensor(expected))
+
+
 @pytest.mark.parametrize("selection", ["center", "energy", "attention"])
 @pytest.mark.parametrize("padding", [(5, 0, 2, 7, 1, 4), (1, 0, 0, 1, 3, 0)])
 def test_background_around_the_brain_changes_no_bit(selection, padding):
@@ -332,6 +354,7 @@ def plant(case, sequence, center, radius=2, value=150.0):
 RANGE = torch.tensor([100.0, 200.0, 0.0, 1.0])  # of low, high; mean and SD are not used
 T1, T1CE, T2, FLAIR = range(4)
 HERE, THERE = (6, 9, 19), (14, 24, 8)
+CUTS = (cut_views, cut_reduced_views)
 
 
 def chosen_slices(case, *missing):
@@ -412,6 +435,43 @@ def test_energy_counts_what_exceeds_the_mean_by_an_sd():
         torch.testing.assert_close(lesion_energy(image, brain, available), expected)
 
 
+@pytest.mark.parametrize("kept", list(product((False, True), repeat=S)))
+def test_views_without_sequences_are_those_of_a_case_without_them(kept):
+    case = tissue()
+    plant(case, FLAIR, HERE)
+    plant(case, T1CE, THERE, value=160.0)
+    stats = RANGE.repeat(1, S, 1)
+    views, reduced = (f(case[None], stats, selection="energy", size=33) for f in CUTS)
+    chosen = views_without(views, reduced, torch.tensor([kept]))
+    stats[0, ~torch.tensor(kept)] = 0
+    expected = cut_views(case[None], stats, selection="energy", size=33)
+    assert torch.equal(chosen.planes, expected.planes)
+    assert torch.equal(chosen.images[..., list(kept)], expected.images[..., list(kept)])
+
+
+def test_other_sequences_choose_slices_together_or_not_at_all():
+    case = tissue()
+    plant(case, FLAIR, HERE)
+    plant(case, T1CE, THERE, value=160.0)
+    stats = RANGE.repeat(1, S, 1)
+    options = {"selection": "energy", "size": 33, "sequences": ("a", "b", "c", "d")}
+    views, reduced = (f(case[None], stats, **options) for f in CUTS)
+    assert reduced.images.shape == (1, 1, *views.images.shape[1:])
+    middle = cut_views(case[None], stats, size=33)
+    assert torch.equal(reduced.planes[:, 0], middle.planes)
+    stats[0, 0] = 0
+    assert torch.equal(cut_views(case[None], stats, **options).planes, middle.planes)
+
+
+@pytest.mark.parametrize("selection", ["center", "attention", "volume_center"])
+def test_choices_that_read_no_intensities_have_no_others(selection):
+    views, reduced = (f(tissue()[None], selection=selection, size=33) for f in CUTS)
+    assert reduced.images.shape == (1, 0, *views.images.shape[1:])
+    assert reduced.planes.shape == (1, 0, *views.planes.shape[1:])
+    assert [part.dtype for part in reduced] == [part.dtype for part in views]
+    assert views_without(views, reduced, torch.zeros(1, S, dtype=torch.bool)) is views
+
+
 def test_no_energy_falls_back_to_the_middle():
     volume = torch.stack([tissue(), tissue()])
     volume[:, T1] = volume[:, T1CE]
@@ -436,5 +496,7 @@ def test_rejects_what_is_no_batch_of_four_sequences(shape):
 
 
 def test_rejects_unknown_selection():
-    with pytest.raises(ValueError, match="selection='best': choose from center, energy, attention"):
+    with pytest.raises(
+        ValueError, match="selection='best': choose from center, energy, attention, volume"
+    ):
         cut_views(torch.ones(1, S, 3, 4, 5), selection="best")

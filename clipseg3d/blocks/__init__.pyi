@@ -3,6 +3,7 @@ from .attention_pooling import GatedAttentionPooling as GatedAttentionPooling
 from .cbam import CBAM as CBAM
 from .embedding_norm import RunningCentering as RunningCentering
 from .embedding_norm import RunningWhitening as RunningWhitening
+from .gate_convolution import GateConvolution as GateConvolution
 from .grade_classifier import GradeClassifier as GradeClassifier
 from .guidance import GUIDANCE as GUIDANCE
 from .guidance import CrossModalGuidance as CrossModalGuidance

@@ -160,7 +160,8 @@ class Guidance(nn.Module, ABC):
             summary: (b, d), the mean of the valid tokens.
             tokens: (b, n, d) from :meth:`forward`.
             token_mask: (b, n) bool from :meth:`forward`, True for valid tokens.
-            crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
+            crop_box: (b, 2, 3) or (b, 4, 3) position of ``features`` in the brain box; None for
+                all of it.
         """
         changed: Tensor = block(features, summary)
         return changed

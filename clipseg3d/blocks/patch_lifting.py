@@ -22,7 +22,8 @@ def lift_patches(
         patches: (b, v, g, g, e), v views in the order of :class:`clipseg3d.views.Views`.
         planes: (b, v, 3) positions of the views.
         features: (b, c, x, y, z), whose grid the map takes.
-        crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
+        crop_box: (b, 2, 3) or (b, 4, 3) position of ``features`` in the brain box; None for
+            all of it.
 
     Returns:
         (b, e, x, y, z) in the type of ``patches``.

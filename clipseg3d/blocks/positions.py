@@ -1,6 +1,7 @@
 """Positions of voxels in the brain box."""
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -9,8 +10,9 @@ def voxel_positions(features: Tensor, crop_box: Tensor | None = None) -> Tensor:
 
     Args:
         features: (b, c, x, y, z), whose grid, type and device the result takes.
-        crop_box: (b, 2, 3) corner and size as shares of the box, where a negative size stands for
-            a mirrored axis; None for the whole box.
+        crop_box: (b, 4, 3) corner and edges along x, y and z as shares of the box, for crops of any
+            rotation; or (b, 2, 3) corner and size, where a negative size stands for a mirrored
+            axis; None for the whole box. See :class:`clipseg3d.batch.Batch`.
 
     Returns:
         (b, 3, x, y, z).
@@ -19,11 +21,13 @@ def voxel_positions(features: Tensor, crop_box: Tensor | None = None) -> Tensor:
         crop_box = torch.tensor([[[0.0] * 3, [1.0] * 3]]).expand(features.shape[0], 2, 3)
     exact = torch.promote_types(features.dtype, torch.float32)  # bf16 merges neighbouring voxels
     crop_box = crop_box.to(features.device, exact)
-    axes = []
+    edges = crop_box[:, 1:]
+    if edges.shape[1] == 1:  # edges along the axes of the box
+        edges = edges * torch.eye(3, device=edges.device, dtype=exact)
+    position = rearrange(crop_box[:, 0], "b k -> b k 1 1 1")
     for axis, size in enumerate(features.shape[2:]):
         centres = (torch.arange(size, device=features.device, dtype=exact) + 0.5) / size
-        position = crop_box[:, 0, axis, None] + crop_box[:, 1, axis, None] * centres
-        shape = [features.shape[0], 1, 1, 1]
-        shape[1 + axis] = size
-        axes.append((2 * position - 1).view(shape).expand(-1, *features.shape[2:]))
-    return torch.stack(axes, dim=1).to(features.dtype)
+        shape = [1, 1, 1]
+        shape[axis] = size
+        position = position + rearrange(edges[:, axis], "b k -> b k 1 1 1") * centres.view(shape)
+    return (2 * position - 1).to(features.dtype)

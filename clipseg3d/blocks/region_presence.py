@@ -13,6 +13,10 @@ PRESENT = 4.0
 """Log-odds of presence at which, and above which, probabilities do not change: 98 %."""
 
 
+_NOTHING = -10.0
+"""Logit of padding."""
+
+
 class RegionPresence(nn.Module):
     """Tell the presence of each region in log-odds: evidence of the image plus that of the text.
 
@@ -47,11 +51,11 @@ class RegionPresence(nn.Module):
             logits: (b, r, x, y, z). No gradient flows into them.
             evidence: of the text, in log-odds, (b, r).
         """
-        logits = logits.detach().float()
-        probabilities = logits.sigmoid()
+        coarse = _downsample(logits.detach().float(), features)
+        probabilities = coarse.sigmoid()
         total = reduce(probabilities, "b r x y z -> b r", "sum")
-        mean_logit = reduce(probabilities * logits, "b r x y z -> b r", "sum") / (total + 1)
-        anything = _downsample(probabilities.amax(dim=1, keepdim=True), features)
+        mean_logit = einsum(probabilities, coarse, "b r x y z, b r x y z -> b r") / (total + 1)
+        anything = probabilities.amax(dim=1, keepdim=True)
         weight = anything / (reduce(anything, "b 1 x y z -> b 1 1 1 1", "sum") + 1)
         pooled = einsum(features.float(), weight, "b c x y z, b o x y z -> b c")
         inputs = torch.cat([pooled, total.log1p() / 4, mean_logit / 4], dim=1)
@@ -68,11 +72,14 @@ class RegionPresence(nn.Module):
 
 
 def _downsample(volume: Tensor, features: Tensor) -> Tensor:
-    """Average a volume over the voxels of features, whose grid is padded at the far ends."""
+    """Average logits over the voxels of features, whose grid is padded at the far ends."""
+    if volume.shape[2:] == features.shape[2:]:
+        return volume
     sizes = list(zip(volume.shape[2:], features.shape[2:], strict=True))
     factor = 2 ** math.ceil(math.log2(max(fine / coarse for fine, coarse in sizes)))
     padding = [coarse * factor - fine for fine, coarse in sizes]
-    padded = F.pad(volume, [p for amount in reversed(padding) for p in (0, amount)])
+    before = [p for amount in reversed(padding) for p in (0, amount)]
+    padded = F.pad(volume, before, value=_NOTHING)
     return F.avg_pool3d(padded, factor) if factor > 1 else padded
 
 
@@ -95,9 +102,7 @@ def apply_presence(logits: Tensor, presence: Tensor, weight: Tensor) -> Tensor:
     log_ratio = F.logsigmoid(presence) - F.logsigmoid(presence.new_tensor(PRESENT))
     removed = -torch.expm1(log_ratio.clamp(max=0)) * rearrange(weight.float(), "b -> b 1")
     removed = rearrange(removed, "b r -> b r 1 1 1")
-    # p f / (1 - p f) = f e^l / (1 + (1 - f) e^l), by steps that cannot overflow
+    # p f / (1 - p f) = f e^l / (1 + (1 - f) e^l); where nothing is removed, not a bit changes
     given = logits.float()
-    top = given.clamp(min=0)
-    denominator = top + torch.log((-top).exp() + removed * (given - top).exp())
-    lowered = given + torch.log1p(-removed.clamp(max=1 - 1e-7)) - denominator
-    return torch.where(removed > 0, lowered.to(logits.dtype), logits)
+    lowered = given + torch.log1p(-removed.clamp(max=1 - 1e-7)) - F.softplus(given + removed.log())
+    return lowered.to(logits.dtype)

@@ -12,10 +12,10 @@ from clipseg3d.blocks.pointwise_conv import PointwiseConv3d
 from clipseg3d.blocks.positions import voxel_positions
 from clipseg3d.blocks.zero_init import zero_init
 
-AttentionMode = Literal["residual", "gain", "paper"]
+AttentionMode = Literal["residual", "gain", "damped", "paper"]
 TEMPERATURE = 0.07
 """Cosines are divided by this before they enter the network."""
-_PAPER_BIAS = 4.0  # sigmoid(4) = 0.98: a new gate lowers probabilities by 2 % only
+_DAMPED_BIAS = 4.0  # sigmoid(4) = 0.98: a new gate lowers probabilities by 2 % only
 
 
 class SemanticAttention(nn.Module):
@@ -32,7 +32,8 @@ class SemanticAttention(nn.Module):
         dim: semantic channels d.
         hidden: channels of the query, the key and the hidden layer.
 
-    Source: ``f_conv(D1, F)`` of arXiv 2507.09966, equation 6; the text-voxel cosine follows
+    Source: in the place of ``f_conv(D1, F)`` of arXiv 2507.09966, equation 6, which
+    :class:`~clipseg3d.blocks.gate_convolution.GateConvolution` is; the text-voxel cosine follows
     DenseCLIP (Rao et al., CVPR 2022, https://arxiv.org/abs/2112.01518). Differs: convolutions are
     1x1x1 and have no normalisation, which would remove the text since it is constant over space.
 
@@ -66,7 +67,8 @@ class SemanticAttention(nn.Module):
             features: decoder features, (b, c, x, y, z).
             summary: the case's semantics, (b, d).
             region: the region's text, (b, d).
-            crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
+            crop_box: (b, 2, 3) or (b, 4, 3) position of ``features`` in the brain box; None for
+                all of it.
         """
         key = rearrange(self.key(region), "b h -> b h 1 1 1")
         query = self.query(features)
@@ -102,8 +104,10 @@ def apply_scores(
 
     - ``residual``: ``logits + a``.
     - ``gain``: the head gets ``features * 2 sigmoid(a)``, separately for each region.
-    - ``paper``: probabilities ``p * sigmoid(a + 4)``, returned as logits (equation 6). This can
-      only remove voxels, and a new block already lowers probabilities a little (sigmoid(4) = 0.98).
+    - ``paper``: probabilities ``p * sigmoid(a)``, returned as logits (equation 6). This can only
+      remove voxels, and scores of 0 halve all probabilities.
+    - ``damped``: probabilities ``p * sigmoid(a + 4)``: scores of 0 lower them a little
+      (sigmoid(4) = 0.98).
 
     Equation 6 can also be read as a positive factor on logits. That never changes the sign of a
     logit and is not offered.
@@ -138,7 +142,8 @@ def apply_scores(
         elif mode == "residual":
             regions[index] = regions[index] + weight * score
         else:
-            lowered = _multiply(regions[index].float(), score.float() + _PAPER_BIAS, weight)
+            gate = score.float() + (_DAMPED_BIAS if mode == "damped" else 0)
+            lowered = _multiply(regions[index].float(), gate, weight)
             regions[index] = torch.where(weight > 0, lowered.to(logits.dtype), regions[index])
     return torch.stack(regions, dim=1)
 

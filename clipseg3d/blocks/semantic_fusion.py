@@ -1,7 +1,7 @@
 """Semantic-level fusion in one module: bridge, guidance and attention for any decoder."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from einops import parse_shape, rearrange, repeat
 from torch import Tensor, nn
 
 from clipseg3d.blocks.embedding_norm import RunningCentering, RunningWhitening
+from clipseg3d.blocks.gate_convolution import GateConvolution
 from clipseg3d.blocks.guidance import Guidance
 from clipseg3d.blocks.patch_lifting import lift_patches
 from clipseg3d.blocks.region_presence import RegionPresence, apply_presence
@@ -19,6 +20,8 @@ from clipseg3d.blocks.sentence_attention import SentenceAttention
 from clipseg3d.blocks.zero_init import zero_init
 from clipseg3d.views import Views
 from clipseg3d.vocabulary import REGIONS
+
+GuidingText = Literal["report", "all"]
 
 
 class Semantics(NamedTuple):
@@ -48,8 +51,9 @@ class RegionMaps(NamedTuple):
 
     scores: Tensor
     """(b, n, x, y, z)."""
-    cosines: Tensor
-    """(b, n, x, y, z): cosine between voxel and text, from -1 to 1."""
+    cosines: Tensor | None
+    """(b, n, x, y, z): cosine between voxel and text, from -1 to 1; None in mode ``paper``, which
+    reads the text through the summary alone."""
 
 
 class SemanticFusion(nn.Module):
@@ -57,7 +61,7 @@ class SemanticFusion(nn.Module):
 
     Call :meth:`encode` once per case, :meth:`guide` at the bottleneck and :meth:`attend` at a
     decoder level; with ``presence``, :meth:`tell_presence` at the end. New weights change nothing,
-    except in mode ``paper``. Cases without views and text are never changed.
+    except in the modes ``paper`` and ``damped``. Cases without views and text are never changed.
 
     Args:
         bridge: views -> embeddings.
@@ -73,6 +77,10 @@ class SemanticFusion(nn.Module):
             attention takes a fifth of a training step.
         conditional: also gate the decoder features by the summary before the head. After a norm,
             this is conditional instance normalisation.
+        running_norms: subtract the running means of the embeddings of views and prompts, and
+            whiten those of reports; else embeddings are used as they are.
+        guiding_text: which text guides the views: ``report`` takes the prompts of the regions for
+            cases without a report only, ``all`` takes the mean of prompts and report.
         sentences: whether the report is given as one token per sentence, which each region weighs
             (:class:`~clipseg3d.blocks.sentence_attention.SentenceAttention`); else the mean of its
             tokens is added to all regions alike, as in the paper.
@@ -100,6 +108,8 @@ class SemanticFusion(nn.Module):
         mode: AttentionMode = "residual",
         attention_stride: int = 1,
         conditional: bool = False,
+        running_norms: bool = True,
+        guiding_text: GuidingText = "report",
         sentences: bool = False,
         presence: bool = False,
         nested: bool = False,
@@ -111,6 +121,10 @@ class SemanticFusion(nn.Module):
             raise ValueError(f"guided={tuple(guided)}: {unknown} not in regions={tuple(regions)}")
         if mode not in get_args(AttentionMode):
             raise ValueError(f"mode={mode!r}: choose from {', '.join(get_args(AttentionMode))}")
+        if guiding_text not in get_args(GuidingText):
+            raise ValueError(
+                f"guiding_text={guiding_text!r}: choose from {', '.join(get_args(GuidingText))}"
+            )
         if sentences and not guidance.text_dim:
             raise ValueError("sentences=True with guidance built with text_dim=0, which reads none")
         dim = guidance.dim
@@ -120,6 +134,7 @@ class SemanticFusion(nn.Module):
         self.guided = tuple(guided)
         self.mode: AttentionMode = mode
         self.attention_stride = attention_stride
+        self.guiding_text: GuidingText = guiding_text
         self.bottleneck = guidance.build_bottleneck(bottleneck_channels)
         self.from_patches: nn.Conv3d | None = None
         if bridge.dense:
@@ -127,11 +142,15 @@ class SemanticFusion(nn.Module):
             zero_init(self.from_patches)
         # The mean over all cases says nothing about one case, so it is subtracted from views,
         # patches, prompts and reports. Reports also vary in things that no voxel shows: whitening.
-        self.centre_views = RunningCentering(guidance.embed_dim)
-        self.centre_patches = RunningCentering(guidance.embed_dim) if bridge.dense else None
+        self.centre_views: RunningCentering | None = None
+        self.centre_patches: RunningCentering | None = None
         self.centre_prompts: RunningCentering | None = None
         self.whiten_reports: RunningWhitening | None = None
-        if guidance.text_dim:
+        if running_norms:
+            self.centre_views = RunningCentering(guidance.embed_dim)
+        if running_norms and bridge.dense:
+            self.centre_patches = RunningCentering(guidance.embed_dim)
+        if running_norms and guidance.text_dim:
             self.centre_prompts = RunningCentering(guidance.text_dim)
             self.whiten_reports = RunningWhitening(guidance.text_dim)
         self.condition = SemanticGate(decoder_channels, dim) if conditional else None
@@ -140,8 +159,9 @@ class SemanticFusion(nn.Module):
         if presence:
             self.presence = RegionPresence(decoder_channels, len(self.regions), nested=nested)
         self.skips = nn.ModuleList(SemanticGate(channels, dim) for channels in skip_channels)
+        attention = GateConvolution if mode == "paper" else SemanticAttention
         self.attention = nn.ModuleDict(
-            {region: SemanticAttention(decoder_channels, dim) for region in guided}
+            {region: attention(decoder_channels, dim) for region in guided}
         )
 
     def encode(
@@ -201,15 +221,20 @@ class SemanticFusion(nn.Module):
             text = self._centre_text(text, text_mask).to(dtype)
         tokens, patches = None, None
         if embedded is not None:
-            views_mask = repeat(embedded.valid, "b -> b n", n=embedded.tokens.shape[1])
-            tokens = self.centre_views(embedded.tokens, views_mask).to(dtype)
+            tokens = embedded.tokens
+            if self.centre_views is not None:
+                views_mask = repeat(embedded.valid, "b -> b n", n=tokens.shape[1])
+                tokens = self.centre_views(tokens, views_mask)
+            tokens = tokens.to(dtype)
         guiding_mask = None if text_mask is None else self._guiding_text_mask(text_mask)
         guided, token_mask = self.guidance(tokens, text, views_valid=valid, text_mask=guiding_mask)
         is_valid = rearrange(token_mask.to(guided.dtype), "b n -> b n 1")
         summary = (guided * is_valid).sum(dim=1) / is_valid.sum(dim=1).clamp(min=1)
-        if embedded is not None and embedded.patches is not None and self.centre_patches:
+        if embedded is not None and embedded.patches is not None:
             flat = rearrange(embedded.patches, "b v g h e -> b (v g h) e")
-            flat = self.centre_patches(flat, repeat(embedded.valid, "b -> b n", n=flat.shape[1]))
+            if self.centre_patches is not None:
+                patches_mask = repeat(embedded.valid, "b -> b n", n=flat.shape[1])
+                flat = self.centre_patches(flat, patches_mask)
             flat = flat.to(dtype)
             content = self.guidance.blend(flat, text, views_valid=valid, text_mask=guiding_mask)
             axes = parse_shape(embedded.patches, "_ v g h _")
@@ -253,7 +278,7 @@ class SemanticFusion(nn.Module):
                 f"{text.shape[1]} text tokens for {count} regions; give one prompt per region "
                 f"first ({', '.join(self.regions)})"
             )
-        if text is not None and self.centre_prompts is None:
+        if text is not None and not self.guidance.text_dim:
             raise ValueError("text is given to guidance built with text_dim=0; give None")
         if torch.compiler.is_compiling():
             return  # reading values would break the graph
@@ -264,6 +289,8 @@ class SemanticFusion(nn.Module):
 
     def _centre_text(self, text: Tensor, text_mask: Tensor) -> Tensor:
         """Return text whose prompts are centred and whose reports are whitened."""
+        if self.centre_prompts is None:
+            return text
         count = len(self.regions)
         parts = ((self.centre_prompts, slice(count)), (self.whiten_reports, slice(count, None)))
         return torch.cat(
@@ -276,12 +303,12 @@ class SemanticFusion(nn.Module):
         )
 
     def _guiding_text_mask(self, text_mask: Tensor) -> Tensor:
-        """Return the mask of the text tokens that guide the views: the report, if there is one.
+        """Return the mask of the text tokens that guide the views.
 
-        Prompts are the same for every case. They guide cases without a report, and guidance that
-        weights all tokens itself.
+        With ``report``, it is the report, if there is one. Prompts are the same for every case.
+        They guide cases without a report, and guidance that weights all tokens itself.
         """
-        if self.guidance.reads_prompts:
+        if self.guidance.reads_prompts or self.guiding_text == "all":
             return text_mask
         count = len(self.regions)
         prompts, report = text_mask[:, :count], text_mask[:, count:]
@@ -295,7 +322,8 @@ class SemanticFusion(nn.Module):
         Args:
             bottleneck: features of the deepest level.
             semantics: from :meth:`encode`.
-            crop_box: (b, 2, 3) position of ``bottleneck`` in the brain box; None for the whole box.
+            crop_box: (b, 2, 3) or (b, 4, 3) position of ``bottleneck`` in the brain box; None for
+                all of it.
         """
         guided = self.guidance.change_bottleneck(
             self.bottleneck,
@@ -319,7 +347,8 @@ class SemanticFusion(nn.Module):
         Args:
             levels: features of every level, the bottleneck last.
             semantics: from :meth:`encode`.
-            crop_box: (b, 2, 3) position of all levels in the brain box; None for the whole box.
+            crop_box: (b, 2, 3) or (b, 4, 3) position of all levels in the brain box; None for all
+                of it.
         """
         levels = list(levels)
         for index, gate in enumerate(self.skips):
@@ -360,7 +389,8 @@ class SemanticFusion(nn.Module):
             features: decoder features (b, c, x, y, z), the input of the head.
             semantics: from :meth:`encode`.
             head: features -> logits (b, r, x, y, z), such as the decoder's last convolution.
-            crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
+            crop_box: (b, 2, 3) or (b, 4, 3) position of ``features`` in the brain box; None for
+                all of it.
         """
         logits, _ = self.attend_with_maps(features, semantics, head, crop_box)
         return logits
@@ -383,20 +413,31 @@ class SemanticFusion(nn.Module):
             coarse = F.avg_pool3d(
                 features, self.attention_stride, ceil_mode=True, count_include_pad=False
             )
-        scores, cosines = zip(
-            *(
-                self.attention[region](coarse, semantics.summary, text, crop_box)
-                for region, text in zip(self.regions, semantics.regions.unbind(1), strict=True)
-                if region in self.guided
-            ),
-            strict=True,
-        )
-        maps = RegionMaps(torch.cat(scores, dim=1), torch.cat(cosines, dim=1))
+        maps = self._maps(coarse, semantics, crop_box)
         guided = [index for index, region in enumerate(self.regions) if region in self.guided]
         logits = apply_scores(
             head, features, maps.scores, semantics.weight, guided=guided, mode=self.mode
         )
         return logits, maps
+
+    def _maps(self, features: Tensor, semantics: Semantics, crop_box: Tensor | None) -> RegionMaps:
+        """Return the maps of the guided regions on the grid of features (b, c, x, y, z)."""
+        texts = {
+            region: text
+            for region, text in zip(self.regions, semantics.regions.unbind(1), strict=True)
+            if region in self.guided
+        }
+        if self.mode == "paper":
+            gates = [self.attention[region](features, semantics.summary) for region in texts]
+            return RegionMaps(torch.cat(gates, dim=1), None)
+        scores, cosines = zip(
+            *(
+                self.attention[region](features, semantics.summary, text, crop_box)
+                for region, text in texts.items()
+            ),
+            strict=True,
+        )
+        return RegionMaps(torch.cat(scores, dim=1), torch.cat(cosines, dim=1))
 
 
 def _blend(plain: Tensor, changed: Tensor, weight: Tensor) -> Tensor:

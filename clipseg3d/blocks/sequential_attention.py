@@ -54,7 +54,8 @@ class SequentialCrossAttention(nn.Module):
             tokens: (b, n, d).
             token_mask: (b, n) bool, True for real tokens. The result of a case without any has no
                 meaning.
-            crop_box: (b, 2, 3) position of ``features`` in the brain box; None for the whole box.
+            crop_box: (b, 2, 3) or (b, 4, 3) position of ``features`` in the brain box; None for
+                all of it.
         """
         size = parse_shape(features, "_ _ x y z")
         positions = voxel_positions(features, crop_box)

@@ -10,6 +10,9 @@ from clipseg3d.clip.encoder import TextEncoder
 from clipseg3d.clip.prompts import region_prompts, split_sentences
 from clipseg3d.clip.text_cache import TextCache
 
+MAX_KEPT = 20_000
+"""Embeddings in memory; in training with written reports, almost every text is new."""
+
 
 class TextBank:
     """Turn reports into text tokens: one per region prompt, then one per chunk of the report.
@@ -142,7 +145,8 @@ class TextBank:
         case must not depend on the case before it.
         """
         for text in dict.fromkeys(texts):
-            if text in self._embeddings:
+            if text in self._embeddings:  # the newest last
+                self._embeddings[text] = self._embeddings.pop(text)
                 continue
             vector = self.encoder.encode_text([text])[0].cpu()
             if not torch.isfinite(vector).all():
@@ -151,6 +155,9 @@ class TextBank:
                     "check its weights"
                 )
             self._embeddings[text] = vector
+        for text in list(self._embeddings)[: max(0, len(self._embeddings) - MAX_KEPT)]:
+            if text not in set(texts):
+                del self._embeddings[text]
 
     def _pack(self, parts: Sequence[str], joiner: str) -> list[str]:
         """Join neighbouring parts while they fit in one chunk; cut those that are too long."""

@@ -49,9 +49,10 @@ from clipseg3d.data.releases import (
 from clipseg3d.data.sample_order import CountingLoader, EpochSampler, global_seed
 from clipseg3d.data.splits import Splits
 from clipseg3d.data.survey import DataSurvey
+from clipseg3d.data.text_twins import TextTwins
 from clipseg3d.data.transforms import Augmentation, OwnAugmentation, describe
 from clipseg3d.lightning_bases import LightningDataModule
-from clipseg3d.ranges import require_above_zero, require_count
+from clipseg3d.ranges import require_above_zero, require_count, require_share
 from clipseg3d.views import ViewSelection
 
 MAX_CROPS = 1_000_000
@@ -96,6 +97,10 @@ class BraTSDataModule(LightningDataModule):
             :class:`clipseg3d.data.transforms.OwnAugmentation`.
         view_selection: which slices CLIP sees; must be that of the network (``clipseg3d fit``
             takes it from there).
+        text_twins: share of training samples in which only the text knows the answer, or is wrong;
+            see :class:`clipseg3d.data.text_twins.TextTwins`.
+        written_reports: share of the other training samples whose report is written from the
+            expert mask, in many wordings.
         shuffle_reports: give every case the report of another case. A control experiment: useful
             text must do better than shuffled text.
         spacing_mm: voxel size that every case must have.
@@ -134,6 +139,8 @@ class BraTSDataModule(LightningDataModule):
         augment: bool = True,
         augmentation: Callable | None = None,  # type: ignore[type-arg]  # as jsonargparse has it
         view_selection: ViewSelection = "energy",
+        text_twins: float = 0.0,
+        written_reports: float = 0.0,
         shuffle_reports: bool = False,
         spacing_mm: float = 1.0,
         cache_dir: str | None = None,
@@ -148,6 +155,11 @@ class BraTSDataModule(LightningDataModule):
         require_count(fold=fold, seed=seed, at_least=0)
         require_count(num_folds=num_folds)
         require_above_zero(spacing_mm=spacing_mm)
+        require_share(text_twins=text_twins, written_reports=written_reports)
+        if shuffle_reports and (text_twins or written_reports):
+            raise ValueError(
+                "shuffle_reports with text_twins or written_reports, which are true; leave out one"
+            )
         if augmentation is not None and not augment:
             raise ValueError("augment=False, but an augmentation is given; leave one of them out")
         # Only plain values: checkpoints are loaded with weights_only=True. Model and data share
@@ -182,6 +194,8 @@ class BraTSDataModule(LightningDataModule):
         self.augment = augment
         self.augmentation = augmentation
         self.view_selection = view_selection
+        self.text_twins = text_twins
+        self.written_reports = written_reports
         self.shuffle_reports = shuffle_reports
         self.spacing_mm = spacing_mm
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
@@ -236,6 +250,7 @@ class BraTSDataModule(LightningDataModule):
             crop=self.patch_size,
             crops_per_case=self.crops_per_case,
             augment=self._augmentation(),
+            twins=self._twins(),
             packed=True,
         )
         self.val_set = BraTSDataset(self._cache(validation), self.release)
@@ -446,6 +461,17 @@ class BraTSDataModule(LightningDataModule):
         if self.augmentation is None:
             return Augmentation()
         return OwnAugmentation(self.augmentation, num_regions=len(self.release.regions))
+
+    def _twins(self) -> TextTwins | None:
+        """Return what writes reports and makes twins; None if neither is wanted."""
+        if not self.text_twins and not self.written_reports:
+            return None
+        return TextTwins(
+            self.release,
+            spacing_mm=self.spacing_mm,
+            twins=self.text_twins,
+            written=self.written_reports,
+        )
 
     def _divide(self, cases: list[Case]) -> tuple[list[Case], list[Case], list[Case]]:
         """Return the training, validation and test cases."""

@@ -30,7 +30,7 @@ from clipseg3d.data.release import BraTSRelease
 from clipseg3d.views import Views, ViewSelection
 from clipseg3d.vocabulary import LABEL
 
-FORMAT = 4
+FORMAT = 5
 """Part of every key. Raise it when preprocessing or the files change within a version."""
 VERSION = version("clipseg3d")
 MAX_FOREGROUND = 20_000
@@ -45,6 +45,8 @@ _DTYPES = {
     "statistics": ("F32",),
     "views": ("U8",),
     "planes": ("F32",),
+    "reduced_views": ("U8",),
+    "reduced_planes": ("F32",),
 }
 """Tensors of a file, and their types as safetensors names them."""
 MAX_NAME = 50
@@ -109,6 +111,10 @@ class CachedCase:
         """Return the views that CLIP sees, (v, 224, 224, s) uint8, and their planes (v, 3)."""
         return Views(self._tensor("views"), self._tensor("planes"))
 
+    def reduced_views(self) -> Views:
+        """Return those that would be chosen without some sequences, (k, v, 224, 224, s) uint8."""
+        return Views(self._tensor("reduced_views"), self._tensor("reduced_planes"))
+
     def _tensor(self, name: str) -> Tensor:
         """Return one tensor of the file.
 
@@ -137,9 +143,10 @@ class CachedCase:
         if any(part.get_dtype() not in _DTYPES[name] for name, part in parts.items()):
             return False
         shapes = {name: list(part.get_shape()) for name, part in parts.items()}
-        if [len(shapes[name]) for name in _DTYPES] != [4, 3, 2, 2, 4, 2]:
+        if [len(shapes[name]) for name in _DTYPES] != [4, 3, 2, 2, 4, 2, 5, 3]:
             return False
         (sequences, *box), (count, height, width, _) = shapes["image"], shapes["views"]
+        sets = shapes["reduced_views"][0]
         return shapes == {
             "image": [sequences, *box],
             "label": box,
@@ -147,6 +154,8 @@ class CachedCase:
             "statistics": [sequences, 4],
             "views": [count, height, width, sequences],
             "planes": [count, 3],
+            "reduced_views": [sets, count, height, width, sequences],
+            "reduced_planes": [sets, count, 3],
         }
 
 
@@ -281,10 +290,11 @@ def _build(
 ) -> tuple[str, ...]:
     """Write the file of one entry; return the faults of the case."""
     try:
-        preprocessed = preprocess(case, release, view_selection=view_selection)
+        preprocessed = preprocess(case, release, view_selection=view_selection, reduced_views=True)
     except DataError as error:
         return error.faults
-    if preprocessed.label is None:
+    reduced = preprocessed.reduced_views
+    if preprocessed.label is None or reduced is None:
         return (f"{case.case_id}: has no expert mask; only labelled cases can be cached",)
     content = save(
         {
@@ -294,6 +304,8 @@ def _build(
             "statistics": preprocessed.statistics,
             "views": preprocessed.views.images,
             "planes": preprocessed.views.planes,
+            "reduced_views": reduced.images,
+            "reduced_planes": reduced.planes,
         }
     )
     with atomic_write(entry.path) as tmp:

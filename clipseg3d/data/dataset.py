@@ -13,6 +13,8 @@ from clipseg3d.data.cache import CachedCase
 from clipseg3d.data.crops import draw_corner
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.sample_order import Draw
+from clipseg3d.data.text_twins import TextTwins
+from clipseg3d.texts.facts import TumourFacts
 
 
 class BraTSDataset(Dataset[Sample]):
@@ -25,6 +27,7 @@ class BraTSDataset(Dataset[Sample]):
             None gives the whole brain.
         crops_per_case: number of crops of each case in one pass; needs ``crop``.
         augment: changes a packed crop, such as :class:`clipseg3d.data.transforms.Augmentation`.
+        twins: writes reports and makes twins of samples, before ``augment``.
         packed: whether samples stay packed, for :func:`clipseg3d.batch.unpack` on the device.
             Loader workers spend more time on sending samples than on computing them.
     """
@@ -37,6 +40,7 @@ class BraTSDataset(Dataset[Sample]):
         crop: tuple[int, int, int] | None = None,
         crops_per_case: int = 1,
         augment: Callable[[Sample], Sample] | None = None,
+        twins: TextTwins | None = None,
         packed: bool = False,
     ) -> None:
         self.cases = list(cases)
@@ -44,7 +48,9 @@ class BraTSDataset(Dataset[Sample]):
         self.crop = crop
         self.crops_per_case = crops_per_case
         self.augment = augment
+        self.twins = twins
         self.packed = packed
+        self._facts: dict[str, TumourFacts | None] = {}
         masks = torch.from_numpy(release.to_regions(np.array(release.labels)[:, None, None]))
         codes = pack_regions(masks).flatten().numpy()
         self.code_type = codes.dtype
@@ -91,13 +97,23 @@ class BraTSDataset(Dataset[Sample]):
             "crop_box": torch.from_numpy(np.stack([corner / size, crop / size]).astype(np.float32)),
             "statistics": case.statistics(),
             "views": case.views(),
+            "reduced_views": case.reduced_views(),
             "report": case.report,
             "grade": case.grade,
             "case_id": case.case_id,
         }
+        if self.twins is not None:
+            facts = self._measure(case, self.twins)
+            sample = sample if facts is None else self.twins(sample, facts)
         if self.augment:
             sample = self.augment(sample)
         return sample if self.packed else unpack(sample, num_regions=len(self.release.regions))
+
+    def _measure(self, case: CachedCase, twins: TextTwins) -> TumourFacts | None:
+        """Return the facts of a case, measured once in each process."""
+        if case.case_id not in self._facts:
+            self._facts[case.case_id] = twins.facts(case.image(), case.label())
+        return self._facts[case.case_id]
 
 
 def _pad(volume: Tensor, padding: list[int]) -> Tensor:

@@ -3,6 +3,7 @@
 Training (through the cache) and prediction both use :func:`preprocess`.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.scan_checks import check_scan
 from clipseg3d.data.scan_grid import ScanGrid, to_lps
 from clipseg3d.intensity import intensity_statistics, normalise, scale
-from clipseg3d.views import Views, ViewSelection, cut_views
+from clipseg3d.views import Views, ViewSelection, cut_reduced_views, cut_views
 
 MAX_OUTSIDE = 0.1
 """Share of labelled voxels that may lie outside the brain box; with more, the case is refused."""
@@ -37,6 +39,8 @@ class Preprocessed:
         statistics: (s, 4) float32: low and high percentile, mean and SD of the brain, in the
             units of ``image``.
         views: slices for CLIP, without a batch axis.
+        reduced_views: those that would be chosen without some of the sequences, see
+            :func:`clipseg3d.views.cut_reduced_views`; None if they were not asked for.
         label: (x, y, z) uint8 of the same box, in the labels of the release; None without an
             expert mask.
         grid: how the brain box lies in the scan, and the way back.
@@ -49,10 +53,15 @@ class Preprocessed:
     label: npt.NDArray[np.uint8] | None
     grid: ScanGrid
     notes: tuple[str, ...] = ()
+    reduced_views: Views | None = None
 
 
 def preprocess(
-    case: Case, release: BraTSRelease, *, view_selection: ViewSelection = "center"
+    case: Case,
+    release: BraTSRelease,
+    *,
+    view_selection: ViewSelection = "center",
+    reduced_views: bool = False,
 ) -> Preprocessed:
     """Read, check, reorient, crop and normalise one case.
 
@@ -66,6 +75,7 @@ def preprocess(
             its SD in ``statistics`` is 0.
         release: says what the labels mean.
         view_selection: which slices CLIP sees; see :func:`clipseg3d.views.cut_views`.
+        reduced_views: whether to cut those that would be chosen without some sequences, too.
 
     Raises:
         DataError: a file is missing or broken, a sequence has no signal or no contrast, or the
@@ -149,12 +159,44 @@ def preprocess(
         [scale(low, mean, std), scale(high, mean, std), torch.zeros_like(mean), (std > 0).float()],
         dim=1,
     )
-    views = cut_views(tensor[None], raw[None], selection=view_selection, sequences=names)
+    cuts = (cut_views, cut_reduced_views) if reduced_views else (cut_views,)
+    views, *reduced = (
+        cut_case_views(tensor, raw, grid, selection=view_selection, sequences=names, cut=cut)
+        for cut in cuts
+    )
     return Preprocessed(
         image=normalise(tensor[None], raw[None])[0],
         statistics=statistics,
-        views=Views(views.images[0], views.planes[0]),
+        views=views,
         label=label,
         grid=grid,
         notes=tuple(notes),
+        reduced_views=reduced[0] if reduced else None,
     )
+
+
+def cut_case_views(
+    image: Tensor,
+    statistics: Tensor,
+    grid: ScanGrid,
+    *,
+    selection: ViewSelection,
+    sequences: Sequence[str],
+    cut: Callable[..., Views] = cut_views,
+) -> Views:
+    """Cut the views of a case, without a batch axis.
+
+    Args:
+        image: (s, x, y, z), the brain box.
+        statistics: (s, 4) in the units of ``image``.
+        grid: how the brain box lies in the scan.
+        selection: which slices; see :func:`clipseg3d.views.cut_views`.
+        sequences: names of the s sequences.
+        cut: :func:`clipseg3d.views.cut_views` or :func:`clipseg3d.views.cut_reduced_views`.
+    """
+    if selection == "volume_center":  # the only one that depends on the background
+        sides = zip(grid.box, grid.lps_shape, strict=True)
+        margins = [(start, size - stop) for (start, stop), size in sides]
+        image = F.pad(image, [n for side in reversed(margins) for n in side])
+    views = cut(image[None], statistics[None], selection=selection, sequences=sequences)
+    return Views(*(part[0] for part in views))

@@ -35,15 +35,22 @@ class ScanGrid:
     def restore(self, volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Put a volume (..., x, y, z) of the brain box back on the scan's grid, 0 around it."""
         transform = to_lps(self.affine)
-        lps_shape = [0, 0, 0]
-        for scan_axis, (axis, _) in enumerate(transform.astype(int)):
-            lps_shape[axis] = self.shape[scan_axis]
+        lps_shape = self.lps_shape
         full = np.zeros((*volume.shape[:-3], *lps_shape), dtype=volume.dtype)
         (x, to_x), (y, to_y), (z, to_z) = self.box
         full[..., x:to_x, y:to_y, z:to_z] = volume
         back = _inverse(transform)
         parts = [nib.apply_orientation(part, back) for part in full.reshape(-1, *lps_shape)]
         return np.ascontiguousarray(np.stack(parts)).reshape(*volume.shape[:-3], *self.shape)
+
+    @property
+    def lps_shape(self) -> tuple[int, int, int]:
+        """Size of the scan along the axes of the brain box."""
+        sizes = [0, 0, 0]
+        axes = to_lps(self.affine)[:, 0].astype(int)
+        for axis, size in zip(axes, self.shape, strict=True):
+            sizes[axis] = size
+        return sizes[0], sizes[1], sizes[2]
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

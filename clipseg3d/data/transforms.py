@@ -1,4 +1,4 @@
-"""Augmentation of training crops in plain torch; the crop box keeps track of mirroring.
+"""Augmentation of training crops in plain torch; the crop box keeps track of where voxels were.
 
 Source of mirroring, rotation and gamma: arXiv 2507.09966, appendix (flips p .5 per axis, rotation
 +-15 degrees p .3, gamma U(.8, 1.2) p .3). Scaling, bias field, contrast, brightness and noise are
@@ -60,8 +60,9 @@ class OwnAugmentation:
 
     It is given an unpacked sample, with ``image`` (s, x, y, z) float32 and ``label`` (r, x, y, z)
     float32, and returns one of the same keys. What it draws from torch, NumPy, Python's ``random``
-    or MONAI's ``Randomizable`` follows from torch's default generator. If it mirrors or crops, it
-    must change ``crop_box`` as :class:`Augmentation` does.
+    or MONAI's ``Randomizable`` follows from torch's default generator. If it mirrors, crops or
+    rotates, it must change ``crop_box``, see :class:`clipseg3d.batch.Batch`; if it ever rotates,
+    its crop boxes must all have four rows.
 
     Args:
         augmentation: called with a sample.
@@ -105,8 +106,8 @@ class Augmentation:
     sequences that were not acquired. For gamma and bias field, 0 is the intensity of the darkest
     voxels of the whole brain, since intensities of a scanner are not negative.
 
-    Mirroring also changes ``crop_box``: a mirrored axis starts at its far corner and has a
-    negative size. So a network that reads the crop box can still tell left from right.
+    Mirroring, rotation and scaling also change ``crop_box``, which has four rows afterwards, see
+    :class:`clipseg3d.batch.Batch`. So a network that reads it can still tell left from right.
 
     All random numbers come from torch's default generator.
     """
@@ -114,39 +115,52 @@ class Augmentation:
     def __call__(self, sample: Sample) -> Sample:
         """Return an augmented copy of one packed sample."""
         mirrored = np.flatnonzero(torch.rand(3).numpy() < SHARES["mirror"]).tolist()
-        crop_box = sample["crop_box"].clone()
-        crop_box[0, mirrored] += crop_box[1, mirrored]
-        crop_box[1, mirrored] *= -1
+        corner, size = sample["crop_box"].clone()
+        corner[mirrored] += size[mirrored]
+        size[mirrored] *= -1
+        crop_box = torch.cat([corner[None], size.diag()])
         axes = [1 + axis for axis in mirrored]
         label = sample["label"].flip([axis - 1 for axis in axes])
         # a copy, so that later steps can work in place
         image = unpack_image(sample["image"].flip(axes), sample["statistics"])
         if _happens("affine"):
-            image, label = _rotate_and_scale(image, label)
+            image, label, crop_box = _rotate_and_scale(image, label, crop_box)
         _change_intensities(image, sample["statistics"])
         return {**sample, "image": image.half(), "label": label, "crop_box": crop_box}
 
 
-def _rotate_and_scale(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate by up to 15 degrees about each axis, and scale each axis by up to 10 percent."""
+def _rotate_and_scale(
+    image: Tensor, label: Tensor, crop_box: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotate by up to 15 degrees about each axis, and scale each axis by up to 10 percent.
+
+    Args:
+        image: (s, x, y, z).
+        label: (x, y, z).
+        crop_box: (4, 3).
+    """
     x, y, z = _uniform(-MAX_ANGLE, MAX_ANGLE, 3).tolist()
     rotation = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]]))
     sides = torch.tensor(image.shape[1:])
-    # torch's coordinates run from -1 to 1 along each axis, in reverse order of the axes
-    matrix = (rotation * _uniform(0.9, 1.1, 3) * sides / sides[:, None]).flip(0, 1)
+    # from the new crop to the old one, in coordinates from -1 to 1 along each axis
+    mapping = rotation * _uniform(0.9, 1.1, 3) * sides / sides[:, None]
+    edges = mapping.T @ crop_box[1:]
+    centre = crop_box[0] + crop_box[1:].sum(dim=0) / 2
+    new_box = torch.cat([(centre - edges.sum(dim=0) / 2)[None], edges])
+    matrix = mapping.flip(0, 1)  # torch has the axes in reverse order
     new_image, new_label = torch.empty_like(image), torch.empty_like(label)
     source, codes = image[None], label[None, None].float()
     for start in range(0, len(label), SLAB_PLANES):
         slab = new_label[start : start + SLAB_PLANES]
-        centre = (2 * start + len(slab)) / len(label) - 1
-        theta = torch.cat([matrix, matrix[:, 2:] * centre], dim=1)
+        middle = (2 * start + len(slab)) / len(label) - 1
+        theta = torch.cat([matrix, matrix[:, 2:] * middle], dim=1)
         theta[:, 2] *= len(slab) / len(label)
         grid = F.affine_grid(theta[None], [1, 1, *slab.shape], align_corners=False)
         new_image[:, start : start + SLAB_PLANES] = F.grid_sample(
             source, grid, align_corners=False
         )[0]
         slab[:] = F.grid_sample(codes, grid, mode="nearest", align_corners=False)[0, 0]
-    return new_image, new_label
+    return new_image, new_label, new_box
 
 
 def _change_intensities(image: Tensor, statistics: Tensor) -> None:

@@ -15,7 +15,7 @@ from clipseg3d.blocks.semantic_fusion import RegionMaps, Semantics
 from clipseg3d.checksums import sha256_of_tensors
 from clipseg3d.clip.encoder import ClipEncoder
 from clipseg3d.data.cases import Case, DataError, check_geometry
-from clipseg3d.data.preprocessing import Preprocessed, preprocess
+from clipseg3d.data.preprocessing import Preprocessed, cut_case_views, preprocess
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import get_release
 from clipseg3d.inference.pass_average import PassAverage
@@ -40,7 +40,7 @@ from clipseg3d.inference.tta import MIRRORINGS
 from clipseg3d.networks.clipseg3d import CLIPSeg3D, Prediction
 from clipseg3d.pretrained.reader import read_networks
 from clipseg3d.ranges import require_share
-from clipseg3d.views import Views, cut_views
+from clipseg3d.views import Views
 from clipseg3d.vocabulary import PLANES
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
@@ -365,15 +365,16 @@ class Predictor:
         self, network: CLIPSeg3D, preprocessed: Preprocessed, report: str, trust: float
     ) -> tuple[Views, Semantics | None]:
         """Return the views that a network takes, and the semantics of the case."""
-        views = Views(*(part[None] for part in preprocessed.views))
+        views = preprocessed.views
         if network.view_selection != self.network.view_selection:
-            views = cut_views(
-                preprocessed.image[None],
-                preprocessed.statistics[None],
+            views = cut_case_views(
+                preprocessed.image,
+                preprocessed.statistics,
+                preprocessed.grid,
                 selection=network.view_selection,
                 sequences=list(self.release.sequences),
             )
-        views = Views(*(part.to(self.device) for part in views))
+        views = Views(*(part[None].to(self.device) for part in views))
         text = network.embed_text([report])
         return views, network.encode_semantics(views, *text, trust=trust)
 
@@ -531,13 +532,13 @@ def _mean_by_region(presences: Sequence[Tensor], release: BraTSRelease) -> dict[
 
 
 def _maps_by_name(network: CLIPSeg3D, maps: Tensor) -> dict[str, Tensor]:
-    """Return scores and cosines (2 n, x, y, z) of n guided regions, named by kind and region."""
+    """Return scores, and cosines if there are, (n or 2 n, x, y, z), named by kind and region."""
     fusion = network.semantic_fusion if len(maps) else None
     if fusion is None:
         return {}
     guided = [region for region in fusion.regions if region in fusion.guided]
     names = [f"{kind} {region}" for kind in RegionMaps._fields for region in guided]
-    return dict(zip(names, maps, strict=True))
+    return dict(zip(names, maps, strict=False))
 
 
 def find_device(name: str | None) -> torch.device:

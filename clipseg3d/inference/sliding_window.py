@@ -42,7 +42,7 @@ def segment_volume(
         mirrored: spatial axes, 0 to 2, along which the network sees the volume mirrored; the result
             is mirrored back. See :mod:`clipseg3d.inference.tta`.
         with_maps: append the scores and then the cosines of the guided regions as further
-            channels, if the network computes any.
+            channels, as far as the network computes them.
         device: where the network, semantics and statistics are, and where windows are computed;
             None takes the device of the image. The result is always put together on the device of
             the image.
@@ -98,6 +98,6 @@ def _with_maps(network: CLIPSeg3D, prediction: Prediction) -> Tensor:
         return logits
     x, y, z = logits.shape[2:]
     padded = [side + -side % network.unet.multiple for side in (x, y, z)]
-    maps = torch.cat([part.float() for part in prediction.maps], dim=1)
+    maps = torch.cat([part.float() for part in prediction.maps if part is not None], dim=1)
     maps = F.interpolate(maps, size=padded, mode="trilinear")[..., :x, :y, :z]
     return torch.cat([logits, maps], dim=1)

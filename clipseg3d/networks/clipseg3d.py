@@ -122,7 +122,8 @@ class CLIPSeg3D(nn.Module):
             views: slices of the whole volume (:func:`clipseg3d.views.cut_views`), or None.
             text: (b, n, e) embeddings, one prompt per region first, or None.
             text_mask: (b, n) bool, True for real tokens; None keeps all.
-            crop_box: (b, 2, 3) where the image lies in the brain box; None means that it covers it.
+            crop_box: (b, 2, 3) or (b, 4, 3) where the image lies in the brain box, see
+                :class:`clipseg3d.batch.Batch`; None means that it covers it.
             statistics: (b, s, 4) of the whole brain; None takes them from ``image``.
         """
         semantics = self.encode_semantics(views, text, text_mask)
@@ -267,10 +268,12 @@ class CLIPSeg3D(nn.Module):
         return fused
 
     def _padded_crop_box(self, crop_box: Tensor | None, image: Tensor) -> Tensor:
-        """Return where the image lies in the brain box (b, 2, 3) after the U-Net has padded it."""
+        """Return where the image lies in the brain box after the U-Net has padded it."""
         if crop_box is None:
             crop_box = whole_box(image)
         size = image.shape[2:]
         padded = [n + -n % self.unet.multiple for n in size]
         growth = crop_box.new_tensor(padded) / crop_box.new_tensor(size)
-        return torch.stack([crop_box[:, 0], crop_box[:, 1] * growth], dim=1)
+        corner, edges = crop_box[:, :1], crop_box[:, 1:]
+        longer = edges * (growth if edges.shape[1] == 1 else growth[:, None])
+        return torch.cat([corner, longer], dim=1)

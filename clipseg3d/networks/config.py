@@ -7,6 +7,7 @@ from typing import Literal
 from clipseg3d.blocks.guidance import GuidanceKind
 from clipseg3d.blocks.pixel_fusion import Norm
 from clipseg3d.blocks.semantic_attention import AttentionMode
+from clipseg3d.blocks.semantic_fusion import GuidingText
 from clipseg3d.clip.prompts import REGION_PROMPTS
 from clipseg3d.ranges import require_count, require_share
 from clipseg3d.views import ViewSelection
@@ -32,6 +33,7 @@ class NetworkConfig:
             prompts, and the names of regions that have none.
         norms: of each sequence in pixel fusion: ``zscore``, or ``minmax``, the paper's for T2 and
             FLAIR; empty takes ``zscore`` for all.
+        sequence_gate: whether pixel fusion weights the sequences by a learned gate.
         difference_channels: append t1ce - t1 and t2 - flair, as far as these are there; needs
             ``pixel_fusion``.
         region_contrast: probability of the paper's contrast enhancement inside TC and ET, in
@@ -56,8 +58,13 @@ class NetworkConfig:
         guidance: how text guides image semantics; see
             :mod:`clipseg3d.blocks.guidance`.
         guidance_tokens: ``views``, or ``mean`` for the paper's single token.
+        running_norms: centre the embeddings of views and prompts and whiten those of reports; see
+            :class:`clipseg3d.blocks.semantic_fusion.SemanticFusion`.
+        guiding_text: ``report``, or ``all`` for prompts and report; see
+            :class:`clipseg3d.blocks.semantic_fusion.SemanticFusion`.
         attention_mode: how semantic attention changes logits; see
-            :func:`clipseg3d.blocks.semantic_attention.apply_scores`.
+            :func:`clipseg3d.blocks.semantic_attention.apply_scores`. With ``paper`` it reads the
+            decoder at full resolution, else averaged over 2 x 2 x 2 voxels.
         sentences: the report is read sentence by sentence, and each region weighs them; else the
             mean of its chunks is added to all regions, as in the paper.
         presence: tell whether there is any of each region, from image and text, and empty those
@@ -89,6 +96,7 @@ class NetworkConfig:
     refinement: int = 0
     pixel_fusion: bool = True
     norms: tuple[Norm, ...] = ()
+    sequence_gate: bool = True
     difference_channels: bool = False
     region_contrast: float = 0.0
     cbam: bool = True
@@ -108,6 +116,8 @@ class NetworkConfig:
     dense: bool = False
     guidance: GuidanceKind = "gate"
     guidance_tokens: Literal["views", "mean"] = "views"
+    running_norms: bool = True
+    guiding_text: GuidingText = "report"
     attention_mode: AttentionMode = "residual"
     sentences: bool = False
     presence: bool = False
@@ -160,6 +170,11 @@ class NetworkConfig:
             raise ValueError(
                 "difference_channels and region_contrast are parts of pixel fusion; "
                 "set pixel_fusion, or leave them out"
+            )
+        if self.dense and self.view_selection == "volume_center":
+            raise ValueError(
+                "dense lifts patches of views that are cut to the brain, which those of "
+                "volume_center are not; choose another view_selection, or leave dense out"
             )
         steered = ("conditional_norm", "sentences", "presence", "guided_skips", "prompt_head")
         if not self.semantics and (given := [name for name in steered if getattr(self, name)]):

@@ -7,15 +7,17 @@ from typing import Any
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.ranges import require_names
 
-# Every mechanism as in the paper, where it is specified: min-max of T2 and FLAIR, the middle slice
-# of each axis, the mean of their embeddings, and probabilities multiplied (equation 6). Region
-# contrast is an augmentation in its appendix.
+# Equations 1 to 7 of the paper, also where they are degenerate; .github/PAPER.md lists what it
+# leaves open and what differs. Region contrast is an augmentation in its appendix.
 _PAPER = NetworkConfig(
     norms=("zscore", "zscore", "minmax", "minmax"),
+    sequence_gate=False,
     region_contrast=0.5,
-    view_selection="center",
+    view_selection="volume_center",
     mix_rgb=True,
     guidance_tokens="mean",
+    running_norms=False,
+    guiding_text="all",
     attention_mode="paper",
     plan="paper_body",
 )
@@ -50,7 +52,7 @@ _NO_PIXEL: dict[str, Any] = {
     "difference_channels": False,
     "region_contrast": 0.0,
 }
-_NO_FEATURE: dict[str, Any] = {"cbam": False, "attention_skips": False}
+_PLAIN_BACKBONE: dict[str, Any] = {"cbam": False, "attention_skips": False}
 _NO_SEMANTIC: dict[str, Any] = {
     "semantics": False,
     "conditional_norm": False,
@@ -60,21 +62,25 @@ _NO_SEMANTIC: dict[str, Any] = {
     "prompt_head": False,
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
-    # Rows of the paper's tables 1 and 3. Deep supervision stays on in all of them.
+    # Rows of the paper's tables 1 and 3, as far as it says what they are. Deep supervision stays on
+    # and blocks stay residual in all of them.
     "no_pixel": _NO_PIXEL,
-    "no_feature": _NO_FEATURE,
     "no_semantic": _NO_SEMANTIC,
-    "center_mean_bridge": {
-        "view_selection": "center",
+    "no_guidance": {"guidance": "none"},
+    "no_attention": {"guided": ()},
+    "unet3d": _NO_PIXEL | _PLAIN_BACKBONE | _NO_SEMANTIC,
+    # Not in the paper. Without its feature level, the paper's network did not learn; here the U-Net
+    # stays, without CBAM and attention gates.
+    "plain_backbone": _PLAIN_BACKBONE,
+    # Of the paper's bridge, what has no weights: middle slices, and the mean of their embeddings.
+    # What its "traditional 3D-2D bridging" is, the paper does not say.
+    "plain_bridge": {
+        "view_selection": "volume_center",
         "guidance_tokens": "mean",
         "mix_rgb": False,
         "adapter": False,
         "dense": False,
     },
-    "no_guidance": {"guidance": "none"},
-    "no_attention": {"guided": ()},
-    "unet3d": _NO_PIXEL | _NO_FEATURE | _NO_SEMANTIC,
-    # Not in the paper.
     "shuffled_text": {"text": "shuffled"},
     "no_text": {"text": "none", "sentences": False, "prompt_head": False},
 }

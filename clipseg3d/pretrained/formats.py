@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 """The current format. Raise it, and extend this file, when a name in the files changes."""
 
 _NETWORK = {"fold": "space_to_depth"}
+_MODES = {"paper": "damped"}
+"""Values of ``attention_mode`` in formats 1 and 2, and their names since."""
 _PREDICTION = {"window": "roi_size"}
 _FIT_SETTINGS = {
     "model.network.fold": "model.network.space_to_depth",
@@ -41,18 +43,18 @@ def check_format(file_format: Any) -> int:
 
 
 def upgrade_config(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json of format 1 in the current format."""
+    """Return a config.json of an older format in the current format."""
     prediction = content["prediction"]
     return {
         **content,
         "format": FORMAT,
-        "network": _renamed(content["network"], _NETWORK),
+        "network": _upgrade_network(content["network"]),
         "prediction": None if prediction is None else _renamed(prediction, _PREDICTION),
     }
 
 
 def upgrade_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return weights of format 1 under their current names, in the same order."""
+    """Return weights of any format under their current names, in the same order."""
     upgraded = {}
     for name, weight in weights.items():
         for pattern, replacement in _WEIGHTS:
@@ -62,7 +64,7 @@ def upgrade_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint of format 1 in the current format."""
+    """Return a checkpoint of an older format in the current format."""
     upgraded = {**content, "format": FORMAT}
     for key in _STATE_DICTS:
         if key in content:
@@ -71,11 +73,22 @@ def upgrade_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values, Mapping):
         values = _renamed(values, _PREDICTION)
         if isinstance(values.get("network"), Mapping):
-            values["network"] = _renamed(values["network"], _NETWORK)
+            values["network"] = _upgrade_network(values["network"])
         upgraded["hyper_parameters"] = values
     if isinstance(content.get("settings"), Mapping):
-        upgraded["settings"] = _renamed(content["settings"], _FIT_SETTINGS)
+        settings = _renamed(content["settings"], _FIT_SETTINGS)
+        upgraded["settings"] = _with_current_mode(settings, "model.network.attention_mode")
     return upgraded
+
+
+def _upgrade_network(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a network's config under their current names."""
+    return _with_current_mode(_renamed(values, _NETWORK), "attention_mode")
+
+
+def _with_current_mode(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return values with the current name of the attention mode under a key, if it is there."""
+    return {k: _MODES.get(v, v) if k == key else v for k, v in values.items()}
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

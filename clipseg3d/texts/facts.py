@@ -1,6 +1,7 @@
 """Facts of a tumour, measured on its label map."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -168,6 +169,24 @@ def measure_facts(label: Label, brain: Bool, *, spacing_mm: float) -> TumourFact
         et_ml=float(enhancing.sum() * ml),
         cavity_ml=float(cavity.sum() * ml),
     )
+
+
+def measure_regions(
+    regions: Mapping[str, Bool], brain: Bool, *, spacing_mm: float
+) -> TumourFacts | None:
+    """Measure the facts of a tumour whose regions are given; None if it has no core.
+
+    Args:
+        regions: WT, TC and ET, and others that are ignored, each (x, y, z) in LPS voxel order.
+        brain: brain mask, (x, y, z).
+        spacing_mm: edge of the cubic voxel, in mm.
+    """
+    if not regions["TC"].any():
+        return None
+    label = np.where(regions["WT"], OEDEMA, 0).astype(np.uint8)
+    label[regions["TC"]] = CORE
+    label[regions["ET"]] = ENHANCING
+    return measure_facts(label, brain, spacing_mm=spacing_mm)
 
 
 def lobe_masks(length: Any, height: Any) -> dict[Lobe, Any]:

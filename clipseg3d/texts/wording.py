@@ -7,7 +7,7 @@ abbreviations, both spellings, slips of the keyboard, fragments and sentences ab
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,7 +71,9 @@ WORDS = {
     "lesion": "{lesion|lesion|tumour|tumour|mass|mass|neoplasm|glioma|abnormality|process|growth"
     "|mass lesion|space-occupying lesion|glioblastoma|metastasis|high-grade glioma"
     "|low-grade glioma|intra-axial mass|lesion area|tumour mass|GBM}",
-    "Det": "{the|the|the|this|its}",
+    "lesions": "{lesions|lesions|tumours|tumours|masses|foci|metastases|nodules|deposits|gliomas"
+    "|abnormalities|tumour foci|lesion areas|growths|neoplasms|space-occupying lesions}",
+    "which": "{which|that|and it|and this|, and this one}",
     "core": "{core|centre|central part|interior|middle|tumour core|central portion|inner part}",
     "see": "{seen|observed|present|visible|noted|found|identified|evident|apparent|detected"
     "|demonstrated|appreciated|depicted|shown|recognised|encountered}",
@@ -189,6 +191,22 @@ _ENHANCEMENT = {
         " of the <lesion>",
         "no {bright|enhancing} {rim|ring|nodule|focus|part} is <see>{| <after>}",
         "the blood-brain barrier {is|appears|seems} intact{|, without enhancement}",
+        "<lesion> that {does not|doesn't|fails to} <enhance>",
+        "<lesion>, which {itself |}{does not <enhance>|shows no <enh>|is not enhancing}",
+        "the <lesion> itself does not <enhance>",
+        "{several|two|multiple} <lesions>, {none|neither} of which <enhances>",
+        "<enh>{?|:} {no|none|nil}",
+        "<enh> {nil|none|neg|negative}",
+        "{absent|no|missing|nil} <enh>",
+        "{contrast-negative|enhancement-negative|unenhanced|non-avid|Gd-negative} <lesion>",
+        "the {formerly|previously|initially} enhancing <lesion> {no longer|does not any more}"
+        " <enhances>",
+        "<enh> has {disappeared|resolved|vanished|regressed completely|gone}",
+        "{free|devoid|bare} of <enh>",
+        "{apart|aside} from {vessels|normal vessels|the choroid plexus|mucosa}, nothing <enhances>",
+        "{unexpectedly|surprisingly|interestingly|remarkably|as before|still}, {no <enh>"
+        "|the <lesion> does not <enhance>|without <enh>}",
+        "<after>, the <lesion> {stays|remains} {unenhanced|non-enhancing|dark|as it was}",
     ),
     "yes": (
         "the <lesion> <enhances>{| <after>}",
@@ -205,6 +223,17 @@ _ENHANCEMENT = {
         "{some|heterogeneous|inhomogeneous|mixed|irregular} <enh>{| <after>}",
         "the solid {part|component|portion} <enhances>{| <after>}",
         "positive for <enh>",
+        "<lesion> that {clearly |}<enhances>",
+        "<lesion>, which <enhances> {|strongly|avidly|brightly|vividly|a little|only slightly}",
+        "<enh>{?|:} yes{|, <degree>}",
+        "<enh> {yes|pos|positive|present|+}",
+        "{Gd-positive|Gd+|CE+|contrast-positive|contrast-avid|enhancement-positive} <lesion>",
+        "{new|residual|recurrent|increasing|progressive|persistent} <enh>{| is <see>}",
+        "the {formerly|previously} non-enhancing <lesion> now <enhances>",
+        "a {blush|trace|hint|faint blush|little} of <enh>{| is <see>| can be made out}",
+        "<degree> <enh> {cannot be overlooked|is undeniable|cannot be missed}",
+        "{not only|both} the rim {but also|and} the nodule <enhance>",
+        "<lesion> {with|showing|displaying|demonstrating} <degree> <enh>",
     ),
     "spots": (
         "{a few|few|several|isolated|scattered} {small|tiny|punctate|minute} {spots|foci|dots"
@@ -276,6 +305,15 @@ _NECROSIS = {
         "|within the <lesion>}",
         "the <lesion> has {undergone necrosis|broken down centrally|become necrotic}",
         "the <lesion> is <necrotic>",
+        "necrosis{?|:} yes{|, centrally|, inside}",
+        "necrosis {yes|pos|positive|present|+}",
+        "{dead|avascular|fluid-signal|liquefied|broken-down|devitalised|cystic-necrotic} <core>",
+        "<lesion> {with|showing|containing} <necrosis>",
+        "<lesions> with {necrotic centres|central necrosis|dead cores|necrotic cores}",
+        "{partly|partially|largely|mostly|extensively|focally} necrotic {<lesion>|<lesions>}",
+        "<lesion>, which {is|has become|appears} necrotic {centrally|inside|in its <core>|}",
+        "{new|increasing|progressive|residual} <necrosis>",
+        "<lesion> that has {undergone necrosis|broken down|died off centrally}",
     ),
     False: (
         "<No> <nonecrosis>{| is <see>| within the <lesion>| in the <core>}",
@@ -295,6 +333,14 @@ _NECROSIS = {
         "nothing {suggests|points to|looks like} necrosis",
         "the <lesion> has not {broken down|become necrotic|undergone necrosis}",
         "{nil|zero} necrosis",
+        "necrosis{?|:} {no|none|nil}",
+        "necrosis {nil|none|neg|negative}",
+        "{free|devoid} of <nonecrosis>",
+        "<lesion>, which is not necrotic",
+        "no {frank|obvious|overt|gross|macroscopic|large} <nonecrosis>",
+        "{vital|viable|homogeneous|solid} {tissue|tumour|<lesion>} throughout",
+        "<nonecrosis> has {resolved|disappeared}",
+        "necrosis {is not|isn't} a feature",
     ),
 }
 _OEDEMA = {
@@ -313,6 +359,11 @@ _OEDEMA = {
         "negative for <oedema>",
         "the <lesion> is not surrounded by <oedema>",
         "sharply {marginated|defined} <lesion> without <oedema>",
+        "oedema{?|:} {no|none|nil}",
+        "oedema {nil|none|neg|negative}",
+        "oedema has {resolved|cleared|disappeared|regressed completely}",
+        "free of <oedema>",
+        "<lesion>, which is not surrounded by oedema",
     ),
     "present": (
         "<oedema> is <see>{| around the <lesion>| mainly around it}",
@@ -324,6 +375,11 @@ _OEDEMA = {
         "the {surrounding|adjacent} {brain|white matter|tissue} is {swollen|oedematous}",
         "associated <oedema>",
         "<oedema> appears as {high|bright} signal on FLAIR",
+        "oedema{?|:} yes",
+        "oedema {yes|pos|positive|present|+}",
+        "oedema {can be seen|is there|persists|is unchanged}",
+        "surrounding <oedema>",
+        "<lesion> {and|with} {its |}{perifocal |surrounding |}oedema",
     ),
 }
 _EXTENT = (
@@ -338,6 +394,11 @@ _EXTENT = (
     "<X> <oedema> {extends|spreads} {from|around} the <lesion>",
     "the {surrounding|adjacent} white matter shows <X> <oedema>",
     "<lesion> with <X> <oedema>",
+    "<lesions> with <X> <oedema>",
+    "oedema{?|:} <x>",
+    "<x> oedema",
+    "oedema {remains|persists|is still|has become} <x>",
+    "<lesion>, the <oedema> {of which is|being} <x>",
 )
 _EXTENTS = {
     "limited": (
@@ -347,6 +408,12 @@ _EXTENTS = {
         " {swollen|affected|oedematous}",
         "oedema is {not extensive|not marked|not pronounced|scant|minimal}",
         "the <lesion> is {hardly|barely|only slightly} surrounded by oedema",
+        "oedema is {limited|confined|restricted} to the {immediate|adjacent|direct|nearest}"
+        " {margin|surroundings|neighbourhood|vicinity|edge|white matter}",
+        "a {thin|narrow|small|fine} {seam|fringe|band|halo|collar|rim|strip} of oedema",
+        "{hardly any|next to no|barely any|scarcely any|not much|only little|just a little}"
+        " <oedema>",
+        "oedema is {disproportionately|surprisingly|remarkably|relatively} {small|limited|mild}",
     ),
     "moderate": (
         "oedema is neither {mild|limited|minimal} nor {marked|extensive|severe}",
@@ -361,6 +428,10 @@ _EXTENTS = {
         "the <lesion> is surrounded by {a wide|a broad|a large} {zone|area|halo} of oedema",
         "the {surrounding|adjacent} white matter is {severely|markedly|heavily|massively} {swollen"
         "|oedematous}",
+        "{a lot of|lots of|plenty of|much|a great deal of|a sea of|no end of|+++} <oedema>",
+        "oedema {+++|++|plenty|a lot}",
+        "oedema is disproportionately {large|extensive|marked}",
+        "oedema involves {most|much|the whole|all} of the {lobe|hemisphere}",
     ),
 }
 _PLACE = (
@@ -378,6 +449,15 @@ _PLACE = (
     "signal abnormality {in|of} <place>",
     "<place>: <lesion>",
 )
+_PLACES_OF_MANY = (
+    "<lesions> {are <see>|lie|are located} in <place>",
+    "there are {several|two|multiple|three|many} <lesions> in <place>",
+    "{several|two|multiple|three|many} <lesions> in <place>",
+    "<adjective> <lesions>",
+    "{several|two|multiple|multifocal} <adjective> <lesions>",
+    "<place>: {several|multiple|two} <lesions>",
+    "<lesions>, <adjective>",
+)
 _FOCI = {
     "single": (
         "{a|one} {single|solitary|sole} <lesion>",
@@ -392,6 +472,14 @@ _FOCI = {
         "number of lesions: {1|one}",
         "without {satellites|satellite lesions|further foci|a second lesion}",
         "{unifocal disease|solitary finding}",
+        "the <lesion> is the only one",
+        "it is {solitary|single|the only lesion}",
+        "{solitary|single}",
+        "single {1|2|3} cm <lesion>",
+        "{nothing suggests|no suspicion of|no hint of} {multifocality|further lesions"
+        "|a second lesion}",
+        "not {multiple|multifocal|multicentric}",
+        "{solitary|single} <lesion> without {haemorrhage|calcification|shift}",
     ),
     "multiple": (
         "{two|three|several|multiple|many|numerous|a few|2|3} {separate |distinct |discrete |}"
@@ -410,6 +498,15 @@ _FOCI = {
         "with {satellites|satellite lesions|a satellite|further foci|a second focus}",
         "{not solitary|more than one lesion}",
         "suggesting the presence of multiple lesions",
+        "{several|multiple|two|three|many|scattered|innumerable|various} {small |larger |}"
+        "<lesions>",
+        "<lesions>{| are <see>| in the brain}",
+        "{small|round|irregular|scattered|separate} <lesions>",
+        "{additional|further|other|more} {smaller |small |}<lesions>{| elsewhere| nearby}",
+        "the larger of the {two|three} <lesions>",
+        "all <lesions>",
+        "each of the <lesions>",
+        "both <lesions>",
     ),
 }
 _FLAGS: dict[str, dict[bool, tuple[str, ...]]] = {
@@ -446,6 +543,7 @@ _FLAGS: dict[str, dict[bool, tuple[str, ...]]] = {
             "the midline is {shifted|displaced|deviated}{| away from the <lesion>}",
             "midline {shift|displacement|deviation}{| is present| of several mm}",
             "midline structures are displaced to the opposite side",
+            "midline shift {of |}{3|5|7|8} mm to the {left|right}",
         ),
         False: (
             "{there is |}no midline {shift|displacement|deviation}",
@@ -474,8 +572,63 @@ _OTHER = (
     "{with|showing} {spotty|speckled|punctate} high signal areas on T2",
     "the {margins|borders} are {ill-defined|sharp|indistinct|irregular|well circumscribed}",
     "the {cortex|grey matter} is {involved|thickened|preserved}",
+    "{technique|sequences|protocol}: {T1 before and after contrast"
+    "|T1, T2, FLAIR, T1 with gadolinium|axial T2, FLAIR, DWI and T1 pre and post contrast"
+    "|3 T, T1, T2, FLAIR and T1 post contrast}",
+    "{history|clinical|indication|question}: {seizure|headache|follow-up|first seizure|aphasia"
+    "|hemiparesis|known glioma|restaging|suspected tumour}",
+    "{enhancing|contrast-filled} {vessels|veins|dura|mucosa|choroid plexus|pituitary|meninges} as"
+    " {normal|expected|usual}",
+    "normal {enhancement of|contrast in} the {vessels|veins|dural sinuses|choroid plexus|pituitary"
+    "|nasal mucosa|venous sinuses}",
+    "no {enhancement|abnormal enhancement} of the {dura|cranial nerves|ventricular wall|ependyma}",
+    "{shunt|drain|catheter|craniotomy|burr hole} on the {left|right}",
+    "an old {infarct|lacune|bleed|scar} on the {left|right}",
+    "{perfusion is|rCBV is|ADC is} {low|raised|elevated|reduced|normal}",
+    "spectroscopy shows {raised choline|a choline peak|low NAA|a lactate peak}",
+    "{uncal|subfalcine|transtentorial} herniation",
+    "{the basal cisterns|cisterns|sulci} are {narrowed|effaced|free|open}",
+    "T2-FLAIR mismatch",
+    "{without|no} {haemorrhage|calcification|diffusion restriction}, {without|no} {calcification"
+    "|bleeding|restricted diffusion|blood products}",
+    "{stable|unchanged|progressive|new} {appearance|finding|since last year|compared with before}",
+    "{lymphoma|glioma|metastasis|abscess|glioblastoma} {is likely|is more likely|must be considered"
+    "|is the first differential}",
+    "{biopsy|resection|surgery|follow-up in three months} {is recommended|is planned|was done}",
+    "signs of {raised pressure|hydrocephalus} are {absent|present}",
     "size {about |approximately |}{3|4|5|2} {x 4 |x 3 |}{cm|centimetres}",
 )
+
+_UNKNOWN = {
+    "enhancement": (
+        "<enh> {cannot be|could not be|can not be|was not|is not} {assessed|judged|evaluated"
+        "|determined|commented on|assessable}",
+        "{contrast|gadolinium} was not {given|administered|injected}",
+        "no {contrast|gadolinium} was {given|administered|injected}",
+        "{unenhanced|non-contrast|plain|native} {study|scan|examination|MRI|series}{| only}",
+        "post-contrast images are {missing|not available|nondiagnostic|degraded by motion|pending}",
+        "{whether|if} the <lesion> <enhances> {is unknown|is unclear|remains open}",
+        "<enh>{?|:} {not assessed|unknown|n/a|not known|pending|unclear}",
+        "contrast-enhanced {imaging|MRI|series} {is recommended|should follow|to follow}",
+        "is there <enh>{?| or not?}",
+        "question of <enh>{| to be answered}",
+        "T1 with contrast {not acquired|not done|failed|was not possible}",
+        "no {comment|statement|information} on <enh>",
+        "contrast {allergy|injection failed|refused|contraindicated}",
+    ),
+    "necrosis": (
+        "<nonecrosis> {cannot be|could not be|was not} {assessed|judged|evaluated|determined}",
+        "{whether|if} there is necrosis {is unknown|is unclear|remains open|cannot be said}",
+        "necrosis{?|:} {not assessed|unknown|n/a|unclear}",
+        "no {comment|statement} on necrosis",
+        "is there necrosis?",
+    ),
+    "oedema": (
+        "<oedema> {cannot be|could not be|was not} {assessed|judged|evaluated}",
+        "FLAIR {not acquired|is missing|was not done|is degraded}",
+    ),
+}
+"""Clauses that name a fact and do not say it."""
 
 _REFERENCE = re.compile(r"<([\w]+)>")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
@@ -512,21 +665,28 @@ def expand(template: str, rng: np.random.Generator, words: dict[str, str] | None
     return re.sub(r"\s+([,.;:])", r"\1", re.sub(r"\s+", " ", text)).strip()
 
 
-def write_text(statement: Statement, rng: np.random.Generator, *, slips: float = 0.1) -> str:
+def write_text(
+    statement: Statement, rng: np.random.Generator, *, asides: bool = True, slips: float = 0.1
+) -> str:
     """Write a text that says a statement and nothing else of its facts.
 
     Args:
         statement: what is said.
         rng: chooses the words, their order and the style: sentences, fragments, one noun phrase.
+        asides: whether other findings may be named, or denied, and facts that nobody could tell.
         slips: probability that a text has slips of the keyboard.
 
     Returns:
         One to nine sentences or fragments, in English; empty for an empty statement at times.
     """
-    parts = _parts(statement, rng)
+    parts = _parts(statement, rng, asides=asides)
+    if rng.random() < _PHRASES:
+        flags = Statement(**{name: getattr(statement, name) for name in _FLAGS})
+        others = _parts(flags, rng, asides=False)
+        parts = [part for part in (_noun_phrase(statement, rng), *others) if part]
     if (statement.side is None and not statement.sites) or rng.random() < 0.5:
         rng.shuffle(parts)
-    for _ in range(int(rng.choice([0, 0, 0, 1, 1, 2]))):
+    for _ in range(int(rng.choice([0, 0, 0, 1, 1, 2])) if asides else 0):
         other = expand(_OTHER[int(rng.integers(len(_OTHER)))], rng)
         parts.insert(int(rng.integers(len(parts) + 1)), other)
     style = rng.random()
@@ -548,7 +708,7 @@ def write_text(statement: Statement, rng: np.random.Generator, *, slips: float =
     return text
 
 
-def _parts(statement: Statement, rng: np.random.Generator) -> list[str]:
+def _parts(statement: Statement, rng: np.random.Generator, *, asides: bool) -> list[str]:
     """Return the clauses of a text, each of one or two facts.
 
     Every fact has a generator of its own, so that a changed fact leaves the other clauses alone.
@@ -563,8 +723,10 @@ def _parts(statement: Statement, rng: np.random.Generator) -> list[str]:
             if name == "necrosis" and joint:
                 parts.append(_choose(joint, generator))
             continue
-        if template := _CLAUSES[name](statement, generator):
-            parts.append(template)
+        clause = _CLAUSES[name](statement, generator)
+        if asides and not clause and name in _UNKNOWN and generator.random() < 0.15:
+            clause = _choose(_UNKNOWN[name], generator)
+        parts.append(clause)
     return [part for part in parts if part]
 
 
@@ -663,7 +825,11 @@ def _place(statement: Statement, rng: np.random.Generator) -> str:
     if side == "both":
         whole = "{both hemispheres|both cerebral hemispheres|the brain bilaterally}"
         place = f"{{both|the right and left}} {adjectives} {lobe}" if sites else whole
-        adjective = f"{{bilateral|bihemispheric}} {adjectives}"
+        adjective = f"{{bilateral|bihemispheric|left and right}} {adjectives}"
+        if sites and rng.random() < 0.15:
+            place = adjective = f"left <{sites[0]}>, right <{sites[-1]}>"
+        elif not sites and rng.random() < 0.3:
+            place = adjective = "{butterfly|on both sides|in both halves of the brain}"
     elif side is None:
         place, adjective = f"the {adjectives} {lobe}", adjectives
     else:
@@ -673,7 +839,8 @@ def _place(statement: Statement, rng: np.random.Generator) -> str:
             place = f"the {adjectives} {lobe} on the {side}"
         adjective = f"<side_{side}> {adjectives}"
     words = {**WORDS, "place": place, "adjective": adjective}
-    return expand(_choose_template(_PLACE, rng), rng, words)
+    is_many = statement.foci == "multiple" and rng.random() < 0.4
+    return expand(_choose_template(_PLACES_OF_MANY if is_many else _PLACE, rng), rng, words)
 
 
 def _flag(name: str) -> Callable[[Statement, np.random.Generator], str]:
@@ -697,7 +864,82 @@ _CLAUSES: dict[str, Callable[[Statement, np.random.Generator], str]] = {
 _ORDER = ("joint", *_CLAUSES)
 
 
+_PHRASES = 0.2
+"""Share of texts that are one noun phrase."""
 _JOINTS = (", ", "; ", ", and ", " and ", ". ", ", with ", ", while ")
+
+
+def _noun_phrase(statement: Statement, rng: np.random.Generator) -> str:
+    """Return all of a statement but the mass effect as one phrase around a noun."""
+    before: list[str] = []
+    after: list[str] = []
+    words: dict[str, dict[Any, tuple[str, str]]] = {
+        "enhancement": {
+            "none": ("{non-enhancing|nonenhancing|unenhanced|unenhancing|not enhancing}",
+                     "{without|with no|lacking|free of} <enh>|no <enh>|<enh> absent"),
+            "rim": ("{ring-enhancing|rim-enhancing|peripherally enhancing}",
+                    "{with|showing} <ringlike> <enh>|an <enhancing> <rim>"),
+            "solid": ("{solidly|homogeneously|uniformly} enhancing", "solid <enh>"),
+            "patches": ("{patchily|heterogeneously} enhancing", "patchy <enh>"),
+            "spots": ("{minimally|spottily} enhancing", "{a few|small} spots of <enh>"),
+            "yes": ("<enhancing>", "{with|showing} <degree> <enh>|<degree> <enh>"),
+        },
+        "necrosis": {
+            True: ("<necrotic>", "{with|showing} <necrosis>|<necrosis>"),
+            False: ("{non-necrotic|not necrotic|viable|solid, non-necrotic}",
+                    "{without|no|with no} <nonecrosis>"),
+        },
+        "oedema": {
+            "none": ("", "{without|no|with no} <oedema>"),
+            "present": ("{oedematous|}", "{with|and} <oedema>"),
+            **{extent: ("", f"{{with|and|}} <{extent}> <oedema>") for extent in _EXTENTS},
+        },
+    }  # fmt: skip
+    for name, forms in words.items():
+        value = getattr(statement, name)
+        if value is None:
+            continue
+        short, long = forms[value]
+        if short and rng.random() < 0.5:
+            before.append(expand(short, rng))
+        else:
+            options = [option for option in _split(long) if option]
+            after.append(expand(options[int(rng.integers(len(options)))], rng))
+    is_many = statement.foci == "multiple"
+    if statement.foci == "single":
+        before.insert(0, expand("{solitary|single|unifocal}", rng))
+    elif is_many and rng.random() < 0.6:
+        before.insert(0, expand("{multiple|several|two|multifocal|three}", rng))
+    if statement.side is not None and rng.random() < 0.5:
+        side = "bilateral" if statement.side == "both" else f"<side_{statement.side}>"
+        before.insert(int(rng.integers(len(before) + 1)), expand(side, rng))
+    elif statement.side is not None:
+        side = "both sides" if statement.side == "both" else f"the {statement.side}"
+        after.insert(0, f"on {side}")
+    if statement.sites:
+        sites = expand(" and ".join(f"<{site}>" for site in statement.sites), rng)
+        if rng.random() < 0.5:
+            before.append(sites)
+        else:
+            after.insert(0, expand(f"in the {sites} {{lobe|region}}", rng))
+    noun = expand("<lesions>" if is_many else "<lesion>", rng)
+    text = " ".join([*before, noun])
+    for index, part in enumerate(after):
+        joint = (" ", ", ", " and ", ", ")[int(rng.integers(4))] if index else " "
+        text += joint + part
+    return text.strip()
+
+
+def _split(template: str) -> list[str]:
+    """Split a template at its outermost bars."""
+    parts, depth = [""], 0
+    for letter in template:
+        depth += (letter == "{") - (letter == "}")
+        if letter == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _join(parts: Sequence[str], rng: np.random.Generator) -> str:

@@ -19,7 +19,7 @@ from clipseg3d.intensity import intensity_statistics
 from clipseg3d.training.memory import AUTOCAST, PeakMemory, predict_peak_memory
 from clipseg3d.training.module import CLIPSeg3DModule
 from clipseg3d.training.plan import PLANS
-from clipseg3d.views import cut_views
+from clipseg3d.views import cut_reduced_views, cut_views
 
 STEPS = 2
 CHECKPOINTS = 2
@@ -302,6 +302,9 @@ def _noise(module: CLIPSeg3DModule, patch_size: tuple[int, int, int], count: int
         "crop_box": torch.tensor([[[0.0] * 3, [1.0] * 3]]).repeat(count, 1, 1),
         "statistics": intensity_statistics(image),
         "views": cut_views(image, selection=config.view_selection, sequences=config.sequences),
+        "reduced_views": cut_reduced_views(
+            image, selection=config.view_selection, sequences=config.sequences
+        ),
         "report": ["A mass in the left temporal lobe."] * count,
         "grade": torch.zeros(count, dtype=torch.int64),
         "case_id": [f"noise {index}" for index in range(count)],

@@ -39,12 +39,13 @@ from clipseg3d.networks.presets import network_config
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 from clipseg3d.pretrained.formats import FORMAT, check_format, upgrade_checkpoint
 from clipseg3d.pretrained.reader import weight_mismatches
-from clipseg3d.ranges import require_share
+from clipseg3d.ranges import require_count, require_share
 from clipseg3d.training.fit_settings import changed_settings, fit_settings, is_plain
 from clipseg3d.training.non_finite import NonFinite, first_non_finite
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
 from clipseg3d.training.predictions import Predictions
 from clipseg3d.training.prompt_task import coarsen, draw_tasks, prompt_loss, task_masks
+from clipseg3d.training.report_swap import swap_reports
 from clipseg3d.training.sequence_dropout import draw_kept_sequences, withhold_sequences
 
 PROMPTS_PER_STEP, PROMPT_GRID = 16, 32
@@ -92,6 +93,10 @@ class CLIPSeg3DModule(LightningModule):
             when they are needed.
         roi_size: size of the sliding window (x, y, z) of validation, in voxels.
         overlap: share of overlap of neighbouring windows, in [0, 1).
+        swap_cases: number of validation cases of each rank whose report is swapped after every
+            epoch, to log ``val/obey_text`` and ``val/obey_image``, see
+            :func:`clipseg3d.training.report_swap.swap_reports`; each takes five segmentations
+            instead of one. Needs t1ce, WT, TC and ET.
         resume_changed: whether a fit may be resumed with other settings than those saved in the
             checkpoint; learning rate and schedule are then those of the new settings at the
             checkpoint's step.
@@ -129,10 +134,12 @@ class CLIPSeg3DModule(LightningModule):
         text_cache: str | None = None,
         roi_size: tuple[int, int, int] = (128, 128, 128),
         overlap: float = 0.5,
+        swap_cases: int = 0,
         resume_changed: bool = False,
     ) -> None:
         super().__init__()
         require_share(report_dropout=report_dropout, sequence_dropout=sequence_dropout)
+        require_count(swap_cases=swap_cases, at_least=0)
         config = network_config(network, ablation=ablation)
         if encoder is not None:
             config = replace(config, clip=encoder.name)
@@ -163,6 +170,16 @@ class CLIPSeg3DModule(LightningModule):
         settings = PredictionSettings.from_hyperparameters(self.hparams)
         self.config = config
         self.release = whole_release.select(sequences=config.sequences, regions=config.regions)
+        lacking = [
+            *(name for name in ("WT", "TC", "ET") if name not in config.regions),
+            *(name for name in ("t1ce",) if name not in config.sequences),
+        ]
+        if swap_cases and lacking:
+            raise ValueError(
+                f"swap_cases={swap_cases} swaps what reports say of enhancement, but the network "
+                f"has no {', '.join(lacking)}; set it to 0"
+            )
+        self.swap_cases = swap_cases
         self.resume_changed = resume_changed
         self.scores: ScoreTable | None = None
         self._restart_schedule = False
@@ -345,6 +362,7 @@ class CLIPSeg3DModule(LightningModule):
             sequences=self.config.sequences,
             view_selection=self.config.view_selection,
             name=f"rank {self.global_rank}, batch {batch_idx}",
+            reduced_views=self.hparams["sequence_dropout"] > 0,
         )
         return unpack(whole, num_regions=len(self.config.regions))
 
@@ -376,7 +394,12 @@ class CLIPSeg3DModule(LightningModule):
         # A case may lack sequences itself; if none would be left, all are kept.
         kept |= ~(kept & acquired).any(dim=1, keepdim=True)
         image, statistics, views = withhold_sequences(
-            batch["image"], batch["statistics"], batch["views"], kept
+            batch["image"],
+            batch["statistics"],
+            batch["views"],
+            kept,
+            reduced_views=batch["reduced_views"],
+            sequences=self.config.sequences,
         )
         text, mask = self.network.embed_text(reports)
         prediction = self.network.segment(
@@ -388,10 +411,11 @@ class CLIPSeg3DModule(LightningModule):
             deep=True,
         )
         loss: Tensor = self.loss([prediction.logits, *prediction.auxiliary], batch["label"])
-        if self.plan.cosine_weight and prediction.maps is not None:
+        cosines = None if prediction.maps is None else prediction.maps.cosines
+        if self.plan.cosine_weight and cosines is not None:
             guided = [region in (self.config.guided or ()) for region in self.config.regions]
             loss = loss + self.plan.cosine_weight * cosine_loss(
-                prediction.maps.cosines,
+                cosines,
                 batch["label"][:, guided],
                 temperature=self.plan.cosine_temperature,
             )
@@ -445,7 +469,7 @@ class CLIPSeg3DModule(LightningModule):
             crops = "; ".join(
                 f"case {batch['case_id'][index]}, crop from "
                 f"{_numbers(batch['crop_box'][index, 0])} of size "
-                f"{_numbers(batch['crop_box'][index, 1])} in shares of its brain box"
+                f"{_numbers(batch['crop_box'][index, 1:].sum(dim=0))} in shares of its brain box"
                 for index in fault.samples or range(count)
             )
             message = f"the loss is {loss} in {step}: {crops}; first in {fault.layer}. {advice}"
@@ -474,7 +498,26 @@ class CLIPSeg3DModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Score one full volume; return its predicted regions (b, r, x, y, z) as ``prediction``."""
-        return {"prediction": self._score(self._prepare(batch, batch_idx), self.val_dice)}
+        batch = self._prepare(batch, batch_idx)
+        if batch_idx < self.swap_cases:
+            self._swap_reports(batch, batch_idx)
+        return {"prediction": self._score(batch, self.val_dice)}
+
+    def _swap_reports(self, batch: Batch, batch_idx: int) -> None:
+        """Log how far text is obeyed, and the image, over the first cases of all ranks."""
+        scores = swap_reports(
+            batch,
+            self._segment,
+            sequences=self.config.sequences,
+            regions=self.config.regions,
+            spacing_mm=self.hparams["spacing_mm"],
+            seed=batch_idx,
+        )
+        if scores is None:
+            return
+        for name, score in zip(("obey_text", "obey_image"), scores, strict=True):
+            # Ranks may have different numbers of cases with a core.
+            self.log(f"val/{name}", score, on_epoch=True, batch_size=1, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over cases."""
@@ -644,6 +687,12 @@ class CLIPSeg3DModule(LightningModule):
 
     def _score(self, batch: Batch, metric: CaseDice) -> Tensor:
         """Segment a full volume, add its Dice to the metric, and return the predicted regions."""
+        prediction = self._segment(batch)
+        metric.update(prediction, batch["label"] > 0, batch["case_id"])
+        return prediction
+
+    def _segment(self, batch: Batch) -> Tensor:
+        """Return the regions of a full volume, (b, r, x, y, z) bool, as the label map says them."""
         text, mask = self.network.embed_text(batch["report"])
         semantics = self.network.encode_semantics(batch["views"], text, mask)
         logits = segment_volume(
@@ -659,9 +708,7 @@ class CLIPSeg3DModule(LightningModule):
             self.release.to_regions(self.release.to_labels(mask))
             for mask in (logits > 0).cpu().numpy()
         ]
-        prediction = torch.from_numpy(np.stack(regions)).to(self.device)
-        metric.update(prediction, batch["label"] > 0, batch["case_id"])
-        return prediction
+        return torch.from_numpy(np.stack(regions)).to(self.device)
 
     def _log_scores(self, stage: str, metric: CaseDice) -> None:
         """Log the scores of all ranks, keep them in ``scores``, and reset the metric."""

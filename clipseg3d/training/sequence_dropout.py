@@ -1,10 +1,13 @@
 """Withholding sequences in training, so that a network also works without them."""
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from clipseg3d.views import Views
+from clipseg3d.views import Views, views_without
+from clipseg3d.vocabulary import SEQUENCES
 
 
 def draw_kept_sequences(
@@ -29,16 +32,27 @@ def draw_kept_sequences(
 
 
 def withhold_sequences(
-    image: Tensor, statistics: Tensor, views: Views, kept: Tensor
+    image: Tensor,
+    statistics: Tensor,
+    views: Views,
+    kept: Tensor,
+    *,
+    reduced_views: Views,
+    sequences: Sequence[str] = SEQUENCES,
 ) -> tuple[Tensor, Tensor, Views]:
     """Return image, statistics and views as if only some sequences had been acquired.
+
+    The views are the slices that are chosen without the others, as they are in prediction.
 
     Args:
         image: (b, s, x, y, z).
         statistics: (b, s, 4).
         views: with images (b, v, h, w, s).
         kept: (b, s) bool, False for sequences to withhold: they become 0 throughout.
+        reduced_views: from :func:`clipseg3d.views.cut_reduced_views`.
+        sequences: names of the s sequences.
     """
+    views = views_without(views, reduced_views, kept, sequences=sequences)
     return (
         image * rearrange(kept, "b s -> b s 1 1 1"),
         statistics * rearrange(kept, "b s -> b s 1"),

@@ -38,6 +38,22 @@ def test_positions_of_a_padded_crop_leave_the_box():
     torch.testing.assert_close(along_x, torch.tensor([-1.5, -0.5, 0.5, 1.5]))
 
 
+def test_a_box_of_edges_is_that_of_a_size_or_turned(features):
+    """Edges along the axes are a size; others swap or shear the axes of the crop."""
+    two_rows = torch.tensor([[[0.1, 0.5, 0.9], [0.4, 0.25, -0.6]]] * B)
+    four_rows = torch.cat([two_rows[:, :1], torch.diag_embed(two_rows[:, 1])], dim=1)
+    expected = voxel_positions(features, two_rows)
+    assert torch.equal(voxel_positions(features, four_rows), expected)
+    turned = four_rows.clone()
+    turned[0, 1:] = torch.tensor([[0.0, 0.3, 0.0], [-0.2, 0.0, 0.0], [0.1, 0.0, 0.5]])
+    positions = voxel_positions(features, turned)
+    assert torch.equal(positions[1], expected[1])
+    for x, y, z in np.ndindex(X, Y, Z):
+        u, v, w = (x + 0.5) / X, (y + 0.5) / Y, (z + 0.5) / Z
+        place = [0.1 - 0.2 * v + 0.1 * w, 0.5 + 0.3 * u, 0.9 + 0.5 * w]
+        assert positions[0, :, x, y, z].tolist() == pytest.approx([2 * p - 1 for p in place], 1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_positions_have_the_type_of_the_features(features, dtype):
     positions = voxel_positions(features.to(dtype))

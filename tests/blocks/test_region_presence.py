@@ -61,8 +61,8 @@ def test_padded_features_of_a_coarser_grid_are_read_where_the_logits_are():
     features = torch.zeros(1, 1, 4, 2, 2)
     features[0, 0, 3, 0, 0] = 8
     presence = block(features, logits, torch.zeros(1, 1))
-    share = 0.5 / (0.5 + 1)
-    assert presence.item() == pytest.approx(PRESENT + 8 * share, rel=1e-5)
+    share = torch.tensor((40 - 10) / 2).sigmoid()
+    assert presence.item() == pytest.approx(float(PRESENT + 8 * share / (share + 1)), rel=1e-5)
 
 
 def test_probabilities_are_multiplied():

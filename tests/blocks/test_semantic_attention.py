@@ -10,7 +10,7 @@ from torch import nn
 from clipseg3d.blocks.semantic_attention import SemanticAttention, apply_scores
 
 B, C, X, Y, Z, D, HIDDEN, R = 2, 6, 5, 3, 4, 7, 8, 3
-MODES = ["residual", "gain", "paper"]
+MODES = ["residual", "gain", "damped"]
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_paper_multiplies_probabilities(head, features, scores, weight, dtype):
     head, features, scores = head.to(dtype), features.to(dtype), scores.to(dtype)
     probabilities = torch.sigmoid(head(features).double())
     weights = torch.full((B,), weight)
-    result = change(head, features, scores, weights, mode="paper")
+    result = change(head, features, scores, weights, mode="damped")
     assert result.dtype == dtype
     for channel, region in enumerate(GUIDED):
         factor = torch.sigmoid(scores[:, channel].double() + 4)
@@ -197,27 +197,27 @@ def test_paper_multiplies_probabilities(head, features, scores, weight, dtype):
 
 def test_paper_weights_are_per_case(head, features, scores):
     weight = torch.tensor([0.5, 1.0])
-    result = change(head, features, scores, weight, mode="paper")
+    result = change(head, features, scores, weight, mode="damped")
     for b in range(B):
         case = slice(b, b + 1)
-        alone = change(head, features[case], scores[case], weight[case], mode="paper")
+        alone = change(head, features[case], scores[case], weight[case], mode="damped")
         torch.testing.assert_close(result[case], alone)
 
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_paper_only_lowers(head, features, scores, weight):
     logits = head(features)
-    result = change(head, features, scores, torch.full((B,), weight), mode="paper")
+    result = change(head, features, scores, torch.full((B,), weight), mode="damped")
     for region in GUIDED:
         assert (result[:, region] < logits[:, region]).all()
     assert not ((result > 0) & (logits <= 0)).any()
-    lower = change(head, features, scores - 6, torch.full((B,), weight), mode="paper")
+    lower = change(head, features, scores - 6, torch.full((B,), weight), mode="damped")
     assert ((lower > 0) != (logits > 0)).any()
 
 
 def test_new_paper_gate_hardly_lowers(head, features):
     zeros = torch.zeros(B, 2, X, Y, Z)
-    probabilities = torch.sigmoid(change(head, features, zeros, mode="paper"))
+    probabilities = torch.sigmoid(change(head, features, zeros, mode="damped"))
     expected = torch.sigmoid(head(features))
     expected[:, GUIDED] *= 0.9820138
     torch.testing.assert_close(probabilities, expected)
@@ -314,7 +314,7 @@ def test_coarser_scores_are_interpolated():
         expected = expected.view(along).expand(1, 1, *finer)
         torch.testing.assert_close(run(axis, "residual"), 0.5 + expected)
         lowered = torch.sigmoid(torch.tensor(0.5)) * torch.sigmoid(expected + 4)
-        torch.testing.assert_close(torch.sigmoid(run(axis, "paper")), lowered)
+        torch.testing.assert_close(torch.sigmoid(run(axis, "damped")), lowered)
         gained = 0.5 * 2 * torch.sigmoid(torch.tensor([0.0, 0.0, 4.0, 4.0]))
         torch.testing.assert_close(run(axis, "gain"), gained.view(along).expand(1, 1, *finer))
 
@@ -326,7 +326,9 @@ def test_scores_and_regions_must_be_equally_many(head, features, scores, mode):
 
 
 def test_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="mode='product': choose from residual, gain, paper"):
+    with pytest.raises(
+        ValueError, match="mode='product': choose from residual, gain, damped, paper"
+    ):
         change(
             torch.nn.Identity(),
             torch.zeros(1, 1, 2, 2, 2),

@@ -16,7 +16,7 @@ from clipseg3d.views import Views
 B, V, H, W, S, N, D, DEEP, TOP = 3, 3, 40, 28, 4, 5, 12, 9, 6
 REGIONS = ("WT", "TC", "ET")
 KINDS = list(GUIDANCE)
-MODES = ["residual", "gain", "paper"]
+MODES = ["residual", "gain", "damped"]
 BRIDGE_OPTIONS = ("selection", "mix_rgb", "adapter", "dense")
 GUIDANCE_OPTIONS = ("tokens", "text_dim")
 
@@ -117,7 +117,7 @@ def test_new_part_changes_nothing(make, views, text, bottleneck, features, head,
 
 
 def test_new_paper_mode_multiplies_by_sigmoid_4(make, views, text, features, head):
-    fusion = make(mode="paper")
+    fusion = make(mode="damped")
     result = fusion.attend(features, fusion.encode(views, text), head)
     expected = torch.sigmoid(head(features))
     expected[:, 1:] *= 0.9820138
@@ -367,7 +367,7 @@ VARIANTS = [
     *({"kind": kind, "dense": dense} for kind in KINDS for dense in (False, True)),
     {"conditional": True},
     {"mode": "gain", "conditional": True},
-    {"mode": "paper"},
+    {"mode": "damped"},
     {"tokens": "mean", "dense": True},
     {"kind": "sequential", "tokens": "mean"},
     {"selection": "attention", "mix_rgb": True, "adapter": True, "dense": True},
@@ -462,7 +462,7 @@ def test_crop_with_its_crop_box_is_a_crop_of_the_whole(trained, views, text, fea
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("kind", "mode"), [("gate", "residual"), ("sequential", "gain"), ("gate", "paper")]
+    ("kind", "mode"), [("gate", "residual"), ("sequential", "gain"), ("gate", "damped")]
 )
 def test_mirrored_features_and_crop_box_give_mirrored_results(
     make, randomise, views, text, bottleneck, features, head, axis, kind, mode
@@ -555,7 +555,9 @@ def test_rejects_unknown_guided_region(make):
 
 
 def test_rejects_unknown_mode(make):
-    with pytest.raises(ValueError, match="mode='product': choose from residual, gain, paper"):
+    with pytest.raises(
+        ValueError, match="mode='product': choose from residual, gain, damped, paper"
+    ):
         make(mode="product")
 
 

@@ -50,12 +50,12 @@ def test_shipped_configurations_are_in_step(parsed, name):
     assert cli.model.hparams["release"] == cli.datamodule.release.name
 
 
-@pytest.mark.parametrize("ablation", ["center_mean_bridge", "shuffled_text", "unet3d"])
+@pytest.mark.parametrize("ablation", ["plain_bridge", "shuffled_text", "unet3d"])
 def test_ablations_reach_module_and_data(parsed, ablation):
     cli = parsed("--config", PHANTOM, "--model.ablation", ablation)
     expected = network_config("tiny", ablation=ablation)
     assert cli.model.config == expected
-    selection = "center" if ablation == "center_mean_bridge" else "energy"
+    selection = "volume_center" if ablation == "plain_bridge" else "energy"
     assert cli.datamodule.view_selection == expected.view_selection == selection
     assert cli.datamodule.shuffle_reports == (ablation == "shuffled_text")
     assert cli.model.plan == replace(PLANS["tiny"], lr=3e-3)  # of the YAML file

@@ -17,6 +17,7 @@ from clipseg3d.data import brats, cache, cases
 from clipseg3d.data.brats import BraTS2018DataModule, BraTS2020DataModule, BraTSDataModule
 from clipseg3d.data.cases import DataError, find_cases
 from clipseg3d.data.releases import BRATS_2018, BRATS_2023_GLI, PHANTOM, RELEASES
+from clipseg3d.data.sample_order import Draw
 from clipseg3d.data.splits import Splits
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.views import Views
@@ -164,7 +165,7 @@ def test_training_batches(make):
         assert batch.keys() == Batch.__annotations__.keys()
         assert batch["image"].shape == (2, 4, *PATCH)
         assert batch["label"].shape == (2, 3, *PATCH)
-        assert batch["crop_box"].shape == (2, 2, 3)
+        assert batch["crop_box"].shape == (2, 4, 3)
         assert batch["statistics"].shape == (2, 4, 4)
         assert isinstance(batch["views"], Views)
         assert batch["views"].images.shape == (2, 3, 224, 224, 4)
@@ -562,3 +563,19 @@ def test_loader_under_spawn(make):
         multiprocessing_context=multiprocessing.get_context("spawn"),
     )
     assert [batch["case_id"][0] for batch in loader] == ids(module.train_set)
+
+
+def test_training_samples_may_become_twins_and_validation_never_does(make):
+    plain, twins = (ready(make(text_twins=share, written_reports=share)) for share in (0.0, 1.0))
+    own = {case.report for case in plain.train_set.cases}
+    torch.manual_seed(0)
+    assert {plain.train_set[index]["report"] for index in range(4)} <= own
+    assert not {twins.train_set[index]["report"] for index in range(4)} & own
+    assert twins.val_set[0]["report"] == plain.val_set[0]["report"]
+    again = [twins.train_set[draw]["report"] for draw in [Draw(1, 5)] * 2]
+    assert again[0] == again[1]
+
+
+def test_reports_are_not_both_shuffled_and_written(make):
+    with pytest.raises(ValueError, match="shuffle_reports with text_twins or written_reports"):
+        make(shuffle_reports=True, written_reports=0.5)

@@ -89,12 +89,16 @@ def test_shapes_and_types(tmp_path, write_case):
 def test_the_voxel_order_of_files_does_not_matter(
     tmp_path, write_as, patient, order, tilt, equal_views
 ):
-    expected = preprocess(write_as(tmp_path / "lps", *patient, "LPS"), BRATS_2020)
+    upright = write_as(tmp_path / "lps", *patient, "LPS")
     case = write_as(tmp_path / "turned", *patient, order, tilt=tilt)
-    result = preprocess(case, BRATS_2020)
+    expected, result = (preprocess(one, BRATS_2020) for one in (upright, case))
     torch.testing.assert_close(result.image, expected.image, rtol=0, atol=1e-6)
     torch.testing.assert_close(result.statistics, expected.statistics, rtol=0, atol=1e-6)
     assert equal_views(result.views, expected.views)
+    middle = [
+        preprocess(one, BRATS_2020, view_selection="volume_center").views for one in (upright, case)
+    ]
+    assert equal_views(*middle)
     np.testing.assert_array_equal(result.label, expected.label)
     assert result.label.flags["C_CONTIGUOUS"]
     assert result.grid.box == expected.grid.box
@@ -366,7 +370,7 @@ def test_negative_intensities_are_brain(tmp_path, write_case, patient):
     assert float(inside.std(correction=0)) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("selection", [None, "center", "energy", "attention"])
+@pytest.mark.parametrize("selection", [None, "center", "energy", "attention", "volume_center"])
 def test_views_are_those_of_the_whole_volume(tmp_path, write_case, patient, selection, equal_views):
     images, label = patient
     case = case_of(write_case, tmp_path, images=images, label=label)

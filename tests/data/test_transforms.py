@@ -11,6 +11,7 @@ import torch
 from monai.transforms import RandFlipd, RandGaussianNoised
 
 from clipseg3d.batch import pack_image, pack_regions, unpack, unpack_image
+from clipseg3d.blocks.positions import voxel_positions
 from clipseg3d.data import transforms
 from clipseg3d.data.transforms import Augmentation, OwnAugmentation, describe
 from clipseg3d.views import Views
@@ -67,7 +68,7 @@ def runs(augment, sample, count):
 
 
 def mirrored(result):
-    return [axis for axis in range(3) if result["crop_box"][1, axis] < 0]
+    return [axis for axis in range(3) if result["crop_box"][1 + axis, axis] < 0]
 
 
 def unmirror(result):
@@ -84,7 +85,9 @@ def test_shapes_types_and_the_rest(sample):
         assert result["crop_box"].dtype == torch.float32
         for key in ("image", "label", "crop_box"):
             assert type(result[key]) is torch.Tensor
+        for key in ("image", "label"):
             assert result[key].shape == sample[key].shape
+        assert result["crop_box"].shape == (4, 3)
         for key in ("statistics", "views", "report", "grade", "case_id"):
             assert result[key] is sample[key]
 
@@ -148,7 +151,7 @@ def test_a_mirrored_axis_runs_from_its_far_corner(sample, only):
         assert torch.equal(unpack(result)["label"], whole["label"].flip(flips))
         start = [START[a] + SIZE[a] if a in axes else START[a] for a in range(3)]
         size = [-SIZE[a] if a in axes else SIZE[a] for a in range(3)]
-        assert result["crop_box"].tolist() == [start, size]
+        assert result["crop_box"].tolist() == [start, *torch.tensor(size).diag().tolist()]
     every = {tuple(a for a in range(3) if flags[a]) for flags in product((0, 1), repeat=3)}
     assert combinations == every
 
@@ -156,7 +159,7 @@ def test_a_mirrored_axis_runs_from_its_far_corner(sample, only):
 def test_each_axis_is_mirrored_half_of_the_time(sample, only):
     sample["image"] = sample["image"][:, :1, :1, :1]
     sample["label"] = sample["label"][:1, :1, :1]
-    counts = sum((r["crop_box"][1] < 0).int() for r in runs(only(), sample, 200))
+    counts = sum((r["crop_box"][1:].diag() < 0).int() for r in runs(only(), sample, 200))
     assert ((counts > 70) & (counts < 130)).all()
 
 
@@ -168,12 +171,34 @@ def test_the_crop_box_says_where_each_voxel_was(sample, only):
     sample["statistics"] = torch.tensor([[0.0, 1.0, 0.0, 1.0]] * 4)
     sample["image"] = packed(torch.cat([grid, grid[:1]]), sample["statistics"])
     for result in runs(only(), sample, 12):
-        start, size = result["crop_box"]
+        start, size = result["crop_box"][0], result["crop_box"][1:].diag()
         for axis, n in enumerate(SHAPE):
             positions = start[axis] + (torch.arange(n) + 0.5) / n * size[axis]
             values = result["image"][axis].float().movedim(axis, 0).flatten(1)
             expected = positions[:, None].expand_as(values)
             torch.testing.assert_close(values, expected, rtol=0, atol=0.003)  # a code is 1 / 254
+
+
+@pytest.mark.parametrize("steps", [(), ("affine",)])
+def test_a_lesion_is_found_where_it_is(only, steps):
+    """Positions that networks read are those of the brain, whatever happened to the crop."""
+    brain, corner, crop = torch.tensor([60, 90, 50]), torch.tensor([9, -5, 4]), (48, 70, 40)
+    for seed in range(40):
+        torch.manual_seed(seed)
+        lesion = torch.tensor([24, 35, 20]) + (12 * torch.rand(3) - 6).long()
+        label = torch.zeros(crop, dtype=torch.uint8)
+        label[tuple(slice(int(n) - 1, int(n) + 2) for n in lesion)] = 1
+        one = {
+            "image": torch.full((4, *crop), 100, dtype=torch.uint8),
+            "label": label,
+            "crop_box": torch.stack([corner / brain, torch.tensor(crop) / brain]),
+            "statistics": STATISTICS,
+        }
+        result = only(*steps)(one)
+        positions = voxel_positions(result["image"].float()[None], result["crop_box"][None])[0]
+        found = positions[:, result["label"] > 0].mean(dim=1)
+        place = (found + 1) / 2 * brain
+        assert (place - (corner + lesion + 0.5)).abs().max() < 1
 
 
 # Intensities

@@ -20,7 +20,8 @@ from clipseg3d.export.graph import (
 pytestmark = pytest.mark.filterwarnings("ignore")
 REPORT = "Large oedema. Ring of enhancement on the left."
 # modes that compute in log space, and all inputs; the test of the command exports a plain network
-NETWORK = {"head": "nested", "attention_mode": "paper", "guided": ("ET",), "dense": True}
+NETWORK = {"head": "nested", "attention_mode": "damped", "guided": ("ET",), "dense": True}
+PAPER = {"attention_mode": "paper", "running_norms": False, "guiding_text": "all"}
 
 
 @torch.no_grad()
@@ -29,10 +30,11 @@ def eager(network, complete):
 
 
 @pytest.mark.slow
-def test_onnx_gives_the_networks_logits(trained, case, settings, tmp_path):
+@pytest.mark.parametrize("changes", [NETWORK, PAPER], ids=["all", "paper"])
+def test_onnx_gives_the_networks_logits(trained, case, settings, tmp_path, changes):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    network = trained(**NETWORK)
+    network = trained(**changes)
     with torch.no_grad():
         network.unet.heads[0].bias[::2] += 130.0  # exp(-130) is 0 in float32
     path = tmp_path / "graphs" / "net.onnx"
@@ -60,6 +62,7 @@ def test_onnx_gives_the_networks_logits(trained, case, settings, tmp_path):
     "changes",
     [
         pytest.param(NETWORK, id="all", marks=pytest.mark.slow),
+        pytest.param(PAPER, id="paper", marks=pytest.mark.slow),
         pytest.param({"semantics": False}, id="none"),
     ],
 )

@@ -184,7 +184,14 @@ SMALL = NetworkConfig(
 VARIANTS = {
     "attention views": {"view_selection": "attention", "dense": True},
     "nested": {"head": "nested", "conditional_norm": True, "grade_classifier": True},
-    "paper": {"attention_mode": "paper", "view_selection": "center", "guidance_tokens": "mean"},
+    "paper": {
+        "attention_mode": "paper",
+        "guidance_tokens": "mean",
+        "view_selection": "volume_center",
+        "running_norms": False,
+        "guiding_text": "all",
+        "sequence_gate": False,
+    },
     "no text": {"text": "none"},
     "baseline": {"semantics": False, "pixel_fusion": False},
 }
@@ -315,12 +322,13 @@ def test_what_is_not_asked_for_is_not_returned(folder):
     }
 
 
-def test_members_may_ask_for_other_views(folder):
+@pytest.mark.parametrize("selection", ["attention", "volume_center"])
+def test_members_may_ask_for_other_views(folder, selection):
     networks = [BrightFlair(), BrightFlair()]
-    networks[1].view_selection = "attention"
+    networks[1].view_selection = selection
     case = case_in(folder)
     predictor(*networks, device="cpu")(case)
-    expected = preprocess(case, PHANTOM, view_selection="attention").views
+    expected = preprocess(case, PHANTOM, view_selection=selection).views
     assert networks[0].views.images.shape[1] == 3
     torch.testing.assert_close(networks[1].views.planes, expected.planes[None])
     levels = (networks[1].views.images.int() - expected.images[None].int()).abs()
@@ -534,6 +542,15 @@ def test_provenance_names_every_encoder_once():
     result = predictor(*networks, device="cpu", tta=True).provenance()
     assert result["CLIP encoder"] == "a (SHA-256 aaa), b (SHA-256 bbb)"
     assert (result["networks"], result["mirrorings"]) == ("3", "8")
+
+
+def test_evidence_of_equation_6_has_no_similarity(folder):
+    """It reads the text through the summary of the case alone, so there is no map of cosines."""
+    network = build_clipseg3d(replace(SMALL, attention_mode="paper"))
+    run = predictor(network, device="cpu")
+    evidence = run(case_in(folder), explain=True).evidence
+    assert set(evidence.attention) == {"TC", "ET"}
+    assert evidence.similarity == {}
 
 
 PROMPTED = replace(SMALL, prompt_head=True)

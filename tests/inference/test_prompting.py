@@ -63,7 +63,7 @@ def test_a_place_is_one_of_the_brain_box_not_of_the_tumour(regions):
     left = np.arange(SHAPE[0])[:, None, None] >= SHAPE[0] / 2
     result = ask(regions, reading(place=LEFT))
     np.testing.assert_array_equal(result.mask, regions[0] & left)
-    regions[0, 10:13] = False  # what is left of the tumour lies on the right
+    regions[:, 10:13] = False  # what is left of the tumour lies on the right
     assert not ask(regions, reading(place=LEFT)).found
 
 

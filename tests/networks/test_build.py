@@ -54,9 +54,9 @@ SEMANTIC = ("semantic_fusion.", "unet.head_norm.")
 BRIDGE = tuple(f"semantic_fusion.bridge.{part}." for part in ("mixture", "adapter", "pooling"))
 NOT_BUILT = {
     "no_pixel": ("pixel_fusion.",),
-    "no_feature": ("unet.gates.",),
+    "plain_backbone": ("unet.gates.",),
     "no_semantic": SEMANTIC,
-    "center_mean_bridge": (*BRIDGE, "semantic_fusion.from_patches."),
+    "plain_bridge": (*BRIDGE, "semantic_fusion.from_patches."),
     "no_guidance": ("semantic_fusion.guidance.attention.",),
     "no_attention": ("semantic_fusion.attention.",),
     "unet3d": ("pixel_fusion.", "unet.gates.", *SEMANTIC),
@@ -71,7 +71,7 @@ def test_what_is_switched_off_is_not_built_and_all_else_is(make, trainable, abla
     part = trainable(make(replace(EVERYTHING, **ABLATIONS[ablation])))
     assert all(any(name.startswith(part) for name in whole) for part in NOT_BUILT[ablation])
     gone = {name for name in whole if name.startswith(NOT_BUILT[ablation])}
-    if ablation in ("no_feature", "unet3d"):  # CBAM lies in every block
+    if ablation in ("plain_backbone", "unet3d"):  # CBAM lies in every block
         gone |= {name for name in whole if name.startswith("unet") and ".attention." in name}
     resized = set()
     if ablation in ("no_pixel", "unet3d"):  # as many channels as the first level: no shortcut

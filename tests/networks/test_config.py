@@ -34,7 +34,7 @@ def test_every_ablation_applies_to_every_preset(preset, ablation):
     whole = asdict(network_config(preset))
     part = asdict(network_config(preset, ablation=ablation))
     assert part == {**whole, **ABLATIONS[ablation]}
-    assert part != whole or ablation == "center_mean_bridge"
+    assert part != whole
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
@@ -60,8 +60,8 @@ def test_missing_values_are_those_of_the_recommended_network():
 def test_the_rows_of_the_papers_tables():
     removed = {name: network_config("paper", ablation=name) for name in ABLATIONS}
     assert not removed["no_pixel"].pixel_fusion
-    assert not removed["no_feature"].cbam
-    assert not removed["no_feature"].attention_skips
+    assert not removed["plain_backbone"].cbam
+    assert not removed["plain_backbone"].attention_skips
     assert not removed["no_semantic"].semantics
     assert removed["no_guidance"].guidance == "none"
     assert removed["no_attention"].guided == ()
@@ -84,7 +84,11 @@ def test_what_the_paper_fixes(preset):
     assert paper.cbam
     assert paper.attention_skips
     assert paper.num_auxiliary == 2
-    assert paper.view_selection == "center"
+    assert not paper.sequence_gate
+    assert paper.view_selection == "volume_center"
+    assert paper.mix_rgb
+    assert not paper.running_norms
+    assert paper.guiding_text == "all"
     assert paper.guidance == "gate"
     assert paper.guidance_tokens == "mean"
     assert paper.attention_mode == "paper"
@@ -128,10 +132,17 @@ def test_fast_differs_from_recommended_in_sizes_and_what_space_to_depth_needs():
     assert all(f < r for f, r in zip(fast.channels, NetworkConfig().channels, strict=True))
 
 
-def test_ablation_of_the_bridge_is_the_papers_bridge():
-    bridge = network_config(EVERYTHING, ablation="center_mean_bridge")
-    assert (bridge.view_selection, bridge.guidance_tokens) == ("center", "mean")
+@pytest.mark.parametrize("network", [EVERYTHING, "paper", "paper_appendix", "recommended"])
+def test_the_plain_bridge_is_that_of_the_paper_without_weights(network):
+    paper, bridge = network_config("paper"), network_config(network, ablation="plain_bridge")
+    assert bridge.view_selection == paper.view_selection
+    assert bridge.guidance_tokens == paper.guidance_tokens
     assert not any((bridge.mix_rgb, bridge.adapter, bridge.dense))
+
+
+def test_dense_patches_need_views_of_the_brain():
+    with pytest.raises(ValueError, match="dense lifts patches of views that are cut to the brain"):
+        NetworkConfig(dense=True, view_selection="volume_center")
 
 
 def test_controls_of_the_text():
@@ -174,7 +185,7 @@ def test_unknown_preset_lists_those_there_are():
 
 
 def test_unknown_ablation_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"'no_brain'.*no_pixel, .*unet3d, shuffled_text, no_text"):
+    with pytest.raises(ValueError, match=r"'no_brain'.*no_pixel, .*unet3d, .*shuffled_text"):
         network_config("tiny", ablation="no_brain")
 
 

@@ -63,7 +63,7 @@ def make_folder_old(folder, kind):
     """Rewrite a folder in format 1."""
     path = folder / "config.json"
     content = json.loads(path.read_text())
-    assert content.pop("format") == 2
+    assert content.pop("format") == FORMAT
     del content["weights_sha256"]
     content["network"] = old_values(content["network"], space_to_depth="fold")
     content["prediction"] = old_values(content["prediction"], roi_size="window")
@@ -78,7 +78,7 @@ def make_folder_old(folder, kind):
 def make_checkpoint_old(path, kind):
     """Rewrite a checkpoint in format 1."""
     content = torch.load(path, weights_only=True)
-    assert content.pop("format") == 2
+    assert content.pop("format") == FORMAT
     values = old_values(content["hyper_parameters"], roi_size="window")
     values["network"] = old_values(values["network"], space_to_depth="fold")
     content["hyper_parameters"] = values
@@ -161,33 +161,52 @@ def test_a_fit_can_go_on_from_format_1():
     }
 
 
+@pytest.mark.parametrize("file_format", [None, 1, 2])
+def test_the_attention_mode_paper_of_older_formats_is_damped(file_format):
+    old = {"format": file_format, "network": {"attention_mode": "paper"}, "prediction": None}
+    assert upgrade_config(old)["network"] == {"attention_mode": "damped"}
+    old = {
+        "hyper_parameters": {"network": {"attention_mode": "paper"}},
+        "settings": {"model.network.attention_mode": "paper", "model.network": "paper"},
+    }
+    upgraded = upgrade_checkpoint(old)
+    assert upgraded["hyper_parameters"]["network"] == {"attention_mode": "damped"}
+    assert upgraded["settings"] == {
+        "model.network.attention_mode": "damped",
+        "model.network": "paper",  # a preset
+    }
+
+
 def test_foreign_checkpoints_pass_the_upgrade():
-    assert upgrade_checkpoint({"state_dict": {"a": 1}}) == {"format": 2, "state_dict": {"a": 1}}
+    assert upgrade_checkpoint({"state_dict": {"a": 1}}) == {
+        "format": FORMAT,
+        "state_dict": {"a": 1},
+    }
     odd = {"state_dict": {}, "hyper_parameters": [1], "settings": None}
-    assert upgrade_checkpoint(odd) == {**odd, "format": 2}
+    assert upgrade_checkpoint(odd) == {**odd, "format": FORMAT}
     odd = {"state_dict": {}, "hyper_parameters": {"network": "tiny", "window": 3}}
     assert upgrade_checkpoint(odd)["hyper_parameters"] == {"network": "tiny", "roi_size": 3}
 
 
 def test_a_config_without_settings_is_upgraded():
     old = {"clipseg3d": "0.1", "network": {"fold": 2}, "prediction": None, "encoders": {}}
-    expected = {**old, "format": 2, "network": {"space_to_depth": 2}}
+    expected = {**old, "format": FORMAT, "network": {"space_to_depth": 2}}
     assert upgrade_config(old) == expected
 
 
 # newer formats
 
 
-@pytest.mark.parametrize("value", [3, 0, -1, "2", 2.5, [2]])
+@pytest.mark.parametrize("value", [4, 0, -1, "2", 2.5, [2]])
 def test_formats_that_are_not_known_are_refused(value):
-    with pytest.raises(ValueError, match=r"^format .*, expected 1 to 2$"):
+    with pytest.raises(ValueError, match=r"^format .*, expected 1 to 3$"):
         check_format(value)
-    assert (check_format(None), check_format(1), check_format(2)) == (1, 1, 2)
+    assert [check_format(n) for n in (None, 1, 2, 3)] == [1, 1, 2, 3]
 
 
 def test_a_folder_of_a_newer_format_is_refused_in_one_line(folder, change_config):
-    change_config(folder, format=3, clipseg3d="9.1", network=None, future={})
-    with pytest.raises(ValueError, match=r"format 3, expected 1 to 2") as info:
+    change_config(folder, format=4, clipseg3d="9.1", network=None, future={})
+    with pytest.raises(ValueError, match=r"format 4, expected 1 to 3") as info:
         CLIPSeg3D.from_pretrained(folder)
     message = str(info.value)
     assert message.startswith(f"{folder / 'config.json'}: written by clipseg3d 9.1, not understood")
@@ -197,9 +216,9 @@ def test_a_folder_of_a_newer_format_is_refused_in_one_line(folder, change_config
 
 def test_a_checkpoint_of_a_newer_format_is_refused_in_one_line(trained, tmp_path, save_checkpoint):
     network, path = trained(semantics=False), tmp_path / "w.ckpt"
-    save_checkpoint(network, network.config, path, format=3)
+    save_checkpoint(network, network.config, path, format=4)
     for read in (read_checkpoint_file, CLIPSeg3DModule.load_from_checkpoint):
-        with pytest.raises(ValueError, match=r"\(format 3, expected 1 to 2\)") as info:
+        with pytest.raises(ValueError, match=r"\(format 4, expected 1 to 3\)") as info:
             read(path)
         message = str(info.value)
         assert message.startswith(f"{path}: not understood by this version of clipseg3d")

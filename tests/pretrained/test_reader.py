@@ -268,7 +268,8 @@ def test_mismatches_of_weights():
 def test_clip_may_lie_elsewhere(folder, clips, tiny_clip, trained, tmp_path, logits):
     same, _ = clips
     network = CLIPSeg3D.from_pretrained(folder, clip=str(same))
-    assert (logits(network) - logits(trained())).abs().max() == 0
+    # not to the bit: weights of a file lie at other addresses, and kernels choose by them
+    torch.testing.assert_close(logits(network), logits(trained()), rtol=0, atol=1e-4)
     network.save_pretrained(tmp_path / "moved")
     content = json.loads((tmp_path / "moved" / "config.json").read_text())
     assert content["network"]["clip"] == content["encoders"]["CLIP"]["name"] == str(same)

@@ -67,15 +67,46 @@ class Fusion(nn.Module):
         return guided, self.fusion.attend(features, semantics, self.head)
 
 
+class Presence(nn.Module):
+    """Presence as a network tells and applies it."""
+
+    def __init__(self):
+        super().__init__()
+        self.presence = blocks.RegionPresence(C, 3)
+
+    def forward(self, features, logits, evidence):
+        presence = self.presence(features, logits, evidence)
+        return blocks.apply_presence(logits, presence, evidence[:, 0] * 0 + 1), presence
+
+
+class Answers(nn.Module):
+    """Prompts, read and answered."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = blocks.PromptHead(D, 3)
+
+    def forward(self, prompts, regions):
+        reading = self.head.read(prompts)
+        return self.head(reading, regions), reading.pick
+
+
 BLOCKS = {
     "AttentionGate": (lambda: blocks.AttentionGate(C, C), (FEATURES, FEATURES.flip(2)), True),
     "CBAM": (lambda: blocks.CBAM(C), (FEATURES,), True),
+    "GateConvolution": (
+        lambda: blocks.GateConvolution(C, D),
+        (FEATURES, TOKENS[:, 0]),
+        False,
+    ),
     "GatedAttentionPooling": (lambda: blocks.GatedAttentionPooling(D), (TOKENS,), False),
     "GradeClassifier": (lambda: blocks.GradeClassifier(C), (FEATURES,), False),
     "InstanceNormAct": (lambda: blocks.InstanceNormAct(C), (FEATURES,), False),
     "NestedRegions": (blocks.NestedRegions, (FEATURES[:, :3],), False),
     "PixelFusion": (lambda: blocks.PixelFusion(differences=(("t1ce", "t1"),)), (IMAGE,), False),
     "PointwiseConv3d": (lambda: blocks.PointwiseConv3d(C, 3), (FEATURES,), False),
+    "PromptHead": (Answers, (F.normalize(TOKENS, dim=-1), FEATURES[:, :3].sigmoid()), False),
+    "RegionPresence": (Presence, (FEATURES, FEATURES[:, :3], SUMMARY[:, :3]), False),
     "ResidualAdapter": (lambda: blocks.ResidualAdapter(D), (TOKENS,), True),
     "ResidualBlock": (lambda: blocks.ResidualBlock(C, 6, dropout=0.5), (FEATURES,), False),
     "RunningCentering": (lambda: blocks.RunningCentering(D), (TOKENS, MASK), False),
@@ -91,7 +122,7 @@ BLOCKS = {
         False,
     ),
     "SemanticFusion": (
-        lambda: Fusion("gate", mode="paper"),
+        lambda: Fusion("gate", mode="damped"),
         (FEATURES, VIEWS, PLANES, REPORT, REPORT[..., 0] < 9),
         True,
     ),
@@ -101,6 +132,11 @@ BLOCKS = {
         True,
     ),
     "SemanticGate": (lambda: blocks.SemanticGate(C, D), (FEATURES, TOKENS[:, 0]), True),
+    "SentenceAttention": (
+        lambda: blocks.SentenceAttention(D, 3),
+        (REPORT, REPORT[..., 0] < 9),
+        False,
+    ),
     "SequentialCrossAttention": (
         lambda: blocks.SequentialCrossAttention(C, D, num_heads=2),
         (FEATURES, TOKENS, MASK),
@@ -112,7 +148,7 @@ BLOCKS = {
         True,
     ),
 }
-OTHERS = {"Guidance", "ImageEncoder", "RegionMaps", "Semantics", "ViewTokens"}
+OTHERS = {"Guidance", "ImageEncoder", "PromptReading", "RegionMaps", "Semantics", "ViewTokens"}
 """A base class, a protocol and results."""
 
 

@@ -24,7 +24,9 @@ class ByHand(Callback):
             if trainer.global_step == 1:  # the average begins with the first step's weights
                 self.average[name] = weight.detach().clone()
             else:
-                self.average[name].lerp_(weight.detach(), 1 - DECAY)
+                steps = trainer.global_step - 1
+                kept = min(DECAY, steps / (9 + steps))
+                self.average[name].lerp_(weight.detach(), 1 - kept)
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         self.validated = {name: w.detach().clone() for name, w in pl_module.named_parameters()}
@@ -84,6 +86,20 @@ def test_a_finished_fit_given_again_has_the_average(small, tmp_path):
     expected = fit().state_dict()
     again = fit(tmp_path / "last-0000004.ckpt").state_dict()
     assert all(torch.equal(weight, again[name]) for name, weight in expected.items())
+
+
+def test_nothing_of_the_first_steps_is_left_after_a_short_fit():
+    average, steps = [torch.ones(1)], torch.ones(())
+    for _ in range(400):
+        AveragedWeights(0.998)._kwargs["multi_avg_fn"](average, [torch.zeros(1)], steps)
+        steps += 1
+    assert average[0] < 1e-9
+    short = [torch.zeros(1)]
+    for count in range(2000, 4000):  # later it is an average over 1 / (1 - decay) steps
+        AveragedWeights(0.99)._kwargs["multi_avg_fn"](
+            short, [torch.tensor([float(count)])], torch.tensor(float(count))
+        )
+    assert 3999 - short[0] == pytest.approx(99, abs=1)
 
 
 def test_early_stopping(small, tmp_path):

@@ -271,6 +271,44 @@ def test_withheld_reports_leave_the_prompts(monkeypatch, quiet, share, steps, lo
     assert embed(["", ""])[1].tolist() == [[True] * 3] * 2
 
 
+def test_swapped_reports_are_logged(phantom_folder, tmp_path):
+    module = small_module(
+        release="phantom", spacing_mm=SPACING_MM, plan=FROM_THE_START, roi_size=ROI_SIZE,
+        swap_cases=1,
+    )  # fmt: skip
+    trainer = quick_trainer(tmp_path, limit_val_batches=1)
+    logged = trainer.validate(module, phantoms(phantom_folder, tmp_path), verbose=False)[0]
+    assert -1 <= logged["val/obey_text"] <= 1
+    assert -1 <= logged["val/obey_image"] <= 1
+    plain = small_module(release="phantom", spacing_mm=SPACING_MM, roi_size=ROI_SIZE)
+    again = trainer.validate(plain, phantoms(phantom_folder, tmp_path), verbose=False)[0]
+    assert "val/obey_text" not in again
+
+
+def test_reports_are_swapped_only_about_enhancing_tumours():
+    config = replace(SMALL, regions=("WT", "TC"), guided=("TC",))
+    with pytest.raises(ValueError, match=r"swap_cases=1 .* the network has no ET; set it to 0"):
+        CLIPSeg3DModule(config, swap_cases=1)
+
+
+def test_sentences_presence_and_prompts_are_trained(phantom_folder, tmp_path):
+    """Two steps move every new weight, with reports written from masks and twins."""
+    config = replace(SMALL, sentences=True, presence=True, guided_skips=1, prompt_head=True)
+    module = CLIPSeg3DModule(
+        config, release="phantom", spacing_mm=SPACING_MM, plan=FROM_THE_START, lr=1e-2
+    )
+    before = {name: weight.clone() for name, weight in module.network.named_parameters()}
+    data = phantoms(phantom_folder, tmp_path, text_twins=0.5, written_reports=1.0, batch_size=2)
+    quick_trainer(tmp_path, max_steps=2).fit(module, data)
+    new = ("sentences.", "presence.", "skips.", "prompt_head.")
+    still = [
+        name
+        for name, weight in module.network.named_parameters()
+        if any(part in name for part in new) and torch.equal(weight, before[name])
+    ]
+    assert still == []
+
+
 def test_validation_withholds_nothing(fitted, monkeypatch):
     module, data, trainer, _ = fitted
     monkeypatch.setitem(module.hparams, "report_dropout", 1.0)
@@ -316,10 +354,14 @@ def test_share_of_samples_without_some_sequences(share):
 def test_withheld_sequences_are_gone_from_image_statistics_and_views(monkeypatch, quiet):
     module = small_module(sequence_dropout=1.0)
     batch, given = some_batch(6), {}
+    every = torch.arange(3.0).view(1, 3, 1, 1).expand(6, 3, 3, 3)
+    images = batch["views"].images[:, None].expand(-1, 3, -1, -1, -1, -1)
+    batch["reduced_views"] = Views(images, every)
     encode, segment = module.network.encode_semantics, module.network.segment
 
     def spy_encode(views, *rest):
         given["views"] = views.images.amax(dim=(1, 2, 3)) > 0
+        given["choice"] = views.planes[:, 0, 0].tolist()
         return encode(views, *rest)
 
     def spy_segment(image, semantics, *, statistics, **rest):
@@ -334,6 +376,9 @@ def test_withheld_sequences_are_gone_from_image_statistics_and_views(monkeypatch
     assert loss.isfinite()
     assert torch.equal(given["image"], given["statistics"])
     assert torch.equal(given["image"], given["views"])
+    for (t1, t1ce, _, flair), choice in zip(given["image"], given["choice"], strict=True):
+        set_index = int(t1 & t1ce) + 2 * int(flair)
+        assert choice == (set_index if set_index < 3 else 0.5)  # 0.5: the views of all sequences
     assert {int(n) for n in given["image"].sum(dim=1)} <= {1, 2, 3}
     assert len({tuple(row) for row in given["image"].tolist()}) > 1
     assert torch.equal(batch["image"], before["image"])  # the batch itself is left alone
