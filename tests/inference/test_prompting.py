@@ -71,6 +71,9 @@ def test_presence_is_the_largest_probability(regions):
     score = ask(regions, reading(weights=(0.9, 0, 0), presence=1.0)).presence
     expected = torch.tensor(1.0).sigmoid() * 0.9 * torch.tensor(4.0).sigmoid()
     assert score == pytest.approx(float(expected), abs=1e-6)
+    doubtful = ask(regions, reading(weights=(0.9, 0, 0), presence=0.0))
+    assert 0.43 < doubtful.presence < 0.45
+    assert not doubtful.found
     absent = ask(regions, reading(presence=-3.0))
     assert not absent.found
     assert absent.presence == pytest.approx(float(torch.tensor([-3.0, 4.0]).sigmoid().prod()))
