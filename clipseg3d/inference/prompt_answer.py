@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import unicodedata
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,14 +76,15 @@ class PromptAnswer:
 def prompt_file(text: str) -> str:
     """Return the file name of a prompt's mask; other texts have other names.
 
-    It is made of the letters a to z and digits of the text. If that is not all there is, or the
+    It is made of the letters and digits of the text, without accents. If that is not all there is, or the
     text is long, a hash of the text follows. Names do not depend on what else is asked for.
 
     Example:
         >>> prompt_file("the enhancing rim"), prompt_file("The rim!")
         ('the-enhancing-rim.nii.gz', 'the-rim_5f067ad8.nii.gz')
     """
-    words = "-".join(re.findall(r"[a-z0-9]+", text.lower()))
+    letters = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode()
+    words = "-".join(re.findall(r"[a-z0-9]+", letters))
     if _PLAIN.fullmatch(text) and len(words) <= _LONGEST and not _RESERVED.fullmatch(words):
         return f"{words}.nii.gz"
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]

@@ -78,3 +78,4 @@ def test_names_of_files_tell_texts_apart():
         assert stem not in {"con", "nul", "com1"}
         assert len(name) < 100
     assert names[0] == "the-rim.nii.gz"
+    assert prompt_file("Œdème, à gauche").startswith("deme-a-gauche_")
