@@ -76,8 +76,8 @@ class PromptAnswer:
 def prompt_file(text: str) -> str:
     """Return the file name of a prompt's mask; other texts have other names.
 
-    It is made of the letters and digits of the text, without accents. If that is not all there is, or the
-    text is long, a hash of the text follows. Names do not depend on what else is asked for.
+    It is made of the letters and digits of the text, without accents. If that is not all there is,
+    or the text is long, a hash of the text follows. Names do not depend on what else is asked for.
 
     Example:
         >>> prompt_file("the enhancing rim"), prompt_file("The rim!")
