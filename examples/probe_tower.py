@@ -3,6 +3,9 @@
 Probes are fitted on reports of ``clipseg3d.phantom.describe`` with facts drawn at random, and
 tested on further ones; on sentences in other words (``HELD_OUT``, ``NEGATIONS``), written without
 looking at its grammar; and on reports that leave a fact out. The rival is ``keyword_parser.read``.
+
+This is for any network that reads text. ``evaluate_tiny_clip.py`` reads more facts, in more texts,
+with the readers that the tiny CLIP was trained with.
 """
 
 import re

@@ -1,26 +1,34 @@
-"""Train the tiny CLIP that comes with the package, on simulated patients and a few real ones.
+"""Train the tiny CLIP that comes with the package, on texts, simulated patients and few real ones.
 
     python examples/train_tiny_clip.py --data BraTS2018 --reports brats2018_reports.json \
         --corpus textbrats_reports.json --output tiny_clip
 
 Both towers are those of transformers' CLIPModel, and the tokenizer is a CLIPTokenizer with its own
-vocabulary, so ``HuggingFaceCLIP`` loads the result like ``openai/clip-vit-base-patch32``. The loss
-is a sum of six:
+vocabulary, so ``HuggingFaceCLIP`` loads the result like ``openai/clip-vit-base-patch32``.
 
+The text tower comes first, and sees texts alone: ``tower_texts.py`` says how. It is frozen then,
+with the linear readers of its embeddings, and the image tower is trained to be read by them. The
+loss is a sum of five:
+
+- ``reader``: the readers find a case's facts in its three views, and in its tumour patches;
 - ``match``: a case, shown in three slices, finds its report among others, and the report its case;
-- ``facts``: a case finds its facts (side, lobe, enhancement, necrosis, ...) among sentences;
-- ``regions``: a patch of a slice is similar to a region's prompts by the share that it covers;
-- ``reader``: one linear layer reads the facts from cases, from tumour patches and from sentences;
+- ``regions``: a patch of a slice is similar to prompts for a part of the tumour by the share that
+  it covers, and to prompts for other things not at all;
 - ``attention``: the class token attends to the tumour;
 - ``distil``: the embedding of a view is similar to the mean of its tumour patches.
 
-The last three are needed because towers this small otherwise give all images, and all texts, nearly
-the same embedding for hundreds of steps.
+The last two are needed because a tower this small otherwise gives all images nearly the same
+embedding for hundreds of steps.
 
-There can be any number of phantoms. Only the real cases that ``--cases`` names are trained on. The
-reports of ``--corpus`` are used for the vocabulary of the tokenizer only. Simulated cases, slices
-and training states are kept in ``--output``. An interrupted run continues from there, and gives the
-same weights: the random numbers of every step follow from its number.
+There can be any number of simulated patients. A third of them does not enhance, and every case that
+does, simulated or real, has a twin without contrast agent. Only the real cases that ``--cases``
+names are trained on; ``--fold`` leaves a part of them out, the same as in ``train_tiny.py``. The
+reports of ``--corpus`` are used for the vocabulary of the tokenizer only. Slices and training
+states are kept in ``--output``, which folds can share. An interrupted run continues from there, and
+gives the same weights: the random numbers of every step follow from its number.
+
+The readers are written beside the CLIP, as ``readers.safetensors``; ``evaluate_tiny_clip.py`` takes
+them from there.
 """
 
 import argparse
@@ -28,8 +36,7 @@ import fnmatch
 import json
 import math
 import re
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,24 +46,42 @@ import torch
 import torch.nn.functional as F
 import transformers
 from einops import rearrange, reduce
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from tower_texts import (
+    UNSAID,
+    Readers,
+    answers_of,
+    fit,
+    learn_texts,
+    save,
+    texts_of_vocabulary,
+    train_tokenizer,
+)
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from clipseg3d.atomic_write import atomic_write
+from clipseg3d.checksums import sha256_of_tensors
 from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.clip.prompts import region_prompts, split_sentences
 from clipseg3d.data.cases import find_cases
+from clipseg3d.data.contrast_dose import change_contrast_dose
 from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import PHANTOM, get_release
 from clipseg3d.data.reports import read_reports
 from clipseg3d.intensity import intensity_statistics
-from clipseg3d.phantom.report import describe
 from clipseg3d.phantom.simulate import simulate_phantom
-from clipseg3d.texts.facts import OEDEMA_WORDS, TumourFacts, measure_facts
+from clipseg3d.texts import (
+    Request,
+    Statement,
+    measure_facts,
+    statement_of,
+    write_prompt,
+    write_text,
+)
+from clipseg3d.texts.prompt_wording import TARGETS
 from clipseg3d.views import SLICES_PER_AXIS, Views, cut_views
-from clipseg3d.vocabulary import REGIONS
 
 IMAGE_SIZE, PATCH_SIZE = 96, 8
 SHARES = 24
@@ -68,14 +93,14 @@ RGB = (1, 3, 2)
 
 CARD = """# The tiny CLIP of clipseg3d
 
-Image and text tower of 2D slices of gliomas in MRI (red t1ce, green flair, blue t2) and their
-reports, in English, trained from random weights by `examples/train_tiny_clip.py`. It comes with
-the package: `clipseg3d.clip.load_encoder("tiny")`.
+Image tower of 2D slices of gliomas in MRI (red t1ce, green flair, blue t2) and text tower of
+reports and prompts, in English, trained from random weights by `examples/train_tiny_clip.py`. It
+comes with the package: `clipseg3d.clip.load_encoder("tiny")`.
 
 ## Training data, and their licences
 
-{phantoms} phantoms of `clipseg3d` at {spacing} mm, with reports written from their masks, and
-these real cases, with their reports from TextBraTS:
+Texts written by `clipseg3d.texts`; {phantoms} phantoms of `clipseg3d` at {spacing} mm, with reports
+written from their masks; and these real cases, with their reports from TextBraTS:
 
 {cases}
 
@@ -83,8 +108,8 @@ Those named `Brats18_TCIA*` derive from the public TCGA-GBM and TCGA-LGG collect
 release (Bakas et al. 2017), CC BY 3.0. Of other TextBraTS reports the tokenizer alone has seen the
 words.
 
-{steps} steps of {batch_size} cases, rate {lr}, seed 0, by torch {torch} and transformers
-{transformers}.
+{text_steps} steps of texts alone; then {steps} steps of {batch_size} cases, rate {lr}, in which the
+text tower was frozen. Seed 0, by torch {torch} and transformers {transformers}.
 
 ## Measured
 
@@ -97,6 +122,12 @@ Not a medical device.
 """
 
 
+PLAIN_SHARE = 1 / 3
+"""Share of simulated patients whose tumour does not enhance."""
+NOISE = 0.03
+"""Of twins without contrast, as a share of the SD of t1ce: else t1ce would be a scaled t1."""
+
+
 class Sample(NamedTuple):
     """A case in training: slices along three axes, ten along each."""
 
@@ -104,29 +135,60 @@ class Sample(NamedTuple):
     """(3, 10, h, w, s) uint8."""
     shares: Tensor
     """(3, 10, 4, g, g) uint8: share of WT, TC, ET and brain in each cell of a grid, times 255."""
-    facts: TumourFacts
+    statement: Statement
+    """What is true of it and can be said."""
     report: str
-    """Written by a radiologist; empty for phantoms, whose reports are written from their facts."""
+    """Written by a radiologist; empty if reports are written from the statement alone."""
 
 
-def save(path: Path, value: Any) -> None:
-    """Write a file, all or nothing."""
-    with atomic_write(path) as tmp:
-        torch.save(value, tmp)
+def cut_case(
+    image: Tensor,
+    statistics: Tensor,
+    label: NDArray[np.uint8],
+    release: BraTSRelease,
+    statement: Statement,
+    report: str,
+) -> list[Sample]:
+    """Return the sample of a case and, if its tumour enhances, that of its twin.
 
-
-def cut_sample(
-    image: Tensor, statistics: Tensor, regions: Tensor, facts: TumourFacts, report: str
-) -> Sample:
-    """Cut slices, and the regions' shares of them.
+    The twin is the case without contrast agent in the tumour. Whether there is necrosis cannot be
+    told then.
 
     Args:
         image: brain box, (4, x, y, z).
         statistics: (4, 4).
-        regions: (3, x, y, z) bool.
-        facts: measured on the mask.
+        label: labels of the release, (x, y, z).
+        release: names sequences and labels.
+        statement: what is true of the case.
         report: of a real case; empty for a phantom.
     """
+    samples = [cut_sample(image, statistics, label, release, statement, report)]
+    if statement.enhancement == "none":
+        return samples
+    changed, without = change_contrast_dose(image.numpy(), label, release, dose=0, within="WT")
+    t1ce = list(release.sequences).index("t1ce")
+    # in the tumour alone: elsewhere, noise would tell the twin
+    noisy = np.isin(label, release.regions["WT"]) & (changed[t1ce] != 0)
+    seen = changed[t1ce][changed[t1ce] != 0]
+    noise = np.random.default_rng(0).normal(0, NOISE * seen.std(), int(noisy.sum()))
+    changed[t1ce][noisy] = (changed[t1ce][noisy] + noise).clip(seen.min(), seen.max())
+    twin = torch.from_numpy(changed)
+    statistics = statistics.clone()
+    statistics[t1ce] = intensity_statistics(twin[None, t1ce : t1ce + 1])[0, 0]
+    said = replace(statement, enhancement="none", necrosis=None)
+    return [*samples, cut_sample(twin, statistics, without, release, said, "")]
+
+
+def cut_sample(
+    image: Tensor,
+    statistics: Tensor,
+    label: NDArray[np.uint8],
+    release: BraTSRelease,
+    statement: Statement,
+    report: str,
+) -> Sample:
+    """Cut slices, and the regions' shares of them; see :func:`cut_case`."""
+    regions = torch.from_numpy(release.to_regions(label))
     kinds = [
         cut_views(image[None], statistics[None], selection=selection)
         for selection in ("attention", "energy", "center")
@@ -140,7 +202,7 @@ def cut_sample(
     return Sample(
         (small * 255).round().to(torch.uint8),
         (torch.cat(shares, dim=1)[:, :, [1, 2, 3, 0]] * 255).round().to(torch.uint8),
-        facts,
+        statement,
         report,
     )
 
@@ -161,146 +223,95 @@ def _shares(masks: Tensor, views: Views) -> Tensor:
     return torch.stack(grids)
 
 
-def phantom_sample(seed: int, spacing_mm: float) -> Sample:
-    """Simulate a patient and cut the slices."""
-    phantom = simulate_phantom(seed, spacing_mm=spacing_mm)
+def cut_phantom(seed: int, spacing_mm: float) -> list[Sample]:
+    """Simulate a patient and cut the slices; the second sample is the twin, if there is one."""
+    phantom = simulate_phantom(seed, spacing_mm=spacing_mm, plain_share=PLAIN_SHARE)
     inside = np.argwhere(phantom.image.any(axis=0))
     x, y, z = (slice(a, b + 1) for a, b in zip(inside.min(0), inside.max(0), strict=True))
     image = torch.from_numpy(phantom.image[:, x, y, z].copy())
-    regions = torch.from_numpy(PHANTOM.to_regions(phantom.label[x, y, z]))
-    return cut_sample(image, intensity_statistics(image[None])[0], regions, phantom.facts, "")
+    statistics = intensity_statistics(image[None])[0]
+    label = phantom.label[x, y, z]
+    return cut_case(image, statistics, label, PHANTOM, statement_of(phantom.facts), "")
 
 
-def collect_phantoms(folder: Path, seeds: Sequence[int], spacing_mm: float) -> list[Sample]:
-    """Return samples of phantoms; those that are missing in the folder are made."""
+def collect_phantoms(folder: Path, seeds: Sequence[int], spacing_mm: float) -> list[list[Sample]]:
+    """Return the samples of each phantom; those that are missing in the folder are made."""
     folder.mkdir(parents=True, exist_ok=True)
-    samples = []
-    for seed in tqdm(seeds, desc="Simulating patients", unit="case"):
-        path = folder / f"{seed:06d}.pt"
-        if not path.is_file():
-            sample = phantom_sample(seed, spacing_mm)
-            save(path, sample._replace(facts=asdict(sample.facts))._asdict())
-        samples.append(_read(path))
-    return samples
+    return [
+        _kept(folder / f"{seed:06d}.pt", lambda seed=seed: cut_phantom(seed, spacing_mm))
+        for seed in tqdm(seeds, desc="Simulating patients", unit="case")
+    ]
 
 
 def collect_cases(
     folder: Path, data: Path, release: BraTSRelease, reports: Path, pattern: str
-) -> dict[str, Sample]:
-    """Return case -> sample of real cases that match a pattern; facts come from the mask."""
+) -> dict[str, list[Sample]]:
+    """Return case -> samples of real cases that match a pattern; facts come from the mask."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = read_reports(reports)
-    samples = {}
-    for case in find_cases(data, release):
-        if not fnmatch.fnmatch(case.case_id, pattern):
-            continue
-        path = folder / f"{case.case_id}.pt"
-        if not path.is_file():
-            ready = preprocess(case, release)
-            if ready.label is None:
-                raise ValueError(f"{case.case_id}: has no expert mask; leave it out")
-            brain = ready.image.any(dim=0).numpy()
-            facts = measure_facts(ready.label, brain, spacing_mm=ready.grid.spacing_mm[0])
-            regions = torch.from_numpy(release.to_regions(ready.label))
-            sample = cut_sample(
-                ready.image, ready.statistics, regions, facts, texts.get(case.case_id, "")
-            )
-            save(path, sample._replace(facts=asdict(sample.facts))._asdict())
-        samples[case.case_id] = _read(path)
-    return samples
+
+    def cut(case: Any) -> list[Sample]:
+        ready = preprocess(case, release)
+        if ready.label is None:
+            raise ValueError(f"{case.case_id}: has no expert mask; leave it out")
+        brain = ready.image.any(dim=0).numpy()
+        facts = measure_facts(ready.label, brain, spacing_mm=ready.grid.spacing_mm[0])
+        report = texts.get(case.case_id, "")
+        return cut_case(
+            ready.image, ready.statistics, ready.label, release, statement_of(facts), report
+        )
+
+    return {
+        case.case_id: _kept(folder / f"{case.case_id}.pt", lambda case=case: cut(case))
+        for case in find_cases(data, release)
+        if fnmatch.fnmatch(case.case_id, pattern)
+    }
 
 
-def _read(path: Path) -> Sample:
-    content = torch.load(path)
-    return Sample(**{**content, "facts": TumourFacts(**content["facts"])})
+def _kept(path: Path, make: Callable[[], list[Sample]]) -> list[Sample]:
+    """Return the samples of a file, which is made if it is missing."""
+    if not path.is_file():
+        samples = make()
+        save(path, [{**s._asdict(), "statement": asdict(s.statement)} for s in samples])
+    return [
+        Sample(**{**content, "statement": Statement(**content["statement"])})
+        for content in torch.load(path)
+    ]
 
 
 # texts
 
-SIDES, LOBES = ("left", "right"), ("frontal", "parietal", "temporal", "occipital")
-KINDS = ("none", "spots", "patches", "rim", "solid")
-FACTS: dict[str, list[list[str]]] = {
-    "place": [
-        [
-            f"a tumour in the {side} {lobe} lobe",
-            f"The lesion area is in the {side} {lobe} lobe.",
-            f"a brain MRI with a lesion in the {side} {lobe} region",
-        ]
-        for side in SIDES
-        for lobe in LOBES
-    ],
-    "side": [
-        [
-            f"a tumour in the {side} hemisphere",
-            f"a tumour on the {side} side of the brain",
-            f"The lesion is on the {side}.",
-            f"The {side} lateral ventricle is near the lesion.",
-        ]
-        for side in SIDES
-    ],
-    "lobe": [
-        [
-            f"a tumour in the {lobe} lobe",
-            f"The lesion is in the {lobe} region.",
-            f"a {lobe} tumour",
-        ]
-        for lobe in LOBES
-    ],
-    "enhancing": [
-        ["no contrast enhancement", "The tumour does not enhance.", "a tumour without enhancement"],
-        ["contrast enhancement", "The tumour enhances.", "a tumour with enhancement"],
-    ],
-    "enhancement": [
-        ["Contrast enhancement is absent.", "a tumour that does not take up contrast"],
-        ["a few small spots enhance", "Only small parts of the core take up contrast."],
-        ["patchy contrast enhancement", "Parts of the core enhance, in patches."],
-        ["an enhancing rim", "ring enhancement", "a ring of contrast enhancement"],
-        ["solid contrast enhancement", "The whole core enhances."],
-    ],
-    "necrosis": [
-        ["no necrosis", "Necrosis is not observed."],
-        ["necrosis", "Necrosis is present in the core.", "a tumour with a necrotic centre"],
-    ],
-    "oedema": [
-        [f"{word} oedema", f"Edema is {word}.", f"a tumour with {word} edema around it"]
-        for _, word in OEDEMA_WORDS
-    ],
-    "midline": [
-        ["The tumour stays on one side.", "a tumour on one side of the midline"],
-        ["The tumour crosses the midline.", "The abnormal signal extends across the midline."],
-    ],
-    "foci": [["a single lesion", "one focus"], ["several foci", "more than one lesion"]],
+LOBES = ("frontal", "parietal", "temporal", "occipital")
+PARTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "whole": lambda wt, tc, et: wt,
+    "core": lambda wt, tc, et: tc,
+    "enhancing": lambda wt, tc, et: et,
+    "necrosis": lambda wt, tc, et: tc - et,
+    "oedema": lambda wt, tc, et: wt - tc,
+    "none": lambda wt, tc, et: torch.zeros_like(wt),
 }
-"""Fact -> sentences for each of its values."""
-OF_T1CE = {"enhancing", "enhancement", "necrosis"}
-"""Facts that only t1ce shows."""
-SYNONYMS = {
-    "WT": ["a brain tumour", "tumour and oedema", "abnormal tissue", "the whole lesion"],
-    "TC": ["the tumour core", "necrosis and solid tumour", "the core of the lesion"],
-    "ET": ["contrast enhancement", "the enhancing rim", "tissue that takes up contrast"],
-}
-HEALTHY = ["healthy brain tissue", "normal brain", "brain without a lesion"]
+"""Target of a prompt -> its share, from those of WT, TC and ET."""
+OWN_PROMPTS = {"whole": "WT", "core": "TC", "enhancing": "ET"}
+"""Target -> region whose own prompts ask for it."""
 
 
-def values_of(facts: TumourFacts) -> dict[str, int]:
-    """Return fact -> index of its true value in FACTS."""
-    side, lobe = SIDES.index(facts.side), LOBES.index(facts.lobe)
-    return {
-        "place": side * len(LOBES) + lobe,
-        "side": side,
-        "lobe": lobe,
-        "enhancing": int(facts.enhancing),
-        "enhancement": KINDS.index(facts.enhancement),
-        "necrosis": int(facts.necrosis),
-        "oedema": next(i for i, (ml, _) in enumerate(OEDEMA_WORDS) if facts.oedema_ml < ml),
-        "midline": int(facts.crosses_midline),
-        "foci": int(facts.foci > 1),
-    }
+def answers_shown(statement: Statement) -> dict[str, str]:
+    """Return what a case answers, and nothing to questions that its statement leaves open.
+
+    A statement names one lobe, and so says that it is no other.
+    """
+    answers = answers_of(statement)
+    return {name: a for name, a in answers.items() if a != UNSAID or name in LOBES}
 
 
-def mirrored_facts(facts: TumourFacts) -> TumourFacts:
-    """Return the facts of the mirror image."""
-    return replace(facts, side=SIDES[1 - SIDES.index(facts.side)])
+def mirrored(statement: Statement) -> Statement:
+    """Return the statement of the mirror image."""
+    return replace(statement, side="right" if statement.side == "left" else "left")
+
+
+def without_t1ce(statement: Statement) -> Statement:
+    """Return what can be said of a case whose t1ce is withheld."""
+    return replace(statement, enhancement=None, necrosis=None)
 
 
 def mirrored_text(text: str) -> str:
@@ -309,94 +320,35 @@ def mirrored_text(text: str) -> str:
     return re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda word: other[word[0]], text)
 
 
-def train_tokenizer(texts: Sequence[str], size: int) -> CLIPTokenizer:
-    """Return a CLIP tokenizer with a vocabulary learned from the texts."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-    ends = ["<|startoftext|>", "<|endoftext|>"]
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=ends[1]))
-    learner.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(words, behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    both = len(symbols)  # each symbol also ends words
-    learner.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=size - both - len(ends),
-            initial_alphabet=symbols,
-            end_of_word_suffix="</w>",
-            min_frequency=3,
-            show_progress=False,
-        ),
-    )
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    joined = ["".join(pair) for pair in merges]
-    tokens = dict.fromkeys([*symbols, *(f"{s}</w>" for s in symbols), *joined, *ends])
-    with tempfile.TemporaryDirectory() as folder:
-        vocabulary = {token: index for index, token in enumerate(tokens)}
-        Path(folder, "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-        Path(folder, "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return CLIPTokenizer.from_pretrained(folder)
-
-
-def texts_to_read(corpus: Path | None, samples: Sequence[Sample]) -> list[str]:
-    """Return the texts from which the tokenizer learns its vocabulary."""
-    texts = list(read_reports(corpus).values()) if corpus else []
-    rng = np.random.default_rng(0)
-    texts += [describe(sample.facts, rng) for sample in samples]
-    sentences = [
-        *(text for values in FACTS.values() for wordings in values for text in wordings),
-        *(text for region in REGIONS for text in region_prompts(region)),
-        *(text for wordings in SYNONYMS.values() for text in wordings),
-        *HEALTHY,
-    ]
-    return texts + 5 * sentences
-
-
 # training
 
-WEIGHTS = {
-    "match": 0.5,
-    "facts": 2.0,
-    "reader": 2.0,
-    "regions": 2.0,
-    "attention": 0.3,
-    "distil": 2.0,
-}
+WEIGHTS = {"reader": 2.0, "match": 0.5, "regions": 2.0, "attention": 0.3, "distil": 2.0}
 """Weights of the losses."""
-WARM_UP = 50
-"""Steps in which the learning rate rises; in the last 30 % of all steps it falls to 0."""
 GUIDED_LAYERS = (2, 3)
 """Layers of the image tower whose class token is trained to attend to the tumour."""
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> HuggingFaceCLIP:
-    """Return a CLIP with random weights that can be trained."""
+    """Return a CLIP with random weights."""
     ends = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.eos_token_id,
     }
-    width = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4}
     config = CLIPConfig(
         text_config={
-            **width,
             **ends,
-            "num_hidden_layers": 3,
+            "hidden_size": 160,
+            "intermediate_size": 640,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 4,
             "vocab_size": len(tokenizer),
             "max_position_embeddings": 192,
         },
         vision_config={
-            **width,
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_attention_heads": 4,
             "num_hidden_layers": 4,
             "image_size": IMAGE_SIZE,
             "patch_size": PATCH_SIZE,
@@ -404,7 +356,6 @@ def build_clip(tokenizer: CLIPTokenizer) -> HuggingFaceCLIP:
         projection_dim=96,
     )
     clip = HuggingFaceCLIP(CLIPModel(config), tokenizer, name="tiny")
-    clip.frozen_model.requires_grad_(True)
     with torch.no_grad():
         table = clip.frozen_model.vision_model.embeddings.position_embedding.weight
         table[1:] += sine_positions(IMAGE_SIZE // PATCH_SIZE, table.shape[1])
@@ -425,21 +376,29 @@ def sine_positions(grid: int, channels: int) -> Tensor:
 
 
 class Learner(nn.Module):
-    """A CLIP in training, with scales and heads that only its losses need."""
+    """The image tower of a CLIP in training, with scales that only its losses need.
 
-    def __init__(self, clip: HuggingFaceCLIP) -> None:
+    Args:
+        clip: its image tower and visual projection are trained; its text tower is not.
+        readers: of embeddings of the text tower; they are not trained either.
+    """
+
+    def __init__(self, clip: HuggingFaceCLIP, readers: Readers) -> None:
         super().__init__()
-        self.clip = clip
-        self.model = clip.frozen_model
-        self.scale = nn.Parameter(torch.tensor([math.log(10.0), math.log(10.0)]))
-        self.dense_bias = nn.Parameter(torch.full((len(REGIONS) + 1, 1, 1), -2.0))
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(clip.embed_dim, len(values)) for name, values in FACTS.items()}
-        )
+        self.clip = clip  # keeps its weights out of the state dict; these are in it:
+        self.tower = clip.frozen_model.vision_model
+        self.projection = clip.frozen_model.visual_projection
+        self.logit_scale = clip.frozen_model.logit_scale
+        self.readers = readers
+        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(-2.0))
+        readers.requires_grad_(False)
+        for part in (self.tower, self.projection, self.logit_scale):
+            part.requires_grad_(True)
 
         self.projections: dict[tuple[int, str], Tensor] = {}
         for layer in GUIDED_LAYERS:
-            attention = self.model.vision_model.encoder.layers[layer].self_attn
+            attention = self.tower.encoder.layers[layer].self_attn
             for name in ("q_proj", "k_proj"):
                 getattr(attention, name).register_forward_hook(
                     lambda _, __, out, key=(layer, name): self.projections.update({key: out})
@@ -453,7 +412,7 @@ class Learner(nn.Module):
         """
         target = rearrange(wt, "b a g h -> (b a) 1 (g h)")
         has_tumour = target.sum(dim=(1, 2)) > 0.5
-        heads = self.model.config.vision_config.num_attention_heads
+        heads = self.tower.config.num_attention_heads
         total = wt.new_zeros(())
         for layer in GUIDED_LAYERS:
             q, k = (
@@ -464,28 +423,6 @@ class Learner(nn.Module):
             mass = (scores.softmax(dim=-1)[:, :, 1:] * target).sum(dim=2).mean(dim=1)
             total = total - torch.log(mass[has_tumour] + 1e-3).mean()
         return total / len(GUIDED_LAYERS)
-
-    def unshipped(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters that are not part of the CLIP."""
-        return {n: p for n, p in self.named_parameters() if not n.startswith("clip.")}
-
-    def reader_loss(self, vectors: Tensor, values: Sequence[dict[str, int]]) -> Tensor:
-        """Return the loss of one linear layer that reads facts from embeddings of either tower."""
-        total = vectors.new_zeros(())
-        for name, head in self.heads.items():
-            rows = [i for i, facts in enumerate(values) if name in facts]
-            if rows:
-                target = torch.tensor([values[i][name] for i in rows])
-                total = total + F.cross_entropy(15 * head(vectors[rows]), target)
-        return total / len(self.heads)
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts as HuggingFaceCLIP does, but with gradients."""
-        tokens = self.clip._tokens(texts)
-        output = self.model.text_model(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        )
-        return F.normalize(self.model.text_projection(output.pooler_output), dim=-1)
 
     def encode_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embed views (b, 3, rgb, h, w) and their patches: (b, 3, e) and (b, 3, g, g, e)."""
@@ -506,37 +443,38 @@ class Batch(NamedTuple):
     shares: Tensor
     """(b, 3, 4, g, g): WT, TC, ET and brain."""
     reports: list[str]
-    values: list[dict[str, int]]
+    answers: list[dict[str, str]]
 
 
-def draw_batch(phantoms: list[Sample], real: list[Sample], size: int, step: int) -> Batch:
+def draw_batch(simulated: list[Sample], real: list[Sample], size: int, step: int) -> Batch:
     """Draw and augment cases; all random numbers follow from the step alone."""
     rng = np.random.default_rng([0, step])
     count = min(len(real), round(size * 0.2))
     chosen = [real[i] for i in rng.permutation(len(real))[:count]]
-    chosen += [phantoms[i] for i in rng.choice(len(phantoms), size - count, replace=False)]
-    views, shares, reports, values = [], [], [], []
+    chosen += [simulated[i] for i in rng.choice(len(simulated), size - count, replace=False)]
+    views, shares, reports, answers = [], [], [], []
     for sample in chosen:
         image, share = _draw_slices(sample, rng)
-        facts, report = sample.facts, sample.report
+        statement, report = sample.statement, sample.report
         if rng.random() < 0.5:
             # rows run along x in axial and coronal slices; sagittal slices do not change
             image[:2], share[:2] = image[:2].flip(-2), share[:2].flip(-2)
-            facts, report = mirrored_facts(facts), mirrored_text(report)
-        true = values_of(facts)
+            statement, report = mirrored(statement), mirrored_text(report)
         if rng.random() < 0.15:
             withheld = int(rng.integers(3))
             image[:, withheld] = 0
             if RGB[withheld] == 1:
-                true = {name: value for name, value in true.items() if name not in OF_T1CE}
-        if not report or rng.random() < 0.5:
-            report = describe(facts, rng)
+                statement = without_t1ce(statement)
+        if report and rng.random() < 0.5:
+            report = _change_report(report, rng)
+        else:
+            report = write_text(statement, rng)
         views.append(_change_intensity(image, rng))
         shares.append(share)
-        reports.append(_change_report(report, rng))
-        values.append(true)
+        reports.append(report)
+        answers.append(answers_shown(statement))
     images, maps = _transform(torch.stack(views), torch.stack(shares), rng)
-    return Batch(images, maps, reports, values)
+    return Batch(images, maps, reports, answers)
 
 
 def _draw_slices(sample: Sample, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -600,123 +538,86 @@ def _transform(images: Tensor, shares: Tensor, rng: np.random.Generator) -> tupl
     )
 
 
-def loss_of(learner: Learner, batch: Batch, step: int) -> dict[str, Tensor]:
-    """Return the six losses."""
+def losses_of(learner: Learner, batch: Batch, step: int) -> dict[str, Tensor]:
+    """Return the five losses."""
     rng = np.random.default_rng([1, step])
     views, patches = learner.encode_views(batch.images)
     cases = F.normalize(views.mean(dim=1), dim=-1)
-    reports = learner.encode_text(batch.reports)
-    facts = [[w[int(rng.integers(len(w)))] for w in values] for values in FACTS.values()]
-    regions = [
-        region_prompts(r) if rng.random() < 0.6 else [SYNONYMS[r][int(rng.integers(3))]]
-        for r in REGIONS
-    ]
-    regions.append([HEALTHY[int(rng.integers(len(HEALTHY)))]])
-    groups = [*facts, *regions]
-    short = learner.encode_text([text for group in groups for text in group])
-    parts = short.split([len(group) for group in groups])
-
-    # reports with the same facts are right for each other's cases
-    match = learner.model.logit_scale.clamp(max=math.log(50)).exp() * cases @ reports.T
-    same = torch.tensor([[a == b for b in batch.values] for a in batch.values]).float()
-    target = same / same.sum(dim=1, keepdim=True)
-    losses = {"match": (F.cross_entropy(match, target) + F.cross_entropy(match.T, target)) / 2}
-
-    sentences = cases.new_zeros(())
-    for name, vectors in zip(FACTS, parts, strict=False):
-        rows = [i for i, values in enumerate(batch.values) if name in values]
-        answers = torch.tensor([batch.values[i][name] for i in rows])
-        scores = learner.scale[0].clamp(max=math.log(30)).exp() * cases[rows] @ vectors.T
-        sentences = sentences + F.cross_entropy(scores, answers)
-    losses["facts"] = sentences / len(FACTS)
-
-    prompts = torch.stack([F.normalize(v.mean(dim=0), dim=0) for v in parts[len(FACTS) :]])
-    similarity = torch.einsum("bvghe,re->bvrgh", patches, prompts)
-    logits = learner.scale[1].clamp(max=math.log(30)).exp() * similarity + learner.dense_bias
     wt = batch.shares[:, :, 0, :, :, None]
     lesions = F.normalize((patches * wt).sum(dim=(2, 3)) + 1e-6, dim=-1)
+
+    read = torch.stack(list(learner.readers.losses(cases, batch.answers).values()))
+    seen = F.normalize(lesions.mean(dim=1), dim=-1)
+    of_lesions = torch.stack(list(learner.readers.losses(seen, batch.answers).values()))
+    losses = {"reader": read.mean() + 0.5 * of_lesions.mean()}
+
+    # reports with the same facts are right for each other's cases
+    reports = learner.clip.encode_text(batch.reports)
+    match = learner.logit_scale.clamp(max=math.log(50)).exp() * cases @ reports.T
+    same = torch.tensor([[a == b for b in batch.answers] for a in batch.answers]).float()
+    target = same / same.sum(dim=1, keepdim=True)
+    losses["match"] = (F.cross_entropy(match, target) + F.cross_entropy(match.T, target)) / 2
+
+    losses["regions"] = _loss_of_regions(learner, patches, batch.shares, rng)
+    losses["attention"] = learner.attention_loss(batch.shares[:, :, 0])
     has_tumour = wt.sum(dim=(2, 3, 4)) > 0.5
     student, teacher = (
         vectors - vectors.mean(dim=0)
         for vectors in (views[has_tumour], lesions[has_tumour].detach())
     )
     losses["distil"] = (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
-    stated = [{name: i} for name, values in FACTS.items() for i in range(len(values))]
-    losses["attention"] = learner.attention_loss(batch.shares[:, :, 0])
-    losses["reader"] = (
-        learner.reader_loss(cases, batch.values)
-        + 0.5 * learner.reader_loss(F.normalize(lesions.mean(dim=1), dim=-1), batch.values)
-        + learner.reader_loss(torch.cat(parts[: len(FACTS)]), stated)
-    )
-
-    brain = batch.shares[:, :, 3:].clamp(0, 1)
-    share = batch.shares[:, :, :3]
-    share = torch.cat([share, brain - share[:, :, :1]], dim=2).clamp(0, 1)
-    weight = 0.1 + 0.9 * brain
-    weight = weight * (1 + 3 * share[:, :, :1])
-    error = F.binary_cross_entropy_with_logits(logits, share, reduction="none")
-    losses["regions"] = (error * weight).sum() / (weight.sum() * len(prompts))
     return losses
 
 
-def train(
-    phantoms: list[Sample],
+def _loss_of_regions(
+    learner: Learner, patches: Tensor, shares: Tensor, rng: np.random.Generator
+) -> Tensor:
+    """Return the loss of the patches' (b, 3, g, g, e) similarity to prompts for every target."""
+    prompts = []
+    for target in TARGETS:
+        if target in OWN_PROMPTS and rng.random() < 0.4:
+            texts = region_prompts(OWN_PROMPTS[target])
+        else:
+            texts = [write_prompt(Request(target), rng)]
+        prompts.append(F.normalize(learner.clip.encode_text(texts).mean(dim=0), dim=0))
+    similarity = torch.einsum("bvghe,re->bvrgh", patches, torch.stack(prompts))
+    logits = learner.scale.clamp(max=math.log(30)).exp() * similarity + learner.bias
+    wt, tc, et, brain = shares.clamp(0, 1).unbind(dim=2)
+    true = torch.stack([PARTS[target](wt, tc, et) for target in TARGETS], dim=2).clamp(0, 1)
+    weight = ((0.1 + 0.9 * brain) * (1 + 3 * wt))[:, :, None]
+    error = F.binary_cross_entropy_with_logits(logits, true, reduction="none")
+    return (error * weight).sum() / (weight.sum() * len(prompts))
+
+
+def learn_images(
+    clip: HuggingFaceCLIP,
+    readers: Readers,
+    simulated: list[Sample],
     real: list[Sample],
-    tokenizer: CLIPTokenizer,
     checkpoint: Path,
     *,
     steps: int,
     batch_size: int,
     lr: float,
     save_every: int,
-) -> HuggingFaceCLIP:
-    """Train to the last step, from the step of the checkpoint, and return the CLIP."""
-    torch.manual_seed(0)
-    learner = Learner(build_clip(tokenizer))
-    decayed = [p for p in learner.parameters() if p.ndim > 1]
-    others = [p for p in learner.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
-        lr=lr,
-        betas=(0.9, 0.98),
+) -> None:
+    """Train the image tower of a CLIP whose text tower and readers are trained."""
+    texts = nn.ModuleList(
+        [clip.frozen_model.text_model, clip.frozen_model.text_projection, readers]
     )
-    first = 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint)
-        first = state["step"]
-        learner.model.load_state_dict(state["model"])
-        with torch.no_grad():
-            for name, weight in learner.unshipped().items():
-                weight.copy_(state["unshipped"][name])
-        optimizer.load_state_dict(state["optimizer"])
-    decay = max(1, round(0.3 * steps))
-    recent: dict[str, list[float]] = {}
-    with tqdm(total=steps, initial=first, desc="Training", unit="step", mininterval=10) as bar:
-        for step in range(first, steps):
-            # before the decay, runs of any length are equal, so a run can be prolonged
-            factor = min((step + 1) / WARM_UP, 1.0, (steps - step) / decay)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * factor
-            losses = loss_of(learner, draw_batch(phantoms, real, batch_size, step), step)
-            optimizer.zero_grad()
-            sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
-            torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-            optimizer.step()
-            for name, loss in losses.items():
-                recent[name] = [*recent.get(name, [])[-99:], loss.item()]
-            bar.set_postfix({n: f"{np.mean(v):.3f}" for n, v in recent.items()}, refresh=False)
-            bar.update()
-            if (step + 1) % save_every == 0 or step + 1 == steps:
-                save(
-                    checkpoint,
-                    {
-                        "step": step + 1,
-                        "model": learner.model.state_dict(),
-                        "unshipped": {n: p.detach() for n, p in learner.unshipped().items()},
-                        "optimizer": optimizer.state_dict(),
-                    },
-                )
-    return learner.clip
+    learner = Learner(clip, readers)
+    fit(
+        learner,
+        lambda step: losses_of(learner, draw_batch(simulated, real, batch_size, step), step),
+        checkpoint,
+        weights=WEIGHTS,
+        steps=steps,
+        lr=lr,
+        warm_up=50,
+        decay=0.3,
+        save_every=save_every,
+        after=sha256_of_tensors(texts.state_dict()),
+    )
 
 
 def write_clip(clip: HuggingFaceCLIP, folder: Path) -> None:
@@ -739,6 +640,7 @@ def write_card(folder: Path, arguments: argparse.Namespace, cases: Sequence[str]
         phantoms=arguments.phantoms,
         spacing=f"{arguments.spacing:g}",
         cases="\n".join(f"- `{case}`" for case in cases) or "- none",
+        text_steps=arguments.text_steps,
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         lr=arguments.lr,
@@ -746,6 +648,11 @@ def write_card(folder: Path, arguments: argparse.Namespace, cases: Sequence[str]
         transformers=transformers.__version__,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def left_out(names: Sequence[str], fold: int | None, num_folds: int) -> list[str]:
+    """Return the names that a fold leaves out: every n-th, as in ``train_tiny.held_out``."""
+    return [] if fold is None else sorted(names)[fold::num_folds]
 
 
 def main() -> None:
@@ -756,46 +663,68 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="more reports for the tokenizer")
     parser.add_argument("--release", default="brats2018", help="BraTS release of --data")
     parser.add_argument("--cases", default="Brats18_TCIA*", help="pattern of cases to train on")
+    parser.add_argument("--fold", type=int, help="part of these cases to leave out, from 0")
+    parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("tiny_clip"))
     parser.add_argument("--phantoms", type=int, default=700)
     parser.add_argument("--spacing", type=float, default=2.0, help="of phantoms, in mm")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--text-steps", type=int, default=4000, help="of texts alone")
+    parser.add_argument("--steps", type=int, default=1500, help="of images")
     parser.add_argument("--batch-size", type=int, default=16, help="cases, of three views each")
-    parser.add_argument("--lr", type=float, default=7e-4)
-    parser.add_argument("--vocabulary", type=int, default=2000, help="number of tokens")
+    parser.add_argument("--lr", type=float, default=7e-4, help="of images")
+    parser.add_argument("--vocabulary", type=int, default=3000, help="number of tokens")
     parser.add_argument("--save-every", type=int, default=100, help="steps")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     output = arguments.output
-    phantoms = collect_phantoms(
-        output / f"phantoms {arguments.spacing:g} mm",
+    simulated = collect_phantoms(
+        output / f"simulated {arguments.spacing:g} mm",
         range(arguments.phantoms),
         arguments.spacing,
     )
-    cases: dict[str, Sample] = {}
+    real: dict[str, list[Sample]] = {}
     if arguments.data is not None:
         if arguments.reports is None:
             parser.error("--data needs --reports")
-        release = get_release(arguments.release)
-        cases = collect_cases(
-            output / "cases", arguments.data, release, arguments.reports, arguments.cases
+        real = collect_cases(
+            output / "real",
+            arguments.data,
+            get_release(arguments.release),
+            arguments.reports,
+            arguments.cases,
         )
-    tokenizer = train_tokenizer(texts_to_read(arguments.corpus, phantoms), arguments.vocabulary)
-    clip = train(
-        phantoms,
-        list(cases.values()),
-        tokenizer,
-        output / "training.pt",
+        for name in left_out(list(real), arguments.fold, arguments.num_folds):
+            del real[name]
+    corpus = list(read_reports(arguments.corpus).values()) if arguments.corpus else []
+    torch.manual_seed(0)
+    clip = build_clip(train_tokenizer(texts_of_vocabulary(corpus), arguments.vocabulary))
+    readers = Readers(clip.embed_dim)
+    learn_texts(
+        clip,
+        readers,
+        output / "texts.pt",
+        steps=arguments.text_steps,
+        save_every=arguments.save_every,
+    )
+    folder = output if arguments.fold is None else output / f"fold {arguments.fold}"
+    folder.mkdir(exist_ok=True)
+    learn_images(
+        clip,
+        readers,
+        [sample for samples in simulated for sample in samples],
+        [sample for samples in real.values() for sample in samples],
+        folder / "images.pt",
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         lr=arguments.lr,
         save_every=arguments.save_every,
     )
-    write_clip(clip, output / "clip")
-    write_card(output / "clip", arguments, list(cases))
-    size = sum(path.stat().st_size for path in (output / "clip").iterdir())
-    print(f"{output / 'clip'}: {size / 1e6:.2f} MB")
+    write_clip(clip, folder / "clip")
+    write_card(folder / "clip", arguments, list(real))
+    readers.save(folder / "readers.safetensors")
+    size = sum(path.stat().st_size for path in (folder / "clip").iterdir())
+    print(f"{folder / 'clip'}: {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The trained CLIP that comes with the package, and the script that trains it."""
 
-import importlib.util
+import importlib
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,12 +14,15 @@ from einops import rearrange
 
 from clipseg3d.clip import HuggingFaceCLIP, load_encoder
 from clipseg3d.clip.registry import load_text_encoder
+from clipseg3d.data.releases import PHANTOM
+from clipseg3d.intensity import intensity_statistics
 from clipseg3d.phantom.simulate import simulate_phantom
+from clipseg3d.texts import Statement, statement_of
 from clipseg3d.views import cut_views
 from clipseg3d.weights import BUNDLED
 
 FOLDER = BUNDLED / "tiny" / "clip"
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_tiny_clip.py"
+SETTINGS = {"steps": 2, "batch_size": 3, "lr": 1e-3, "save_every": 1}
 SIDES = ("a tumour in the left hemisphere", "a tumour in the right hemisphere")
 
 
@@ -29,19 +34,42 @@ def clip():
 @pytest.fixture(scope="module")
 def script():
     """The training script as a module."""
-    spec = importlib.util.spec_from_file_location("train_tiny_clip", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    examples = str(Path(__file__).parents[2] / "examples")
+    sys.path.insert(0, examples)
+    try:
+        return importlib.import_module("train_tiny_clip")
+    finally:
+        sys.path.remove(examples)
 
 
 @pytest.fixture(scope="module")
-def samples(script, phantoms):
+def cases(script, phantoms):
+    """The samples of five simulated patients."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "simulate_phantom", lambda seed, spacing_mm: phantoms[seed])
-        return [script.phantom_sample(seed, 8.0) for seed in range(5)]
+        patch.setattr(script, "simulate_phantom", lambda seed, **_: phantoms[seed])
+        return [script.cut_phantom(seed, 8.0) for seed in range(5)]
+
+
+@pytest.fixture(scope="module")
+def samples(cases):
+    return [sample for case in cases for sample in case]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(script):
+    return script.train_tokenizer(script.texts_of_vocabulary([], lessons=1), 800)
+
+
+@pytest.fixture
+def untrained(script, tokenizer):
+    """Return a CLIP and readers with the random weights of a seed."""
+
+    def build(seed=0):
+        torch.manual_seed(seed)
+        clip = script.build_clip(tokenizer)
+        return clip, script.Readers(clip.embed_dim)
+
+    return build
 
 
 # the weights
@@ -105,13 +133,92 @@ def test_it_tells_left_from_right_on_unseen_patients(clip):
 # the script
 
 
-def test_mirroring_turns_words_round(script, samples):
+def test_mirroring_turns_words_and_facts_round(script):
     report = "The left frontal lobe; Right of it, nothing. Lefty stays."
     turned = script.mirrored_text(report)
     assert turned == "The right frontal lobe; Left of it, nothing. Lefty stays."
-    facts = samples[0].facts
-    assert {facts.side, script.mirrored_facts(facts).side} == {"left", "right"}
-    assert script.mirrored_facts(script.mirrored_facts(facts)) == facts
+    right = Statement(side="right", sites=("frontal",), necrosis=True)
+    assert script.mirrored(right) == replace(right, side="left")
+    assert script.mirrored(script.mirrored(right)) == right
+
+
+def test_an_image_answers_what_is_certain_of_it(script):
+    said = Statement("rim", True, "extensive", "single", "left", ("temporal",), compressed=False)
+    shown = script.answers_shown(said)
+    places = dict.fromkeys(("frontal", "parietal", "occipital"), "unsaid")
+    rest = {
+        **{"oedema": "extensive", "foci": "single", "side": "left", "compressed": "no"},
+        **{"temporal": "named", **places},
+    }
+    assert shown == {"enhancement": "yes", "kind": "rim", "necrosis": "yes", **rest}
+    assert script.answers_shown(script.without_t1ce(said)) == rest
+
+
+def test_twins_have_no_contrast(script, cases, phantoms):
+    enhancing = [phantom.facts.enhancing for phantom in phantoms[:5]]
+    assert len(set(enhancing)) == 2
+    for case, phantom in zip(cases, phantoms, strict=False):
+        assert case[0].statement == statement_of(phantom.facts)
+        assert len(case) == 1 + phantom.facts.enhancing
+        if not phantom.facts.enhancing:
+            continue
+        sample, twin = case
+        shown = script.answers_shown(twin.statement)
+        assert shown["enhancement"] == "no"
+        assert {"kind", "necrosis"}.isdisjoint(shown)
+        assert replace(twin.statement, enhancement="rim", necrosis=None) == replace(
+            sample.statement, enhancement="rim", necrosis=None
+        )
+        assert sample.shares[:, :, 2].any()
+        assert not twin.shares[:, :, 2].any()
+        # slices of energy may lie elsewhere; evenly spaced ones are the same
+        spaced = slice(None), slice(0, script.ENERGY)
+        same = [0, 1, 3]
+        assert torch.equal(twin.shares[spaced][:, :, same], sample.shares[spaced][:, :, same])
+        assert torch.equal(
+            twin.images[spaced][..., [0, 2, 3]], sample.images[spaced][..., [0, 2, 3]]
+        )
+        assert not torch.equal(twin.images[spaced][..., 1], sample.images[spaced][..., 1])
+
+
+def test_a_radiologist_has_not_seen_the_twin(script):
+    """A report of the scan with contrast is not one of the scan without."""
+    label = np.zeros((30, 28, 26), np.uint8)
+    label[10:20, 8:16, 8:18] = 4
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.uniform(1, 9, (4, *label.shape)).astype(np.float32))
+    image[1] = 2 * image[0]
+    image[1, 10:20, 8:16, 8:18] = 30
+    statistics = intensity_statistics(image[None])[0]
+    said = Statement(enhancement="solid", side="left", sites=("frontal",))
+    sample, twin = script.cut_case(image, statistics, label, PHANTOM, said, "A solid lesion.")
+    assert (sample.report, twin.report) == ("A solid lesion.", "")
+
+
+def test_samples_come_back_from_their_files(script, cases, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "cut_phantom", lambda seed, spacing_mm: cases[seed])
+    script.collect_phantoms(tmp_path, range(2), 8.0)
+    monkeypatch.setattr(script, "cut_phantom", None)
+    for back, case in zip(script.collect_phantoms(tmp_path, range(2), 8.0), cases, strict=False):
+        assert len(back) == len(case)
+        for one, other in zip(back, case, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert (one.statement, one.report) == (other.statement, other.report)
+
+
+def test_parts_of_prompts_make_up_the_tumour(script):
+    wt, tc, et = torch.tensor([0.9]), torch.tensor([0.5]), torch.tensor([0.2])
+    parts = {name: part(wt, tc, et).item() for name, part in script.PARTS.items()}
+    expected = {"whole": 0.9, "core": 0.5, "enhancing": 0.2, "necrosis": 0.3, "oedema": 0.4}
+    assert parts == pytest.approx({**expected, "none": 0.0})
+    assert list(script.PARTS) == list(script.TARGETS)
+
+
+def test_every_case_is_left_out_by_one_fold(script):
+    names = ["d", "b", "a", "c", "e"]
+    assert script.left_out(names, None, 2) == []
+    assert script.left_out(names, 0, 2) == ["a", "c", "e"]
+    assert script.left_out(names, 1, 2) == ["b", "d"]
 
 
 def test_slices_show_the_regions(script, samples):
@@ -126,27 +233,26 @@ def test_slices_show_the_regions(script, samples):
         assert (shown - brain.flatten(0, 1) / 255).abs().mean() < 0.1
 
 
-def test_an_interrupted_run_is_the_same_run(script, samples, tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    tokenizer = script.train_tokenizer(script.texts_to_read(None, samples), 700)
-    setting = {"steps": 2, "batch_size": 3, "lr": 1e-3, "save_every": 1}
-
+def test_an_interrupted_run_is_the_same_run(script, untrained, samples, tmp_path, monkeypatch):
     def train(name):
-        return script.train(samples, samples[:1], tokenizer, tmp_path / name, **setting)
+        clip, readers = untrained()
+        torch.manual_seed(len(name))
+        script.learn_images(clip, readers, samples, samples[:1], tmp_path / name, **SETTINGS)
+        return clip
 
     whole = train("whole.pt").fingerprint()
-    save = script.save
+    tower_texts = sys.modules[script.fit.__module__]
+    save = tower_texts.save
 
     def die(path, value):
         save(path, value)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(script, "save", die)
+        patch.setattr(tower_texts, "save", die)
         with pytest.raises(KeyboardInterrupt):
             train("cut.pt")
     assert torch.load(tmp_path / "cut.pt")["step"] == 1
-    torch.manual_seed(5)
     clip = train("cut.pt")
     assert clip.fingerprint() == whole
 
@@ -155,3 +261,20 @@ def test_an_interrupted_run_is_the_same_run(script, samples, tmp_path, monkeypat
     torch.testing.assert_close(
         loaded.encode_text(SIDES), clip.encode_text(SIDES), rtol=0, atol=5e-3
     )
+
+
+def test_images_change_neither_text_tower_nor_readers(script, untrained, samples, tmp_path):
+    clip, readers = untrained()
+    towers = {**clip.frozen_model.state_dict(), **readers.state_dict()}
+    before = {name: weight.clone() for name, weight in towers.items()}
+    script.learn_images(clip, readers, samples, [], tmp_path / "images.pt", **SETTINGS)
+    changed = {name for name, weight in towers.items() if not torch.equal(weight, before[name])}
+    of_images = {name for name in before if name.startswith(("vision_model", "visual_projection"))}
+    unused = {"vision_model.embeddings.position_ids"}
+    assert changed == (of_images | {"logit_scale"}) - unused
+
+
+def test_images_do_not_continue_other_texts(script, untrained, samples, tmp_path):
+    script.learn_images(*untrained(), samples, [], tmp_path / "images.pt", **SETTINGS)
+    with pytest.raises(ValueError, match=r"images.pt continues other texts .* remove it"):
+        script.learn_images(*untrained(1), samples, [], tmp_path / "images.pt", **SETTINGS)
