@@ -462,6 +462,34 @@ MUTANTS = [
         "fcntl.LOCK_SH",
         "test_atomic_write.py",
     ),
+    Mutant(
+        "prompts: the place is one of the tumour",
+        "inference/prompting.py",
+        "head(reading, inside, crop_box)",
+        "head(reading, inside)",
+        "inference/test_prompting.py",
+    ),
+    Mutant(
+        "prompts: the smallest part for the largest",
+        "inference/prompting.py",
+        'if pick == "largest" else',
+        'if pick != "largest" else',
+        "inference/test_prompting.py",
+    ),
+    Mutant(
+        "prompts: answered before post-processing",
+        "inference/predictor.py",
+        "final = self.release.to_regions(label)",
+        "final = self.release.to_regions(self.release.to_labels(mean > 0.5))",
+        "inference/test_predictor.py",
+    ),
+    Mutant(
+        "prompts: names of files collide",
+        "inference/prompt_answer.py",
+        "if _PLAIN.fullmatch(text) and",
+        "if",
+        "inference/test_prompt_answer.py",
+    ),
 ]
 
 

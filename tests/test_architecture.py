@@ -61,7 +61,7 @@ ARROWS = {
         )
     }
     | {f"data.{name}" for name in ("layout", "preprocessing", "release", "releases", "scan_grid")}
-    | {"clip.encoder"},
+    | {"clip.encoder", "clip.known_words"},
     "training": SHARED
     | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}
     | {

@@ -118,6 +118,11 @@ class CLIPSeg3DCLI(LightningCLI):
             "--output", type=str | None, help="write the labels that predict gives to this folder"
         )
         parser.add_argument(
+            "--prompts",
+            type=list[str] | None,
+            help="what predict also segments, one mask each: '[the enhancing rim, oedema]'",
+        )
+        parser.add_argument(
             "--scores",
             type=str | None,
             help="write the Dice of every case to this .csv file; after fit, those of the best "
@@ -163,7 +168,7 @@ class CLIPSeg3DCLI(LightningCLI):
         if self.subcommand == "predict":
             if config.output is None or config.ckpt_path is None:
                 raise ValueError("predict needs --ckpt_path and --output; give both")
-            self._writer = SegmentationWriter(config.output)
+            self._writer = SegmentationWriter(config.output, prompts=config.prompts or ())
             self.trainer_defaults["callbacks"].append(self._writer)
         try:
             super().instantiate_classes()

@@ -3,7 +3,10 @@
 import argparse
 import sys
 import traceback
+import warnings
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
+_NAMED = 5
+"""Cases that a note names; the others are counted."""
 
 
 def add_command(commands: Commands) -> None:
@@ -31,9 +36,9 @@ def add_command(commands: Commands) -> None:
         help="segment patients into label files",
         description="Segment cases. Give case folders named as in BraTS, or the four files of one "
         "case. Labels are written as OUT/CASE.nii.gz, on the grid of the scan. Cases whose files "
-        "were made of the same scan, with the same weights, text and settings, are skipped; other "
-        "files are not touched. A case that fails does not stop the others, but then the exit "
-        "code is 1.",
+        "were made of the same scan, with the same weights, text, prompts and settings, are "
+        "skipped; other files are not touched. A case that fails does not stop the others, but "
+        "then the exit code is 1.",
     )
     segment.add_argument(
         "cases",
@@ -73,6 +78,29 @@ def add_command(commands: Commands) -> None:
         metavar="FILE|STR",
         help="report of the case: a text file, or the text itself (default: CASE_flair_text.txt "
         "in its folder, if there is one)",
+    )
+    segment.add_argument(
+        "--reports",
+        type=Path,
+        metavar="FILE",
+        help="reports of many cases: .json, case name -> report, or .csv with the columns case and "
+        "report; used instead of the files in their folders",
+    )
+    segment.add_argument(
+        "--trust",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="how far reports are trusted, from 0, as if there were none, to 1 (default)",
+    )
+    segment.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        dest="prompts",
+        metavar="STR",
+        help="also segment what these words name, such as 'the enhancing rim', into a mask of its "
+        "own, OUT/prompts/CASE; give the option once for each. The weights must have a prompt head",
     )
     segment.add_argument(
         "--tta", action="store_true", help="average over 8 mirrorings, which takes 8 times as long"
@@ -117,6 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.name is not None and not _files(arguments):
         raise ValueError("--name is for one case given as files; folders give their own names")
+    if arguments.text is not None and arguments.reports is not None:
+        raise ValueError("--text is for one case, --reports for many; give one of the two")
     for folder in arguments.cases:  # before ten seconds of loading
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; give that of a case, or of many")
@@ -124,11 +154,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from clipseg3d.data.reports import read_reports
     from clipseg3d.inference.batch_prediction import segment_cases
     from clipseg3d.inference.postprocessing import PostProcessing
     from clipseg3d.inference.predictor import Predictor
+    from clipseg3d.inference.prompting import PromptWarning, check_prompts
+    from clipseg3d.ranges import require_share
 
+    require_share(trust=arguments.trust)
+    prompts = check_prompts(arguments.prompts)
     text = None if arguments.text is None else report_text(arguments.text)
+    reports = arguments.reports and read_reports(arguments.reports)
     rules = arguments.postprocessing and PostProcessing.read(arguments.postprocessing)
     predictor = Predictor.from_checkpoints(
         arguments.weights,
@@ -140,6 +176,13 @@ def run(arguments: argparse.Namespace) -> int:
     cases, faults = _find_cases(arguments, predictor)
     if text is not None and len(cases) > 1:
         raise ValueError(f"--text is for one case, but {len(cases)} are given; run one at a time")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PromptWarning)  # the words are said here
+        for prompt in predictor.read_prompts(prompts):
+            if prompt.note:
+                say(f"clipseg3d: note: {prompt.note}", stream=sys.stderr)
+    if reports is not None:
+        cases = _with_reports(cases, reports, arguments.reports)
     for fault in faults:
         say(f"clipseg3d: {fault}", stream=sys.stderr)
     failed, num_skipped, num_written = bool(faults), 0, 0
@@ -149,6 +192,8 @@ def run(arguments: argparse.Namespace) -> int:
             cases,
             arguments.output,
             text=text,
+            trust=arguments.trust,
+            prompts=prompts,
             probabilities=arguments.probabilities,
             uncertainty=arguments.uncertainty,
             html=arguments.html,
@@ -161,6 +206,8 @@ def run(arguments: argparse.Namespace) -> int:
                     say(f"clipseg3d: note: {note}", stream=sys.stderr)
                 if result.status == "written":
                     say(str(result.files[0]))
+                    for answer, path in result.prompts.items():
+                        say(f"{path}: {answer}{'' if answer.found else '; the mask is empty'}")
                 elif result.error is not None:
                     failed = True
                     _print_error(result.case.case_id, result.error)
@@ -174,10 +221,28 @@ def run(arguments: argparse.Namespace) -> int:
     if num_skipped:
         say(
             f"Skipped {num_skipped} finished cases, made of the same scans with the same weights, "
-            "text and settings; --overwrite segments them again",
+            "text, prompts and settings; --overwrite segments them again",
             stream=sys.stderr,
         )
     return 1 if failed else 0
+
+
+def _with_reports(
+    cases: Sequence["Case"], reports: Mapping[str, str], source: Path
+) -> list["Case"]:
+    """Return the cases with the reports of a file; say which names do not fit together."""
+    names = {case.case_id for case in cases}
+    strays = [name for name in reports if name not in names]
+    without = [case.case_id for case in cases if not reports.get(case.case_id, "").strip()]
+    for message, of in (
+        ("reports of cases that are not here, which are not used", strays),
+        ("no report of these cases, which are segmented without", without),
+    ):
+        if of:
+            more = f" and {len(of) - _NAMED} more" if len(of) > _NAMED else ""
+            some = f"{', '.join(of[:_NAMED])}{more}"
+            say(f"clipseg3d: note: {source}: {message}: {some}", stream=sys.stderr)
+    return [replace(case, report=reports.get(case.case_id, "")) for case in cases]
 
 
 def _files(arguments: argparse.Namespace) -> dict[str, Path]:

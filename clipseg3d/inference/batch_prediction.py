@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,14 @@ from clipseg3d.data.layout import RECORDS
 from clipseg3d.data.nifti import strip_extension
 from clipseg3d.inference.case_record import CaseRecord
 from clipseg3d.inference.predictor import BAR, Predictor
+from clipseg3d.inference.prompt_answer import PromptAnswer, prompt_file
+from clipseg3d.inference.prompting import check_prompts
 from clipseg3d.inference.segmentation import ScanWarning, Segmentation, map_file
+from clipseg3d.ranges import require_share
 
-PROBABILITIES, UNCERTAINTY = "probabilities", "uncertainty"
-"""Subfolders for maps, as ``RECORDS`` is one for what files were made with, so that the folder
-itself can be submitted to a challenge as it is."""
+PROBABILITIES, UNCERTAINTY, PROMPTS = "probabilities", "uncertainty", "prompts"
+"""Subfolders for maps and masks, as ``RECORDS`` is one for what files were made with, so that the
+folder itself can be submitted to a challenge as it is."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class CaseResult:
             same weights, text and settings.
         error: why the case failed; None if it did not.
         notes: what was changed, missing, unusual or in doubt about the scan, a line each.
+        prompts: answer -> its file; empty if the case was finished before.
     """
 
     case: Case
@@ -43,6 +47,7 @@ class CaseResult:
     status: Literal["written", "finished", "failed"]
     error: Exception | None = None
     notes: tuple[str, ...] = ()
+    prompts: Mapping[PromptAnswer, Path] = field(default_factory=dict)
 
 
 def segment_cases(
@@ -51,6 +56,8 @@ def segment_cases(
     out: Path,
     *,
     text: str | None = None,
+    trust: float = 1.0,
+    prompts: Sequence[str] = (),
     probabilities: bool = False,
     uncertainty: bool = False,
     html: bool = False,
@@ -59,18 +66,23 @@ def segment_cases(
     """Segment cases into a folder, with one progress bar over all of them.
 
     Labels go to ``out/{case}.nii.gz``, case pages to ``out/{case}.html``, maps into the subfolders
-    ``probabilities`` and ``uncertainty``, and what they were made with to ``records/{case}.json``.
-    Every file is complete or absent, even if the process is interrupted.
+    ``probabilities`` and ``uncertainty``, masks of prompts to ``prompts/{case}/{prompt}.nii.gz``,
+    and what they were made with to ``records/{case}.json``, with the scores of presence. Every file
+    is complete or absent, even if the process is interrupted.
 
     A case is finished if its record says that its files were made of the same scan, with the same
-    weights, text and settings, and they are still as they were written. Files that were made
-    otherwise, or by nobody knows what, are not touched: the case fails.
+    weights, text, trust, prompts and settings, and they are still as they were written. Files that
+    were made otherwise, or by nobody knows what, are not touched: the case fails. Other prompts
+    change no other file but the case page; with them, the case is segmented again, and masks of
+    earlier ones stay.
 
     Args:
         predictor: segments the cases.
         cases: cases with different names.
         out: folder to write to; made if missing.
         text: report to use for every case; None takes the case's own.
+        trust: how far reports are trusted, from 0 to 1.
+        prompts: what else to segment; see :class:`Predictor`.
         probabilities: whether to write the probability of each region.
         uncertainty: whether to write uncertainty maps.
         html: whether to write a page of each case, with its expert mask if there is one.
@@ -80,9 +92,14 @@ def segment_cases(
         The result of each case, in order. An error in one case does not stop the others.
 
     Raises:
-        ValueError: a file to write is a file of a case; nothing has been written.
+        ValueError: a file to write is a file of a case, ``trust`` is not in [0, 1], or a prompt
+            cannot be answered; nothing has been written.
         OSError: ``out`` cannot be written to.
     """
+    require_share(trust=trust)
+    prompts = check_prompts(prompts)
+    if prompts:
+        predictor.read_prompts(prompts)  # fails if it cannot
     maps = {
         PROBABILITIES: tuple(predictor.release.regions) if probabilities else (),
         UNCERTAINTY: predictor.uncertainty_names if uncertainty else (),
@@ -92,12 +109,13 @@ def segment_cases(
             out / f"{case.case_id}.nii.gz",
             *([out / f"{case.case_id}.html"] if html else []),
             *(out / folder / map_file(case.case_id, n) for folder in maps for n in maps[folder]),
+            *(out / PROMPTS / case.case_id / prompt_file(prompt) for prompt in prompts),
         )
         for case in cases
     }
     _check_outputs(cases, files)
     require_writable(out)  # before hours of computing
-    settings = predictor.fingerprint()
+    settings = {**predictor.fingerprint(), "trust": float(trust), "prompts": list(prompts)}
     made_with: dict[str, dict[str, object]] = {}  # scans are hashed once
 
     def status_of(case: Case) -> tuple[bool, str | None]:
@@ -111,7 +129,7 @@ def segment_cases(
 
     finished = {case.case_id for case in cases if status_of(case)[0]}
     num_open = len(cases) - len(finished)
-    options: dict[str, Any] = {"text": text, "explain": html}
+    options: dict[str, Any] = {"text": text, "explain": html, "trust": trust, "prompts": prompts}
     options |= {"probabilities": probabilities, "uncertainty": uncertainty}
     with tqdm(
         total=num_open, desc="Segmenting", bar_format=BAR, delay=2, disable=not num_open
@@ -128,6 +146,7 @@ def segment_cases(
             status: Literal["written", "finished", "failed"] = "written"
             error: Exception | None = None
             notes: tuple[str, ...] = ()
+            answers: dict[PromptAnswer, Path] = {}
             try:
                 with _alone(paths[0]):
                     # again, since another process may have written meanwhile
@@ -148,12 +167,16 @@ def segment_cases(
                             segmentation.save_probabilities(out / PROBABILITIES)
                         if uncertainty:
                             segmentation.save_uncertainty(out / UNCERTAINTY)
-                        record.with_files(paths).write()
+                        if prompts:
+                            masks = out / PROMPTS / case.case_id
+                            segmentation.save_prompts(masks)
+                            answers = {a: masks / prompt_file(a.text) for a in segmentation.prompts}
+                        record.with_files(paths, _found(segmentation)).write()
             except Exception as caught:
                 status, error = "failed", caught
             done += 1
             bar.update(done - bar.n)
-            yield CaseResult(case, paths, status, error, notes)
+            yield CaseResult(case, paths, status, error, notes, answers)
 
 
 def _segment(predictor: Predictor, case: Case, **options: Any) -> Segmentation:
@@ -161,6 +184,21 @@ def _segment(predictor: Predictor, case: Case, **options: Any) -> Segmentation:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScanWarning)
         return predictor(case, **options)
+
+
+def _found(segmentation: Segmentation) -> dict[str, object]:
+    """Return the scores of a case, as plain values."""
+    prompts = [
+        {
+            "text": answer.text,
+            "file": f"{PROMPTS}/{segmentation.case.case_id}/{prompt_file(answer.text)}",
+            "found": answer.found,
+            "presence": answer.presence,
+            "volume_ml": answer.volume_ml,
+        }
+        for answer in segmentation.prompts
+    ]
+    return {"presence": dict(segmentation.presence), "prompts": prompts}
 
 
 @contextmanager
@@ -235,7 +273,11 @@ def _why_not_ours(
     unknown = [path for path in there if record is None or not record.lists(path)]
     if record is None or unknown:
         return f"{unknown[0]}: is there already, and it is not known what it was made with; {cure}"
-    differences = [name for name in made_with if record.made_with.get(name) != made_with[name]]
+    differences = [
+        name
+        for name in made_with
+        if name != "prompts" and record.made_with.get(name) != made_with[name]
+    ]
     if differences:
         others = ", ".join(name.replace("_", " ") for name in differences)
         return f"{there[0]}: is there already, made with other {others}; {cure}"

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from clipseg3d.atomic_write import atomic_write
 from clipseg3d.checksums import sha256_of_file
 from clipseg3d.text_files import read_json
+
+_ADDED: dict[str, Any] = {"trust": 1.0, "prompts": []}
+"""What records did not hold at first, and the only values that there were then."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,14 @@ class CaseRecord:
         made_with: plain values that decide what is written: inputs, weights, text and settings.
         files: name relative to ``folder`` -> SHA-256; None for a file that is being written, or was
             made otherwise. ``data.layout`` reads the names, since outputs are no scans.
+        found: plain values that are told about the case and are in no other file: scores.
     """
 
     path: Path
     folder: Path
     made_with: Mapping[str, Any]
     files: Mapping[str, str | None]
+    found: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, folder: Path) -> "CaseRecord | None":
@@ -37,7 +42,10 @@ class CaseRecord:
             return None
         try:
             content = read_json(path)
-            return cls(path, folder, dict(content["made_with"]), dict(content["files"]))
+            made_with = {**_ADDED, **dict(content["made_with"])}
+            return cls(
+                path, folder, made_with, dict(content["files"]), dict(content.get("found", {}))
+            )
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -59,14 +67,14 @@ class CaseRecord:
         record.write()
         return record
 
-    def with_files(self, files: Iterable[Path]) -> "CaseRecord":
-        """Return the record of files that have been written."""
+    def with_files(self, files: Iterable[Path], found: Mapping[str, Any]) -> "CaseRecord":
+        """Return the record of files that have been written, and of what was found."""
         hashes = {self._name(file): sha256_of_file(file) for file in files}
-        return replace(self, files={**self.files, **hashes})
+        return replace(self, files={**self.files, **hashes}, found=found)
 
     def write(self) -> None:
         """Write the record; raises an OSError if it cannot be written."""
-        content = {"made_with": self.made_with, "files": self.files}
+        content = {"made_with": self.made_with, "files": self.files, "found": self.found}
         with atomic_write(self.path) as tmp:
             tmp.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf-8")
 

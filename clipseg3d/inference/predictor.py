@@ -20,6 +20,13 @@ from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import get_release
 from clipseg3d.inference.pass_average import PassAverage
 from clipseg3d.inference.postprocessing import PostProcessing
+from clipseg3d.inference.prompting import (
+    PromptWarning,
+    ReadPrompt,
+    answer_prompt,
+    check_prompts,
+    read_prompts,
+)
 from clipseg3d.inference.scan_input import Scan, Voxels, as_case
 from clipseg3d.inference.segmentation import (
     ENTROPY,
@@ -30,8 +37,9 @@ from clipseg3d.inference.segmentation import (
 )
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.inference.tta import MIRRORINGS
-from clipseg3d.networks.clipseg3d import CLIPSeg3D
+from clipseg3d.networks.clipseg3d import CLIPSeg3D, Prediction
 from clipseg3d.pretrained.reader import read_networks
+from clipseg3d.ranges import require_share
 from clipseg3d.views import Views
 from clipseg3d.vocabulary import PLANES
 
@@ -107,6 +115,7 @@ class Predictor:
         self.allow_missing = allow_missing
         self.weights = dict(weights or {})
         self._stitch_on_cpu = False
+        self._read: dict[tuple[str, ...], tuple[ReadPrompt, ...]] = {}
 
     @classmethod
     def from_pretrained(cls, source: str | Path = "tiny", **options: Any) -> "Predictor":
@@ -207,6 +216,26 @@ class Predictor:
         """Names of the uncertainty maps that this predictor can compute."""
         return (ENTROPY, VARIANCE) if self.num_passes > 1 else (ENTROPY,)
 
+    def read_prompts(self, prompts: Sequence[str]) -> tuple[ReadPrompt, ...]:
+        """Read prompts, for all cases: the same ones cost nothing when they are asked again.
+
+        Args:
+            prompts: texts, each about one thing; of equal ones, one is kept.
+
+        Raises:
+            ValueError: a prompt is empty or too long, or a network answers none.
+
+        Warns:
+            PromptWarning: a prompt is probably not understood.
+        """
+        texts = check_prompts(prompts)
+        if texts and texts not in self._read:
+            self._read = {texts: read_prompts(self.networks, texts)}  # only the newest is kept
+            for prompt in self._read[texts]:
+                if prompt.note:
+                    warnings.warn(prompt.note, PromptWarning, stacklevel=2)
+        return self._read.get(texts, ())
+
     @torch.no_grad()
     def __call__(
         self,
@@ -214,6 +243,8 @@ class Predictor:
         affine: Voxels | None = None,
         *,
         text: str | None = None,
+        trust: float = 1.0,
+        prompts: Sequence[str] = (),
         probabilities: bool = False,
         uncertainty: bool = False,
         explain: bool = False,
@@ -226,6 +257,10 @@ class Predictor:
                 :data:`clipseg3d.inference.scan_input.Scan`. An expert mask is not read.
             affine: of arrays, (4, 4), from voxels to mm.
             text: report to use; None takes the case's own, an empty string none.
+            trust: how far the report is trusted, from 0, as if there were none, to 1.
+            prompts: what else to segment, such as ``"the enhancing rim"``; each is answered with a
+                mask of its own (:attr:`Segmentation.prompts`), and changes nothing else. They are
+                answered one by one on the final regions.
             probabilities: whether to return the probabilities of the regions.
             uncertainty: whether to return uncertainty maps.
             explain: whether to keep what :meth:`Segmentation.save_case_page` shows, uncertainty
@@ -238,12 +273,16 @@ class Predictor:
             DataError: files are missing, broken or on different grids, the voxel size is not that
                 of training, or a sequence is missing that the networks need.
             ValueError: a folder holds several cases, arrays have no affine, the device has too
-                little memory for one window, or the network gives values that are not finite.
+                little memory for one window, or the network gives values that are not finite;
+                ``trust`` is not in [0, 1]; or as :meth:`read_prompts`.
 
         Warns:
+            PromptWarning: as :meth:`read_prompts`.
             ScanWarning: something about the scan may make the result wrong; the words are also the
                 notes of the segmentation.
         """
+        require_share(trust=trust)
+        read = self.read_prompts(prompts)
         case = as_case(scan, self.release, affine=affine, allow_missing=self.allow_missing)
         self._check(case)
         report = case.report if text is None else text
@@ -257,18 +296,21 @@ class Predictor:
         average = PassAverage(with_variance=keep_maps and self.num_passes > 1)
         views: Views | None = None
         num_regions = len(self.release.regions)
+        presences: list[Tensor] = []  # (r,) of each pass that tells it
         with tqdm(
             total=1.0, desc=case.case_id, bar_format=BAR, delay=2, disable=progress is not True
         ) as bar:
             advance = progress if callable(progress) else bar.update
             for network in self.networks:
-                own_views, semantics = self._encode_semantics(network, preprocessed, report)
+                own_views, semantics = self._encode_semantics(network, preprocessed, report, trust)
                 if views is None and semantics is not None:
                     views = own_views
                 for mirrored in self.mirrorings:
+                    seen: list[Tensor] = []  # (r,) of each window
                     output = self._segment(
-                        network, preprocessed, semantics, mirrored, explain, advance
+                        network, preprocessed, semantics, mirrored, explain, advance, seen
                     )
+                    presences += [torch.stack(seen).amax(dim=0)] if seen else []
                     logits, maps = output[:num_regions], output[num_regions:]
                     if not logits.isfinite().all():
                         raise ValueError(
@@ -281,6 +323,7 @@ class Predictor:
         if self.postprocessing is not None:
             regions = self.postprocessing(self.release.to_regions(label), self.release)
             label = self.release.to_labels(regions)
+        final = self.release.to_regions(label)
         if not label.any():
             notes.append(f"{case.case_id}: no tumour was found; every voxel is labelled 0")
         for note in notes:
@@ -296,9 +339,13 @@ class Predictor:
             probabilities=restore(mean) if probabilities else None,
             uncertainty={name: restore(values) for name, values in uncertainty_maps.items()},
             evidence=(
-                self._evidence(case, preprocessed, report, views, average) if explain else None
+                self._evidence(case, preprocessed, report, trust, views, average)
+                if explain
+                else None
             ),
             notes=tuple(notes),
+            prompts=tuple(answer_prompt(prompt, final, preprocessed.grid) for prompt in read),
+            presence=_mean_by_region(presences, self.release),
         )
 
     def _check(self, case: Case) -> None:
@@ -315,7 +362,7 @@ class Predictor:
             raise DataError(faults)
 
     def _encode_semantics(
-        self, network: CLIPSeg3D, preprocessed: Preprocessed, report: str
+        self, network: CLIPSeg3D, preprocessed: Preprocessed, report: str, trust: float
     ) -> tuple[Views, Semantics | None]:
         """Return the views that a network takes, and the semantics of the case."""
         views = preprocessed.views
@@ -328,7 +375,8 @@ class Predictor:
                 sequences=list(self.release.sequences),
             )
         views = Views(*(part[None].to(self.device) for part in views))
-        return views, network.encode_semantics(views, *network.embed_text([report]))
+        text = network.embed_text([report])
+        return views, network.encode_semantics(views, *text, trust=trust)
 
     def _segment(
         self,
@@ -338,13 +386,20 @@ class Predictor:
         mirrored: Sequence[int],
         with_maps: bool,
         advance: Callable[[float], object],
+        seen: list[Tensor],
     ) -> Tensor:
         """Return logits, and maps if wanted, of one pass over the brain box, (c, x, y, z).
 
-        The volumes lie on the device until it runs out of memory, and from then on on the CPU.
+        The volumes lie on the device until it runs out of memory, and from then on on the CPU. The
+        log-odds of presence of each window (r,) are added to ``seen``, if the network tells them.
         """
 
+        def observe(prediction: Prediction) -> None:
+            if prediction.presence is not None:
+                seen.append(prediction.presence[0].float().cpu())
+
         def run(image: Tensor) -> Tensor:
+            seen.clear()  # a pass that ran out of memory is done again
             logits = segment_volume(
                 network,
                 image,
@@ -356,6 +411,7 @@ class Predictor:
                 with_maps=with_maps,
                 device=self.device,
                 advance=lambda share: advance(share / self.num_passes),
+                observe=observe,
             )
             return logits[0]
 
@@ -384,6 +440,7 @@ class Predictor:
         case: Case,
         preprocessed: Preprocessed,
         report: str,
+        trust: float,
         views: Views | None,
         average: PassAverage,
     ) -> Evidence:
@@ -417,7 +474,7 @@ class Predictor:
             similarity={name: values.clip(-1, 1) for name, values in similarity.items()},
             views=list(zip(names, pictures, strict=True)),
             view_colours=[list(self.release.sequences)[index] for index in rgb],
-            provenance=self.provenance(),
+            provenance={**self.provenance(), "trust in the report": f"{trust:g}"},
         )
 
     def fingerprint(self) -> dict[str, object]:
@@ -464,6 +521,14 @@ class Predictor:
             "device": str(self.device),
             **{name: version(name) for name in ("clipseg3d", "torch", "monai")},
         }
+
+
+def _mean_by_region(presences: Sequence[Tensor], release: BraTSRelease) -> dict[str, float]:
+    """Return the mean probability of presence of each region, from log-odds (r,) of passes."""
+    if not presences:
+        return {}
+    mean = torch.stack([log_odds.sigmoid() for log_odds in presences]).mean(dim=0)
+    return dict(zip(release.regions, mean.tolist(), strict=True))
 
 
 def _maps_by_name(network: CLIPSeg3D, maps: Tensor) -> dict[str, Tensor]:

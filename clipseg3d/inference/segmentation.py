@@ -13,6 +13,7 @@ from clipseg3d.data.label_checks import label_faults, round_labels
 from clipseg3d.data.nifti import read_voxels, write_label, write_map
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.scan_grid import ScanGrid
+from clipseg3d.inference.prompt_answer import PromptAnswer, prompt_file
 
 ENTROPY, VARIANCE = "entropy", "ensemble variance"
 """Names of the uncertainty maps."""
@@ -65,6 +66,10 @@ class Segmentation:
             are several.
         evidence: what :meth:`save_case_page` shows; None unless requested.
         notes: what was changed, missing, unusual or in doubt, a line each.
+        prompts: the answer to each prompt, with its mask.
+        presence: region -> probability that the case has any of it, as the network tells it: the
+            largest over the sliding windows, the mean over networks and mirrorings. Empty if no
+            network tells it.
     """
 
     case: Case
@@ -74,6 +79,8 @@ class Segmentation:
     uncertainty: Mapping[str, Map] = field(default_factory=dict, repr=False)
     evidence: Evidence | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    prompts: tuple[PromptAnswer, ...] = ()
+    presence: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write the labels as NIfTI on the grid of the scan, without the texts in its header.
@@ -115,6 +122,24 @@ class Segmentation:
             )
         self._save_maps(Path(folder), self.uncertainty)
 
+    def save_prompts(self, folder: str | Path) -> None:
+        """Write the mask of each prompt, such as ``folder/the-enhancing-rim.nii.gz``.
+
+        Voxels are 1 inside and 0 outside, uint8, on the grid of the scan. What was not found gets
+        an empty mask. See :func:`clipseg3d.inference.prompt_answer.prompt_file`.
+
+        Raises:
+            ValueError: the case was segmented without prompts.
+            OSError: a file cannot be written.
+        """
+        if not self.prompts:
+            raise ValueError(
+                f"{self.case.case_id}: no prompt was asked; segment it with prompts=[...]"
+            )
+        for answer in self.prompts:
+            path = Path(folder) / prompt_file(answer.text)
+            write_label(path, answer.mask, source=self._source, axes=self.case.axes)
+
     def save_case_page(self, path: str | Path, *, reference: str | Path | None = None) -> None:
         """Write the case page: one HTML file that works without internet access.
 
@@ -151,7 +176,9 @@ class Segmentation:
             view_colours=self.evidence.view_colours,
             uncertainty={name: grid.crop(values) for name, values in self.uncertainty.items()},
             provenance=self.evidence.provenance,
-            notes=self.notes,
+            notes=[*self.notes, *(answer.note for answer in self.prompts if answer.note)],
+            prompts=[(a.text, a.box_mask, a.presence) for a in self.prompts],
+            presence=self.presence,
         ).save(Path(path))
 
     @property

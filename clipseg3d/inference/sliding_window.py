@@ -25,6 +25,7 @@ def segment_volume(
     with_maps: bool = False,
     device: torch.device | str | None = None,
     advance: Callable[[float], object] | None = None,
+    observe: Callable[[Prediction], object] | None = None,
 ) -> Tensor:
     """Return logits of a whole volume, blended from Gaussian-weighted windows.
 
@@ -46,6 +47,7 @@ def segment_volume(
             None takes the device of the image. The result is always put together on the device of
             the image.
         advance: called after each window with the share of the work that this window was.
+        observe: called with what the network gives for each window, such as its presence.
 
     Returns:
         (1, r, x, y, z) float32, with ``with_maps`` up to r + 2 n channels for n guided regions.
@@ -69,6 +71,8 @@ def segment_volume(
             crop_box=mirror_crop_box(crop_box, mirrored)[None],
             statistics=statistics,
         )
+        if observe is not None:
+            observe(prediction)
         if advance is not None:
             advance(1 / num_windows)
         return _with_maps(network, prediction) if with_maps else prediction.logits.float()

@@ -178,8 +178,8 @@ class CLIPSeg3D(nn.Module):
         """
         if self.prompt_head is None or self.text_bank is None:
             raise ValueError(
-                "this network answers no prompts; take weights that were trained with prompt_head, "
-                "such as 'tiny'"
+                "these weights answer no prompts; take some that were trained with a prompt head "
+                "(--model.network.prompt_head true)"
             )
         embeddings = self.text_bank.embed(prompts).to(self.semantic_strength.device)
         reading: PromptReading = self.prompt_head.read(embeddings[None])

@@ -2,10 +2,11 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ _MAP_NOTES = {
 }
 _MAX_LESIONS = 8
 """Number of lesions with a button; the others are only counted."""
+_PROMPT_COLOURS = ("#CC79A7", "#009E73", "#B39DFF", "#F0F3F6", "#FF9E64", "#7FDBCA")
+"""Of prompts, in turn; none is a colour of WT, TC or ET."""
 _ROUNDING = 1e-3
 """How far a cosine may be above 1 or below -1."""
 
@@ -51,6 +54,15 @@ class _RegionNumbers(NamedTuple):
     reference_ml: float | None = None
     reference_lesions: int | None = None
     dice: float | None = None
+
+
+class _PromptRow(NamedTuple):
+    """A row of the list of prompts; without a volume, nothing was found."""
+
+    text: str
+    colour: str
+    presence: float
+    volume_ml: float
 
 
 class _ShownMap(NamedTuple):
@@ -101,6 +113,9 @@ class CasePage:
         uncertainty: name, such as "entropy", -> (x, y, z).
         provenance: name -> value: weights, hashes, versions, settings.
         notes: what was changed, missing, unusual or in doubt about the scan, a line each.
+        prompts: of each prompt, its text, its mask (x, y, z) bool, and its score of presence in
+            [0, 1]; an empty mask says that it was not found.
+        presence: region -> probability that there is any of it; empty if no network tells it.
 
     Raises:
         ValueError: shapes, names or values do not fit together, or a value is not finite.
@@ -120,6 +135,8 @@ class CasePage:
     uncertainty: Mapping[str, Volume] = field(default_factory=dict, repr=False)
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    prompts: Sequence[tuple[str, Masks, float]] = field(default=(), repr=False)
+    presence: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.spacing_mm) != 3 or not all(0 < mm < np.inf for mm in self.spacing_mm):
@@ -130,6 +147,7 @@ class CasePage:
         self._check_masks()
         self._check_maps()
         self._check_views()
+        self._check_presence()
 
     def save(self, path: Path) -> None:
         """Write the page; the file is complete or absent.
@@ -168,6 +186,25 @@ class CasePage:
                 raise ValueError(
                     f"{self.case_id}: {name} is {masks.dtype} of shape {masks.shape}; pass bool "
                     f"masks of {', '.join(self.regions)} as {expected}"
+                )
+
+        for text, mask, _ in self.prompts:
+            if mask.shape != self._shape or mask.dtype != np.bool_:
+                raise ValueError(
+                    f"{self.case_id}: the mask of prompt {text!r} is {mask.dtype} of shape "
+                    f"{mask.shape}; pass a bool mask {self._shape}"
+                )
+
+    def _check_presence(self) -> None:
+        if unknown := [region for region in self.presence if region not in self.regions]:
+            raise ValueError(
+                f"{self.case_id}: presence has {unknown}; choose from {tuple(self.regions)}"
+            )
+        scores = {**self.presence, **{text: score for text, _, score in self.prompts}}
+        for name, score in scores.items():
+            if not 0 <= score <= 1:
+                raise ValueError(
+                    f"{self.case_id}: presence of {name!r} is {score}; pass a share, from 0 to 1"
                 )
 
     def _check_maps(self) -> None:
@@ -228,7 +265,11 @@ class CasePage:
         volumes = {f"image-{name}": grey_levels(self.images[name]) for name in sequences}
         for entry in maps:
             volumes[f"map-{entry.number}"] = map_levels(entry.values, entry.scale, brain=brain)
-        volumes |= {f"regions-{n}": bits for n, bits in enumerate(self._region_bits())}
+        masks = [*self.prediction, *(() if self.reference is None else self.reference)]
+        asked = [mask for _, mask, _ in self.prompts]
+        for kind, group in (("regions", masks), ("prompts", asked)):
+            volumes |= {f"{kind}-{n}": bits for n, bits in enumerate(self._bits(group))}
+        prompts = self._prompt_rows()
         template = Environment(
             loader=PackageLoader("clipseg3d.reporting"), autoescape=True, undefined=StrictUndefined
         ).get_template("case_page.html.j2")
@@ -241,6 +282,7 @@ class CasePage:
             numbers=self._numbers(lesions, reference_lesions),
             lesions=lesions[0][:_MAX_LESIONS],
             more_lesions=len(lesions[0]) - _MAX_LESIONS,
+            prompts=prompts,
             meanings={name: REGION_TITLES.get(name, name) for name in self.regions},
             colours=colours,
             sequences=sequences,
@@ -258,6 +300,7 @@ class CasePage:
                 "start": _start(lesions[0] or (reference_lesions or lesions)[0], self._shape),
                 "sequences": [*sequences.items()],
                 "regions": [*colours.items()],
+                "prompts": [row.colour for row in prompts],
                 "maps": [entry.describe() for entry in maps],
             },
         )
@@ -296,13 +339,21 @@ class CasePage:
                 entries.append(_ShownMap(len(entries), title, region, values, scale))
         return entries
 
-    def _region_bits(self) -> list[NDArray[np.uint8]]:
-        """Return volumes (x, y, z) of eight bits each: the prediction, then the reference."""
-        masks = [*self.prediction, *(() if self.reference is None else self.reference)]
-        volumes = [np.zeros(self._shape, np.uint8) for _ in range(0, len(masks), 8)]
-        for index, mask in enumerate(masks):
-            volumes[index // 8] |= mask.astype(np.uint8) << index % 8
-        return volumes
+    def _prompt_rows(self) -> list[_PromptRow]:
+        voxel_ml = math.prod(self.spacing_mm) / 1000
+        colours = cycle(_PROMPT_COLOURS)
+        return [
+            _PromptRow(text, colour, score, float(mask.sum()) * voxel_ml)
+            for (text, mask, score), colour in zip(self.prompts, colours, strict=False)
+        ]
+
+    def _bits(self, masks: Sequence[Masks]) -> Iterator[NDArray[np.uint8]]:
+        """Yield volumes (x, y, z) of eight masks each, a bit of every voxel for each of them."""
+        for first in range(0, len(masks), 8):
+            volume = np.zeros(self._shape, np.uint8)
+            for bit, mask in enumerate(masks[first : first + 8]):
+                volume |= mask.astype(np.uint8) << bit
+            yield volume
 
 
 def _total_ml(lesions: Sequence[Lesion]) -> float:

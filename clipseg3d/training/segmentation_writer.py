@@ -1,6 +1,7 @@
 """Files of cases that a trainer predicts: those of ``clipseg3d segment``, on many devices."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from clipseg3d.data.cases import Case
 from clipseg3d.inference.batch_prediction import CaseResult, segment_cases
 from clipseg3d.inference.predictor import Predictor
+from clipseg3d.inference.prompting import check_prompts
 
 
 class SegmentationWriter(Callback):
@@ -19,10 +21,14 @@ class SegmentationWriter(Callback):
 
     Args:
         folder: to write to; made if missing.
+        prompts: what else to segment in each case, a mask of its own for each.
         probabilities: whether to write the probability of each region.
         uncertainty: whether to write uncertainty maps.
         html: whether to write a page of each case.
         overwrite: whether to repeat finished cases, and to replace files that were made otherwise.
+
+    Raises:
+        ValueError: a prompt is empty or too long.
 
     Attributes:
         results: of this rank's cases.
@@ -32,6 +38,7 @@ class SegmentationWriter(Callback):
         self,
         folder: str,
         *,
+        prompts: Sequence[str] = (),
         probabilities: bool = False,
         uncertainty: bool = False,
         html: bool = False,
@@ -39,6 +46,7 @@ class SegmentationWriter(Callback):
     ) -> None:
         self.folder = Path(folder)
         self.options: dict[str, Any] = {
+            "prompts": check_prompts(prompts),
             "probabilities": probabilities,
             "uncertainty": uncertainty,
             "html": html,

@@ -179,6 +179,10 @@ def test_labels_are_those_of_segment(command, phantom_folder, tmp_path, capsys):
     best = tmp_path / "checkpoints" / "best.ckpt"
     assert command("predict", "--ckpt_path", best) == 1
     assert "predict needs --ckpt_path and --output" in capsys.readouterr().err
+    asked = ("--output", tmp_path / "asked", "--prompts", "[the rim, oedema]")
+    elsewhere = ("--trainer.default_root_dir", tmp_path / "asked")  # a config is written there
+    assert command("predict", "--ckpt_path", best, *asked, *elsewhere) == 1
+    assert "clipseg3d: these weights answer no prompts" in capsys.readouterr().err
     for _ in range(2):  # the second time, all are finished
         assert command("predict", "--ckpt_path", best, "--output", tmp_path / "one") == 0
     assert main(["segment", str(phantom_folder), "-o", "two", "--weights", str(best)]) == 0

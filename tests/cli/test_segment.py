@@ -1,12 +1,13 @@
 """Mirrors clipseg3d/cli/segment.py: what a person types and reads, also when it goes wrong."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -38,19 +39,20 @@ def patients(phantoms, tmp_path_factory):
     return root
 
 
-def write_weights(path, *, seed=0, **settings):
+def write_weights(path, *, seed=0, config=CONFIG, change=lambda network: network, **settings):
     """Write a checkpoint as training does; half of all voxels are tumour."""
     torch.manual_seed(seed)
-    network = build_clipseg3d(CONFIG)
+    network = build_clipseg3d(config)
     with torch.no_grad():
         for weight in network.parameters():
             if weight.requires_grad:
                 weight += 0.3 * torch.randn(weight.shape)
+    network = change(network)
     torch.save(
         {
             "format": FORMAT,
             "hyper_parameters": {
-                "network": asdict(CONFIG),
+                "network": asdict(config),
                 "release": "brats2020",
                 "spacing_mm": SPACING_MM,
                 "roi_size": (32, 32, 32),
@@ -286,6 +288,130 @@ def test_wrong_weights_end_in_one_message(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"clipseg3d: {path}: no such file; give a checkpoint written by training\n"
     )
+
+
+ANSWERS = {
+    "the enhancing rim": ((0, 0, 1), 6, "all"),
+    "oedema in the left hemisphere": ((1, -1, 0), 6, "all"),
+    "haemorrhage": ((0.5, 0, 0), -4, "all"),
+    "脑出血": ((1, 0, 0), 6, "largest"),
+}
+"""Prompt -> weights of regions, log-odds of presence, and pick."""
+
+
+@pytest.fixture(scope="module")
+def prompted(tmp_path_factory, teach_prompts):
+    """Weights whose prompt head gives known answers."""
+
+    def change(network):
+        teach_prompts(network, ANSWERS)
+        network.prompt_head.place.weight.data.zero_()
+        network.prompt_head.place.bias.data[:] = torch.tensor([6.0, *[0.0] * 9])
+        return network
+
+    path = tmp_path_factory.mktemp("prompted") / "p.ckpt"
+    return write_weights(path, config=replace(CONFIG, prompt_head=True), change=change)
+
+
+def prompts(*texts):
+    return [part for text in texts for part in ("--prompt", text)]
+
+
+def test_each_prompt_gets_a_mask_a_score_and_a_volume(prompted, patients, tmp_path, capsys):
+    case, out = patients / NAMES[1], tmp_path / "out"
+    report = ["--text", "Ring enhancement on the left.", "--html"]
+    asked = prompts(*ANSWERS, " the enhancing  rim ")
+    assert segment(case, out=out, weights=prompted, options=[*report, *asked]) == 0
+    masks = out / "prompts" / NAMES[1]
+    said = capsys.readouterr()
+    label = nib.load(out / f"{NAMES[1]}.nii.gz")
+    rim = nib.load(masks / "the-enhancing-rim.nii.gz")
+    assert rim.header == label.header
+    enhancing = np.asarray(label.dataobj) == 4
+    assert enhancing.any()
+    np.testing.assert_array_equal(np.asarray(rim.dataobj), enhancing)
+    assert sorted(path.name for path in masks.iterdir()) == [
+        "haemorrhage.nii.gz",
+        "oedema-in-the-left-hemisphere.nii.gz",
+        *sorted(path.name for path in masks.glob("prompt_*")),
+        "the-enhancing-rim.nii.gz",
+    ]
+    assert len(list(masks.glob("prompt_*"))) == 1  # the one in another script
+    volume = enhancing.sum() * 0.512
+    assert (
+        f"{masks / 'the-enhancing-rim.nii.gz'}: found: the enhancing rim (presence 0.98, "
+        f"{volume:.2f} ml)\n"
+    ) in said.out
+    blood = masks / "haemorrhage.nii.gz"
+    assert f"{blood}: not found: haemorrhage (presence 0.01); the mask is empty\n" in said.out
+    assert not voxels(blood).any()
+    assert "note: prompt '脑出血': its words are unknown to the text encoder" in said.err
+    assert said.err.count("not understood") == 1
+    page = (out / f"{NAMES[1]}.html").read_text(encoding="utf-8")
+    for text in (*ANSWERS, "not found", "Ring enhancement on the left.", "not understood"):
+        assert text in page
+
+    assert segment(case, out=out, weights=prompted, options=[*report, *asked]) == 0
+    assert "Skipped 1 finished cases" in capsys.readouterr().err
+    more = prompts("the enhancing rim")
+    assert segment(case, out=out, weights=prompted, options=[*report, *more]) == 0
+    assert "Skipped" not in capsys.readouterr().err
+
+
+def test_weights_without_a_prompt_head_end_in_one_message(weights, patients, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = prompts("the enhancing rim")
+    assert segment(patients, out=out, weights=weights, options=options) == 1
+    assert capsys.readouterr().err == (
+        "clipseg3d: these weights answer no prompts; take some that were trained with a prompt "
+        "head (--model.network.prompt_head true)\n"
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (prompts(""), "prompt '' is empty; write what to segment, such as 'the enhancing rim'"),
+        (prompts("rim", "  "), "prompt '  ' is empty"),
+        (prompts("rim " * 10_000), "has 39999 characters, and 1000 are the most"),
+        (["--trust", "1.5"], "trust=1.5 is not in [0, 1]"),
+        (["--trust", "nan"], "trust=nan is not in [0, 1]"),
+        (["--text", "x", "--reports", "r.json"], "--text is for one case, --reports for many"),
+        (["--reports", "gone.json"], "gone.json: no such file"),
+    ],
+)
+def test_bad_prompts_and_reports_end_in_one_line(options, message, prompted, tmp_path, capsys):
+    assert segment(tmp_path, out=tmp_path / "o", weights=prompted, options=options) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert len(error) < 400
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("ending", ["json", "csv"])
+def test_many_cases_get_their_reports_from_one_file(weights, patients, tmp_path, capsys, ending):
+    texts = {NAMES[0]: "Left frontal lesion, no enhancement.", "Elsewhere_1": "Normal."}
+    file = tmp_path / f"reports.{ending}"
+    rows = "".join(f'{name},"{text}"\n' for name, text in texts.items())
+    file.write_text(json.dumps(texts) if ending == "json" else f"case,report\n{rows}")
+    options = ["--reports", str(file), "--trust", "0.5"]
+    assert segment(patients, out=tmp_path / "all", weights=weights, options=options) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "note" in line] == [
+        f"clipseg3d: note: {file}: reports of cases that are not here, which are not used: "
+        "Elsewhere_1",
+        f"clipseg3d: note: {file}: no report of these cases, which are segmented without: "
+        f"{NAMES[1]}, {NAMES[2]}",
+    ]
+    for name in NAMES:
+        alone = ["--text", texts.get(name, ""), "--trust", "0.5"]
+        assert segment(patients / name, out=tmp_path / "1", weights=weights, options=alone) == 0
+        one, of_all = (voxels(tmp_path / out / f"{name}.nii.gz") for out in ("1", "all"))
+        np.testing.assert_array_equal(one, of_all)
+    fully = ["--reports", str(file)]
+    assert segment(patients, out=tmp_path / "all", weights=weights, options=fully) == 1
+    assert "made with other trust" in capsys.readouterr().err
 
 
 SLOW_WRITES = """

@@ -1,5 +1,6 @@
 """Mirrors clipseg3d/inference/batch_prediction.py: what is written, skipped and reported."""
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,11 @@ import pytest
 
 import clipseg3d.inference.batch_prediction
 from clipseg3d.data.cases import DataError, find_cases
+from clipseg3d.data.layout import walk
 from clipseg3d.data.releases import PHANTOM
+from clipseg3d.data.scan_grid import ScanGrid
 from clipseg3d.inference.batch_prediction import segment_cases
+from clipseg3d.inference.prompt_answer import PromptAnswer
 from clipseg3d.inference.segmentation import Segmentation
 
 SPACING_MM = 8.0
@@ -32,6 +36,10 @@ class StubPredictor:
     def fingerprint(self):
         return {"weights": ["0"]}
 
+    def read_prompts(self, prompts):
+        if "unanswered" in prompts:
+            raise ValueError("these weights answer no prompts")
+
     def __call__(self, case, *, progress, **options):
         self.calls.append((case.case_id, options))
         progress(0.25)
@@ -45,7 +53,19 @@ class StubPredictor:
             PHANTOM,
             probabilities=np.zeros((3, *shape), np.float32),
             uncertainty=dict.fromkeys(self.uncertainty_names, np.zeros(shape, np.float32)),
+            prompts=tuple(
+                PromptAnswer(
+                    text, 0.25, np.full((2, 2, 1), text != "blood"), (1, 2, 3), full_grid(shape)
+                )
+                for text in options["prompts"]
+            ),
+            presence={"WT": 0.75},
         )
+
+
+def full_grid(shape):
+    affine = np.diag([-8.0, -8, 8, 1])
+    return ScanGrid(shape, affine, tuple((0, side) for side in shape))
 
 
 @pytest.fixture
@@ -95,6 +115,7 @@ def test_every_case_gets_its_files(cases, tmp_path, case_pages):
     assert results[0].files[0] == tmp_path / "out" / "a.nii.gz"
     assert case_pages == [case.label for case in cases]
     asked = {"text": "seen", "probabilities": True, "uncertainty": True, "explain": True}
+    asked |= {"trust": 1.0, "prompts": ()}
     assert predictor.calls == [(name, asked) for name in "abc"]
 
 
@@ -241,3 +262,77 @@ def test_one_bar_counts_all_cases_that_are_left(cases, tmp_path, monkeypatch):
     shown = bar.format_meter(**{**bar.format_dict, "n": 0.5, "elapsed": 30.0, "ncols": 60})
     assert shown.startswith("Segmenting 2/2 c:  25%|")
     assert shown.endswith("| 00:30<01:30")
+
+
+def test_prompts_get_masks_and_the_record_knows_their_scores(cases, tmp_path):
+    out = tmp_path / "out"
+    prompts = ["the rim", " the  rim", "blood"]
+    (result,) = segment_cases(StubPredictor(), cases[:1], out, prompts=prompts, trust=0.5)
+    masks = [f"prompts/a/{name}.nii.gz" for name in ("blood", "the-rim")]
+    assert files_in(out) == ["a.nii.gz", *masks]
+    assert set(result.files) == {out / name for name in files_in(out)}
+    assert {answer.text: path for answer, path in result.prompts.items()} == {
+        "the rim": out / masks[1],
+        "blood": out / masks[0],
+    }
+    assert np.asarray(nib.load(out / masks[1]).dataobj).sum() == 4
+    assert not np.asarray(nib.load(out / masks[0]).dataobj).any()
+    record = json.loads((out / "records" / "a.json").read_text())
+    assert record["made_with"]["prompts"] == ["the rim", "blood"]
+    assert record["made_with"]["trust"] == 0.5
+    assert record["found"]["presence"] == {"WT": 0.75}
+    rim = {"text": "the rim", "file": masks[1], "found": True, "presence": 0.25}
+    assert record["found"]["prompts"][0] == {**rim, "volume_ml": pytest.approx(4 * 0.512)}
+    assert record["found"]["prompts"][1]["found"] is False
+    cases_again, _ = walk(out)
+    assert [path.suffix for path in cases_again] == [".json"]  # masks are not taken for scans
+
+
+def test_other_prompts_are_other_work_and_masks_of_earlier_ones_stay(cases, tmp_path):
+    out = tmp_path / "out"
+
+    def statuses(**options):
+        results = list(segment_cases(StubPredictor(), cases[:1], out, **options))
+        return [(result.status, str(result.error or "")) for result in results]
+
+    assert statuses() == [("written", "")]
+    assert statuses() == [("finished", "")]
+    assert statuses(prompts=["rim"]) == [("written", "")]
+    assert statuses(prompts=["rim"]) == [("finished", "")]
+    assert statuses(prompts=["rim", "blood"]) == [("written", "")]
+    assert statuses(prompts=["core"]) == [("written", "")]
+    assert files_in(out / "prompts" / "a") == ["blood.nii.gz", "core.nii.gz", "rim.nii.gz"]
+    ((status, error),) = statuses(prompts=["core"], trust=0.5)
+    assert status == "failed"
+    assert "made with other trust" in error
+    (out / "prompts" / "a" / "core.nii.gz").write_bytes(b"")
+    ((status, error),) = statuses(prompts=["core"])
+    assert (status, "core.nii.gz: has been changed since" in error) == ("failed", True)
+
+
+def test_a_mask_of_nobody_knows_what_is_not_replaced(cases, tmp_path):
+    mask = tmp_path / "out" / "prompts" / "a" / "rim.nii.gz"
+    mask.parent.mkdir(parents=True)
+    mask.write_bytes(b"precious")
+    (result,) = segment_cases(StubPredictor(), cases[:1], tmp_path / "out", prompts=["rim"])
+    assert result.status == "failed"
+    assert mask.read_bytes() == b"precious"
+
+
+def test_cases_that_were_finished_before_there_were_prompts_still_are(cases, tmp_path):
+    list(segment_cases(StubPredictor(), cases[:1], tmp_path))
+    path = tmp_path / "records" / "a.json"
+    record = json.loads(path.read_text())
+    del record["found"], record["made_with"]["trust"], record["made_with"]["prompts"]
+    path.write_text(json.dumps(record))
+    (again,) = segment_cases(StubPredictor(), cases[:1], tmp_path)
+    assert again.status == "finished"
+    (doubted,) = segment_cases(StubPredictor(), cases[:1], tmp_path, trust=0.5)
+    assert "made with other trust" in str(doubted.error)
+
+
+@pytest.mark.parametrize("options", [{"prompts": [" "]}, {"prompts": ["unanswered"]}, {"trust": 2}])
+def test_what_no_case_can_be_asked_stops_before_the_first(cases, tmp_path, options):
+    with pytest.raises(ValueError, match=r"is empty|answer no prompts|trust=2 is not in"):
+        next(segment_cases(StubPredictor(), cases, tmp_path / "out", **options))
+    assert not (tmp_path / "out").exists()

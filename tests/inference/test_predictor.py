@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
 import clipseg3d.inference.predictor
@@ -16,6 +17,7 @@ from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.releases import BRATS_2020, PHANTOM
 from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.predictor import Predictor
+from clipseg3d.inference.prompting import PromptWarning
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import Prediction
@@ -39,7 +41,7 @@ class BrightFlair(nn.Module):
         self.reports = reports
         return None, None
 
-    def encode_semantics(self, views, text, mask):
+    def encode_semantics(self, views, text, mask, *, trust=1.0):
         self.views = views
         return None
 
@@ -287,7 +289,7 @@ def test_semantics_are_encoded_once_per_case_and_network(folder):
     networks = [BrightFlair(), BrightFlair()]
     calls = []
     for number, network in enumerate(networks):
-        network.encode_semantics = lambda views, text, mask, number=number: calls.append(number)
+        network.encode_semantics = lambda *text, number=number, trust: calls.append(number)
     predictor(*networks, device="cpu", tta=True)(case_in(folder))
     assert calls == [0, 1]
 
@@ -549,3 +551,193 @@ def test_evidence_of_equation_6_has_no_similarity(folder):
     evidence = run(case_in(folder), explain=True).evidence
     assert set(evidence.attention) == {"TC", "ET"}
     assert evidence.similarity == {}
+
+
+PROMPTED = replace(SMALL, prompt_head=True)
+ANSWERS = {
+    "the whole tumour": ((1, 0, 0), 6, "all"),
+    "the enhancing rim": ((0, 0, 1), 6, "all"),
+    "oedema": ((1, -1, 0), 6, "all"),
+    "the largest lesion": ((1, 0, 0), 6, "largest"),
+    "haemorrhage": ((0.9, 0, 0), -4, "all"),
+    "the tumour that is not a tumour": ((0.2, -0.5, 0), 0, "all"),
+}
+
+
+class Prompted(BrightFlair):
+    """BrightFlair with a prompt head, whose answers are known."""
+
+    presence = None
+
+    def __init__(self, teach_prompts, answers=ANSWERS):
+        super().__init__()
+        trained = teach_prompts(build_clipseg3d(PROMPTED), answers)
+        self.prompt_head, self.text_encoder = trained.prompt_head, trained.text_encoder
+        self.trained, self.times_read = [trained], 0
+
+    def read_prompts(self, prompts):
+        self.times_read += 1
+        return self.trained[0].read_prompts(prompts)
+
+    def segment(self, image, semantics, *, crop_box=None, statistics=None):
+        prediction = super().segment(image, semantics)
+        return prediction._replace(presence=self.presence and self.presence(image))
+
+
+@pytest.fixture(scope="module")
+def prompted(teach_prompts):
+    """Make networks with prompt heads."""
+    return lambda *answers: Prompted(teach_prompts, *answers)
+
+
+def test_prompts_are_answered_on_the_final_regions(folder, prompted):
+    case = case_in(folder)
+    rules = PostProcessing(SPACING_MM, small_components={"WT": 3})
+    run = predictor(prompted(), device="cpu", postprocessing=rules)
+    result = run(case, prompts=[*ANSWERS])
+    assert [answer.text for answer in result.prompts] == [*ANSWERS]
+    whole, rim, oedema, largest, blood, contradiction = result.prompts
+    np.testing.assert_array_equal(whole.mask, result.label > 0)
+    np.testing.assert_array_equal(rim.mask, result.label == 4)
+    np.testing.assert_array_equal(oedema.mask, result.label == 2)
+    assert (predictor(prompted(), device="cpu")(case).label > 0).sum() > whole.mask.sum()
+    parts, count = ndimage.label(whole.mask, np.ones((3, 3, 3)))
+    assert count > 1
+    biggest = 1 + np.bincount(parts.ravel())[1:].argmax()
+    np.testing.assert_array_equal(largest.mask, parts == biggest)
+    assert whole.volume_ml == pytest.approx((result.label > 0).sum() * 0.512)
+    score = float(torch.tensor([6.0, 4.0]).sigmoid().prod()) * 0.98  # presence and place
+    assert whole.presence == pytest.approx(score, rel=1e-4)
+    for absent in (blood, contradiction):
+        assert not absent.found
+        assert not absent.mask.any()
+    np.testing.assert_array_equal(result.label, run(case).label)  # prompts change nothing else
+    assert run(case).prompts == ()
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR"])
+def test_masks_lie_on_the_scans_own_grid(folder, tmp_path, prompted, axes):
+    turned = tmp_path / axes / "Phantom_00003"
+    turned.mkdir(parents=True)
+    wanted = nib.orientations.axcodes2ornt(axes)
+    for path in case_in(folder).sequences.values():
+        image = nib.load(path)
+        change = nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted)
+        nib.save(image.as_reoriented(change), turned / path.name)
+    result = predictor(prompted(), device="cpu")(case_in(turned), prompts=["the enhancing rim"])
+    result.save(tmp_path / "label.nii.gz")
+    result.save_prompts(tmp_path / "masks")
+    label, mask = (
+        nib.load(tmp_path / "label.nii.gz"),
+        nib.load(tmp_path / "masks" / "the-enhancing-rim.nii.gz"),
+    )
+    assert mask.get_data_dtype() == np.uint8
+    assert nib.aff2axcodes(mask.affine) == tuple(axes)
+    np.testing.assert_array_equal(mask.affine, label.affine)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(label.dataobj) == 4)
+
+
+def test_the_same_prompts_are_read_once_for_all_cases(folder, prompted):
+    network = prompted()
+    run = predictor(network, device="cpu")
+    for _ in range(3):
+        run(case_in(folder), prompts=["oedema", "the enhancing rim"])
+    assert network.times_read == 1
+    (answer,) = run(case_in(folder), prompts=["oedema", " oedema "]).prompts
+    assert (network.times_read, answer.text) == (2, "oedema")
+
+
+def test_many_prompts_are_answered(folder, prompted):
+    prompts = [f"the enhancing rim number {n}" for n in range(70)]
+    result = predictor(prompted(), device="cpu")(case_in(folder), prompts=prompts)
+    assert [answer.text for answer in result.prompts] == prompts
+    box = np.prod(result.prompts[0].box_mask.shape)
+    assert max(answer.part.nbytes for answer in result.prompts) < box < result.label.nbytes
+
+
+def test_a_prompt_in_an_unknown_language_is_answered_with_a_warning(folder, prompted):
+    class Words(nn.Module):
+        max_tokens = 9
+
+        def count_tokens(self, text):
+            return 2 + len(text) // (1 if "ö" in text.lower() else 5)
+
+    network = prompted()
+    network.text_encoder = Words()
+    run = predictor(network, device="cpu")
+    with pytest.warns(PromptWarning, match=r"prompt 'perifokales Ödem': .* not understood") as seen:
+        result = run(case_in(folder), prompts=["perifokales Ödem", "oedema"])
+    german, english = result.prompts
+    assert german.note == str(seen[0].message)
+    assert english.note == ""
+    assert german.mask.shape == result.label.shape
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"), [([""], "prompt '' is empty"), ("rim", "give a list of prompts")]
+)
+def test_bad_prompts_are_refused_before_anything_is_read(folder, prompted, prompts, message):
+    network = prompted()
+    with pytest.raises(ValueError, match=message):
+        predictor(network, device="cpu")(folder / "nowhere", prompts=prompts)
+    assert network.times_read == 0
+
+
+def test_weights_without_a_prompt_head_say_so(folder):
+    run = Predictor(build_clipseg3d(SMALL), release=PHANTOM, spacing_mm=SPACING_MM, device="cpu")
+    with pytest.raises(ValueError, match=r"these weights answer no prompts; take some that were"):
+        run(case_in(folder), prompts=["the enhancing rim"])
+
+
+def test_presence_is_the_largest_over_windows_and_the_mean_over_passes(folder, prompted):
+    networks = [prompted(), prompted(), BrightFlair()]
+    seen = []
+    for number, network in enumerate(networks[:2]):
+
+        def presence(image, number=number):
+            seen.append((number, image.mean() + image.new_tensor([[2.0, 1.0, 0.0]])))
+            return seen[-1][1]
+
+        network.presence = presence
+    result = predictor(*networks, device="cpu", tta=True)(case_in(folder))
+    windows = len(seen) // 16  # of two networks and eight mirrorings
+    assert windows > 1
+    passes = torch.cat([log_odds for _, log_odds in seen]).reshape(16, windows, 3)
+    expected = passes.amax(dim=1).sigmoid().mean(dim=0)
+    assert list(result.presence) == ["WT", "TC", "ET"]
+    np.testing.assert_allclose(list(result.presence.values()), expected, rtol=1e-5)
+    assert predictor(device="cpu")(case_in(folder)).presence == {}
+
+
+def test_presence_comes_from_the_network(folder, randomise):
+    torch.manual_seed(0)
+    network = randomise(build_clipseg3d(replace(SMALL, presence=True)))
+    run = Predictor(
+        network, release=PHANTOM, spacing_mm=SPACING_MM, roi_size=(32, 32, 32), device="cpu"
+    )
+    presence = run(case_in(folder), text="No enhancement.").presence
+    assert list(presence) == ["WT", "TC", "ET"]
+    assert all(0 <= share <= 1 for share in presence.values())
+
+
+def test_trust_lies_between_the_report_and_none(folder, randomise):
+    torch.manual_seed(0)
+    network = randomise(build_clipseg3d(SMALL))
+    run = Predictor(
+        network, release=PHANTOM, spacing_mm=SPACING_MM, roi_size=(32, 32, 32), device="cpu"
+    )
+    report = {"text": "A tumour in the left temporal lobe.", "probabilities": True}
+
+    def result(**options):
+        return run(case_in(folder), **{**report, **options}).probabilities
+
+    np.testing.assert_allclose(result(trust=0), result(text=""), atol=1e-5)
+    np.testing.assert_array_equal(result(trust=1), result())
+    half, none, full = result(trust=0.5), result(trust=0), result()
+    assert np.abs(full - none).max() > 1e-3
+    assert 0 < np.abs(half - none).mean() < np.abs(full - none).mean()
+    for wrong in (-0.1, 1.1, float("nan"), "1"):
+        with pytest.raises(ValueError, match=r"trust=.* is not in \[0, 1\]"):
+            run(case_in(folder), trust=wrong)
+    page = run(case_in(folder), trust=0.5, explain=True)
+    assert page.evidence.provenance["trust in the report"] == "0.5"

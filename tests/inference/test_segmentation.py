@@ -29,7 +29,7 @@ class Bands(nn.Module):
     def embed_text(self, reports):
         return None, None
 
-    def encode_semantics(self, views, text, mask):
+    def encode_semantics(self, views, text, mask, *, trust=1.0):
         return None
 
     def encoder_identities(self):
@@ -245,3 +245,15 @@ def test_a_reference_that_does_not_fit_is_named(folder, tmp_path):
         with pytest.raises(DataError, match=rf"mask\.nii\.gz: {reason}"):
             result.save_case_page(tmp_path / "r.html", reference=path)
     assert not (tmp_path / "r.html").exists()
+
+
+def test_what_was_not_asked_for_cannot_be_saved(folder, tmp_path):
+    segmentation = predictor()(folder)
+    for save, cure in (
+        (segmentation.save_prompts, r"prompts=\[\.\.\.\]"),
+        (segmentation.save_probabilities, "probabilities=True"),
+        (segmentation.save_uncertainty, "uncertainty=True"),
+    ):
+        with pytest.raises(ValueError, match=rf"^Phantom_00003: .*; segment it with {cure}$"):
+            save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

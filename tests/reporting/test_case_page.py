@@ -105,6 +105,35 @@ def test_numbers_are_those_counted_by_hand(written):
     ]
 
 
+def test_prompts_have_a_box_each_a_score_and_a_volume(make, written):
+    rng = np.random.default_rng(0)
+    masks = [rng.random(SHAPE) > 0.9 for _ in range(9)] + [np.zeros(SHAPE, bool)]
+    prompts = [(f"prompt <{n}>", mask, n / 10) for n, mask in enumerate(masks)]
+    page = written(prompts=prompts, reference=None)
+    for n, mask in enumerate(masks):
+        bits = page.volume(f"prompts-{n // 8}")
+        np.testing.assert_array_equal(bits >> n % 8 & 1, mask)
+        ((box, _),) = page.find("input", id=f"prompt-{n}")
+        assert ("checked" in box) == mask.any()
+        assert ("disabled" in box) == (not mask.any())
+    assert [text for _, text in page.find("bdi")][1:] == [text for text, *_ in prompts]
+    scores = [text for _, text in page.find("small") if "presence" in text]
+    volume = masks[3].sum() * 4.5 / 1000
+    assert scores[3] == f"{volume:.2f} ml, presence 0.30"
+    assert [text for _, text in page.find("strong")] == ["not found"]
+    colours = page.data()["prompts"]
+    assert len(colours) == 10
+    assert not set(colours) & set(REGION_COLOURS.values())
+    plain = written(reference=None)
+    assert plain.data()["prompts"] == []
+    assert not plain.find("fieldset", id="prompts")
+
+
+def test_presence_of_regions_is_a_column(written):
+    rows = written(presence={"WT": 0.995, "ET": 0.031}, reference=None).rows
+    assert [row[-1] for row in rows] == ["Presence", "0.99", "", "0.03"]
+
+
 def test_without_a_reference_there_is_nothing_to_compare(written):
     page = written(reference=None)
     assert page.rows[:2] == [["Region", "Volume, ml", "Lesions"], ["WT", "0.68", "2"]]
@@ -213,9 +242,10 @@ def test_text_of_a_case_is_never_markup(written):
         provenance={EVIL: EVIL},
         uncertainty={EVIL: np.ones(SHAPE)},
         views=[(f"axial {EVIL}", np.full((20, 20, 3), 99, np.uint8))],
+        prompts=[(EVIL, np.ones(SHAPE, bool), 0.5)],
     )
-    for tag in ("bdi", "blockquote", "dt", "dd"):
-        assert [text for _, text in page.find(tag)] == [EVIL]
+    for tag, times in (("bdi", 2), ("blockquote", 1), ("dt", 1), ("dd", 1)):
+        assert [text for _, text in page.find(tag)] == [EVIL] * times
     assert page.find("title")[0][1] == f"{EVIL} · clipseg3d"
     assert page.data()["maps"][4]["title"] == f"Uncertainty: {EVIL}"
     assert len([a for a, _ in page.find("script") if "type" not in a]) == 1
@@ -304,6 +334,11 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(make, tmp_path):
         ({"views": [("oblique", np.zeros((9, 9, 3), np.uint8))]}, "views has 'oblique'; begin"),
         ({"views": [("axial", np.zeros((9, 9, 2), np.uint8))]}, r"uint8 .*\(9, 9, 2\); pass uint8"),
         ({"views": [("axial", np.zeros((9, 9, 3)))]}, "view 'axial' is float64"),
+        ({"prompts": [("rim", np.zeros(SHAPE), 0.5)]}, "the mask of prompt 'rim' is float64 of"),
+        ({"prompts": [("rim", np.zeros((X, Z, Y), bool), 0.5)]}, r"shape \(24, 18, 30\); pass a"),
+        ({"prompts": [("rim", np.zeros(SHAPE, bool), 1.5)]}, "presence of 'rim' is 1.5; pass a sh"),
+        ({"presence": {"WT": float("nan")}}, "presence of 'WT' is nan; pass a share"),
+        ({"presence": {"NET": 0.5}}, r"presence has \['NET'\]; choose from"),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_cure(make, changes, message):

@@ -247,6 +247,34 @@ def test_regions_and_reference_can_be_switched_off(show):
     assert near(page.picture(canvas("axial")), paler).sum() > without + 20
 
 
+def test_masks_of_prompts_can_be_switched_on_and_off(show):
+    masks = [np.zeros(SHAPE, bool) for _ in range(10)]
+    for n, mask in enumerate(masks[:-1]):
+        mask[2 + 2 * n : 4 + 2 * n, 15:19, 8] = True  # beside each other, all outside of regions
+    prompts = [(f"prompt {n}", mask, 0.9) for n, mask in enumerate(masks)]
+    page = show(prompts=prompts, reference=None, fragment="#axial=9&coronal=17&sagittal=20")
+    page.set("crosshair", False)
+    page.set("fill", 100)
+    colours = page.evaluate("JSON.parse(document.getElementById('data').textContent).prompts")
+
+    def shown(n):
+        pixels = page.picture(canvas("axial"))
+        height, width = pixels.shape[:2]
+        pixel = pixels[int(17 / Y * height), int((3 + 2 * n) / X * width)]
+        return bool(near(pixel, colours[n]))
+
+    assert [shown(n) for n in range(9)] == [True] * 9
+    assert "prompts 9" in page.evaluate("document.getElementById('position').textContent")
+    for n in (0, 8):
+        page.set(f"prompt-{n}", False)
+    assert [shown(n) for n in range(9)] == [False, *[True] * 7, False]
+    assert outlined(page, "WT") > 30
+    page.set("axial", 8)
+    assert not any(shown(n) for n in range(9))
+    assert page.evaluate("document.getElementById('prompt-9').disabled")
+    assert page.complaints() == []
+
+
 def test_the_reference_is_dashed_where_it_lies(show):
     page = show(fragment="#axial=9&coronal=2&sagittal=2")  # both have the same square there
     page.set("fill", 0)
@@ -388,13 +416,14 @@ def test_nothing_in_a_case_can_run(show):
         provenance={EVIL: EVIL},
         uncertainty={EVIL: rng.uniform(size=SHAPE)},
         views=[(f"axial {EVIL}", np.full((20, 20, 3), 99, np.uint8))],
+        prompts=[(EVIL, np.ones(SHAPE, bool), 0.5)],
     )
     page.set("map", 4)
     page.settle()
     assert page.evaluate("window.hacked === undefined")
     assert page.evaluate("document.querySelectorAll('script:not([type])').length") == 1
     assert page.evaluate("document.images.length") == 1
-    for selector in ("h1", "blockquote", "dt", "dd"):
+    for selector in ("h1", "blockquote", "dt", "dd", "#prompts bdi"):
         assert page.evaluate(f"document.querySelector({selector!r}).textContent") == EVIL
     assert page.evaluate("document.title") == f"{EVIL} · clipseg3d"
     assert page.complaints() == []

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -71,3 +72,16 @@ def test_a_case_that_fails_does_not_stop_the_others(small, unlabelled, tmp_path)
     assert status.pop("Phantom_00001") == "failed"
     assert set(status.values()) == {"written"}
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 5
+
+
+def test_prompts_are_answered_too(small, unlabelled, tmp_path):
+    writer = SegmentationWriter(str(tmp_path / "out"), prompts=["the rim"])
+    trainer = small.trainer(tmp_path, max_epochs=1, callbacks=[writer], enable_checkpointing=False)
+    data = small.data()
+    data.root = unlabelled
+    network = replace(small.network, prompt_head=True)
+    trainer.predict(small.module(network=network, sequence_dropout=0.0), data)
+    assert {result.status for result in writer.results} == {"written"}
+    masks = sorted((tmp_path / "out" / "prompts").rglob("*.nii.gz"))
+    assert [path.parent.name for path in masks] == [f"Phantom_{n:05d}" for n in range(6)]
+    assert {path.name for path in masks} == {"the-rim.nii.gz"}

@@ -40,6 +40,8 @@
   }
   // A bit per region: the prediction, then the reference; eight bits in each volume.
   const regionVolumes = Object.keys(volumes).filter((name) => name.startsWith("regions-")).map((name) => volumes[name]);
+  // A bit per prompt, likewise.
+  const prompts = data.prompts.map((colour, i) => ({ colour, rgb: channels(colour), number: i + 1, bit: 1 << (i % 8), volume: volumes[`prompts-${i >> 3}`] }));
   for (const map of data.maps) map.rgb = map.colours.map(channels);
 
   async function unpack(text) {
@@ -57,6 +59,10 @@
 
   function isChosen(region) {
     return $(`show-${region.name}`).checked;
+  }
+
+  function chosenPrompts() {
+    return prompts.filter((prompt) => $(`prompt-${prompt.number - 1}`).checked);
   }
 
   /* One slice of a volume, row by row as it is shown. */
@@ -112,8 +118,8 @@
     return path;
   }
 
-  /* The pixels of a slice: grey values, then the map, then the colours of regions. */
-  function colourPlane(picture, map, bits) {
+  /* The pixels of a slice: grey values, then the map, then the colours of regions and prompts. */
+  function colourPlane(picture, map, bits, cutPrompts) {
     const { plane, inViewer } = picture;
     const image = new ImageData(plane.width, plane.height);
     const pixels = image.data;
@@ -127,6 +133,7 @@
     const chosen = regions.filter(isChosen).reverse();
     const predicted = (1 << regions.length) - 1; // the bits of the prediction
     const regionColours = Array.from({ length: predicted + 1 }, (_, b) => chosen.find((region) => b & region.bit)?.rgb);
+    const promptColour = (i) => cutPrompts.findLast((cut) => cut.bits[i] & cut.prompt.bit)?.prompt.rgb;
     for (let i = 0; i < grey.length; i++) {
       let brightness = grey[i] === 0 ? 0 : Math.min(255, Math.max(0, (grey[i] - 127.5) * contrast + shift));
       let share = 0;
@@ -138,7 +145,7 @@
         mapColour = map.rgb[values[i] - 1];
         brightness *= 1 - 0.4 * opacity;
       }
-      const regionColour = fill ? regionColours[bits[i] & predicted] : undefined;
+      const regionColour = fill ? (promptColour(i) ?? regionColours[bits[i] & predicted]) : undefined;
       for (let c = 0; c < 3; c++) {
         let value = mapColour ? brightness + share * (mapColour[c] - brightness) : brightness;
         if (regionColour) value += fill * (regionColour[c] - value);
@@ -157,7 +164,8 @@
     const context = canvas.getContext("2d");
     const index = picture.inViewer ? $("map")?.value : picture.ownMap;
     const map = index ? data.maps[index] : null;
-    plane.buffer.getContext("2d").putImageData(colourPlane(picture, map, cut.bits), 0, 0);
+    const shownPrompts = picture.inViewer ? chosenPrompts().map((prompt) => cutPrompt(prompt, plane)).filter((cut) => cut.outlined) : [];
+    plane.buffer.getContext("2d").putImageData(colourPlane(picture, map, cut.bits, shownPrompts), 0, 0);
     context.imageSmoothingQuality = "high";
     context.drawImage(plane.buffer, 0, 0, canvas.width, canvas.height);
 
@@ -177,6 +185,13 @@
       }
     }
     context.setLineDash([]);
+    for (const { prompt, outlined } of shownPrompts) {
+      const path = new Path2D();
+      path.addPath(outlined, scale);
+      context.strokeStyle = prompt.colour;
+      context.lineWidth = lineWidth * pixels;
+      context.stroke(path);
+    }
     if (picture.inViewer && $("crosshair").checked) drawCrosshair(context, plane, pixels);
     drawLetters(context, picture, pixels);
     const position = `${picture.planeName} slice ${slices[plane.normal] + 1} of ${data.shape[plane.normal]}`;
@@ -279,9 +294,20 @@
       for (const [number, volume] of regionVolumes.entries()) {
         cutSlice(volume, plane).forEach((byte, i) => { bits[i] |= byte << (8 * number); });
       }
-      plane.cut = { slice, bits, outlines: [...Array(2 * regions.length).keys()].map((i) => outline(bits, 1 << i, plane)) };
+      plane.cut = { slice, bits, outlines: [...Array(2 * regions.length).keys()].map((i) => outline(bits, 1 << i, plane)), prompts: new Map() };
     }
     return plane.cut;
+  }
+
+  /* Bits and outline, if there is any of it, of a prompt in the current slice; made when it is first shown. */
+  function cutPrompt(prompt, plane) {
+    const known = cutRegions(plane).prompts;
+    if (!known.has(prompt)) {
+      const bits = cutSlice(prompt.volume, plane);
+      const outlined = bits.some((byte) => byte & prompt.bit) ? outline(bits, prompt.bit, plane) : null;
+      known.set(prompt, { prompt, bits, outlined });
+    }
+    return known.get(prompt);
   }
 
   function drawAll() {
@@ -306,6 +332,8 @@
     const names = (shift) => regions.filter((r) => bits & (r.bit << shift)).map((r) => r.name).join(" ") || "none";
     const parts = [`Crosshair: voxel ${slices.join(", ")} of the brain box`, `prediction ${names(0)}`];
     if ($("show-reference")) parts.push(`reference ${names(regions.length)}`);
+    const asked = prompts.filter((prompt) => prompt.volume[voxel] & prompt.bit).map((prompt) => prompt.number);
+    if (prompts.length) parts.push(`prompts ${asked.join(" ") || "none"}`);
     const map = data.maps[$("map")?.value];
     if (map) {
       const level = volumes[map.id][voxel];
