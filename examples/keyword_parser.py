@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from clipseg3d.phantom.grid import Bool
 from clipseg3d.texts.facts import CORE, ENHANCING, OEDEMA, Label
+from clipseg3d.texts.prompt_wording import Request, Target
 
 Extent = Literal["none", "limited", "moderate", "extensive"]
 
@@ -86,6 +87,39 @@ def read(report: str) -> Reading:
 def _before_that(clause: str) -> str:
     """Return a clause without what "that" or "which" adds."""
     return re.split(r"\b(?:that|which)\b", clause)[0]
+
+
+_PARTS: dict[Target, str] = {
+    "necrosis": r"necro|dead|cyst|avascular|non-?enhanc|unenhanc|hypointense|dark",
+    "enhancing": r"enhanc|contrast|gadolin|\bgd\b|\brim\b|\bring\b|\bet\b",
+    "oedema": r"o?edema|swell|swollen|halo",
+    "core": r"\bcore\b|solid|bulk|\btc\b",
+    "whole": r"whole|entire|tumou?r|lesion|mass|abnormal|glioma|\bwt\b",
+}
+"""Target -> words of it, the most special first."""
+
+
+def read_prompt(prompt: str) -> Request:
+    """Read a prompt by keywords; what has none asks for nothing.
+
+    Example:
+        >>> read_prompt("the largest enhancing nodule on the left")
+        Request(target='enhancing', side='left', site=None, pick='largest')
+    """
+    text = prompt.lower()
+    found = [target for target, words in _PARTS.items() if re.search(words, text)]
+    target: Target = found[0] if found else "none"
+    if "oedema" in found and re.search(r"\b(and|with|including|plus)\b|\bwhole\b|entire", text):
+        target = "whole"
+    side = re.search(r"\b(left|right)\b", text)
+    site = re.search(r"\b(frontal|parietal|temporal|occipital)\b", text)
+    pick = re.search(r"\b(largest|biggest|smallest)\b", text)
+    return Request(
+        target,
+        side=side and side[1],
+        site=site and site[1],
+        pick=pick and ("smallest" if pick[1] == "smallest" else "largest"),
+    )
 
 
 def edit(label: Label, report: str, brain: Bool, *, spacing_mm: float) -> Label:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipseg3d.data.releases import BRATS_2023_GLI
+from clipseg3d.data.releases import BRATS_2020, BRATS_2023_GLI
 from clipseg3d.texts import measure_facts
 
 SIZE = (64, 30, 26)
@@ -28,6 +28,7 @@ def load_example(name):
 obedience = load_example("obedience")
 parser = load_example("keyword_parser")
 probes = load_example("probe_tower")
+prompts = load_example("prompt_scores")
 
 
 @pytest.fixture
@@ -401,7 +402,7 @@ def test_targets_are_compared(target, value, without, expected):
     assert obedience.is_met(target, value, without) is expected
 
 
-def test_the_table_says_what_is_met_and_what_is_not_available(tmp_path):
+def test_the_table_says_what_is_met_and_what_was_not_run(tmp_path):
     rows = [
         obedience.Row("w", "S", "1", "empty", control, f"p{i}", value)
         for control, value in (("own", 1.0), ("none", 0.25))
@@ -410,7 +411,7 @@ def test_the_table_says_what_is_met_and_what_is_not_available(tmp_path):
     lines = {line[1]: line for line in obedience.table(rows)}
     empty = lines[obedience.MEASURES["empty"].text]
     assert empty[3:9] == ["3", "1.000", "1.00 to 1.00", ">= .95", "yes", "0.250"]
-    assert lines["prompts for what is there"][4] == "not available"
+    assert lines[obedience.MEASURES["prompts known"].text][4] == "not run"
     obedience.write_rows(tmp_path / "rows.csv", rows)
     assert (tmp_path / "rows.csv").read_text().splitlines()[1] == "w,S,1,empty,own,p0,1.0000"
     obedience.draw(rows, tmp_path / "figure.png")
@@ -454,3 +455,82 @@ def test_necrosis_that_takes_up_no_contrast_is_not_about_enhancement():
 def test_accuracy_is_balanced_over_values():
     samples = [probes.Sample("", {"side": side}) for side in ("left", "left", "left", "right")]
     assert probes.balanced(["left"] * 4, samples, "side") == 0.5
+
+
+# Prompts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("the whole tumour", prompts.Request("whole")),
+        ("oedema and tumour", prompts.Request("whole")),
+        ("the necrotic core on the left", prompts.Request("necrosis", side="left")),
+        ("non-enhancing centre", prompts.Request("necrosis")),
+        ("biggest ring of contrast", prompts.Request("enhancing", pick="largest")),
+        ("swelling in the temporal lobe", prompts.Request("oedema", site="temporal")),
+        ("the core", prompts.Request("core")),
+        ("the kidney", prompts.Request("none")),
+    ],
+)
+def test_keywords_of_a_prompt(prompt, expected):
+    assert parser.read_prompt(prompt) == expected
+
+
+def test_parts_are_cut_by_label_side_lobe_and_size(label):
+    part = prompts.part_of
+    assert np.array_equal(part(label, prompts.Request("necrosis")), label == 1)
+    assert np.array_equal(part(label, prompts.Request("oedema")), label == 2)
+    assert np.array_equal(part(label, prompts.Request("core")), np.isin(label, (1, 4)))
+    assert not part(label, prompts.Request("none")).any()
+    whole = prompts.Request("whole")
+    left, right = (part(label, replace(whole, side=side)) for side in ("left", "right"))
+    assert np.array_equal(left, label > 0)
+    assert not right.any()
+    lobes = [part(label, replace(whole, site=s)) for s in ("frontal", "parietal", "temporal")]
+    assert sum(lobe.sum() for lobe in lobes) <= (label > 0).sum()
+    two = label.copy()
+    two[5:9, 5:9, 5:9] = 2
+    sizes = [part(two, replace(whole, pick=pick)).sum() for pick in ("largest", "smallest")]
+    assert sizes == [(label > 0).sum(), 64]
+
+
+def test_unseen_prompts_are_requests_that_can_be_cut(label):
+    unseen = prompts.unseen_prompts()
+    assert len(unseen) == 40
+    assert {request.target for request in unseen.values()} == set(prompts._LABELS)
+    assert not set(unseen) & set(prompts.KNOWN)
+    for request in unseen.values():
+        prompts.part_of(label, request)
+
+
+class Answering:
+    """Finds the truth, and answers every prompt with the whole tumour, or with nothing."""
+
+    def __init__(self, label, *, anything):
+        self.label, self.anything = label, anything
+
+    def __call__(self, images, affine, *, prompts):
+        mask = ((self.label > 0) & self.anything).astype(np.uint8)
+        answers = [SimpleNamespace(text=text, mask=mask) for text in prompts]
+        return SimpleNamespace(label=self.label, release=BRATS_2020, prompts=answers)
+
+
+@pytest.mark.parametrize("anything", [True, False])
+def test_prompts_are_scored_beside_the_region_and_the_parser(patient, label, anything):
+    box = tuple(slice(0, n) for n in SIZE)
+    scores = {
+        (measure, control): value
+        for measure, control, value in prompts.score_prompts(
+            Answering(label, anything=anything), patient.images, patient.affine, label, box,
+            voxel_ml=0.001,
+        )
+    }  # fmt: skip
+    assert scores["prompts present", "own"] == anything
+    assert scores["prompts absent", "own"] == (not anything)
+    assert scores["prompts absent", "parser"] > 0.5
+    # what is found is the truth, so keywords that read rightly lose nothing
+    assert scores["prompts known", "parser"] > -0.05
+    assert scores["prompts known", "own"] < -0.15
+    if not anything:
+        assert scores["prompts known", "own"] == -1
