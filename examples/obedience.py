@@ -69,7 +69,6 @@ from clipseg3d.vocabulary import REGIONS, SEQUENCES
 FIRST_SEED = 3_000_000
 """Seed of the first simulated patient. Training uses seeds from 0 on, other examples test on seeds
 from 1,000 and from 1,000,000 on."""
-SPACING_MM = 1.0
 IMAGE_TESTS = ("1", "2", "3", "4", "5", "6", "7", "8", "9")
 """Tests that need patients; the last needs the weights alone."""
 PROMPT_TESTS = {"8", "9"}
@@ -108,6 +107,16 @@ class Patient:
     label: Label
     affine: NDArray[np.float64]
     facts: TumourFacts
+
+    @property
+    def spacing_mm(self) -> float:
+        """Edge of the voxels, which are cubes."""
+        return float(np.linalg.norm(self.affine[:3, 0]))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel."""
+        return self.spacing_mm**3 / 1000
 
     @cached_property
     def brain(self) -> Bool:
@@ -328,13 +337,13 @@ def graft(patient: Patient, place: Bool, strength: float) -> dict[str, Float]:
     return changed
 
 
-def satellite(second: Label) -> Label:
+def satellite(second: Label, spacing_mm: float) -> Label:
     """Return the part of a second lesion that lies around the middle of its core."""
     core = (second == CORE) | (second == ENHANCING)
     centre = [float(c.mean()) for c in np.nonzero(core)]
     axes = np.ogrid[tuple(slice(n) for n in second.shape)]
     distance = sum((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True))
-    return np.where(distance * SPACING_MM**2 <= SATELLITE_MM**2, second, 0).astype(np.uint8)
+    return np.where(distance * spacing_mm**2 <= SATELLITE_MM**2, second, 0).astype(np.uint8)
 
 
 # What is asked
@@ -397,7 +406,7 @@ def plan(
             "single": write_report(replace(facts, foci=1), seed, word="single"),
             "two": write_report(replace(facts, foci=2), seed),
         }
-        place = satellite(second) > 0
+        place = satellite(second, patient.spacing_mm) > 0
         ask("satellite", partial(graft, patient, place, FADE), {**counts, **others})
     if "7" in tests:
         ask("all", scans, {**oedema, "none": ""})
@@ -526,7 +535,11 @@ class Scorer:
     def _parser(self, image: str, told: str) -> Label:
         """Return the edit of what was found without a report."""
         plain, report = self.answers[image, "none"], self.texts[image, told]
-        return edit(plain, report, self.brain, spacing_mm=SPACING_MM)
+        return edit(plain, report, self.brain, spacing_mm=self.patient.spacing_mm)
+
+    def _et_ml(self, label: Label) -> float:
+        """Return the volume of enhancing tumour."""
+        return float((label == ENHANCING).sum()) * self.patient.voxel_ml
 
     def _empty(self) -> list[tuple[str, str, float]]:
         """Score test 1."""
@@ -540,12 +553,12 @@ class Scorer:
             ("empty", control, float(not (label == ENHANCING).any()))
             for control, label in self._under(image, told, "ring").items()
         ]
-        plain = et_ml(self.answers[image, "none"])
+        plain = self._et_ml(self.answers[image, "none"])
         for control, label in (
             ("own", self.answers[image, "ring"]),
             ("parser", self._parser(image, "ring")),
         ):
-            scores.append(("thick ring", control, ratio(et_ml(label), plain)))
+            scores.append(("thick ring", control, ratio(self._et_ml(label), plain)))
         return scores
 
     def _withheld(self) -> list[tuple[str, str, float]]:
@@ -566,7 +579,7 @@ class Scorer:
             for control in pairs[0][1]
         ]
         for control in ("own", "parser"):
-            told_rim, told_none = (et_ml(found[control]) for _, found in pairs)
+            told_rim, told_none = (self._et_ml(found[control]) for _, found in pairs)
             scores.append(("withheld volume", control, ratio(told_none, told_rim)))
         return scores
 
@@ -578,12 +591,12 @@ class Scorer:
         images = [*(f"dose {amount:g}" for amount in DOSES[:-1]), "all"]
         found = [self._under(i, "denied", "own" if i == "all" else "ring") for i in images]
         scores = [
-            (measure, control, float(et_ml(label) <= GONE * true_ml))
+            (measure, control, float(self._et_ml(label) <= GONE * true_ml))
             for measure, labels in (("gone at dose 0", found[0]), ("gone at dose 1", found[-1]))
             for control, label in labels.items()
         ]
         for control in ("own", "none", "parser"):
-            shares = [et_ml(labels[control]) / true_ml for labels in found]
+            shares = [self._et_ml(labels[control]) / true_ml for labels in found]
             scores.append(("monotone", control, float(rises(shares))))
         return scores
 
@@ -643,7 +656,7 @@ class Scorer:
         second = self.patient.second_lesion
         if second is None or ("satellite", "none") not in self.answers:
             return []
-        small = satellite(second)
+        small = satellite(second, self.patient.spacing_mm)
         single = self._under("satellite", "single", "two")
         two = self._under("satellite", "two", "single")
         return [
@@ -667,19 +680,11 @@ class Scorer:
                 ("parser", {name: self._parser(image, name) for name in ("limited", "extensive")}),
             ):
                 limited, extensive = (
-                    float((found[name] == OEDEMA).sum()) * _VOXEL_ML
+                    float((found[name] == OEDEMA).sum()) * self.patient.voxel_ml
                     for name in ("limited", "extensive")
                 )
                 scores.append((measure, control, ratio(extensive, limited)))
         return scores
-
-
-_VOXEL_ML = SPACING_MM**3 / 1000
-
-
-def et_ml(label: Label) -> float:
-    """Return the volume of enhancing tumour."""
-    return float((label == ENHANCING).sum()) * _VOXEL_ML
 
 
 def ratio(volume: float, reference: float) -> float:
@@ -889,7 +894,8 @@ def load(case: Case, facts: TumourFacts | None = None) -> Patient:
     images = {name: read_voxels(case.sequences[name]).astype(np.float32) for name in SEQUENCES}
     label = read_voxels(case.label).astype(np.uint8)
     if facts is None:
-        facts = measure_facts(label, brain_of(images), spacing_mm=SPACING_MM)
+        spacing_mm = float(np.linalg.norm(affine[:3, 0]))
+        facts = measure_facts(label, brain_of(images), spacing_mm=spacing_mm)
     return Patient(case.case_id, images, label, affine, facts)
 
 
@@ -944,7 +950,7 @@ def prompt_answers(
     if not path.is_file():
         (box,) = ndimage.find_objects(patient.brain.astype(np.uint8))
         scores = score_prompts(
-            predictor, patient.images, patient.affine, patient.label, box, voxel_ml=_VOXEL_ML
+            predictor, patient.images, patient.affine, patient.label, box, voxel_ml=patient.voxel_ml
         )
         with atomic_write(path) as tmp:
             tmp.write_text(json.dumps(scores), encoding="utf-8")
@@ -969,7 +975,7 @@ def main() -> None:
     """Ask, score, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--weights", nargs="+", default=["tiny"], help="names or folders")
-    parser.add_argument("--patients", type=int, default=6, help="simulated patients, 1 mm")
+    parser.add_argument("--patients", type=int, default=6, help="simulated patients")
     parser.add_argument("--data", type=Path, help="folder of BraTS 2018; read only")
     parser.add_argument(
         "--cases", nargs="+", default=["*_2013_*", "*_CBICA_*"], help="patterns of cases of --data"
@@ -991,13 +997,17 @@ def main() -> None:
             parser.error(f"{weights} segments other regions than {', '.join(REGIONS)}")
         for network in predictors[weights].networks:
             remember_image(network)
+    spacings = {predictor.spacing_mm for predictor in predictors.values()}
+    if len(spacings) > 1:
+        parser.error(f"the weights are for voxels of {sorted(spacings)} mm; run them one by one")
+    (spacing_mm,) = spacings
     rows: list[Row] = []
     for weights, predictor in predictors.items():
         probed = probe_tower(predictor.network) if "10" in arguments.tests else []
         rows += [Row(weights, "text", "10", f"encoder {m}", *rest) for m, *rest in probed]
     if arguments.patients:
-        folder = arguments.output / "patients"
-        names = write_phantoms(folder, arguments.patients, spacing_mm=SPACING_MM, seed=FIRST_SEED)
+        folder = arguments.output / f"patients {spacing_mm:g} mm"
+        names = write_phantoms(folder, arguments.patients, spacing_mm=spacing_mm, seed=FIRST_SEED)
         cases = [case for case in find_cases(folder, PHANTOM) if case.case_id in names]
         rows += run(predictors, "S", cases, arguments.output, arguments.tests)
     if arguments.data is not None:

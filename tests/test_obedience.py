@@ -198,7 +198,7 @@ def test_a_second_lesion_is_the_mirror_image(patient, label, brain):
     inside = label[::-1] == 1  # away from the soft edge
     np.testing.assert_allclose(images["t1ce"][inside], patient.images["t1ce"][::-1][inside])
     np.testing.assert_array_equal(images["t1ce"][44:], patient.images["t1ce"][44:])
-    small = obedience.satellite(second)
+    small = obedience.satellite(second, 1.0)
     assert 0 < (small > 0).sum() < (second > 0).sum()
     assert (small[small > 0] == second[small > 0]).all()
     central = replace(patient, label=np.roll(label, -16, axis=0))
