@@ -4,7 +4,7 @@
 
 Of the cases below ``--data`` only those named ``Brats18_TCIA*`` are trained on: they are from
 TCGA-GBM and TCGA-LGG, whose licence (CC BY 3.0) lets weights be passed on. Simulated patients are
-made first. Then there are seven fits, each starting from the weights of the one before:
+made first. Then there are eight fits, each starting from the weights of the one before:
 
 1. ``unet``: the U-Net alone.
 2. ``moved``: with lesions of one case put into another, and crops that hold more background.
@@ -14,6 +14,9 @@ made first. Then there are seven fits, each starting from the weights of the one
 6. ``bright``: with a single sequence in every second sample, with vessels and remnants of dura that
    are bright in T1ce, and with bias fields as of coils.
 7. ``longer``: the same settings again, for more steps.
+8. ``reading``: text that is obeyed. Reports are read by sentence, each region has a presence, and
+   prompts are answered; 40 % of the samples are twins in which the text knows more than the image,
+   and most other reports are written from masks, grafted lesions included.
 
 The first two train on crops, the others on whole brains. All train at 1 mm, withhold reports and
 sequences at random, and keep an average of the weights. At the end the score of WT is calibrated;
@@ -42,6 +45,7 @@ from clipseg3d.batch import Sample, unpack_image
 from clipseg3d.data.cases import Case
 from clipseg3d.data.dataset import BraTSDataset
 from clipseg3d.data.releases import BRATS_2018
+from clipseg3d.data.text_twins import TextTwins
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import network_config
@@ -52,7 +56,7 @@ from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.training.sequence_dropout import withhold_sequences
 from clipseg3d.views import Views
-from clipseg3d.vocabulary import SEQUENCES
+from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 NETWORK = network_config("tiny")
 EARLIER = replace(NETWORK, norms=network_config("paper").norms, refinement=0)
@@ -90,6 +94,10 @@ class Stage(NamedTuple):
     """Share of samples in which only one sequence is kept; see OtherScanners."""
     bright_tissue: bool = False
     """Add bright vessels, remnants of dura and bias fields to some samples; see OtherScanners."""
+    text_twins: float = 0
+    """Share of samples in which text knows more than the image; see TextTwins."""
+    written_reports: float = 0
+    """Share of the other samples whose report is written from the mask."""
     decay: float = 0.998
     """Decay of the moving average of the weights, per step."""
 
@@ -104,6 +112,9 @@ _BRIGHT = Stage(
     single_sequence=0.5,
     bright_tissue=True,
     decay=0.99,
+)
+READING = replace(
+    NETWORK, sentences=True, presence=True, guided_skips=2, prompt_head=True, guided=REGIONS
 )
 STAGES = {
     "unet": Stage(_UNET, TrainingPlan(lr=2e-3, warmup=0.05), (96, 128, 96)),
@@ -121,6 +132,9 @@ STAGES = {
     ),
     "bright": _BRIGHT,
     "longer": _BRIGHT,
+    "reading": _BRIGHT._replace(
+        network=READING, single_sequence=0.2, text_twins=0.4, written_reports=0.7, decay=0.998
+    ),
 }
 
 
@@ -137,6 +151,7 @@ class OtherScanners:
             background in it.
         single_sequence: share of samples in which only one sequence is kept, T1ce twice as often
             as FLAIR.
+        twins: writes reports, and makes twins; the crops must be whole brains.
         bright_tissue: add vessels and remnants of dura, which are bright in T1ce, to half of all
             samples, and a bias field, as coils cause it, to half of all sequences. Without other
             sequences both look like the rim of a tumour.
@@ -149,17 +164,22 @@ class OtherScanners:
         translate: bool = False,
         single_sequence: float = 0,
         bright_tissue: bool = False,
+        twins: TextTwins | None = None,
     ) -> None:
         self.usual = Augmentation()
         self.donors = donors
         self.translate = translate
         self.single_sequence = single_sequence
         self.bright_tissue = bright_tissue
+        self.twins = twins
 
     def __call__(self, sample: Sample) -> Sample:
         """Return a changed copy of one packed sample."""
         if self.donors and _is_real(sample["case_id"]) and torch.rand(()) < 1 / 3:
             sample = graft_lesions(sample, self.donors, int(torch.randint(len(self.donors), ())))
+        if self.twins is not None:  # after grafts, so that reports tell of them
+            facts = self.twins.facts_of(sample)
+            sample = sample if facts is None else self.twins(sample, facts)
         sample = self.usual(sample)
         if self.translate and torch.rand(()) < 0.5:
             sample = translate(sample)
@@ -322,6 +342,9 @@ class Mixture(BraTSDataModule):
         translate: move crops; see OtherScanners.
         single_sequence: share of samples with a single sequence; see OtherScanners.
         bright_tissue: add bright tissue and bias fields; see OtherScanners.
+        twins: share of twins; see TextTwins. With these, a third of the simulated patients does not
+            enhance; they need a folder of their own.
+        written: share of the other reports that are written from the mask.
         **options: as for BraTSDataModule.
     """
 
@@ -339,6 +362,8 @@ class Mixture(BraTSDataModule):
         translate: bool = False,
         single_sequence: float = 0,
         bright_tissue: bool = False,
+        twins: float = 0,
+        written: float = 0,
         **options: Any,
     ) -> None:
         super().__init__(root, num_workers=0, **options)
@@ -348,6 +373,7 @@ class Mixture(BraTSDataModule):
             spacing_mm=1.0,
             view_selection=self.view_selection,
             cache_dir=str(self.cache_dir),
+            plain_share=1 / 3 if twins else None,
         )
         self.repeats = repeats
         self.left_out = left_out
@@ -355,6 +381,7 @@ class Mixture(BraTSDataModule):
         self.translate = translate
         self.single_sequence = single_sequence
         self.bright_tissue = bright_tissue
+        self.twins = TextTwins(BRATS_2018, twins=twins, written=written) if twins else None
 
     def prepare_data(self) -> None:
         """Simulate patients and fill the cache."""
@@ -375,6 +402,7 @@ class Mixture(BraTSDataModule):
                 translate=self.translate,
                 single_sequence=self.single_sequence,
                 bright_tissue=self.bright_tissue,
+                twins=self.twins,
             ),
             packed=True,
         )
@@ -436,8 +464,12 @@ def fit(
         roi_size=settings.patch,
     )
     if start is not None:
-        missing, unexpected = module.network.load_state_dict(start.state_dict(), strict=False)
-        new = ("semantic_fusion.", "unet.refine.")
+        weights = start.state_dict()
+        if start.encoder_identities() != module.network.encoder_identities():
+            # other embeddings: what was learned of the former ones means nothing
+            weights = {n: w for n, w in weights.items() if not n.startswith("semantic_fusion.")}
+        missing, unexpected = module.network.load_state_dict(weights, strict=False)
+        new = ("semantic_fusion.", "prompt_head.", "unet.refine.")
         if unexpected or any(not name.startswith(new) for name in missing):
             raise ValueError(
                 f"the fit before {stage} lacks the weights {missing} and has the unexpected "
@@ -525,8 +557,12 @@ def main() -> None:
         "--steps",
         type=int,
         nargs="+",
-        default=(3600, 2000, 400, 800, 400, 400, 600),
+        default=(3600, 2000, 400, 800, 400, 400, 600, 800),
         help="steps of each fit; 0 leaves the fit out",
+    )
+    parser.add_argument(
+        "--start",
+        help="name or folder of published weights; the first fit goes on from them",
     )
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
@@ -549,12 +585,19 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     network: CLIPSeg3D | None = None
+    if arguments.start is not None:
+        network = CLIPSeg3D.from_pretrained(arguments.start).float()
+        calibrate(network, -WT_SHIFT)  # as it was in training
     for (stage, settings), steps in zip(STAGES.items(), arguments.steps, strict=False):
         if not steps:
             continue
         data = Mixture(
             arguments.data,
-            phantoms=str(arguments.phantom_folder or arguments.output / "phantoms"),
+            phantoms=str(
+                (arguments.phantom_folder or arguments.output / "phantoms")
+                if not settings.text_twins
+                else arguments.output / "phantoms, a third plain"
+            ),
             num_phantoms=arguments.phantoms,
             repeats=arguments.repeats,
             left_out=held_out(arguments.data, arguments.fold, arguments.num_folds),
@@ -563,6 +606,8 @@ def main() -> None:
             translate=settings.translate,
             single_sequence=settings.single_sequence,
             bright_tissue=settings.bright_tissue,
+            twins=settings.text_twins,
+            written=settings.written_reports,
             reports=arguments.reports,
             view_selection=NETWORK.view_selection,
             cache_dir=arguments.cache or str(arguments.output / "cache"),

@@ -95,6 +95,18 @@ class TextTwins:
             spacing_mm=self.spacing_mm,
         )
 
+    def facts_of(self, sample: Sample) -> TumourFacts | None:
+        """Measure the facts of a packed sample that holds the whole brain, not mirrored or turned.
+
+        Those of a sample into which a lesion was grafted differ from those of its case.
+        """
+        masks = {
+            name: self._region(sample["label"], index).numpy()
+            for index, name in enumerate(self.release.regions)
+        }
+        brain = (sample["image"] != 0).any(dim=0).numpy()
+        return measure_regions(masks, brain, spacing_mm=self.spacing_mm)
+
     def __call__(self, sample: Sample, facts: TumourFacts) -> Sample:
         """Return a packed sample, changed or not, at random by torch's default generator.
 

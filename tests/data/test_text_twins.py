@@ -225,6 +225,18 @@ def test_facts_follow_the_labels_of_the_release():
     assert empty is None
 
 
+def test_facts_of_a_sample_follow_what_was_grafted_into_it():
+    twins = TextTwins(BRATS_2020, spacing_mm=8.0, written=1.0)
+    image, label = case()
+    assert twins.facts_of(sample()) == twins.facts(image, torch.from_numpy(label))
+    grafted = sample()
+    grafted["label"] = grafted["label"].clone()
+    grafted["label"][2:8, 3:9, 3:9] = ALL_BITS
+    assert twins.facts_of(grafted).foci == 2
+    grafted["label"] = grafted["label"] & 1
+    assert twins.facts_of(grafted) is None
+
+
 def test_shares_are_kept():
     twins = TextTwins(BRATS_2020, spacing_mm=8.0, twins=0.3, written=0.5)
     image, label = case()
