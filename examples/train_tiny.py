@@ -51,6 +51,7 @@ from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import network_config
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.checkpoint_io import AtomicCheckpointIO, find_last
+from clipseg3d.training.fit_settings import fit_settings
 from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
@@ -489,7 +490,8 @@ def fit(
         callbacks=[last, AveragedWeights(settings.decay), RunManifest()],
     )
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-    trainer.fit(module, data, ckpt_path=find_last(trainer))
+    now = fit_settings(module, trainer, data, content=False)
+    trainer.fit(module, data, ckpt_path=find_last(trainer, now))
     return module.network.eval()
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from clipseg3d import UNet3D
+from clipseg3d import CLIPSeg3D, PhantomDataModule, UNet3D
 from clipseg3d.views import Views
 
 SIZE = (12, 15, 9)
@@ -199,3 +199,31 @@ def test_calibration_shifts_only_whole_tumour(example, refinement):
     torch.testing.assert_close(unet(image), before + shift)
     example["calibrate"](SimpleNamespace(unet=unet), -example["WT_SHIFT"])
     torch.testing.assert_close(unet(image), before)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_fit_of_reading_goes_on_where_it_was_interrupted(example, phantom_folder, tmp_path):
+    """Of simulated patients at 8 mm, from published weights."""
+    data = PhantomDataModule(
+        str(phantom_folder),
+        num_cases=5,
+        spacing_mm=8.0,
+        patch_size=(40, 48, 40),
+        num_workers=0,
+        num_folds=5,
+        text_twins=0.5,
+        written_reports=1.0,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    start = CLIPSeg3D.from_pretrained("tiny").float()
+    options = {"precision": "32-true", "output": tmp_path, "start": start}
+    network = example["fit"]("reading", data, steps=2, **options)
+    again = example["fit"]("reading", data, steps=2, **options)
+    moved = 0
+    for (name, weight), other in zip(network.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(weight, other), name
+        before = dict(start.named_parameters()).get(name)
+        moved += before is not None and not torch.equal(before, weight)
+    assert moved > 100
+    assert network.prompt_head is not None
