@@ -20,9 +20,10 @@ _NOTHING = -10.0
 class RegionPresence(nn.Module):
     """Tell the presence of each region in log-odds: evidence of the image plus that of the text.
 
-    The image is read where the network finds anything: the mean of its features there, and, per
-    region, volume and mean logit. Evidence of text is added, so that where the image is clear, the
-    image wins, and where it is not, the text decides. New weights return :data:`PRESENT` for all.
+    The image is read by the mean of its features over the voxels of every region that was found,
+    by the volumes of the regions, and by their mean logits. Evidence of text is added, so that
+    where the image is clear, the image wins, and where it is not, the text decides. New weights
+    return :data:`PRESENT` for all.
 
     Args:
         channels: channels c of the features.
@@ -39,7 +40,7 @@ class RegionPresence(nn.Module):
     ) -> None:
         super().__init__()
         self.nested = nested
-        self.hidden = nn.Linear(channels + 2 * num_regions, hidden)
+        self.hidden = nn.Linear((channels + 2) * num_regions, hidden)
         self.score = nn.Linear(hidden, num_regions)
         zero_init(self.score)
 
@@ -47,7 +48,9 @@ class RegionPresence(nn.Module):
         """Return log-odds of presence (b, r).
 
         Args:
-            features: (b, c, x, y, z), on the padded grid of the logits, or a coarser one.
+            features: of the image alone, (b, c, x, y, z), such as the first level of an encoder, on
+                the padded grid of the logits or a coarser one. Features that text has changed say
+                what the text says.
             logits: (b, r, x, y, z). No gradient flows into them.
             evidence: of the text, in log-odds, (b, r).
         """
@@ -55,9 +58,8 @@ class RegionPresence(nn.Module):
         probabilities = coarse.sigmoid()
         total = reduce(probabilities, "b r x y z -> b r", "sum")
         mean_logit = einsum(probabilities, coarse, "b r x y z, b r x y z -> b r") / (total + 1)
-        anything = probabilities.amax(dim=1, keepdim=True)
-        weight = anything / (reduce(anything, "b 1 x y z -> b 1 1 1 1", "sum") + 1)
-        pooled = einsum(features.float(), weight, "b c x y z, b o x y z -> b c")
+        weighted = einsum(features.float(), probabilities, "b c x y z, b r x y z -> b r c")
+        pooled = rearrange(weighted / rearrange(total + 1, "b r -> b r 1"), "b r c -> b (r c)")
         inputs = torch.cat([pooled, total.log1p() / 4, mean_logit / 4], dim=1)
         dtype = self.score.weight.dtype
         hidden = F.leaky_relu(self.hidden(inputs.to(dtype)), 0.01)

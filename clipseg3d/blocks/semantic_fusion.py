@@ -366,8 +366,8 @@ class SemanticFusion(nn.Module):
         None, and the logits as they are, without ``presence``.
 
         Args:
-            features: decoder features (b, c, x, y, z), on the padded grid of the logits or a
-                coarser one.
+            features: of the image alone (b, c, x, y, z), such as the encoder's first level, on the
+                padded grid of the logits or a coarser one; as wide as the decoder features.
             logits: (b, r, x, y, z).
             semantics: from :meth:`encode`.
         """

@@ -237,6 +237,8 @@ class CLIPSeg3D(nn.Module):
         fused = self._fuse(image, statistics, regions)
         levels = self.unet.encode(fused)
         fusion = self.semantic_fusion
+        # Only that which tells presence needs it later; it takes memory.
+        first_level = levels[0] if fusion is not None and fusion.presence is not None else None
         if fusion is not None and semantics is not None:
             levels = fusion.guide_levels(levels, semantics, padded_box)
         decoded = self.unet.decode(levels)
@@ -250,8 +252,8 @@ class CLIPSeg3D(nn.Module):
         else:
             raw = self.unet.head_logits(features)
         logits = self.unet.finish_logits(raw, fused)
-        if fusion is not None and semantics is not None:
-            logits, presence = fusion.tell_presence(features, logits, semantics)
+        if fusion is not None and semantics is not None and first_level is not None:
+            logits, presence = fusion.tell_presence(first_level, logits, semantics)
         return Prediction(
             logits,
             self.unet.auxiliary_logits(decoded) if deep else [],

@@ -70,7 +70,7 @@ class NetworkConfig:
         presence: tell whether there is any of each region, from image and text, and empty those
             that are absent; see :class:`clipseg3d.blocks.region_presence.RegionPresence`.
         guided_skips: number of encoder levels above the bottleneck that semantics scale and shift
-            too.
+            too; never the first, which presence reads.
         prompt_head: a head that answers prompts; see
             :class:`clipseg3d.blocks.prompt_head.PromptHead`.
         text: ``own`` reads prompts and the report of the case, ``shuffled`` is for training with
@@ -157,7 +157,7 @@ class NetworkConfig:
         )
         require_count(refinement=self.refinement, at_least=0, at_most=MAX_CHANNELS)
         require_count(num_auxiliary=self.num_auxiliary, at_least=0)
-        require_count(guided_skips=self.guided_skips, at_least=0, at_most=len(self.channels) - 1)
+        require_count(guided_skips=self.guided_skips, at_least=0, at_most=len(self.channels) - 2)
         if not isinstance(self.clip, str):
             raise ValueError(f"clip={self.clip!r} is no name; give that of a CLIP, such as 'tiny'")
         if not isinstance(self.plan, str):

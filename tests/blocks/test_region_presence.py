@@ -50,6 +50,23 @@ def test_the_volume_and_the_features_of_what_is_found_are_read(volume):
     assert presence.item() == pytest.approx(PRESENT + mean + 10 * math.log1p(volume) / 4, rel=1e-5)
 
 
+def test_every_region_has_features_of_its_own():
+    """The first region has the value 2 of the first channel, the other 5 of the second."""
+    block = RegionPresence(2, 2, hidden=4)
+    with torch.no_grad():
+        block.hidden.weight.zero_()
+        block.hidden.bias.zero_()
+        block.hidden.weight[:4, :4] = torch.eye(4)
+        block.score.weight.copy_(torch.tensor([[1.0, 10, 100, 1000], [0, 0, 0, 1]]))
+        block.score.weight.div_(4 / 5)  # four voxels of five parts
+    logits = torch.full((1, 2, 4, 4, 4), -40.0)
+    logits[:, 0, 0, 0] = logits[:, 1, 1, 1] = 40
+    features = torch.zeros(1, 2, 4, 4, 4)
+    features[:, 0, 0], features[:, 1, 1] = 2, 5
+    presence = block(features, logits, torch.zeros(1, 2)) - PRESENT
+    torch.testing.assert_close(presence, torch.tensor([[2.0 + 5000, 5]]), rtol=1e-4, atol=1e-3)
+
+
 def test_padded_features_of_a_coarser_grid_are_read_where_the_logits_are():
     block = RegionPresence(1, 1, hidden=1)
     with torch.no_grad():
@@ -61,8 +78,8 @@ def test_padded_features_of_a_coarser_grid_are_read_where_the_logits_are():
     features = torch.zeros(1, 1, 4, 2, 2)
     features[0, 0, 3, 0, 0] = 8
     presence = block(features, logits, torch.zeros(1, 1))
-    share = torch.tensor((40 - 10) / 2).sigmoid()
-    assert presence.item() == pytest.approx(float(PRESENT + 8 * share / (share + 1)), rel=1e-5)
+    share = float(torch.tensor((40 - 10) / 2).sigmoid())
+    assert presence.item() == pytest.approx(PRESENT + 8 * share / (share + 1), rel=1e-5)
 
 
 def test_probabilities_are_multiplied():
