@@ -34,7 +34,7 @@ class BrightFlair(nn.Module):
 
     offset = 0.0
 
-    config = semantic_fusion = text_bank = None
+    config = settings = semantic_fusion = text_bank = None
     view_selection = "center"
 
     def embed_text(self, reports):
