@@ -81,7 +81,6 @@ def run(arguments: argparse.Namespace) -> int:
     from clipseg3d.data.label_pairs import find_references
     from clipseg3d.inference.postprocessing_tuning import read_validation, tune_postprocessing
     from clipseg3d.pretrained.writer import write_postprocessing
-    from clipseg3d.weights import CONFIG
 
     if weights is not None:
         own_release = _release_of(weights)  # fails now if the rules could not be written
@@ -107,8 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(str(output))
     if weights is not None:
         tuned.rules.require_regions(own_release)
-        write_postprocessing(weights, tuned.rules.values())
-        say(str(weights / CONFIG))
+        say(str(write_postprocessing(weights, tuned.rules.values())))
     return 0
 
 

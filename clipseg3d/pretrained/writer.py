@@ -55,13 +55,16 @@ def save_pretrained(
     return push_folder(folder, repo_id or folder.name, **hub_options) if push_to_hub else None
 
 
-def write_postprocessing(folder: Path, rules: Mapping[str, Any] | None) -> None:
+def write_postprocessing(folder: Path, rules: Mapping[str, Any] | None) -> Path:
     """Replace the rules of post-processing in the config.json of a folder; all else stays.
 
     Args:
         folder: written by :func:`save_pretrained`.
         rules: plain values, as :meth:`clipseg3d.inference.PostProcessing.values` gives them; None
             or empty for none.
+
+    Returns:
+        The file that was written.
 
     Raises:
         FileNotFoundError: the folder holds no config.json.
@@ -75,6 +78,7 @@ def write_postprocessing(folder: Path, rules: Mapping[str, Any] | None) -> None:
         content["prediction"]["postprocessing"] = rules or None
         with atomic_write(path) as tmp:
             tmp.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf-8")
+    return path
 
 
 def push_to_hub(
