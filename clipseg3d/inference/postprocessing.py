@@ -113,8 +113,9 @@ class PostProcessing:
             for region, threshold in self.thresholds(rule).items():
                 if threshold and region not in release.regions:
                     raise ValueError(
-                        f"{rule}: {release.name} has no region {region!r}, but "
-                        f"{', '.join(release.regions)}; learn the rules from its cases"
+                        f"rule of post-processing {rule}: {release.name} has no region "
+                        f"{region!r}, but {', '.join(release.regions)}; learn the rules from its "
+                        "cases"
                     )
 
     def __call__(
