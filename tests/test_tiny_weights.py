@@ -51,6 +51,12 @@ def test_the_record_is_that_of_the_network(record):
     assert network.settings.allow_missing == (settings["sequence_dropout"] > 0)
 
 
+def test_they_come_without_rules_of_post_processing_as_they_were_scored():
+    config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+    assert config["prediction"].get("postprocessing") is None
+    assert Predictor.from_pretrained("tiny").postprocessing is None
+
+
 def test_the_card_says_what_must_be_said():
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     for text in (

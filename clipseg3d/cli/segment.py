@@ -119,11 +119,18 @@ def add_command(commands: Commands) -> None:
     segment.add_argument(
         "--html", action="store_true", help="also write a case page for each case to OUT/CASE.html"
     )
-    segment.add_argument(
+    rules = segment.add_mutually_exclusive_group()
+    rules.add_argument(
         "--postprocessing",
         type=Path,
         metavar="FILE",
-        help="apply the rules that 'clipseg3d tune-postprocessing' wrote",
+        help="apply the rules that 'clipseg3d tune-postprocessing' wrote (default: those that come "
+        "with the weights, if any)",
+    )
+    rules.add_argument(
+        "--no-postprocessing",
+        action="store_true",
+        help="apply no rules, not even those that come with the weights",
     )
     segment.add_argument(
         "--overwrite",
@@ -157,7 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
     from clipseg3d.data.reports import read_reports
     from clipseg3d.inference.batch_prediction import segment_cases
     from clipseg3d.inference.postprocessing import PostProcessing
-    from clipseg3d.inference.predictor import Predictor
+    from clipseg3d.inference.predictor import Predictor, Rules
     from clipseg3d.inference.prompting import PromptWarning, check_prompts
     from clipseg3d.ranges import require_share
 
@@ -165,7 +172,9 @@ def run(arguments: argparse.Namespace) -> int:
     prompts = check_prompts(arguments.prompts)
     text = None if arguments.text is None else report_text(arguments.text)
     reports = arguments.reports and read_reports(arguments.reports)
-    rules = arguments.postprocessing and PostProcessing.read(arguments.postprocessing)
+    rules: Rules = None if arguments.no_postprocessing else "weights"
+    if arguments.postprocessing is not None:
+        rules = PostProcessing.read(arguments.postprocessing)
     predictor = Predictor.from_checkpoints(
         arguments.weights,
         clip=arguments.clip,
@@ -173,6 +182,11 @@ def run(arguments: argparse.Namespace) -> int:
         tta=arguments.tta,
         postprocessing=rules,
     )
+    if rules == "weights" and predictor.postprocessing is not None:
+        say(
+            f"clipseg3d: note: the weights' post-processing: {predictor.postprocessing.describe()}",
+            stream=sys.stderr,
+        )
     cases, faults = _find_cases(arguments, predictor)
     if text is not None and len(cases) > 1:
         raise ValueError(f"--text is for one case, but {len(cases)} are given; run one at a time")

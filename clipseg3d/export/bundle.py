@@ -25,7 +25,7 @@ python -m monai.bundle run --config_file configs/inference.json --bundle_root . 
 skull-stripped, on one grid, and with voxels of {spacing_mm:g} mm. A report beside the scans
 (`CASE_flair_text.txt`) is read. Labels are written as `SEGMENTATIONS/CASE.nii.gz`, on the grid of
 the scans, in the label convention of {release}. `--clip DIR` gives the folder of CLIP, if it has
-moved since training; `--device cpu` runs without a GPU. Not a medical device.
+moved since training; `--device cpu` runs without a GPU. {rules} Not a medical device.
 """
 
 
@@ -52,6 +52,11 @@ def write_bundle(network: CLIPSeg3D, folder: Path, settings: PredictionSettings)
         version=__version__,
         release=settings.release_name,
         spacing_mm=settings.spacing_mm,
+        rules=(
+            "Labels are cleaned up by the rules of post-processing in `models/config.json`."
+            if settings.postprocessing
+            else "No rules of post-processing come with the weights."
+        ),
     )
     with atomic_folder(folder) as tmp:
         network.save_pretrained(tmp / "models")

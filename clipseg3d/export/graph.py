@@ -124,6 +124,8 @@ def _metadata(network: CLIPSeg3D, settings: PredictionSettings, report: str) -> 
         "release": settings.release_name,
         "spacing_mm": f"{settings.spacing_mm:g}",
         "report": report,
+        # for who runs the graph: it gives logits, and applies none
+        "postprocessing": json.dumps(settings.postprocessing or {}),
         "encoders": json.dumps(network.encoder_identities()),
     }
     if network.config is not None:

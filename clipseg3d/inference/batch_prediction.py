@@ -14,9 +14,8 @@ from clipseg3d.atomic_write import locked, require_writable
 from clipseg3d.checksums import sha256_of_file, sha256_of_values
 from clipseg3d.data.array_volume import ArrayVolume, VolumeSource
 from clipseg3d.data.cases import Case
-from clipseg3d.data.layout import RECORDS
 from clipseg3d.data.nifti import strip_extension
-from clipseg3d.inference.case_record import CaseRecord
+from clipseg3d.inference.case_record import CaseRecord, record_path
 from clipseg3d.inference.predictor import BAR, Predictor
 from clipseg3d.inference.prompt_answer import PromptAnswer, prompt_file
 from clipseg3d.inference.prompting import check_prompts
@@ -125,7 +124,7 @@ def segment_cases(
             return False, None
         if case.case_id not in made_with:
             made_with[case.case_id] = _made_with(case, text, settings)
-        return _status(_record_path(out, case), out, paths, made_with[case.case_id])
+        return _status(record_path(out, case.case_id), out, paths, made_with[case.case_id])
 
     finished = {case.case_id for case in cases if status_of(case)[0]}
     num_open = len(cases) - len(finished)
@@ -159,7 +158,7 @@ def segment_cases(
                         segmentation = _segment(predictor, case, progress=bar.update, **options)
                         notes = segmentation.notes
                         made = made_with.get(case.case_id) or _made_with(case, text, settings)
-                        record = CaseRecord.begin(_record_path(out, case), out, made, paths)
+                        record = CaseRecord.begin(record_path(out, case.case_id), out, made, paths)
                         segmentation.save(paths[0])
                         if html:
                             notes += _save_case_page(segmentation, paths[1])
@@ -234,10 +233,6 @@ def _places(path: Path) -> list[object]:
         status = path.stat()  # the same for all links to a file
         places.append((status.st_dev, status.st_ino))
     return places
-
-
-def _record_path(out: Path, case: Case) -> Path:
-    return out / RECORDS / f"{case.case_id}.json"
 
 
 def _made_with(case: Case, text: str | None, settings: Mapping[str, object]) -> dict[str, object]:

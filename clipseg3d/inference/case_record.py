@@ -8,10 +8,16 @@ from typing import Any
 
 from clipseg3d.atomic_write import atomic_write
 from clipseg3d.checksums import sha256_of_file
+from clipseg3d.data.layout import RECORDS
 from clipseg3d.text_files import read_json
 
 _ADDED: dict[str, Any] = {"trust": 1.0, "prompts": []}
 """What records did not hold at first, and the only values that there were then."""
+
+
+def record_path(out: Path, case_id: str) -> Path:
+    """Return the file that says what the files of a case in a folder were made with."""
+    return out / RECORDS / f"{case_id}.json"
 
 
 @dataclass(frozen=True)

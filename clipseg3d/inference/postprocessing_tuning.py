@@ -1,8 +1,10 @@
 """Learn the thresholds of post-processing from segmented cases that have expert masks."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +19,8 @@ from clipseg3d.data.label_pairs import (
 )
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import BRATS_2020
+from clipseg3d.inference.case_record import CaseRecord, record_path
 from clipseg3d.inference.postprocessing import (
-    ENHANCING,
     RULES,
     Masks,
     PostProcessing,
@@ -26,11 +28,19 @@ from clipseg3d.inference.postprocessing import (
     rule_regions,
 )
 from clipseg3d.metrics.dice import dice_empty_is_one
+from clipseg3d.metrics.protocols import fitting_protocol, get_protocol
+from clipseg3d.metrics.region_scores import score_case
 
 THRESHOLDS_ML = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""Thresholds that are tried for every rule; 0 does nothing."""
+"""Thresholds that are tried for every rule on volumes; 0 does nothing."""
+SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Shares of the largest component that are tried."""
+Criterion = Literal["dice", "lesion_dice"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 _Codes = npt.NDArray[np.uint16]
 """(x, y, z): the regions that a voxel belongs to, a bit for each; less memory than masks."""
+_Score = Callable[[Masks, Masks], npt.NDArray[np.float64]]
+"""Prediction and reference (r, x, y, z) -> the score of each region, (r,)."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +48,10 @@ class Tuned:
     """Rules, and their effect on the cases that they were learned from.
 
     Attributes:
-        rules: thresholds in voxels.
+        rules: those that were chosen.
         num_cases: number of cases.
-        before: region -> mean Dice over cases, without rules; empty masks as in
-            :func:`clipseg3d.metrics.dice.dice_empty_is_one`.
-        after: region -> mean Dice over cases, with all rules.
+        before: region -> mean score over cases, without rules.
+        after: region -> mean score over cases, with all rules.
     """
 
     rules: PostProcessing
@@ -63,8 +72,8 @@ def read_validation(
 
     Raises:
         FileNotFoundError: the folder is missing, or holds no such files.
-        DataError: raised after the last case if segmentations have no reference, are broken, or
-            differ in grid or voxel size. All faults are listed.
+        DataError: raised after the last case if segmentations have no reference, are broken, differ
+            in grid or voxel size, or rules have been applied to them. All faults are listed.
     """
     segmentations = find_label_maps(folder)
     faults = [
@@ -75,6 +84,13 @@ def read_validation(
     expected_mm: float | None = None
     for case_id, path in segmentations.items():
         if case_id not in references:
+            continue
+        record = CaseRecord.read(record_path(folder, case_id), folder)
+        if record is not None and record.made_with.get("postprocessing"):
+            faults.append(
+                f"{path}: segmented with rules of post-processing; segment it again with "
+                "'clipseg3d segment --no-postprocessing'"
+            )
             continue
         try:
             pair = read_pair(path, references[case_id], release)
@@ -94,60 +110,71 @@ def read_validation(
         raise DataError(faults)
 
 
-def tune_postprocessing(pairs: Iterable[LabelPair], release: BraTSRelease = BRATS_2020) -> Tuned:
-    """Choose the threshold of each rule by mean Dice, rule by rule in order of application.
+def tune_postprocessing(
+    pairs: Iterable[LabelPair],
+    release: BraTSRelease = BRATS_2020,
+    *,
+    criterion: Criterion = "dice",
+) -> Tuned:
+    """Choose the threshold of each rule by a mean score, rule by rule in order of application.
 
-    Dice is averaged over regions and over cases. Two empty masks score 1, as in BraTS 2020
-    (:func:`clipseg3d.metrics.dice.dice_empty_is_one`). Of equally good thresholds the smallest is
+    The score is averaged over regions and over cases. Of equally good thresholds the smallest is
     chosen, so a rule that gains nothing does nothing. Cases are cropped to their tumours, and take
     1 or 2 MB of memory each.
 
     Args:
         pairs: segmentations and references, all with the same cubic voxels.
         release: whose regions they are.
+        criterion: ``dice``, of whole masks; or ``lesion_dice``, lesion-wise by the protocol that
+            fits the release, as BraTS ranks since 2023, for which a small false lesion counts as
+            much as a missed tumour. Two empty masks score 1 either way.
 
     Raises:
-        ValueError: there is no case.
+        ValueError: there is no case, or no such criterion.
     """
+    if criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}: choose one of {', '.join(CRITERIA)}")
     predictions: list[_Codes] = []
     references: list[_Codes] = []
     regions = list(release.regions)
-    spacing_mm = 1.0
+    spacing_mm = (1.0, 1.0, 1.0)
     for pair in pairs:
-        spacing_mm = pair.spacing_mm[0]
+        spacing_mm = pair.spacing_mm
         prediction, reference = _crop(pair)
         predictions.append(prediction)
         references.append(reference)
     if not predictions:
         raise ValueError("no case to learn from; give segmentations and their references")
-    options = tuple(sorted({round(ml * 1000 / spacing_mm**3) for ml in THRESHOLDS_ML}))
-    before = _mean_dice(predictions, references, regions)
-    learned: dict[str, dict[str, int]] = {rule: {} for rule in RULES}
+    score = _dice if criterion == "dice" else _lesion_dice(release, spacing_mm)
+    voxel_ml = math.prod(spacing_mm) / 1000
+    before = _mean_scores(predictions, references, regions, score)
+    learned: dict[str, dict[str, float]] = {rule: {} for rule in RULES}
     for rule in RULES:
+        options = SHARES if rule == "relative_components" else THRESHOLDS_ML
         for region in rule_regions(rule, release):
             sums = np.zeros(len(options))
             for prediction, reference in zip(predictions, references, strict=True):
                 masks = _masks(prediction, len(regions))
                 true = _masks(reference, len(regions))
-                results = apply_rule(masks, rule, region, options, release)
-                sums += [float(_dice(result, true).mean()) for result in results]
+                results = apply_rule(masks, rule, region, options, release, voxel_ml=voxel_ml)
+                sums += _means(results, true, score)
             # rounded, because rounding errors must not look like gains
             scores = np.round(sums / len(predictions), 9)
             best = options[int(scores.argmax())]
             learned[rule][region] = best
-            predictions = [
-                _codes(
-                    apply_rule(_masks(prediction, len(regions)), rule, region, (best,), release)[0]
-                )
-                for prediction in predictions
-            ]
-    rules = PostProcessing(
-        round(spacing_mm, 3),
-        small_components=learned["small_components"],
-        enhancing_to_core=learned["enhancing_to_core"].get(ENHANCING, 0),
-        holes=learned["holes"],
+            for number, prediction in enumerate(predictions):
+                masks = _masks(prediction, len(regions))
+                (masks,) = apply_rule(masks, rule, region, (best,), release, voxel_ml=voxel_ml)
+                predictions[number] = _codes(masks)
+    rules = PostProcessing.from_values(
+        {
+            rule: thresholds if rule != "enhancing_to_core" else sum(thresholds.values())
+            for rule, thresholds in learned.items()
+        }
     )
-    return Tuned(rules, len(predictions), before, _mean_dice(predictions, references, regions))
+    return Tuned(
+        rules, len(predictions), before, _mean_scores(predictions, references, regions, score)
+    )
 
 
 def _crop(pair: LabelPair) -> tuple[_Codes, _Codes]:
@@ -171,12 +198,25 @@ def _masks(codes: _Codes, num_regions: int) -> Masks:
     return np.stack([codes >> bit & 1 > 0 for bit in range(num_regions)])
 
 
-def _mean_dice(
-    predictions: list[_Codes], references: list[_Codes], regions: Sequence[str]
+def _means(results: Sequence[Masks], true: Masks, score: _Score) -> list[float]:
+    """Return the mean over regions of each result; equal neighbours are scored once."""
+    means: list[float] = []
+    last: Masks | None = None
+    for result in results:
+        if last is None or not np.array_equal(result, last):
+            means.append(float(score(result, true).mean()))
+        else:
+            means.append(means[-1])
+        last = result
+    return means
+
+
+def _mean_scores(
+    predictions: list[_Codes], references: list[_Codes], regions: Sequence[str], score: _Score
 ) -> dict[str, float]:
-    """Return region -> mean Dice over cases."""
+    """Return region -> mean score over cases."""
     scores = [
-        _dice(_masks(prediction, len(regions)), _masks(reference, len(regions)))
+        score(_masks(prediction, len(regions)), _masks(reference, len(regions)))
         for prediction, reference in zip(predictions, references, strict=True)
     ]
     return dict(zip(regions, np.mean(scores, axis=0).tolist(), strict=True))
@@ -188,3 +228,22 @@ def _dice(prediction: Masks, reference: Masks) -> npt.NDArray[np.float64]:
         torch.from_numpy(prediction), torch.from_numpy(reference)
     ).numpy()
     return scores
+
+
+def _lesion_dice(release: BraTSRelease, spacing_mm: Sequence[float]) -> _Score:
+    """Return what gives the lesion-wise Dice of each region, (r,); 1 where there is no lesion."""
+    name = "lesion_dice"
+    rules = get_protocol(fitting_protocol(release.name), release=release.name)
+    protocol = replace(rules, scores=(name,), both_empty={name: 1.0})
+
+    def score(prediction: Masks, reference: Masks) -> npt.NDArray[np.float64]:
+        scores = score_case(
+            prediction,
+            reference,
+            regions=list(release.regions),
+            protocol=protocol,
+            spacing_mm=spacing_mm,
+        )
+        return np.array([of_region[name] for of_region in scores])
+
+    return score

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ from clipseg3d.vocabulary import PLANES
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 """Format of progress bars: a share, not a count."""
+Rules = PostProcessing | Literal["weights"] | None
+"""Rules of post-processing: given ones, those that were saved with the weights, or none."""
 
 
 class Predictor:
@@ -70,15 +72,17 @@ class Predictor:
             is one.
         tta: whether to average over all 8 mirrorings of the volume too, at 8 times the cost; see
             :mod:`clipseg3d.inference.tta`.
-        postprocessing: rules that clean up the regions; None leaves them as they are.
+        postprocessing: rules that clean up the regions; ``"weights"`` takes those that were saved
+            with the networks (:attr:`PredictionSettings.postprocessing`), if any, which must be the
+            same for all; None leaves the regions as they are.
         allow_missing: whether cases may lack sequences; for networks that were trained with
             ``sequence_dropout``.
         weights: file name -> SHA-256 of the networks' weights, to be shown on case pages.
 
     Raises:
         ValueError: no network is given, the networks have different sequences or regions, or some
-            that the release has not; the device is not there; or the rules are meant for another
-            voxel size.
+            that the release has not; the device is not there; the rules are for a region that the
+            release has not; or the networks come with different rules.
     """
 
     def __init__(
@@ -91,27 +95,23 @@ class Predictor:
         overlap: float = 0.5,
         device: str | None = None,
         tta: bool = False,
-        postprocessing: PostProcessing | None = None,
+        postprocessing: Rules = "weights",
         allow_missing: bool = False,
         weights: Mapping[str, str] | None = None,
     ) -> None:
         networks = list(network) if isinstance(network, Sequence) else [network]
         if not networks:
             raise ValueError("no network is given; give one, or the members of an ensemble")
-        if postprocessing is not None and abs(postprocessing.spacing_mm / spacing_mm - 1) > 0.02:
-            raise ValueError(
-                f"the rules of post-processing are meant for voxels of "
-                f"{postprocessing.spacing_mm:g} mm, not {spacing_mm:g} mm; learn them from cases "
-                "of that size"
-            )
         self.device = find_device(device)
         self.networks = [member.to(self.device).eval() for member in networks]
         self.release = _select(release, self.networks)
+        self.postprocessing = _resolve(postprocessing, self.networks)
+        if self.postprocessing is not None:
+            self.postprocessing.require_regions(self.release)
         self.spacing_mm = spacing_mm
         self.roi_size = roi_size
         self.overlap = overlap
         self.mirrorings = MIRRORINGS if tta else MIRRORINGS[:1]
-        self.postprocessing = postprocessing
         self.allow_missing = allow_missing
         self.weights = dict(weights or {})
         self._stitch_on_cpu = False
@@ -138,7 +138,7 @@ class Predictor:
         clip: ClipEncoder | str | None = None,
         device: str | None = None,
         tta: bool = False,
-        postprocessing: PostProcessing | None = None,
+        postprocessing: Rules = "weights",
     ) -> "Predictor":
         """Load one checkpoint; see :meth:`from_checkpoints`."""
         return cls.from_checkpoints(
@@ -153,7 +153,7 @@ class Predictor:
         clip: ClipEncoder | str | None = None,
         device: str | None = None,
         tta: bool = False,
-        postprocessing: PostProcessing | None = None,
+        postprocessing: Rules = "weights",
     ) -> "Predictor":
         """Load checkpoints or published weights, as an ensemble if several.
 
@@ -185,7 +185,9 @@ class Predictor:
             raise ValueError(f"{paths[0]}: trained on an {error}") from error
         for path, member in zip(paths, members, strict=True):
             try:
-                _select(release, [member.network])
+                selected = _select(release, [member.network])
+                if postprocessing == "weights" and (rules := _saved_rules(member.network)):
+                    rules.require_regions(selected)
             except ValueError as error:
                 raise ValueError(f"{path}: damaged ({error}); copy or download it again") from error
         return cls(
@@ -321,7 +323,11 @@ class Predictor:
         mean = average.probabilities().cpu().numpy()
         label = self.release.to_labels(mean > 0.5)
         if self.postprocessing is not None:
-            regions = self.postprocessing(self.release.to_regions(label), self.release)
+            regions = self.postprocessing(
+                self.release.to_regions(label),
+                self.release,
+                spacing_mm=preprocessed.grid.spacing_mm,
+            )
             label = self.release.to_labels(regions)
         final = self.release.to_regions(label)
         if not label.any():
@@ -496,7 +502,7 @@ class Predictor:
             "roi_size": list(self.roi_size),
             "overlap": self.overlap,
             "mirrorings": len(self.mirrorings),
-            "postprocessing": self.postprocessing and self.postprocessing.describe(),
+            "postprocessing": (self.postprocessing and self.postprocessing.values()) or None,
         }
 
     def provenance(self) -> dict[str, str]:
@@ -578,6 +584,39 @@ def _select(release: BraTSRelease, networks: Sequence[CLIPSeg3D]) -> BraTSReleas
                 "predict with each alone"
             )
     return release.select(sequences=first.sequences, regions=first.regions)
+
+
+def _resolve(rules: Rules, networks: Sequence[CLIPSeg3D]) -> PostProcessing | None:
+    """Return the rules to apply; those of the weights must be the same for all networks."""
+    if not isinstance(rules, str):
+        return rules
+    if rules != "weights":
+        raise ValueError(
+            f"postprocessing={rules!r}: give rules of post-processing, 'weights' for those of the "
+            "weights, or None"
+        )
+    saved = [_saved_rules(network) for network in networks]
+    values = [each.values() if each else {} for each in saved]
+    if different := [index for index, each in enumerate(values) if each != values[0]]:
+        first, other = (
+            "none" if r is None else r.describe() for r in (saved[0], saved[different[0]])
+        )
+        raise ValueError(
+            f"the networks come with different rules of post-processing ({first}; and {other}); "
+            "say which ones to apply to their mean (postprocessing=, --postprocessing FILE), or "
+            "none (None, --no-postprocessing)"
+        )
+    return saved[0]
+
+
+def _saved_rules(network: CLIPSeg3D) -> PostProcessing | None:
+    """Return the rules that were saved with a network; None if there are none.
+
+    Raises:
+        ValueError: they are no rules of post-processing.
+    """
+    values = None if network.settings is None else network.settings.postprocessing
+    return PostProcessing.from_values(values) if values else None
 
 
 def _notes_on_missing(case: Case, release: BraTSRelease) -> list[str]:

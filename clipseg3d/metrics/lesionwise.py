@@ -88,7 +88,7 @@ def score_lesions(
     *,
     min_volume_mm3: float,
     penalty_mm: float,
-    method: HD95Method,
+    method: HD95Method | None,
     tolerances_mm: Sequence[float] = (),
     nsd_method: NSDMethod = "border",
     score_false_positives: bool = True,
@@ -101,7 +101,7 @@ def score_lesions(
         parts: (x, y, z) numbers of what the prediction consists of, not dilated.
         min_volume_mm3: as in :func:`lesion_scores`.
         penalty_mm: as in :func:`lesion_scores`.
-        method: as in :func:`lesion_scores`.
+        method: as in :func:`lesion_scores`; None leaves HD95 of lesions out, as NaN.
         tolerances_mm: tolerances of the surface Dice of a lesion.
         nsd_method: definition of that surface Dice.
         score_false_positives: False leaves them out of all means; they are counted all the same.
@@ -142,12 +142,15 @@ def score_lesions(
 
 
 def score_pair(
-    pair: MaskPair, method: HD95Method, tolerances_mm: Sequence[float], nsd_method: NSDMethod
+    pair: MaskPair,
+    method: HD95Method | None,
+    tolerances_mm: Sequence[float],
+    nsd_method: NSDMethod,
 ) -> tuple[float, ...]:
     """Return Dice, HD95 and surface Dice, one for each tolerance, of one lesion."""
     return (
         Overlap.of(pair).dice_empty_is_nan,
-        hd95_of_pair(pair, method),
+        math.nan if method is None else hd95_of_pair(pair, method),
         *surface_dice_of_pair(pair, tolerances_mm, nsd_method),
     )
 

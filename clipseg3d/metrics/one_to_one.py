@@ -22,7 +22,7 @@ def one_to_one_scores(
     parts: Numbers,
     *,
     penalty_mm: float,
-    method: HD95Method,
+    method: HD95Method | None,
     tolerances_mm: Sequence[float] = (),
     nsd_method: NSDMethod = "border",
 ) -> LesionScores:
@@ -37,7 +37,7 @@ def one_to_one_scores(
         lesions: (x, y, z) numbers of the lesions of the reference.
         parts: (x, y, z) numbers of the components of the prediction.
         penalty_mm: HD95 if nothing is matched.
-        method: definition of the HD95 of a lesion.
+        method: definition of the HD95 of a lesion; None leaves it out, as NaN.
         tolerances_mm: tolerances of the surface Dice of a lesion.
         nsd_method: definition of that surface Dice.
     """
@@ -61,7 +61,7 @@ def large_lesion_scores(
     min_volume_mm3: float,
     min_dice: float,
     penalty_mm: float,
-    method: HD95Method,
+    method: HD95Method | None,
     tolerances_mm: Sequence[float] = (),
     nsd_method: NSDMethod = "border",
 ) -> LesionScores:
@@ -78,7 +78,7 @@ def large_lesion_scores(
         min_volume_mm3: volume from which a lesion is large.
         min_dice: Dice from which a matched lesion is found; below, it is a false negative.
         penalty_mm: HD95 of lesions and components without a match.
-        method: definition of the HD95 of a lesion.
+        method: definition of the HD95 of a lesion; None leaves it out, as NaN.
         tolerances_mm: tolerances of the surface Dice of a lesion.
         nsd_method: definition of that surface Dice.
     """
@@ -131,7 +131,7 @@ def _score_matches(
     lesions: Numbers,
     parts: Numbers,
     matches: dict[int, int],
-    method: HD95Method,
+    method: HD95Method | None,
     tolerances_mm: Sequence[float],
     nsd_method: NSDMethod,
 ) -> dict[int, tuple[float, ...]]:

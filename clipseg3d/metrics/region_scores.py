@@ -89,14 +89,17 @@ def score_region(
         prediction: (x, y, z) bool.
         reference: (x, y, z) bool.
         protocol: rules of the region.
-        method: definition of the HD95; None takes the protocol's.
+        method: definition of the HD95; None takes the protocol's. Without an HD95 among the scores
+            no distances are computed, which take most of the time.
         spacing_mm: voxel size along x, y and z.
         neighbours: regions whose lesions join those of this one, one after the other.
 
     Raises:
         ValueError: the masks do not fit each other.
     """
-    method = method or protocol.hd95_method
+    used_method: HD95Method | None = None
+    if any("hd95" in name for name in protocol.scores):
+        used_method = method or protocol.hd95_method
     beside = [mask for neighbour in neighbours for mask in neighbour[:2]]
     pair = MaskPair.cut(prediction, reference, spacing_mm=spacing_mm, beside=beside)
     lesions, parts = _number(pair, protocol)
@@ -114,9 +117,10 @@ def score_region(
     penalty_mm = protocol.penalty_mm
     if penalty_mm is None:
         penalty_mm = math.hypot(*pair.shape)
-    found = _score_lesions(pair, lesions, parts, protocol, method, penalty_mm)
+    found = _score_lesions(pair, lesions, parts, protocol, used_method, penalty_mm)
     tolerances = {name: mm for name, mm in TOLERANCES_MM.items() if name in protocol.scores}
-    overlap, hd95 = Overlap.of(pair), hd95_of_pair(pair, method)
+    overlap = Overlap.of(pair)
+    hd95 = math.nan if used_method is None else hd95_of_pair(pair, used_method)
     if not math.isfinite(hd95) or (protocol.penalise_no_overlap and not overlap.tp):
         hd95 = penalty_mm
     scores = {
@@ -172,7 +176,7 @@ def _score_lesions(
     lesions: Numbers,
     parts: Numbers,
     protocol: Protocol,
-    method: HD95Method,
+    method: HD95Method | None,
     penalty_mm: float,
 ) -> LesionScores:
     """Match and score lesions by the rules of a protocol."""

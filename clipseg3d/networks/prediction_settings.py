@@ -18,6 +18,8 @@ class PredictionSettings:
         roi_size: size of the sliding window (x, y, z), in voxels.
         overlap: of neighbouring windows, in [0, 1).
         allow_missing: whether sequences were withheld in training, so that cases may lack some.
+        postprocessing: rules that clean up the regions, as plain values: rule -> thresholds, see
+            :class:`clipseg3d.inference.PostProcessing`; None for none.
 
     Raises:
         ValueError: a voxel size that is not above 0, a ``roi_size`` that is not three sizes from 1
@@ -29,6 +31,7 @@ class PredictionSettings:
     roi_size: tuple[int, int, int] = (128, 128, 128)
     overlap: float = 0.5
     allow_missing: bool = False
+    postprocessing: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no prediction can use; they may come from a file."""
@@ -60,4 +63,5 @@ class PredictionSettings:
             roi_size=tuple(values["roi_size"]),
             overlap=values["overlap"],
             allow_missing=values.get("sequence_dropout", 0) > 0,
+            postprocessing=values.get("postprocessing"),
         )

@@ -4,3 +4,4 @@ from .reader import load_pretrained as load_pretrained
 from .reader import read_networks as read_networks
 from .writer import push_to_hub as push_to_hub
 from .writer import save_pretrained as save_pretrained
+from .writer import write_postprocessing as write_postprocessing

@@ -19,6 +19,8 @@ from torch import Tensor
 from clipseg3d import __version__
 from clipseg3d.atomic_write import atomic_files, locked
 from clipseg3d.checksums import sha256_of_file
+from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.prediction_settings import PredictionSettings
 from clipseg3d.pretrained.formats import FORMAT, check_format, upgrade_config, upgrade_weights
 from clipseg3d.text_files import read_json
 from clipseg3d.weights import BUNDLED, CONFIG, bundled_names
@@ -154,6 +156,31 @@ def check_encoders(encoders: Any) -> None:
         raise ValueError("encoders need a name and a sha256 each")
 
 
+def read_settings(folder: Path) -> tuple[NetworkConfig, PredictionSettings]:
+    """Read what config.json says of the network and of its predictions.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_config`; or a value is wrong, or it says
+            nothing of predictions.
+    """
+    path, content = folder / CONFIG, read_config(folder)
+    network, settings = settings_of(content, path)
+    if settings is None:
+        raise ValueError(no_settings(path))
+    return network, settings
+
+
+def settings_of(
+    content: Mapping[str, Any], path: Path
+) -> tuple[NetworkConfig, PredictionSettings | None]:
+    """Return what the content of a config.json says of the network and of its predictions."""
+    version, prediction = content["clipseg3d"], content["prediction"]
+    settings = None
+    if prediction is not None:
+        settings = parse_values(PredictionSettings, prediction, path, version)
+    return parse_values(NetworkConfig, content["network"], path, version), settings
+
+
 def read_weights(folder: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
     """Read model.safetensors: tensors on the CPU, under their current names.
 
@@ -233,6 +260,14 @@ def write_folder(folder: Path, config: Mapping[str, Any], weights: Mapping[str, 
 def hub_error(error: Exception) -> str:
     """Return a few words for an error of the hub, whose own messages have several paragraphs."""
     return getattr(error, "strerror", None) or type(error).__name__
+
+
+def no_settings(path: Path) -> str:
+    """Return the message for a config.json or checkpoint without settings of prediction."""
+    return (
+        f"{path}: does not say which scans the network is for; set network.settings and save it "
+        "again with save_pretrained"
+    )
 
 
 def not_understood(path: Path, version: Any, reason: str) -> str:

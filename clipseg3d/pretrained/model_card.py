@@ -29,6 +29,10 @@ network = CLIPSeg3D.from_pretrained({{ source | default("FOLDER_OR_HUB_ID", true
 - voxel size: {{ settings.spacing_mm }} mm; scans of another one are refused
 - sliding window: {{ settings.roi_size | join(" x ") }} voxels, overlap {{ settings.overlap }}
 - cases that lack sequences: {{ "yes, trained for it" if settings.allow_missing else "no" }}
+{%- if settings.postprocessing %}
+- post-processing, done by `Predictor` and `clipseg3d segment` unless it is switched off (ml, and
+  shares of the largest component): `{{ settings.postprocessing | tojson }}`
+{%- endif %}
 {% else %}
 Not stated.
 {% endif %}

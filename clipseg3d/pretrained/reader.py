@@ -23,9 +23,11 @@ from clipseg3d.pretrained.folder import (
     WEIGHTS,
     check_encoders,
     find_pretrained,
+    no_settings,
     parse_values,
     read_config,
     read_weights,
+    settings_of,
 )
 from clipseg3d.weights import CONFIG
 
@@ -145,10 +147,7 @@ def _read_network(
     is_checkpoint = path.is_file() or path.suffix == ".ckpt"
     stored = _read_checkpoint(path) if is_checkpoint else _read_folder(find_pretrained(source))
     if stored.settings is None:
-        raise ValueError(
-            f"{stored.config_path}: does not say which scans the network is for; set "
-            "network.settings and save it again with save_pretrained"
-        )
+        raise ValueError(no_settings(stored.config_path))
     encoder = None if isinstance(clip, str) else clip
     if stored.config.semantics and encoder is None:
         name = clip if isinstance(clip, str) else stored.config.clip
@@ -166,13 +165,11 @@ def _read_network(
 def _read_folder(folder: Path) -> _Stored:
     """Read a folder that :meth:`CLIPSeg3D.save_pretrained` wrote."""
     path, content = folder / CONFIG, read_config(folder)
-    version, settings = content["clipseg3d"], content["prediction"]
-    if settings is not None:
-        settings = parse_values(PredictionSettings, settings, path, version)
+    config, settings = settings_of(content, path)
     return _Stored(
         config_path=path,
         weights_path=folder / WEIGHTS,
-        config=parse_values(NetworkConfig, content["network"], path, version),
+        config=config,
         settings=settings,
         encoders=content["encoders"],
         weights=read_weights(folder, sha256=content.get("weights_sha256")),

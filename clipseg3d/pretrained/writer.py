@@ -1,5 +1,6 @@
 """Writing trained networks to a folder, and uploading them to the hub."""
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,10 +9,12 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from clipseg3d.atomic_write import atomic_write
+from clipseg3d.atomic_write import atomic_write, locked
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
-from clipseg3d.pretrained.folder import CARD, hub_error, write_folder
+from clipseg3d.pretrained.folder import CARD, WEIGHTS, hub_error, read_settings, write_folder
 from clipseg3d.pretrained.model_card import model_card
+from clipseg3d.text_files import read_json
+from clipseg3d.weights import CONFIG
 
 
 def save_pretrained(
@@ -50,6 +53,32 @@ def save_pretrained(
         with atomic_write(folder / CARD) as tmp:
             tmp.write_text(str(card), encoding="utf-8")
     return push_folder(folder, repo_id or folder.name, **hub_options) if push_to_hub else None
+
+
+def write_postprocessing(folder: Path, rules: Mapping[str, Any] | None) -> Path:
+    """Replace the rules of post-processing in the config.json of a folder; all else stays.
+
+    Args:
+        folder: written by :func:`save_pretrained`.
+        rules: plain values, as :meth:`clipseg3d.inference.PostProcessing.values` gives them; None
+            or empty for none.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        FileNotFoundError: the folder holds no config.json.
+        ValueError: it describes no network of this library, or not for which scans it is.
+        OSError: it cannot be written.
+    """
+    read_settings(folder)  # fails if it has none
+    path = folder / CONFIG
+    with locked(folder / WEIGHTS):  # as when both are written
+        content = read_json(path)  # in the format that it has
+        content["prediction"]["postprocessing"] = rules or None
+        with atomic_write(path) as tmp:
+            tmp.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf-8")
+    return path
 
 
 def push_to_hub(

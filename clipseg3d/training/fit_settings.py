@@ -29,7 +29,7 @@ def fit_settings(
     """
     settings = {
         "seed": global_seed(),
-        "model": _without_plan_name(module.hparams),
+        "model": _that_matter(module.hparams),
         **module.replaced,
         "trainer": {name: getattr(trainer, name) for name in TRAINER_SETTINGS},
         "averaged_weights": [
@@ -48,13 +48,15 @@ def fit_settings(
     return dict(_flat(settings, ""))
 
 
-def _without_plan_name(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a module's arguments without the name of a plan: the plan's values are among them.
+def _that_matter(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a module's arguments without the name of a plan, and without rules for predictions.
 
-    Checkpoints from before networks named a plan hold none, and may be resumed.
+    The plan's values are among the arguments. Checkpoints from before networks named a plan hold
+    none, and may be resumed.
     """
     network = {name: value for name, value in model["network"].items() if name != "plan"}
-    return {**model, "network": network}
+    rest = {name: value for name, value in model.items() if name != "postprocessing"}
+    return {**rest, "network": network}
 
 
 def changed_settings(

@@ -26,6 +26,7 @@ from clipseg3d.clip.prompts import REGION_PROMPTS
 from clipseg3d.data.cases import Case
 from clipseg3d.data.releases import GivenRelease, get_release, release_values
 from clipseg3d.data.sample_order import derived_seed, global_seed
+from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.lightning_bases import LightningModule
@@ -93,6 +94,9 @@ class CLIPSeg3DModule(LightningModule):
             when they are needed.
         roi_size: size of the sliding window (x, y, z) of validation, in voxels.
         overlap: share of overlap of neighbouring windows, in [0, 1).
+        postprocessing: rules that clean up what the weights predict, as plain values: rule ->
+            thresholds, see :class:`clipseg3d.inference.PostProcessing`. They are saved with the
+            weights; losses and scores of training, validation and test are without them.
         swap_cases: number of validation cases of each rank whose report is swapped after every
             epoch, to log ``val/obey_text`` and ``val/obey_image``, see
             :func:`clipseg3d.training.report_swap.swap_reports`; each takes five segmentations
@@ -108,8 +112,8 @@ class CLIPSeg3DModule(LightningModule):
         segment_case: what :meth:`predict_step` calls with a predictor and a case.
 
     Raises:
-        ValueError: unknown preset, ablation, plan or release; a value out of its range; a CLIP
-            folder without weights.
+        ValueError: unknown preset, ablation, plan, release or rule; a value out of its range; a
+            CLIP folder without weights.
         OSError: a CLIP hub name without network.
 
     Example:
@@ -134,6 +138,7 @@ class CLIPSeg3DModule(LightningModule):
         text_cache: str | None = None,
         roi_size: tuple[int, int, int] = (128, 128, 128),
         overlap: float = 0.5,
+        postprocessing: dict[str, Any] | None = None,
         swap_cases: int = 0,
         resume_changed: bool = False,
     ) -> None:
@@ -165,11 +170,14 @@ class CLIPSeg3DModule(LightningModule):
                 "sequence_dropout": sequence_dropout,
                 "roi_size": tuple(roi_size),
                 "overlap": overlap,
+                "postprocessing": postprocessing,
             }
         )
         settings = PredictionSettings.from_hyperparameters(self.hparams)
         self.config = config
         self.release = whole_release.select(sequences=config.sequences, regions=config.regions)
+        if postprocessing is not None:
+            PostProcessing.from_values(postprocessing).require_regions(self.release)
         lacking = [
             *(name for name in ("WT", "TC", "ET") if name not in config.regions),
             *(name for name in ("t1ce",) if name not in config.sequences),

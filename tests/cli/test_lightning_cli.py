@@ -76,7 +76,9 @@ def test_network_given_as_values_reaches_the_data(parsed, write, selection, text
 def test_settings_are_shared_by_module_and_data(parsed, write):
     path = write(network={**VALUES, "view_selection": "attention"}, ablation="shuffled_text")
     options = ("--data.spacing_mm", 4, "--model.sequence_dropout", 0.25)
-    cli = parsed("--config", path, *options)
+    rules = ("--model.postprocessing", "{relative_components: {WT: 0.1}}")
+    cli = parsed("--config", path, *options, *rules)
+    assert cli.model.hparams["postprocessing"] == {"relative_components": {"WT": 0.1}}
     assert cli.model.hparams["spacing_mm"] == 4.0
     assert cli.model.hparams["release"] == "phantom"
     assert cli.datamodule.allow_missing_sequences

@@ -208,7 +208,7 @@ def test_a_rerun_skips_what_is_finished_and_says_so(weights, patients, tmp_path,
 def test_everything_at_once(weights, patients, tmp_path):
     other = write_weights(tmp_path / "other.ckpt", seed=1)
     rules = tmp_path / "rules.json"
-    PostProcessing(SPACING_MM, enhancing_to_core=10**6).save(rules)
+    PostProcessing(enhancing_to_core=10**6).save(rules)
     options = ["--weights", str(other), "--tta", "--probabilities", "--uncertainty", "--html"]
     case, out = patients / NAMES[0], tmp_path / "out"
     assert (
@@ -228,6 +228,34 @@ def test_everything_at_once(weights, patients, tmp_path):
     page = (out / f"{NAMES[0]}.html").read_text(encoding="utf-8")
     for part in ("w.ckpt", "other.ckpt", "enhancing to core ET", "brats2020"):
         assert part in page
+
+
+def test_rules_of_the_weights_are_applied_and_told_of_unless_switched_off(
+    patients, tmp_path, capsys
+):
+    strict = write_weights(tmp_path / "w.ckpt", postprocessing={"enhancing_to_core": 10**6})
+    case, name = patients / NAMES[0], f"{NAMES[0]}.nii.gz"
+    out = tmp_path / "out"
+    assert segment(case, out=out, weights=strict) == 0
+    assert "note: the weights' post-processing: enhancing to core ET" in capsys.readouterr().err
+    assert set(np.unique(voxels(out / name))) <= {0, 1, 2}
+    record = json.loads((out / "records" / f"{NAMES[0]}.json").read_text())
+    assert record["made_with"]["postprocessing"] == {"enhancing_to_core": 1e6}
+    assert segment(case, out=tmp_path / "raw", weights=strict, options=["--no-postprocessing"]) == 0
+    assert "post-processing" not in capsys.readouterr().err
+    assert 4 in voxels(tmp_path / "raw" / name)
+    # other rules are other work
+    assert segment(case, out=out, weights=strict, options=["--no-postprocessing"]) == 1
+    assert "is there already, made with other postprocessing" in capsys.readouterr().err
+    assert segment(case, out=out, weights=strict) == 0
+    assert "Skipped 1 finished" in capsys.readouterr().err
+    rules = tmp_path / "rules.json"
+    PostProcessing(small_components={"WT": 10**6}).save(rules)
+    given = ["--postprocessing", str(rules)]
+    assert segment(case, out=tmp_path / "given", weights=strict, options=given) == 0
+    assert not voxels(tmp_path / "given" / name).any()
+    with pytest.raises(SystemExit):
+        segment(case, out=out, weights=strict, options=[*given, "--no-postprocessing"])
 
 
 def test_sequences_may_be_missing_where_the_weights_allow_it(weights, patients, tmp_path, capsys):
@@ -256,7 +284,7 @@ def test_sequences_may_be_missing_where_the_weights_allow_it(weights, patients, 
         (["--t1", "y"], "t1ce: no file given; name one for each of"),
         (["here"], "here: no case of brats2020 in it"),
         (["x", "--postprocessing", "gone.json"], "gone.json: no such file"),
-        (["x", "--postprocessing", "fine.json"], "meant for voxels of 1 mm, not 8 mm"),
+        (["x", "--postprocessing", "other.json"], "holes: brats2020 has no region 'RC', but WT"),
         (["x", "--weights", "gone.ckpt"], "gone.ckpt: no such file; give a checkpoint"),
     ],
 )
@@ -264,7 +292,7 @@ def test_bad_input_ends_in_one_message(arguments, message, weights, capsys, tmp_
     monkeypatch.chdir(tmp_path)
     Path("here").mkdir()
     Path("x").mkdir()
-    PostProcessing(1.0).save(Path("fine.json"))
+    PostProcessing(holes={"RC": 1}).save(Path("other.json"))
     assert segment(out="o", weights=weights, options=arguments) == 1
     error = capsys.readouterr().err
     assert message in error

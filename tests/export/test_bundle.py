@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import monai.bundle
@@ -116,6 +117,17 @@ def test_bundle_holds_settings_weights_and_words(bundle, settings):
     words = (bundle / "docs" / "README.md").read_text()
     assert "voxels of 8 mm" in words
     assert "label convention of phantom" in words
+    assert "No rules of post-processing come with the weights." in words
+
+
+def test_a_bundle_carries_the_rules_of_the_weights(trained, settings, tmp_path):
+    network = trained()
+    network.settings = replace(settings, postprocessing={"enhancing_to_core": 0.5})
+    write_bundle(network, tmp_path / "bundle", network.settings)
+    config = json.loads((tmp_path / "bundle" / "models" / "config.json").read_text())
+    assert config["prediction"]["postprocessing"] == {"enhancing_to_core": 0.5}
+    words = (tmp_path / "bundle" / "docs" / "README.md").read_text()
+    assert "cleaned up by the rules of post-processing in `models/config.json`" in words
 
 
 def test_a_folder_that_holds_something_is_left_alone(trained, settings, tmp_path):

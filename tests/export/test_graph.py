@@ -3,6 +3,7 @@
 import json
 import resource
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,11 +85,15 @@ def test_exported_program_gives_the_networks_logits(trained, case, settings, tmp
 
 def test_metadata_say_what_a_user_of_the_graph_must_know(trained, settings):
     network = trained()
+    rules = {"enhancing_to_core": 0.5}
+    told = _metadata(network, replace(settings, postprocessing=rules), REPORT)
+    assert json.loads(told["postprocessing"]) == rules
     assert _metadata(network, settings, REPORT) == {
         "clipseg3d": clipseg3d.__version__,
         "release": "phantom",
         "spacing_mm": "8",
         "report": REPORT,
+        "postprocessing": "{}",
         "encoders": json.dumps(network.encoder_identities()),
         "sequences": "t1,t1ce,t2,flair",
         "regions": "WT,TC,ET",

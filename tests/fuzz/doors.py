@@ -475,12 +475,16 @@ def splits(rng, seed, folder, world):
 def rules(rng, seed, folder, world):
     path = folder / "rules.json"
     value = {
-        "spacing_mm": 8.0,
-        "small_components": {"WT": 3, "TC": 2, "ET": 1},
-        "enhancing_to_core": 4,
-        "holes": {"WT": 3, "TC": 3},
+        "relative_components": {"WT": 0.1},
+        "small_components": {"WT": 1.5, "TC": 1, "ET": 0.5},
+        "enhancing_to_core": 2.0,
+        "holes": {"WT": 1.5, "TC": 1.5},
         "learned": {"cases": 4},
     }
+    if seed % 2:  # as they were written once
+        del value["relative_components"]
+        value |= {"spacing_mm": 8.0, "small_components": {"WT": 3}, "enhancing_to_core": 4}
+        value["holes"] = {"WT": 3, "TC": 3}
     data, what = json_bytes(rng, value)
     path.write_bytes(data)
     call = [*world.segment(world.cases / CASES[0]), "--postprocessing", str(path)]

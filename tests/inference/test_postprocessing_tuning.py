@@ -9,6 +9,7 @@ from clipseg3d.data.label_pairs import LabelPair, find_references
 from clipseg3d.data.releases import BRATS_2020
 from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.postprocessing_tuning import (
+    SHARES,
     THRESHOLDS_ML,
     read_validation,
     tune_postprocessing,
@@ -31,9 +32,9 @@ def tumour(shift=0):
     return label
 
 
-def tune(*pairs, spacing_mm=1.0):
+def tune(*pairs, spacing_mm=1.0, **options):
     masks = [[BRATS_2020.to_regions(label) for label in pair] for pair in pairs]
-    return tune_postprocessing(LabelPair(*pair, (spacing_mm,) * 3) for pair in masks)
+    return tune_postprocessing((LabelPair(*pair, (spacing_mm,) * 3) for pair in masks), **options)
 
 
 def test_perfect_predictions_need_no_rule():
@@ -43,16 +44,32 @@ def test_perfect_predictions_need_no_rule():
     assert tuned.num_cases == 2
 
 
-def test_false_parts_are_removed_by_the_smallest_threshold_that_does():
+def test_false_parts_are_removed_by_the_smallest_share_that_does():
     result = tumour()
-    result[50:55, 40:45, 30:32] = 2  # 50 voxels
+    result[46:56, 40:50, 30:33] = 2  # 300 voxels of 27000, 0.011
     result[50:53, 10:12, 30:32] = 2  # 12 voxels
     tuned = tune((result, tumour()))
-    # 50 voxels are gone below 100, the next of 0, 10, 20, 50, 100
-    assert tuned.rules.small_components == {"WT": 100, "TC": 0, "ET": 0}
+    assert tuned.rules.values() == {"relative_components": {"WT": 0.02}}
+    assert tuned.after == {"WT": 1, "TC": 1, "ET": 1}
+
+
+def test_where_no_share_helps_false_parts_are_removed_by_the_smallest_volume_that_does():
+    small = np.zeros(SHAPE, np.uint8)
+    small[5:9, 5:9, 5:9] = 2  # 64 voxels, and a true part of 58, which every share keeps
+    small[20:49, 10:12, 10] = 2
+    result = tumour()
+    result[50:55, 40:45, 30:32] = 2  # 50 voxels, 0.0019 of 27000
+    expected = tumour()
+    expected[50:54, 40:45, 0:11] = result[50:54, 40:45, 0:11] = 2  # a true part of 220, 0.008
+    tuned = tune((result, expected), (small, small))
+    # 50 voxels are gone below 0.1 ml, the next of 0, 0.01, 0.02, 0.05, 0.1, but so are 58 and 64
+    assert tuned.rules.values() == {}
+    tuned = tune((result, expected))
+    assert tuned.rules.small_components == {"WT": 0.1, "TC": 0, "ET": 0}
+    assert tuned.rules.relative_components == {"WT": 0, "TC": 0, "ET": 0}
     assert tuned.rules.enhancing_to_core == 0
     assert tuned.after == {"WT": 1, "TC": 1, "ET": 1}
-    assert tuned.before["WT"] == pytest.approx(2 * 27000 / (2 * 27000 + 62))
+    assert tuned.before["WT"] == pytest.approx(2 * 27220 / (2 * 27220 + 50))
 
 
 def test_true_parts_are_kept_even_where_false_ones_are_smaller():
@@ -60,7 +77,7 @@ def test_true_parts_are_kept_even_where_false_ones_are_smaller():
     expected[50:55, 40:45, 30:32] = 2  # a true part of 50 voxels
     result = expected.copy()
     result[50:53, 10:12, 30:32] = 2  # a false positive of 12
-    assert tune((result, expected)).rules.small_components["WT"] == 20
+    assert tune((result, expected)).rules.values() == {"small_components": {"WT": 0.02}}
 
 
 def test_a_few_false_enhancing_voxels_become_core_by_the_rule_for_empty_masks():
@@ -72,9 +89,8 @@ def test_a_few_false_enhancing_voxels_become_core_by_the_rule_for_empty_masks():
     tuned = tune((result, expected))
     assert tuned.before["ET"] == 0
     assert tuned.after["ET"] == 1
-    # parts come first: both are below 20
-    assert tuned.rules.small_components["ET"] == 20
-    assert tuned.rules.enhancing_to_core == 0
+    # parts come first: both are below 20 voxels; a share never removes the largest
+    assert tuned.rules.values() == {"small_components": {"ET": 0.02}}
 
     keeps = tumour()
     keeps[keeps == 4] = 1
@@ -86,7 +102,7 @@ def test_a_few_false_enhancing_voxels_become_core_by_the_rule_for_empty_masks():
         scattered[x, 11, 11] = 4  # 9 false positives, each on its own
     tuned = tune((keeps, keeps), (keeps, keeps), (keeps, keeps), (scattered, expected))
     assert tuned.rules.small_components["ET"] == 0  # true single voxels would be lost
-    assert tuned.rules.enhancing_to_core == 10
+    assert tuned.rules.enhancing_to_core == 0.01
     assert tuned.after == {"WT": 1, "TC": 1, "ET": 1}
 
 
@@ -97,17 +113,49 @@ def test_holes_are_filled():
     expected = tumour()
     expected[20:23, 20:23, 20:22] = 1
     tuned = tune((result, expected))
-    assert tuned.rules.holes == {"WT": 10, "TC": 20}
+    assert tuned.rules.values() == {"holes": {"WT": 0.01, "TC": 0.02}}
     assert tuned.after == {"WT": 1, "TC": 1, "ET": 1}
 
 
-def test_thresholds_are_volumes_in_voxels_of_the_cases():
-    result = tumour()
-    result[50:55, 40:45, 30:32] = 2
-    tuned = tune((result, tumour()), spacing_mm=2.0)
-    assert tuned.rules.small_components["WT"] == round(0.5 * 1000 / 8)
-    assert tuned.rules.spacing_mm == 2.0
+def test_thresholds_are_volumes_whatever_the_voxels():
+    expected = tumour()
+    expected[50:55, 40:45, 30:32] = 2  # a true part of 50 voxels, 0.0019 of 27000
+    result = expected.copy()
+    result[50:53, 10:12, 30:32] = 2  # a false one of 12, 0.096 ml at 2 mm
+    assert tune((result, expected), spacing_mm=2.0).rules.values() == {
+        "small_components": {"WT": 0.1}
+    }
     assert 0 in THRESHOLDS_ML
+    assert 0 in SHARES
+
+
+def test_lesion_wise_scores_choose_what_dice_cannot_see():
+    expected = tumour()
+    expected[44:59, 35:50, 20:40] = 2  # a second lesion of 4500 voxels, a sixth of the first
+    result = expected.copy()
+    result[50:55, 5:10, 10:35] = 2  # a false one of 625, which is a third of the lesions
+    missing = tumour()
+    missing[5:15, 5:35, 5:35] = 0  # of a second case, a third is missed
+    fine = tune((result, expected), (missing, tumour()))
+    by_lesion = tune((result, expected), (missing, tumour()), criterion="lesion_dice")
+    for tuned in (fine, by_lesion):
+        assert tuned.rules.values() == {"relative_components": {"WT": 0.05}}
+    whole = 31500
+    assert fine.before["WT"] == pytest.approx((2 * whole / (2 * whole + 625) + 36 / 45) / 2)
+    assert by_lesion.before["WT"] == pytest.approx((2 / 3 + 36 / 45) / 2)
+    assert by_lesion.after["WT"] == pytest.approx((1 + 36 / 45) / 2)
+    # two fifths of a second lesion are found, beside a larger false one
+    expected = tumour()
+    expected[46:56, 40:50, 30:40] = 2
+    result = tumour()
+    result[46:56, 40:44, 30:40] = 2  # 400 of 1000 voxels
+    result[44:59, 5:25, 10:12] = 2  # 600
+    assert tune((result, expected)).rules.values() == {"relative_components": {"WT": 0.05}}
+    tuned = tune((result, expected), criterion="lesion_dice")
+    assert tuned.rules.values() == {}  # (1 + 0) / 2 would be less than this
+    assert tuned.after["WT"] == pytest.approx((1 + 800 / 1400 + 0) / 3)
+    with pytest.raises(ValueError, match="unknown criterion 'nsd': choose one of dice, lesion_d"):
+        tune((result, expected), criterion="nsd")
 
 
 def test_rules_do_the_same_to_volumes_as_to_crops():
@@ -122,7 +170,7 @@ def test_rules_do_the_same_to_volumes_as_to_crops():
     assert tuned.rules.describe() != "none"
     scores = []
     for result, expected in pairs:
-        masks = tuned.rules(BRATS_2020.to_regions(result))
+        masks = tuned.rules(BRATS_2020.to_regions(result), spacing_mm=(1.0, 1.0, 1.0))
         truth = BRATS_2020.to_regions(expected)
         scores.append(
             2

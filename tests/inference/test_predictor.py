@@ -22,6 +22,7 @@ from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import Prediction
 from clipseg3d.networks.config import NetworkConfig
+from clipseg3d.networks.prediction_settings import PredictionSettings
 from clipseg3d.views import Views
 from clipseg3d.vocabulary import SEQUENCES
 
@@ -34,8 +35,11 @@ class BrightFlair(nn.Module):
 
     offset = 0.0
 
-    config = semantic_fusion = text_bank = None
+    config = settings = semantic_fusion = text_bank = None
     view_selection = "center"
+
+    def encoder_identities(self):
+        return {}
 
     def embed_text(self, reports):
         self.reports = reports
@@ -372,7 +376,7 @@ def test_a_case_without_t1ce_and_flair_is_segmented_with_a_warning(folder, recwa
 
 
 def test_post_processing_cleans_the_label_and_not_the_probabilities(folder):
-    rules = PostProcessing(SPACING_MM, enhancing_to_core=10**6)
+    rules = PostProcessing(enhancing_to_core=10**6)
     case = case_in(folder)
     plain = predictor(device="cpu")(case, probabilities=True)
     result = predictor(device="cpu", postprocessing=rules)(case, probabilities=True)
@@ -381,9 +385,105 @@ def test_post_processing_cleans_the_label_and_not_the_probabilities(folder):
     np.testing.assert_array_equal(result.probabilities, plain.probabilities)
 
 
-def test_rules_for_another_voxel_size_are_refused():
-    with pytest.raises(ValueError, match="meant for voxels of 1 mm, not 8 mm; learn them"):
-        predictor(device="cpu", postprocessing=PostProcessing(1.0))
+def with_rules(**rules):
+    """Return a network as if saved with rules of post-processing."""
+    network = BrightFlair()
+    network.settings = PredictionSettings("phantom", SPACING_MM, postprocessing=rules or None)
+    return network
+
+
+def test_rules_of_the_weights_are_applied_unless_they_are_switched_off(folder):
+    case = case_in(folder)
+    plain = predictor(device="cpu")(case).label
+    own = predictor(with_rules(enhancing_to_core=10**6), device="cpu")
+    off = predictor(with_rules(enhancing_to_core=10**6), device="cpu", postprocessing=None)
+    given = PostProcessing(small_components={"WT": 10**6})
+    other = predictor(with_rules(enhancing_to_core=10**6), device="cpu", postprocessing=given)
+    np.testing.assert_array_equal(own(case).label, np.where(plain == 4, 1, plain))
+    np.testing.assert_array_equal(off(case).label, plain)
+    assert not other(case).label.any()
+    named = [run.provenance()["post-processing"] for run in (own, off, other)]
+    assert named == [
+        "enhancing to core ET < 1e+06 ml",
+        "none",
+        "small components WT < 1e+06 ml",
+    ]
+
+
+def test_what_a_case_is_made_with_depends_on_the_rules_and_not_on_who_gives_them():
+    def made_with(*networks, **options):
+        return predictor(*networks, device="cpu", **options).fingerprint()["postprocessing"]
+
+    own = made_with(with_rules(relative_components={"WT": 0.1}))
+    assert own == {"relative_components": {"WT": 0.1}}
+    rules = PostProcessing(relative_components={"WT": 0.1, "TC": 0})
+    assert made_with(postprocessing=rules) == own
+    assert made_with(with_rules(relative_components={"WT": 0.1 + 1e-9})) != own
+    for none in (with_rules(), with_rules(relative_components={"WT": 0})):
+        assert made_with(none) is None
+    assert made_with(postprocessing=PostProcessing()) is None
+
+
+def test_an_ensemble_has_one_set_of_rules():
+    same = [with_rules(holes={"WT": 1}), with_rules(holes={"WT": 1.0, "TC": 0})]
+    assert predictor(*same, device="cpu").postprocessing.values() == {"holes": {"WT": 1.0}}
+    assert predictor(with_rules(), BrightFlair(), device="cpu").postprocessing is None
+    for other, words in ((with_rules(), "none"), (with_rules(holes={"WT": 2}), "holes WT < 2 ml")):
+        with pytest.raises(
+            ValueError,
+            match=r"come with different rules .*\(holes WT < 1 ml; and "
+            rf"{words}\); .* --postprocessing FILE\), or none",
+        ):
+            predictor(same[0], other, device="cpu")
+        assert predictor(same[0], other, device="cpu", postprocessing=None).num_passes == 2
+        given = predictor(same[0], other, device="cpu", postprocessing=PostProcessing())
+        assert given.postprocessing == PostProcessing()
+
+
+def test_rules_that_cannot_be_applied_are_refused():
+    with pytest.raises(ValueError, match="holes: phantom has no region 'RC', but WT, TC, ET"):
+        predictor(device="cpu", postprocessing=PostProcessing(holes={"RC": 1}))
+    with pytest.raises(ValueError, match="postprocessing='none': give rules of post-processing"):
+        predictor(device="cpu", postprocessing="none")
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "folder"])
+def test_rules_travel_with_weights(tmp_path, save_checkpoint, kind):
+    rules = {"relative_components": {"WT": 0.1}, "enhancing_to_core": 0.5}
+    torch.manual_seed(0)
+    config = replace(SMALL, semantics=False)
+    network = build_clipseg3d(config)
+    source = tmp_path / "w.ckpt"
+    save_checkpoint(network, config, source, settings={"postprocessing": rules})
+    if kind == "folder":
+        Predictor.from_checkpoint(source).network.save_pretrained(tmp_path / "w")
+        source = tmp_path / "w"
+    assert Predictor.from_pretrained(source).postprocessing == PostProcessing(**rules)
+    assert Predictor.from_checkpoint(source, postprocessing=None).postprocessing is None
+    own = PostProcessing()
+    assert Predictor.from_checkpoints([source], postprocessing=own).postprocessing is own
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"small_parts": {}}, "unknown rule 'small_parts'"),
+        ({"holes": {"RC": 1}}, "no region 'RC'"),
+        ({"holes": {"WT": "all"}}, "'all' is not a volume in ml"),
+        ("strict", "hyperparameters|postprocessing"),
+    ],
+)
+def test_damaged_rules_of_weights_are_named_with_their_file(
+    tmp_path, save_checkpoint, rules, message
+):
+    config = replace(SMALL, semantics=False)
+    path = tmp_path / "w.ckpt"
+    save_checkpoint(build_clipseg3d(config), config, path, settings={"postprocessing": rules})
+    with pytest.raises(ValueError, match=message) as error:
+        Predictor.from_checkpoint(path)
+    assert str(error.value).startswith(f"{path}: ")
+    if isinstance(rules, dict):
+        Predictor.from_checkpoint(path, postprocessing=None)  # they are not needed
 
 
 def test_progress_comes_in_shares_of_the_case(folder):
@@ -592,7 +692,7 @@ def prompted(teach_prompts):
 
 def test_prompts_are_answered_on_the_final_regions(folder, prompted):
     case = case_in(folder)
-    rules = PostProcessing(SPACING_MM, small_components={"WT": 3})
+    rules = PostProcessing(small_components={"WT": 3 * 0.512})  # voxels of 0.512 ml
     run = predictor(prompted(), device="cpu", postprocessing=rules)
     result = run(case, prompts=[*ANSWERS])
     assert [answer.text for answer in result.prompts] == [*ANSWERS]

@@ -1,6 +1,7 @@
 """Mirrors clipseg3d/metrics/region_scores.py."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,29 @@ def boxes(shape, *slices):
     for one in slices:
         voxels[one] = True
     return voxels
+
+
+@pytest.mark.parametrize("name", ["brats2023", "brats2024", "brats2026"])
+def test_scores_that_need_no_distance_are_the_same_without(monkeypatch, name):
+    rng = np.random.default_rng(0)
+    prediction, reference = (
+        ndimage.binary_dilation(rng.random((24, 24, 24)) > 0.998, iterations=2) for _ in range(2)
+    )
+    protocol = get_protocol(name)
+    wanted = {
+        score: value
+        for score, value in score_region(prediction, reference, protocol=protocol).items()
+        if "hd95" not in score and "nsd" not in score
+    }
+
+    def fail(*arguments):
+        raise AssertionError("a distance is computed")
+
+    for module in ("region_scores", "lesionwise"):
+        monkeypatch.setattr(f"clipseg3d.metrics.{module}.hd95_of_pair", fail)
+    fewer = replace(protocol, scores=tuple(wanted))
+    assert score_region(prediction, reference, protocol=fewer) == wanted
+    assert 0 < wanted["lesion_dice"] < 1
 
 
 def test_two_empty_masks_in_2024_and_2026():

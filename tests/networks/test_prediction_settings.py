@@ -20,6 +20,13 @@ def test_hyperparameters_give_the_settings():
     assert PredictionSettings.from_hyperparameters(VALUES) == expected
 
 
+def test_rules_of_post_processing_are_among_them():
+    rules = {"enhancing_to_core": 0.5}
+    settings = PredictionSettings.from_hyperparameters({**VALUES, "postprocessing": rules})
+    assert settings.postprocessing == rules
+    assert PredictionSettings.from_hyperparameters(VALUES).postprocessing is None
+
+
 def test_sequences_may_be_missing_only_where_training_withheld_some():
     without = {name: value for name, value in VALUES.items() if name != "sequence_dropout"}
     assert not PredictionSettings.from_hyperparameters(without).allow_missing

@@ -29,6 +29,7 @@ def test_card_states_what_is_known_and_leaves_the_rest_to_the_author(trained, fo
     own = network.state_dict()
     count = sum(w.numel() for name, w in network.named_parameters() if name in own)
     assert f"with {count:,} parameters" in body
+    assert "post-processing" not in body
     assert "{{" not in card
     assert "{%" not in card
 

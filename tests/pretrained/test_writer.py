@@ -1,7 +1,7 @@
 """Mirrors clipseg3d/pretrained/writer.py: what is saved, and that it comes back."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.presets import ABLATIONS
 from clipseg3d.networks.unet import UNet3D
+from clipseg3d.pretrained.writer import write_postprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 VARIANTS = {
@@ -60,6 +61,7 @@ def test_files_hold_plain_values_and_no_clip(trained, folder):
             "roi_size": [16, 24, 20],
             "overlap": 0.25,
             "allow_missing": True,
+            "postprocessing": None,
         },
         "encoders": {
             "CLIP": {
@@ -112,6 +114,67 @@ def test_a_network_of_parts_is_not_saved_and_harms_nothing(folder):
     with pytest.raises(ValueError, match=r"made of parts has no config .*; build it with"):
         CLIPSeg3D(UNet3D(channels=(4, 6), num_auxiliary=0)).save_pretrained(folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+RULES = {"relative_components": {"WT": 0.1}, "enhancing_to_core": 0.5}
+
+
+def test_rules_of_post_processing_are_saved_with_the_weights(trained, tmp_path):
+    network = trained(semantics=False)
+    network.settings = replace(network.settings, postprocessing=RULES)
+    network.save_pretrained(tmp_path)
+    assert CLIPSeg3D.from_pretrained(tmp_path).settings == network.settings
+    card = (tmp_path / "README.md").read_text()
+    assert '`{"enhancing_to_core": 0.5, "relative_components": {"WT": 0.1}}`' in card
+
+
+def test_rules_are_written_to_a_folder_and_nothing_else_changes(folder, settings):
+    config = json.loads((folder / "config.json").read_text())
+    others = {p: p.read_bytes() for p in folder.iterdir() if p.name != "config.json"}
+    write_postprocessing(folder, RULES)
+    written = json.loads((folder / "config.json").read_text())
+    assert written["prediction"].pop("postprocessing") == RULES
+    del config["prediction"]["postprocessing"]
+    assert written == config
+    assert {p: p.read_bytes() for p in folder.iterdir() if p.name != "config.json"} == others
+    assert CLIPSeg3D.from_pretrained(folder).settings == replace(settings, postprocessing=RULES)
+    write_postprocessing(folder, {})
+    assert CLIPSeg3D.from_pretrained(folder).settings == settings
+
+
+def test_rules_are_written_to_a_folder_of_an_older_format(folder, change_config):
+    change_config(folder, format=2)
+    path = folder / "config.json"
+    before = json.loads(path.read_text())
+    del before["prediction"]["postprocessing"]
+    path.write_text(json.dumps(before))
+    assert CLIPSeg3D.from_pretrained(folder).settings.postprocessing is None
+    write_postprocessing(folder, RULES)
+    assert json.loads(path.read_text())["format"] == 2
+    assert CLIPSeg3D.from_pretrained(folder).settings.postprocessing == RULES
+
+
+def test_rules_are_written_completely_or_not_at_all(folder, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"gone: holds no config\.json"):
+        write_postprocessing(tmp_path / "gone", RULES)
+    assert not (tmp_path / "gone").exists()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def fill_the_disk(self, *args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    with pytest.raises(OSError, match=r"config\.json: cannot be written \(No space"):
+        write_postprocessing(folder, RULES)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_rules_are_not_written_where_settings_are_unknown(trained, tmp_path):
+    network = trained(semantics=False)
+    network.settings = None
+    network.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json: does not say which scans"):
+        write_postprocessing(tmp_path, RULES)
 
 
 # the hub

@@ -57,6 +57,12 @@ def test_what_changes_no_sample_may_change(small, saved, tmp_path):
     assert trainer.global_step == 4
 
 
+def test_rules_for_predictions_may_change(small, saved, tmp_path):
+    module = small.module(postprocessing={"enhancing_to_core": 0.5})
+    _, trainer = small(tmp_path, checkpoint=saved, module=module, max_epochs=1)
+    assert trainer.global_step == 4
+
+
 def test_a_checkpoint_of_before_networks_named_a_plan_goes_on(small, saved, tmp_path):
     content = torch.load(saved, weights_only=True)
     content["settings"].pop("model.network.plan", None)

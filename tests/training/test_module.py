@@ -723,9 +723,21 @@ def test_texts_are_read_from_a_file_of_embeddings(quiet, tmp_path, monkeypatch):
         small_module(text_cache=broken)
 
 
+def test_rules_for_predictions_are_hyperparameters():
+    rules = {"relative_components": {"WT": 0.1}}
+    module = CLIPSeg3DModule(replace(SMALL, semantics=False), postprocessing=rules)
+    assert module.hparams["postprocessing"] == rules
+    assert module.network.settings.postprocessing == rules
+    module.on_predict_start()
+    assert module._predictor.postprocessing.values() == rules
+    assert small_module().network.settings.postprocessing is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"network": "tiny", "postprocessing": {"parts": 3}}, "unknown rule 'parts'; choose from"),
+        ({"network": "tiny", "postprocessing": {"holes": {"RC": 3}}}, "has no region 'RC'"),
         ({"network": "huge"}, "unknown preset 'huge': choose one of paper, .*recommended, tiny"),
         ({"network": "tiny", "ablation": "no_brain"}, "unknown ablation 'no_brain'"),
         ({"network": "tiny", "release": "brats1999"}, "unknown release 'brats1999'"),
