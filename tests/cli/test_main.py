@@ -21,7 +21,7 @@ FAST = ("brats2018_tiny", "brats2020_recommended")
 """One for each data module; test_lightning_cli.py trains with phantom_tiny."""
 NETWORK = json.dumps(
     {
-        "channels": [4, 8],
+        "channels": [4, 6, 8, 10],
         "num_auxiliary": 0,
         "semantic_dim": 16,
         "num_heads": 2,

@@ -38,7 +38,7 @@ RECIPES = [
 NUM_CASES = 6
 SMALL = {
     "clip": "tiny-random",
-    "channels": "[4, 8]",
+    "channels": "[4, 6, 8, 10]",
     "num_auxiliary": "0",
     "semantic_dim": "16",
     "num_heads": "2",
