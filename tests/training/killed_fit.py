@@ -81,8 +81,8 @@ def spy(log: Path, kill_at: int) -> None:
     step, score = CLIPSeg3DModule._loss, CLIPSeg3DModule._log_scores
     replace = os.replace
 
-    def spy_step(self, batch, batch_idx):
-        loss = step(self, batch, batch_idx)
+    def spy_step(self, batch, batch_idx, graded):
+        loss = step(self, batch, batch_idx, graded)
         image = float(unpack(batch)["image"].double().sum())
         note("step", self.global_step, batch["case_id"], image, float(loss.detach()))
         return loss
