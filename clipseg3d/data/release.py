@@ -19,6 +19,14 @@ CASE = "{case}"
 """Stands for the name of the case in patterns of file names."""
 
 
+def region_codes(regions: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint16]:
+    """Return the regions (r, x, y, z) of each voxel as bits (x, y, z); bit 0 is the first."""
+    codes = np.zeros(regions.shape[1:], np.uint16)
+    for bit, mask in enumerate(regions):
+        codes |= mask.astype(np.uint16) << bit
+    return codes
+
+
 @dataclass(frozen=True)
 class BraTSRelease:
     """How one data set names its files and numbers its labels.
@@ -200,10 +208,7 @@ class BraTSRelease:
         decides; if there is none, the last region of ``labels_out`` wins. Labels in no region
         become background.
         """
-        codes = np.zeros(regions.shape[1:], np.uint16)
-        for bit, mask in enumerate(regions):
-            codes |= mask.astype(np.uint16) << bit
-        written: npt.NDArray[np.uint8] = self._label_of_code[codes]
+        written: npt.NDArray[np.uint8] = self._label_of_code[region_codes(regions)]
         return written
 
     @cached_property

@@ -17,7 +17,7 @@ from clipseg3d.data.label_pairs import (
     find_label_maps,
     read_pair,
 )
-from clipseg3d.data.release import BraTSRelease
+from clipseg3d.data.release import BraTSRelease, region_codes
 from clipseg3d.data.releases import BRATS_2020
 from clipseg3d.inference.case_record import CaseRecord, record_path
 from clipseg3d.inference.postprocessing import (
@@ -165,7 +165,7 @@ def tune_postprocessing(
             for number, prediction in enumerate(predictions):
                 masks = _masks(prediction, len(regions))
                 (masks,) = apply_rule(masks, rule, region, (best,), release, voxel_ml=voxel_ml)
-                predictions[number] = _codes(masks)
+                predictions[number] = region_codes(masks)
     rules = PostProcessing.from_values(
         {
             rule: thresholds if rule != "enhancing_to_core" else sum(thresholds.values())
@@ -179,18 +179,10 @@ def tune_postprocessing(
 
 def _crop(pair: LabelPair) -> tuple[_Codes, _Codes]:
     """Return prediction and reference, cropped to the box that holds both tumours."""
-    prediction, reference = _codes(pair.prediction), _codes(pair.reference)
+    prediction, reference = region_codes(pair.prediction), region_codes(pair.reference)
     boxes = ndimage.find_objects(((prediction > 0) | (reference > 0)).astype(np.uint8))
     box = boxes[0] if boxes else (slice(0, 1),) * 3
     return prediction[box].copy(), reference[box].copy()
-
-
-def _codes(masks: Masks) -> _Codes:
-    """Return the regions (r, x, y, z) that each voxel belongs to, as bits."""
-    codes: _Codes = np.zeros(masks.shape[1:], np.uint16)
-    for bit, mask in enumerate(masks):
-        codes |= mask.astype(np.uint16) << bit
-    return codes
 
 
 def _masks(codes: _Codes, num_regions: int) -> Masks:
