@@ -52,7 +52,7 @@ class Losses(Callback):
 
 
 def count_whole_cases(encoder) -> list[int]:
-    """Return a list that grows by one for every case of which CLIP is shown all sequences."""
+    """Return a list that grows by one for every case that CLIP is shown in all its colours."""
     seen, encode = [], encoder.encode_image
 
     def counted(images):
