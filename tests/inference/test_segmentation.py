@@ -23,7 +23,7 @@ FIELDS = ("qform_code", "sform_code", "pixdim", "xyzt_units")
 class Bands(nn.Module):
     """Each region is a band of the z-scored FLAIR."""
 
-    config = text_bank = semantic_fusion = None
+    config = settings = text_bank = semantic_fusion = None
     view_selection = "center"
 
     def embed_text(self, reports):

@@ -293,7 +293,8 @@ def test_reports_are_swapped_only_about_enhancing_tumours():
 
 def test_sentences_presence_and_prompts_are_trained(phantom_folder, tmp_path):
     """Two steps move every new weight, with reports written from masks and twins."""
-    config = replace(SMALL, sentences=True, presence=True, guided_skips=1, prompt_head=True)
+    reading = {"sentences": True, "presence": True, "guided_skips": 1, "prompt_head": True}
+    config = replace(SMALL, channels=(4, 6, 8), **reading)
     module = CLIPSeg3DModule(
         config, release="phantom", spacing_mm=SPACING_MM, plan=FROM_THE_START, lr=1e-2
     )
