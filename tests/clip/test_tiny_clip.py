@@ -21,14 +21,24 @@ from clipseg3d.texts import Statement, statement_of
 from clipseg3d.views import cut_views
 from clipseg3d.weights import BUNDLED
 
-FOLDER = BUNDLED / "tiny" / "clip"
+NAMES = ("tiny", "tiny-2")
 SETTINGS = {"steps": 2, "batch_size": 3, "lr": 1e-3, "save_every": 1}
 SIDES = ("a tumour in the left hemisphere", "a tumour in the right hemisphere")
 
 
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def clip():
-    return load_encoder("tiny")
+def clip(name):
+    return load_encoder(name)
+
+
+@pytest.fixture(scope="module")
+def folder(name):
+    return BUNDLED / name / "clip"
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +85,32 @@ def untrained(script, tokenizer):
 # the weights
 
 
-def test_it_is_small():
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 6e6
+def test_it_is_small(folder):
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 6_000_000
 
 
-def test_it_is_loaded_by_name_and_by_folder(clip):
-    assert clip.name == "tiny"
+def test_it_is_loaded_by_name_and_by_folder(clip, name, folder):
+    assert clip.name == name
     assert clip.max_tokens >= 128
-    assert load_text_encoder("tiny").fingerprint() == clip.fingerprint()
-    folder = HuggingFaceCLIP.from_pretrained(str(FOLDER))
-    assert folder.fingerprint() == clip.fingerprint()
-    assert {p.dtype for p in folder.parameters()} == {torch.float32}
+    assert load_text_encoder(name).fingerprint() == clip.fingerprint()
+    read = HuggingFaceCLIP.from_pretrained(str(folder))
+    assert read.fingerprint() == clip.fingerprint()
+    assert {p.dtype for p in read.parameters()} == {torch.float32}
+
+
+def test_the_newer_one_reads_what_is_denied():
+    """A paraphrase is nearer than the opposite, in words that are not those of the other."""
+    clip = load_encoder("tiny-2")
+    for said, paraphrase, opposite in (
+        ("No contrast enhancement is seen.", "The lesion fails to enhance.", "An enhancing rim."),
+        ("There is no necrosis.", "The tumour is not necrotic.", "The centre is necrotic."),
+        ("Extensive oedema.", "Marked swelling surrounds it.", "Hardly any oedema."),
+        ("A single lesion.", "The tumour is solitary.", "Several lesions."),
+        ("the enhancing rim", "bright ring on post-contrast T1", "the kidney"),
+    ):
+        vectors = clip.encode_text([said, paraphrase, opposite])
+        similar = vectors[0] @ vectors[1:].T
+        assert similar[0] > similar[1] + 0.3, (said, similar)
 
 
 def test_vectors_have_unit_norm(clip):
@@ -96,11 +121,11 @@ def test_vectors_have_unit_norm(clip):
     assert not torch.allclose(texts[0], texts[1], atol=0.1)
 
 
-def test_tokenizer_files_of_old_and_new_agree(clip, tmp_path):
+def test_tokenizer_files_of_old_and_new_agree(clip, folder, tmp_path):
     text = "Edema surrounds the lesion; 3.5 cm, LEFT temporal lobe (naïve)."
     for name in ("vocab.json", "merges.txt"):
-        shutil.copy(FOLDER / name, tmp_path)
-    shutil.copy(FOLDER / "tokenizer_config.json", tmp_path)
+        shutil.copy(folder / name, tmp_path)
+    shutil.copy(folder / "tokenizer_config.json", tmp_path)
     old = type(clip.tokenizer).from_pretrained(tmp_path)
     assert old(text)["input_ids"] == clip.tokenizer(text)["input_ids"]
 
