@@ -115,7 +115,14 @@ _BRIGHT = Stage(
     decay=0.99,
 )
 READING = replace(
-    NETWORK, sentences=True, presence=True, guided_skips=2, prompt_head=True, guided=REGIONS
+    NETWORK,
+    sentences=True,
+    presence=True,
+    guided_skips=2,
+    prompt_head=True,
+    guided=REGIONS,
+    attention_stride=2,  # half of the time of the semantic path
+    clip="tiny-2",
 )
 STAGES = {
     "unet": Stage(_UNET, TrainingPlan(lr=2e-3, warmup=0.05), (96, 128, 96)),

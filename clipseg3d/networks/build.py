@@ -113,6 +113,7 @@ def build_clipseg3d(
         text_dim=text_dim if config.guided or config.sentences or config.guidance != "none" else 0,
         num_heads=config.num_heads,
     )
+    default_stride = 1 if config.space_to_depth > 1 or config.attention_mode == "paper" else 2
     semantic_fusion = SemanticFusion(
         bridge,
         guidance,
@@ -121,7 +122,7 @@ def build_clipseg3d(
         regions=config.regions,
         guided=config.guided or (),
         mode=config.attention_mode,
-        attention_stride=1 if config.space_to_depth > 1 or config.attention_mode == "paper" else 2,
+        attention_stride=config.attention_stride or default_stride,
         conditional=config.conditional_norm,
         running_norms=config.running_norms,
         guiding_text=config.guiding_text,

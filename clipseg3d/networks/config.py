@@ -73,6 +73,8 @@ class NetworkConfig:
             too; never the first, which presence reads.
         prompt_head: a head that answers prompts; see
             :class:`clipseg3d.blocks.prompt_head.PromptHead`.
+        attention_stride: edge of the cubes of stem voxels that semantic attention averages first;
+            None takes 1 with ``space_to_depth``, and 2 without, but 1 in mode ``paper``.
         text: ``own`` reads prompts and the report of the case, ``shuffled`` is for training with
             reports of other cases, ``none`` builds no part for text.
         clip: name of a CLIP; see :func:`clipseg3d.clip.load_encoder`.
@@ -123,6 +125,7 @@ class NetworkConfig:
     presence: bool = False
     guided_skips: int = 0
     prompt_head: bool = False
+    attention_stride: int | None = None
     text: Literal["own", "shuffled", "none"] = "own"
     clip: str = "openai/clip-vit-base-patch32"
     text_encoder: str | None = None
@@ -157,6 +160,8 @@ class NetworkConfig:
         )
         require_count(refinement=self.refinement, at_least=0, at_most=MAX_CHANNELS)
         require_count(num_auxiliary=self.num_auxiliary, at_least=0)
+        if self.attention_stride is not None:
+            require_count(attention_stride=self.attention_stride, at_most=8)
         require_count(guided_skips=self.guided_skips, at_least=0, at_most=len(self.channels) - 2)
         if not isinstance(self.clip, str):
             raise ValueError(f"clip={self.clip!r} is no name; give that of a CLIP, such as 'tiny'")

@@ -251,3 +251,27 @@ def test_guided_region_that_is_not_there_is_refused(make):
     config = replace(SMALL, guided=("TC", "XX"))
     with pytest.raises(ValueError, match=r"\['XX'\] not in regions"):
         make(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stride"),
+    [
+        ({}, 2),
+        ({"space_to_depth": 2}, 1),
+        ({"attention_mode": "paper"}, 1),
+        ({"space_to_depth": 2, "attention_stride": 4}, 4),
+    ],
+)
+def test_semantic_attention_has_the_stride_of_the_config(make, image, views, changes, stride):
+    network = make(replace(SMALL, channels=(4, 6), num_auxiliary=0, **changes))
+    assert network.semantic_fusion.attention_stride == stride
+    maps = network.segment(image, network.encode_semantics(views, None)).maps
+    cubes = stride * network.config.space_to_depth
+    multiple = network.unet.multiple
+    padded = [size + -size % multiple for size in image.shape[2:]]
+    assert list(maps.scores.shape[2:]) == [-(-size // cubes) for size in padded]
+
+
+def test_a_stride_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="attention_stride=0"):
+        replace(SMALL, attention_stride=0)
