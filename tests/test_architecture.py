@@ -69,7 +69,7 @@ ARROWS = {
         "data.sample_order",
         "data.cases",
         "clip.encoder",
-        "clip.prompts",
+        "clip.text_bank",
         "texts",
         "clipseg3d",
     }

@@ -38,8 +38,7 @@ class PromptHead(nn.Module):
         text_dim: channels e of prompt embeddings, which are unit vectors.
         num_regions: regions r.
 
-    Source: the idea of segmenting by a mixture of known parts is that of part-based grounding; the
-    equation is ours.
+    Source: ours.
 
     Example:
         >>> import torch

@@ -155,8 +155,9 @@ class TextBank:
                     "check its weights"
                 )
             self._embeddings[text] = vector
+        needed = set(texts)
         for text in list(self._embeddings)[: max(0, len(self._embeddings) - MAX_KEPT)]:
-            if text not in set(texts):
+            if text not in needed:
                 del self._embeddings[text]
 
     def _pack(self, parts: Sequence[str], joiner: str) -> list[str]:

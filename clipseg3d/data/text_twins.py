@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from clipseg3d.batch import Sample, unpack_image
+from clipseg3d.data.contrast_dose import change_contrast_dose
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.ranges import require_share
 from clipseg3d.texts.facts import TumourFacts, measure_regions
@@ -78,7 +79,7 @@ class TextTwins:
         self.written = written
         self.sequences = list(release.sequences)
         regions = list(release.regions)
-        self.wt = regions.index("WT")
+        self.wt, self.tc = regions.index("WT"), regions.index("TC")
         self.within_et = [regions.index(name) for name in release.inner("ET")]
 
     def facts(self, image: Tensor, label: Tensor) -> TumourFacts | None:
@@ -142,14 +143,20 @@ class TextTwins:
 
     def _faded(self, sample: Sample, statement: Statement, rng: np.random.Generator) -> Sample:
         """Return a sample of weak enhancement, which counts if the report says so."""
-        sample = self._fade(sample, float(rng.uniform(*_FADED)), rng)
+        faded = self._fade(sample, float(rng.uniform(*_FADED)), rng)
+        if faded is None:
+            return sample
+        sample = faded
         if statement.enhancement != "none" and rng.random() < 0.5:
             sample, statement = self._unlabelled(sample), _without(statement)
         return _say(sample, _shorten(statement, rng, keep="enhancement"), rng)
 
     def _removed(self, sample: Sample, statement: Statement, rng: np.random.Generator) -> Sample:
         """Return a sample without enhancement; two thirds have a report."""
-        sample = self._unlabelled(self._fade(sample, 0.0, rng))
+        faded = self._fade(sample, 0.0, rng)
+        if faded is None:
+            return sample
+        sample = self._unlabelled(faded)
         if rng.random() < 1 / 3:
             return {**sample, "report": ""}
         return _say(sample, _shorten(_without(statement), rng), rng)
@@ -167,7 +174,8 @@ class TextTwins:
         parts, count = ndimage.label(
             self._region(label, self.wt).numpy(), structure=np.ones((3, 3, 3))
         )
-        sizes = np.bincount(parts.ravel(), minlength=count + 1)
+        core = self._region(label, self.tc).numpy()  # reports place the largest core
+        sizes = np.bincount(parts[core], minlength=count + 1)
         sizes[0] = 0
         smaller = torch.from_numpy((parts > 0) & (parts != sizes.argmax()))
         if not smaller.any():
@@ -197,26 +205,28 @@ class TextTwins:
             wrong = replace(wrong, oedema="limited" if is_extensive else "extensive")
         return _say(sample, _shorten(wrong, rng, keep="enhancement"), rng)
 
-    def _fade(self, sample: Sample, dose: float, rng: np.random.Generator) -> Sample:
-        """Return a sample with less contrast within the tumour; see ``change_contrast_dose``.
+    def _fade(self, sample: Sample, dose: float, rng: np.random.Generator) -> Sample | None:
+        """Return a sample with less contrast within the tumour; None if T1 or T1ce is not there.
 
         The line of T1 is fitted to the crop. Views do not show the change: t1ce is taken from them.
         """
         image = unpack_image(sample["image"], sample["statistics"])
-        t1, t1ce = (image[self.sequences.index(name)] for name in ("t1", "t1ce"))
-        seen = (t1 != 0) & (t1ce != 0)
-        tumour = self._region(sample["label"], self.wt)
-        x, y = t1[seen & ~tumour], t1ce[seen & ~tumour]
-        if x.numel() < 2 or not x.var() or not y.var():
-            return sample
-        slope = ((x - x.mean()) * (y - y.mean())).mean() / (x - x.mean()).square().mean()
+        masks = [self._region(sample["label"], i).numpy() for i in range(len(self.release.regions))]
+        label = self.release.to_labels(np.stack(masks))
+        try:
+            faded, _ = change_contrast_dose(
+                image.numpy(), label, self.release, dose=dose, within="WT"
+            )
+        except ValueError:  # the crop shows too little of either
+            return None
+        index = self.sequences.index("t1ce")
+        t1ce = torch.from_numpy(faded[index])
+        changed = t1ce != image[index]
         seed = int(rng.integers(2**31))
-        noise = torch.randn(t1.shape, generator=torch.Generator().manual_seed(seed))
-        without = y.mean() + slope * (t1 - x.mean()) + _NOISE * y.std() * noise
-        without = without.clamp(float(y.min()), float(y.max()))
-        changed = dose * t1ce + (1 - dose) * without
-        image = image.clone()
-        image[self.sequences.index("t1ce")] = torch.where(seen & tumour, changed, t1ce)
+        noise = torch.randn(t1ce.shape, generator=torch.Generator().manual_seed(seed))
+        spread = t1ce[t1ce != 0].std()
+        image = image.clone()  # that of the sample, if it is float32 already
+        image[index] = t1ce + (1 - dose) * _NOISE * spread * noise * changed
         return self._blind({**sample, "image": image.half()})
 
     def _blind(self, sample: Sample) -> Sample:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clipseg3d.texts.facts import TumourFacts
+from clipseg3d.texts.facts import COMPRESSED_SHARE, SHIFTED_MM, SPARED_SHARE, TumourFacts
 
 Site = Literal["frontal", "parietal", "temporal", "occipital", "insular", "deep", "cerebellar"]
 SITES: tuple[Site, ...] = (
@@ -62,8 +62,12 @@ def statement_of(facts: TumourFacts) -> Statement:
         side=facts.side,
         sites=(facts.lobe,),
         crosses_midline=facts.crosses_midline,
-        compressed=None if loss is None or 0.04 <= loss < 0.12 else loss >= 0.12,
-        shifted=None if shift is None or 1 <= shift < 3 else shift >= 3,
+        compressed=None
+        if loss is None or SPARED_SHARE <= loss < COMPRESSED_SHARE
+        else loss >= COMPRESSED_SHARE,
+        shifted=None
+        if shift is None or SHIFTED_MM / 3 <= shift < SHIFTED_MM
+        else shift >= SHIFTED_MM,
     )
 
 

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from clipseg3d.batch import Batch, complete, unpack
 from clipseg3d.blocks.prompt_head import PromptHead
 from clipseg3d.clip.encoder import InjectedClip
-from clipseg3d.clip.prompts import REGION_PROMPTS
+from clipseg3d.clip.text_bank import TextBank
 from clipseg3d.data.cases import Case
 from clipseg3d.data.releases import GivenRelease, get_release, release_values
 from clipseg3d.data.sample_order import derived_seed, global_seed
@@ -430,8 +430,9 @@ class CLIPSeg3DModule(LightningModule):
         if prediction.presence is not None:
             weight = self.plan.presence_weight * self.network.semantic_strength
             loss = loss + weight * presence_loss(prediction.presence, batch["label"])
-        if self.network.prompt_head is not None:
-            prompts = self._prompt_loss(self.network.prompt_head, batch, seeds)
+        head, bank = self.network.prompt_head, self.network.text_bank
+        if head is not None and bank is not None:
+            prompts = self._prompt_loss(head, bank, batch, seeds)
             loss = loss + self.plan.prompt_weight * prompts
         if prediction.grade is not None:
             loss = loss + self.plan.grade_weight * grade_loss(
@@ -439,18 +440,18 @@ class CLIPSeg3DModule(LightningModule):
             )
         return loss
 
-    def _prompt_loss(self, head: PromptHead, batch: Batch, seeds: tuple[int, ...]) -> Tensor:
+    def _prompt_loss(
+        self, head: PromptHead, bank: TextBank, batch: Batch, seeds: tuple[int, ...]
+    ) -> Tensor:
         """Return the loss of prompts about the true regions, which needs no image.
 
         Only how prompts are read is learned here; the network finds the regions.
         """
         rng = np.random.default_rng(derived_seed(*seeds, self.global_rank))
-        config = self.config
-        texts = [REGION_PROMPTS.get(region, region) for region in config.regions]
-        tasks = draw_tasks(PROMPTS_PER_STEP, config.regions, config.prompts or texts, rng)
+        tasks = draw_tasks(PROMPTS_PER_STEP, self.config.regions, bank.prompts, rng)
         label = coarsen(batch["label"], PROMPT_GRID)
-        encoder = self.network.text_encoder
-        reading = head.read(encoder.encode_text([task.text for task in tasks])[None].to(label))
+        embeddings = bank.encoder.encode_text([task.text for task in tasks])  # each is met once
+        reading = head.read(embeddings[None].to(label))
         masks = task_masks(tasks, label, batch["crop_box"])
         return prompt_loss(reading, head(reading, label, batch["crop_box"]), masks, tasks)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from clipseg3d.blocks.positions import voxel_positions
 from clipseg3d.blocks.prompt_head import PICKS, PromptReading
-from clipseg3d.clip.prompts import TEMPLATES
 from clipseg3d.texts.facts import lobe_masks
 from clipseg3d.texts.prompt_wording import Request, write_prompt
 
@@ -44,7 +43,10 @@ class PromptTask:
 
 
 def draw_tasks(
-    count: int, regions: Sequence[str], prompts: Sequence[str], rng: np.random.Generator
+    count: int,
+    regions: Sequence[str],
+    wordings: Sequence[Sequence[str]],
+    rng: np.random.Generator,
 ) -> list[PromptTask]:
     """Draw prompts, of which a sixth ask for what is no part of a tumour.
 
@@ -54,7 +56,7 @@ def draw_tasks(
     Args:
         count: how many.
         regions: names of the regions.
-        prompts: what to say of each region.
+        wordings: of the prompt of each region.
         rng: draws everything.
     """
     parts = [name for name, part in _PARTS.items() if set(part) <= set(regions)]
@@ -75,9 +77,8 @@ def draw_tasks(
             tasks.append(PromptTask(write_prompt(request, rng), signs, request))
         else:
             region = own[choice - len(parts)]
-            template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
             signs = tuple(float(index == region) for index in range(len(regions)))
-            text = template.format(prompts[region])
+            text = wordings[region][int(rng.integers(len(wordings[region])))]
             tasks.append(PromptTask(text, signs, Request("whole")))
     return tasks
 

@@ -255,3 +255,20 @@ def test_releases_without_enhancement_are_refused():
         TextTwins(BRATS_2020.select(sequences=("t1ce", "flair")), twins=0.5)
     with pytest.raises(ValueError, match="text_twins"):
         TextTwins(BRATS_2020, twins=1.5)
+
+
+@pytest.mark.parametrize("kind", ["faded", "removed"])
+def test_enhancement_that_cannot_be_faded_keeps_its_label(kind, monkeypatch):
+    """Without T1, T1ce without contrast agent cannot be told: nothing may say that it is gone."""
+    monkeypatch.setattr("clipseg3d.data.text_twins.KINDS", {kind: 1.0})
+    twins = TextTwins(BRATS_2020, spacing_mm=8.0, twins=1.0)
+    image, label = case()
+    facts = twins.facts(image, torch.from_numpy(label))
+    for seed in range(10):
+        torch.manual_seed(seed)
+        given = sample()
+        given["image"][T1] = 0
+        twin = twins(given, facts)
+        assert torch.equal(twin["image"], given["image"])
+        assert torch.equal(twin["label"], given["label"])
+        assert twin["report"] == given["report"]

@@ -67,17 +67,17 @@ def test_a_mirrored_crop_keeps_sides():
 
 
 def test_drawn_prompts_ask_for_every_part_and_for_none():
-    tasks = draw_tasks(600, REGIONS, ("a", "b", "c"), np.random.default_rng(0))
+    tasks = draw_tasks(600, REGIONS, (["a"], ["b"], ["c"]), np.random.default_rng(0))
     counts = {signs: sum(task.signs == signs for task in tasks) for signs in
               {task.signs for task in tasks}}  # fmt: skip
     assert set(counts) == {(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, -1), (1, -1, 0), (0, 0, 0)}
     assert min(counts.values()) > 60
-    again = draw_tasks(600, REGIONS, ("a", "b", "c"), np.random.default_rng(0))
+    again = draw_tasks(600, REGIONS, (["a"], ["b"], ["c"]), np.random.default_rng(0))
     assert tasks == again
 
 
 def test_other_regions_are_asked_for_by_their_prompt():
-    tasks = draw_tasks(80, ("lesion", "penumbra"), ("an infarct", "tissue at risk"),
+    tasks = draw_tasks(80, ("lesion", "penumbra"), (["an infarct"], ["tissue at risk"]),
                        np.random.default_rng(0))  # fmt: skip
     asked = {task.signs: task.text for task in tasks if any(task.signs)}
     assert "an infarct" in asked[1.0, 0.0]
