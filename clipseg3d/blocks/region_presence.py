@@ -1,88 +1,81 @@
 """Presence of regions: whether there is any of it in this image, from image and text."""
 
-import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange, reduce
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from clipseg3d.blocks.pointwise_conv import PointwiseConv3d
 from clipseg3d.blocks.zero_init import zero_init
 
 PRESENT = 4.0
 """Log-odds of presence at which, and above which, probabilities do not change: 98 %."""
+_STRONGEST = 8
+"""Voxels whose mean is the strongest evidence of an image; a single one would be noise."""
 
 
-_NOTHING = -10.0
-"""Logit of padding."""
+class Presence(NamedTuple):
+    """What :class:`RegionPresence` returns."""
+
+    log_odds: Tensor
+    """(b, r): of any of each region."""
+    maps: Tensor
+    """(b, r, x, y, z): logits of the regions as the image alone shows them, on a coarse grid."""
 
 
 class RegionPresence(nn.Module):
     """Tell the presence of each region in log-odds: evidence of the image plus that of the text.
 
-    The image is read by the mean of its features over the voxels of every region that was found,
-    by the volumes of the regions, and by their mean logits. Evidence of text is added, so that
-    where the image is clear, the image wins, and where it is not, the text decides. New weights
-    return :data:`PRESENT` for all.
+    The image is read from levels of the encoder, which text has not changed. They give a coarse map
+    of each region, which needs a loss of its own, such as that of deep supervision. Its volume, and
+    its strongest voxels, are the evidence. That of text is added, so that where the image is clear,
+    the image wins, and where it is not, the text decides. New weights return :data:`PRESENT` for
+    all.
 
     Args:
-        channels: channels c of the features.
+        channels: of the levels, the finest first.
         num_regions: regions r.
-        hidden: channels of the hidden layer.
         nested: whether each region lies within the one before; it is then not more present.
 
     Source: equation 6 of arXiv 2507.09966 multiplies the probabilities of voxels. Here, one factor
     per region does; see :func:`apply_presence`.
     """
 
-    def __init__(
-        self, channels: int, num_regions: int, *, hidden: int = 32, nested: bool = False
-    ) -> None:
+    def __init__(self, channels: Sequence[int], num_regions: int, *, nested: bool = False) -> None:
         super().__init__()
         self.nested = nested
-        self.hidden = nn.Linear((channels + 2) * num_regions, hidden)
-        self.score = nn.Linear(hidden, num_regions)
+        self.maps = nn.ModuleList(PointwiseConv3d(width, num_regions) for width in channels)
+        self.score = nn.Linear(2 * num_regions, num_regions)
         zero_init(self.score)
 
-    def forward(self, features: Tensor, logits: Tensor, evidence: Tensor) -> Tensor:
-        """Return log-odds of presence (b, r).
+    def forward(self, levels: Sequence[Tensor], evidence: Tensor) -> Presence:
+        """Return log-odds and maps.
 
         Args:
-            features: of the image alone, (b, c, x, y, z), such as the first level of an encoder, on
-                the padded grid of the logits or a coarser one. Features that text has changed say
-                what the text says.
-            logits: (b, r, x, y, z). No gradient flows into them.
+            levels: of the encoder, each (b, c, x, y, z), the finest first. Features that text has
+                changed say what the text says.
             evidence: of the text, in log-odds, (b, r).
         """
-        coarse = _downsample(logits.detach().float(), features)
-        probabilities = coarse.sigmoid()
-        total = reduce(probabilities, "b r x y z -> b r", "sum")
-        mean_logit = einsum(probabilities, coarse, "b r x y z, b r x y z -> b r") / (total + 1)
-        weighted = einsum(features.float(), probabilities, "b c x y z, b r x y z -> b r c")
-        pooled = rearrange(weighted / rearrange(total + 1, "b r -> b r 1"), "b r c -> b (r c)")
-        inputs = torch.cat([pooled, total.log1p() / 4, mean_logit / 4], dim=1)
-        dtype = self.score.weight.dtype
-        hidden = F.leaky_relu(self.hidden(inputs.to(dtype)), 0.01)
-        score: Tensor = self.score(hidden)
+        size = levels[0].shape[2:]
+        maps = self.maps[0](levels[0])
+        for read, level in zip(list(self.maps)[1:], levels[1:], strict=True):
+            maps = maps + F.interpolate(read(level), size=size, mode="trilinear")
+        logits = maps.float()
+        volume = reduce(logits.sigmoid(), "b r x y z -> b r", "sum").log1p()
+        voxels = rearrange(logits, "b r x y z -> b r (x y z)")
+        strongest = voxels.topk(min(_STRONGEST, voxels.shape[2]), dim=2).values.mean(dim=2)
+        inputs = torch.cat([volume, strongest], dim=1)
+        score: Tensor = self.score(inputs.to(self.score.weight.dtype))
         presence = PRESENT + score + evidence.to(score.dtype)
-        if not self.nested:
-            return presence
-        chain = [presence[:, 0]]
-        for region in presence.unbind(1)[1:]:
-            chain.append(torch.minimum(chain[-1], region))
-        return torch.stack(chain, dim=1)
-
-
-def _downsample(volume: Tensor, features: Tensor) -> Tensor:
-    """Average logits over the voxels of features, whose grid is padded at the far ends."""
-    if volume.shape[2:] == features.shape[2:]:
-        return volume
-    sizes = list(zip(volume.shape[2:], features.shape[2:], strict=True))
-    factor = 2 ** math.ceil(math.log2(max(fine / coarse for fine, coarse in sizes)))
-    padding = [coarse * factor - fine for fine, coarse in sizes]
-    before = [p for amount in reversed(padding) for p in (0, amount)]
-    padded = F.pad(volume, before, value=_NOTHING)
-    return F.avg_pool3d(padded, factor) if factor > 1 else padded
+        if self.nested:
+            chain = [presence[:, 0]]
+            for region in presence.unbind(1)[1:]:
+                chain.append(torch.minimum(chain[-1], region))
+            presence = torch.stack(chain, dim=1)
+        return Presence(presence, maps)
 
 
 def apply_presence(logits: Tensor, presence: Tensor, weight: Tensor) -> Tensor:

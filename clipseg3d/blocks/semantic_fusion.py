@@ -12,7 +12,7 @@ from clipseg3d.blocks.embedding_norm import RunningCentering, RunningWhitening
 from clipseg3d.blocks.gate_convolution import GateConvolution
 from clipseg3d.blocks.guidance import Guidance
 from clipseg3d.blocks.patch_lifting import lift_patches
-from clipseg3d.blocks.region_presence import RegionPresence, apply_presence
+from clipseg3d.blocks.region_presence import Presence, RegionPresence
 from clipseg3d.blocks.semantic_attention import AttentionMode, SemanticAttention, apply_scores
 from clipseg3d.blocks.semantic_bridge import SemanticBridge, ViewTokens
 from clipseg3d.blocks.semantic_gate import SemanticGate
@@ -60,7 +60,8 @@ class SemanticFusion(nn.Module):
     """Add the three semantic mechanisms to an encoder-decoder.
 
     Call :meth:`encode` once per case, :meth:`guide` at the bottleneck and :meth:`attend` at a
-    decoder level; with ``presence``, :meth:`tell_presence` at the end. New weights change nothing,
+    decoder level; with ``presence_channels``, :meth:`tell_presence` before these, and
+    :func:`~clipseg3d.blocks.region_presence.apply_presence` at the end. New weights change nothing,
     except in the modes ``paper`` and ``damped``. Cases without views and text are never changed.
 
     Args:
@@ -84,7 +85,8 @@ class SemanticFusion(nn.Module):
         sentences: whether the report is given as one token per sentence, which each region weighs
             (:class:`~clipseg3d.blocks.sentence_attention.SentenceAttention`); else the mean of its
             tokens is added to all regions alike, as in the paper.
-        presence: whether the presence of each region is told, and applied at the end.
+        presence_channels: channels of the encoder levels that tell the presence of each region,
+            the finest first; empty if none is told.
         nested: whether each region lies within the one before.
         skip_channels: channels of the encoder levels above the bottleneck that semantics scale and
             shift too, the deepest first; empty for the bottleneck alone, as in the paper.
@@ -111,7 +113,7 @@ class SemanticFusion(nn.Module):
         running_norms: bool = True,
         guiding_text: GuidingText = "report",
         sentences: bool = False,
-        presence: bool = False,
+        presence_channels: Sequence[int] = (),
         nested: bool = False,
         skip_channels: Sequence[int] = (),
     ) -> None:
@@ -156,8 +158,8 @@ class SemanticFusion(nn.Module):
         self.condition = SemanticGate(decoder_channels, dim) if conditional else None
         self.sentences = SentenceAttention(dim, len(self.regions)) if sentences else None
         self.presence: RegionPresence | None = None
-        if presence:
-            self.presence = RegionPresence(decoder_channels, len(self.regions), nested=nested)
+        if presence_channels:
+            self.presence = RegionPresence(presence_channels, len(self.regions), nested=nested)
         self.skips = nn.ModuleList(SemanticGate(channels, dim) for channels in skip_channels)
         attention = GateConvolution if mode == "paper" else SemanticAttention
         self.attention = nn.ModuleDict(
@@ -357,24 +359,20 @@ class SemanticFusion(nn.Module):
         levels[-1] = self.guide(levels[-1], semantics, crop_box)
         return levels
 
-    def tell_presence(
-        self, features: Tensor, logits: Tensor, semantics: Semantics
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return logits with regions emptied as far as they are absent, and log-odds of presence.
+    def tell_presence(self, levels: Sequence[Tensor], semantics: Semantics) -> Presence | None:
+        """Return the presence of each region; None without ``presence_channels``.
 
-        Call it at the very end: what is computed afterwards could undo it. The log-odds (b, r) are
-        None, and the logits as they are, without ``presence``.
+        Apply it at the very end: what is computed afterwards could undo it.
 
         Args:
-            features: of the image alone (b, c, x, y, z), such as the encoder's first level, on the
-                padded grid of the logits or a coarser one; as wide as the decoder features.
-            logits: (b, r, x, y, z).
+            levels: of the encoder, not changed by :meth:`guide_levels`; as many, and as wide, as
+                ``presence_channels``.
             semantics: from :meth:`encode`.
         """
         if self.presence is None:
-            return logits, None
-        presence = self.presence(features, logits, semantics.evidence)
-        return apply_presence(logits, presence, semantics.weight), presence
+            return None
+        presence: Presence = self.presence(levels, semantics.evidence)
+        return presence
 
     def attend(
         self,

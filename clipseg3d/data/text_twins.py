@@ -22,7 +22,7 @@ from clipseg3d.texts.facts import TumourFacts, measure_regions
 from clipseg3d.texts.wording import Statement, statement_of, write_text
 from clipseg3d.views import Views, views_without
 
-KINDS = {"withheld": 0.4, "faded": 0.2, "removed": 0.15, "focus": 0.1, "wrong": 0.15}
+KINDS = {"withheld": 0.35, "faded": 0.15, "removed": 0.15, "focus": 0.1, "wrong": 0.25}
 """Kind of a twin -> its share.
 
 - ``withheld``: t1ce is withheld, and half of the enhancing tumours do not enhance, says the report;

@@ -127,7 +127,7 @@ def build_clipseg3d(
         running_norms=config.running_norms,
         guiding_text=config.guiding_text,
         sentences=config.sentences,
-        presence=config.presence,
+        presence_channels=unet.channels[1:] if config.presence else (),
         nested=config.head == "nested",
         skip_channels=unet.channels[-2 : -2 - config.guided_skips : -1],
     )

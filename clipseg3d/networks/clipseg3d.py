@@ -11,6 +11,7 @@ from clipseg3d.batch import whole_box
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.pixel_fusion import PixelFusion
 from clipseg3d.blocks.prompt_head import PromptHead, PromptReading
+from clipseg3d.blocks.region_presence import apply_presence
 from clipseg3d.blocks.semantic_fusion import RegionMaps, SemanticFusion, Semantics
 from clipseg3d.clip.encoder import TextEncoder
 from clipseg3d.clip.text_bank import TextBank
@@ -26,7 +27,8 @@ class Prediction(NamedTuple):
     logits: Tensor
     """(b, r, x, y, z)."""
     auxiliary: list[Tensor]
-    """Logits of lower decoder levels on their own, padded grids, for deep supervision."""
+    """Logits on coarser, padded grids, for deep supervision: of lower decoder levels, and those
+    that presence is told from."""
     maps: RegionMaps | None
     """Scores and text-voxel cosines of the guided regions, on a coarse grid of the padded image."""
     grade: Tensor | None
@@ -237,14 +239,14 @@ class CLIPSeg3D(nn.Module):
         fused = self._fuse(image, statistics, regions)
         levels = self.unet.encode(fused)
         fusion = self.semantic_fusion
-        # Only that which tells presence needs it later; it takes memory.
-        first_level = levels[0] if fusion is not None and fusion.presence is not None else None
+        presence = None
         if fusion is not None and semantics is not None:
+            presence = fusion.tell_presence(levels[1:], semantics)
             levels = fusion.guide_levels(levels, semantics, padded_box)
         decoded = self.unet.decode(levels)
         bottleneck = levels[-1]
         del levels  # the next steps need the most memory
-        features, maps, presence = self.unet.head_input(decoded), None, None
+        features, maps = self.unet.head_input(decoded), None
         if fusion is not None and semantics is not None:
             raw, maps = fusion.attend_with_maps(
                 features, semantics, self.unet.head_logits, padded_box
@@ -252,14 +254,16 @@ class CLIPSeg3D(nn.Module):
         else:
             raw = self.unet.head_logits(features)
         logits = self.unet.finish_logits(raw, fused)
-        if fusion is not None and semantics is not None and first_level is not None:
-            logits, presence = fusion.tell_presence(first_level, logits, semantics)
+        auxiliary = self.unet.auxiliary_logits(decoded) if deep else []
+        if presence is not None and semantics is not None:
+            logits = apply_presence(logits, presence.log_odds, semantics.weight)
+            auxiliary += [presence.maps] if deep else []
         return Prediction(
             logits,
-            self.unet.auxiliary_logits(decoded) if deep else [],
+            auxiliary,
             maps,
             None if self.grade_classifier is None else self.grade_classifier(bottleneck),
-            presence,
+            None if presence is None else presence.log_odds,
         )
 
     def _fuse(self, image: Tensor, statistics: Tensor | None, regions: Tensor | None) -> Tensor:

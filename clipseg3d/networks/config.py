@@ -70,7 +70,7 @@ class NetworkConfig:
         presence: tell whether there is any of each region, from image and text, and empty those
             that are absent; see :class:`clipseg3d.blocks.region_presence.RegionPresence`.
         guided_skips: number of encoder levels above the bottleneck that semantics scale and shift
-            too; never the first, which presence reads.
+            too; never the first, whose grid is the largest.
         prompt_head: a head that answers prompts; see
             :class:`clipseg3d.blocks.prompt_head.PromptHead`.
         attention_stride: edge of the cubes of stem voxels that semantic attention averages first;

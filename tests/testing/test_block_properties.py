@@ -72,11 +72,12 @@ class Presence(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.presence = blocks.RegionPresence(C, 3)
+        self.presence = blocks.RegionPresence([C], 3)
 
     def forward(self, features, logits, evidence):
-        presence = self.presence(features, logits, evidence)
-        return blocks.apply_presence(logits, presence, evidence[:, 0] * 0 + 1), presence
+        presence = self.presence([features], evidence)
+        weight = evidence[:, 0] * 0 + 1
+        return blocks.apply_presence(logits, presence.log_odds, weight), *presence
 
 
 class Answers(nn.Module):
