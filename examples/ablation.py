@@ -87,6 +87,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "differences": {"difference_channels": True},
 }
 """Rows that run only when ``--rows`` names them: other forms of the mechanisms."""
+READING = replace(
+    NETWORK,
+    clip="tiny-2",
+    guided=REGIONS,
+    sentences=True,
+    presence=True,
+    guided_skips=2,
+    attention_stride=2,
+)
+READING_ROWS = {
+    "reading": None,
+    "reading, no_text": "no_text",
+    "reading, shuffled_text": "shuffled_text",
+}
+"""Rows whose text guides all regions, sentence by sentence, and their presence -> their ablation;
+they run only when ``--rows`` names them."""
 OTHER_TEXT = {"recommended, other text": None, "shuffled_text, other text": "shuffled_text"}
 """Rows whose texts ``--text-encoder`` reads -> their ablation."""
 OWN_BACKBONE = (
@@ -249,6 +265,8 @@ def row_config(row: str, text_encoder: str | None) -> NetworkConfig:
         return replace(NETWORK, norms=network_config("paper").norms)
     if row in VARIANTS:
         return replace(NETWORK, **VARIANTS[row])
+    if row in READING_ROWS:
+        return network_config(READING, ablation=READING_ROWS[row])
     if row in OTHER_TEXT:
         config = network_config(NETWORK, ablation=OTHER_TEXT[row])
         return replace(config, text_encoder=text_encoder)
@@ -380,7 +398,9 @@ def main() -> None:
     parser.add_argument("--reports", type=Path, required=True, help="JSON of reports by case")
     parser.add_argument("--text-encoder", help="folder or hub name; adds rows that read with it")
     parser.add_argument("--output", type=Path, default=Path("ablation"))
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=[*ROWS, *VARIANTS])
+    parser.add_argument(
+        "--rows", nargs="+", default=list(ROWS), choices=[*ROWS, *VARIANTS, *READING_ROWS]
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--phantoms", type=int, default=100)
