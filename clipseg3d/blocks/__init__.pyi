@@ -22,6 +22,7 @@ from .prompt_head import PromptHead as PromptHead
 from .prompt_head import PromptReading as PromptReading
 from .region_presence import RegionPresence as RegionPresence
 from .region_presence import apply_presence as apply_presence
+from .region_presence import known_presence as known_presence
 from .residual_adapter import ResidualAdapter as ResidualAdapter
 from .residual_block import ResidualBlock as ResidualBlock
 from .semantic_attention import SemanticAttention as SemanticAttention

@@ -12,9 +12,12 @@ from clipseg3d.blocks.pointwise_conv import PointwiseConv3d
 from clipseg3d.blocks.zero_init import zero_init
 
 PRESENT = 4.0
-"""Log-odds of presence at which, and above which, probabilities do not change: 98 %."""
+"""Log-odds of presence that new weights tell: 98 %."""
+_CERTAIN = 20.0
 _STRONGEST = 8
 """Voxels whose mean is the strongest evidence of an image; a single one would be noise."""
+_PACE = 10.0
+"""Factor of the score. From log-odds of 4, small steps of its weights would take too many."""
 
 
 class Presence(NamedTuple):
@@ -67,9 +70,9 @@ class RegionPresence(nn.Module):
         volume = reduce(logits.sigmoid(), "b r x y z -> b r", "sum").log1p()
         voxels = rearrange(logits, "b r x y z -> b r (x y z)")
         strongest = voxels.topk(min(_STRONGEST, voxels.shape[2]), dim=2).values.mean(dim=2)
-        inputs = torch.cat([volume, strongest], dim=1)
+        inputs = torch.cat([volume, strongest], dim=1) / 4  # of about 1
         score: Tensor = self.score(inputs.to(self.score.weight.dtype))
-        presence = PRESENT + score + evidence.to(score.dtype)
+        presence = PRESENT + _PACE * score + evidence.to(score.dtype)
         if self.nested:
             chain = [presence[:, 0]]
             for region in presence.unbind(1)[1:]:
@@ -78,12 +81,23 @@ class RegionPresence(nn.Module):
         return Presence(presence, maps)
 
 
+def known_presence(regions: Tensor) -> Tensor:
+    """Return log-odds (b, r) of what is known for certain, from true regions (b, r, x, y, z).
+
+    In training, these are applied instead of those that are told. Then voxels learn where a region
+    is if there is any, and presence, by its own loss, whether there is.
+    """
+    present = regions.flatten(2).any(dim=2)
+    return torch.where(present, _CERTAIN, -_CERTAIN).to(regions.device)
+
+
 def apply_presence(logits: Tensor, presence: Tensor, weight: Tensor) -> Tensor:
     """Return the logits of probabilities that are multiplied by the presence of their region.
 
-    The factor is ``min(1, sigmoid(presence) / sigmoid(PRESENT))``. Only a factor can empty a region
-    whose logits are 14. It is given no gradient: near 1, a logit of 14 changes a million times as
-    fast as the factor. Presence has a loss of its own.
+    The factor is ``min(1, odds^2)``: a region that is more likely present than not does not change,
+    and one that is less likely than 41 % is emptied. Only a factor can empty a region whose logits
+    are 14. It is given no gradient: near 1, a logit of 14 changes a million times as fast as the
+    factor. Presence has a loss of its own.
 
     Args:
         logits: (b, r, x, y, z).
@@ -93,9 +107,8 @@ def apply_presence(logits: Tensor, presence: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (b, r, x, y, z), no logit larger than it was.
     """
-    presence = presence.detach().float()
-    log_ratio = F.logsigmoid(presence) - F.logsigmoid(presence.new_tensor(PRESENT))
-    removed = -torch.expm1(log_ratio.clamp(max=0)) * rearrange(weight.float(), "b -> b 1")
+    log_factor = 2 * presence.detach().float().clamp(max=0)
+    removed = -torch.expm1(log_factor) * rearrange(weight.float(), "b -> b 1")
     removed = rearrange(removed, "b r -> b r 1 1 1")
     # p f / (1 - p f) = f e^l / (1 + (1 - f) e^l); where nothing is removed, not a bit changes
     given = logits.float()

@@ -11,7 +11,7 @@ from clipseg3d.batch import whole_box
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.pixel_fusion import PixelFusion
 from clipseg3d.blocks.prompt_head import PromptHead, PromptReading
-from clipseg3d.blocks.region_presence import apply_presence
+from clipseg3d.blocks.region_presence import apply_presence, known_presence
 from clipseg3d.blocks.semantic_fusion import RegionMaps, SemanticFusion, Semantics
 from clipseg3d.clip.encoder import TextEncoder
 from clipseg3d.clip.text_bank import TextBank
@@ -229,12 +229,19 @@ class CLIPSeg3D(nn.Module):
             semantics: from :meth:`encode_semantics`; None runs the U-Net alone.
             crop_box: as for :meth:`forward`.
             statistics: as for :meth:`forward`.
-            regions: (b, r, x, y, z) true regions, for region contrast in training.
+            regions: (b, r, x, y, z) true regions, in training: for region contrast, and to tell
+                the logits which regions are present
+                (:func:`clipseg3d.blocks.region_presence.known_presence`).
             deep: whether to compute the logits of lower decoder levels too.
 
         Raises:
             ValueError: ``regions`` are given in evaluation.
         """
+        if regions is not None and not self.training:
+            raise ValueError(
+                "regions in evaluation: the true mask would leak into the prediction; pass no "
+                "regions, or call .train() if this is training"
+            )
         padded_box = self._padded_crop_box(crop_box, image)
         fused = self._fuse(image, statistics, regions)
         levels = self.unet.encode(fused)
@@ -256,7 +263,8 @@ class CLIPSeg3D(nn.Module):
         logits = self.unet.finish_logits(raw, fused)
         auxiliary = self.unet.auxiliary_logits(decoded) if deep else []
         if presence is not None and semantics is not None:
-            logits = apply_presence(logits, presence.log_odds, semantics.weight)
+            applied = presence.log_odds if regions is None else known_presence(regions)
+            logits = apply_presence(logits, applied, semantics.weight)
             auxiliary += [presence.maps] if deep else []
         return Prediction(
             logits,

@@ -410,12 +410,13 @@ class CLIPSeg3DModule(LightningModule):
             sequences=self.config.sequences,
         )
         text, mask = self.network.embed_text(reports)
+        shown = self.config.region_contrast or self.config.presence
         prediction = self.network.segment(
             image,
             self.network.encode_semantics(views, text, mask),
             crop_box=batch["crop_box"],
             statistics=statistics,
-            regions=batch["label"] if self.config.region_contrast else None,
+            regions=batch["label"] if shown else None,
             deep=True,
         )
         loss: Tensor = self.loss([prediction.logits, *prediction.auxiliary], batch["label"])

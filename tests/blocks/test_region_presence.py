@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from clipseg3d.blocks import RegionPresence, apply_presence
+from clipseg3d.blocks import RegionPresence, apply_presence, known_presence
 from clipseg3d.blocks.region_presence import PRESENT
 
 
@@ -55,9 +56,9 @@ def test_the_volume_and_the_strongest_voxels_are_the_evidence(voxels):
     fine.view(-1)[:voxels] = 40
     coarse = torch.full((1, 1, 2, 2, 2), 3.0)
     zeros = torch.zeros(1, 1)
-    volume = reading([1.0, 0], [1.0, 0])([fine, coarse], zeros).log_odds - PRESENT
+    volume = reading([1.0, 0], [0.4, 0])([fine, coarse], zeros).log_odds - PRESENT
     assert volume.item() == pytest.approx(math.log1p(voxels), abs=1e-5)
-    strongest = reading([1.0, 2], [0, 1.0])([fine, coarse], zeros).log_odds - PRESENT
+    strongest = reading([1.0, 2], [0, 0.4])([fine, coarse], zeros).log_odds - PRESENT
     in_top = min(voxels, 8)  # the coarse level adds twice its 3 everywhere
     assert strongest.item() == pytest.approx(40 * (2 * in_top - 8) / 8 + 6, abs=1e-4)
 
@@ -74,16 +75,27 @@ def test_maps_have_the_grid_of_the_finest_level_and_every_region_its_own():
 
 
 def test_probabilities_are_multiplied():
-    logits = torch.linspace(-12, 12, 50, dtype=torch.float64).view(1, 2, 5, 5, 1)
-    presence = torch.tensor([[-1.0, 2.5]], dtype=torch.float64)
-    factor = (presence.sigmoid() / torch.tensor(PRESENT).sigmoid()).view(1, 2, 1, 1, 1)
-    changed = apply_presence(logits, presence, torch.ones(1))
+    logits = torch.linspace(-12, 12, 75, dtype=torch.float64).view(1, 3, 5, 5, 1)
+    odds = torch.tensor([[0.5, 0.9, 1.1]], dtype=torch.float64)
+    factor = torch.tensor([0.25, 0.81, 1]).view(1, 3, 1, 1, 1)
+    changed = apply_presence(logits, odds.log(), torch.ones(1))
     torch.testing.assert_close(changed.sigmoid(), logits.sigmoid() * factor, rtol=1e-4, atol=1e-7)
+
+
+def test_known_regions_change_nothing_and_absent_ones_have_no_loss():
+    logits = some_logits().requires_grad_()
+    regions = torch.zeros_like(logits)
+    regions[0, 1, 2, 3, 4] = regions[1, 0] = 1
+    changed = apply_presence(logits, known_presence(regions), torch.ones(2))
+    present = torch.tensor([[False, True, False], [True, False, False]])
+    assert torch.equal(changed[present], logits[present])
+    F.binary_cross_entropy_with_logits(changed[~present], regions[~present]).backward()
+    assert logits.grad.abs().max() < 1e-6
 
 
 def test_large_logits_are_emptied_too_and_stay_finite():
     logits = torch.tensor([-200.0, -14, 14, 200]).view(1, 1, 4, 1, 1)
-    for presence in (-1000.0, -5.0, 3.9999):
+    for presence in (-1000.0, -5.0, -1e-6):
         changed = apply_presence(logits, torch.full((1, 1), presence), torch.ones(1))
         assert changed.isfinite().all()
         assert (changed <= logits).all()

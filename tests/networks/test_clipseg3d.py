@@ -597,6 +597,24 @@ def test_regions_in_evaluation_are_refused(make, image):
             network.segment(image, None, regions=some_label())
 
 
+def test_presence_is_known_in_training_and_told_in_evaluation(make, image, text):
+    network = make(replace(SMALL, presence=True))
+    semantics = network.encode_semantics(None, **text)
+    semantics = semantics._replace(evidence=torch.full((B, 3), -9.0))  # all are absent
+    plain = network.segment(image, semantics._replace(weight=torch.zeros(B)))
+    told = network.segment(image, semantics)
+    assert (told.logits < 0).all()
+    network.train()
+    regions = some_label()
+    regions[0, 2] = 0
+    shown = network.segment(image, semantics, regions=regions)
+    torch.testing.assert_close(shown.presence, told.presence)
+    is_absent = torch.zeros(B, 3, dtype=torch.bool)
+    is_absent[0, 2] = True
+    assert (shown.logits[is_absent] < -10).all()
+    torch.testing.assert_close(shown.logits[~is_absent], plain.logits[~is_absent])
+
+
 def test_region_contrast_is_for_training_only(make, image):
     network = make(replace(SMALL, region_contrast=1.0))
     network.train()

@@ -454,9 +454,9 @@ def test_grade_loss_counts_known_grades_and_always_has_a_gradient(quiet, grade, 
         assert extra == pytest.approx(weight * due, rel=1e-3)
 
 
-@pytest.mark.parametrize("contrast", [0.0, 0.5])
-def test_true_regions_are_shown_for_region_contrast_only(monkeypatch, quiet, contrast):
-    module = CLIPSeg3DModule(replace(SMALL, region_contrast=contrast))
+@pytest.mark.parametrize("reader", [{}, {"region_contrast": 0.5}, {"presence": True}])
+def test_true_regions_are_shown_to_what_needs_them(monkeypatch, quiet, reader):
+    module = CLIPSeg3DModule(replace(SMALL, **reader))
     segment, seen = module.network.segment, []
 
     def spy(*args, regions=None, **rest):
@@ -466,7 +466,7 @@ def test_true_regions_are_shown_for_region_contrast_only(monkeypatch, quiet, con
     monkeypatch.setattr(module.network, "segment", spy)
     batch = some_batch()
     module.training_step(batch, 0)
-    assert seen == [None] if contrast == 0 else seen[0] is batch["label"]
+    assert seen[0] is (batch["label"] if reader else None)
 
 
 # semantics switched in
