@@ -49,6 +49,7 @@ from clipseg3d.data.text_twins import TextTwins
 from clipseg3d.data.transforms import Augmentation
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import network_config
+from clipseg3d.pretrained.folder import find_pretrained
 from clipseg3d.training.averaged_weights import AveragedWeights
 from clipseg3d.training.checkpoint_io import AtomicCheckpointIO, find_last
 from clipseg3d.training.fit_settings import fit_settings
@@ -515,15 +516,25 @@ def calibrate(network: CLIPSeg3D, shift: float = WT_SHIFT) -> None:
     last.bias[: unet.space_to_depth**3] += shift
 
 
-def publish(network: CLIPSeg3D, output: Path) -> None:
-    """Write the weights in half precision, buffers in full, and how they were made."""
+def publish(network: CLIPSeg3D, output: Path, *, start: str | None) -> None:
+    """Write the weights in half precision, buffers in full, and how they were made.
+
+    Args:
+        network: trained.
+        output: folder with the fits.
+        start: weights that the first of these fits went on from; their fits are listed too.
+    """
     own = network.state_dict().keys()
     for name, weight in network.named_parameters():
         if name in own:  # not those of the frozen CLIP
             weight.data = weight.data.half()
     folder = output / "weights"
     network.save_pretrained(folder)
-    fits = {
+    fits: dict[str, Any] = {}
+    if start is not None:
+        before = find_pretrained(start) / "training.json"
+        fits = json.loads(before.read_text(encoding="utf-8"))
+    fits |= {
         stage: summarise_fit(newest_manifest(output / stage))
         for stage in STAGES
         if (output / stage).is_dir()
@@ -635,7 +646,7 @@ def main() -> None:
             start=network,
         )
     calibrate(network)
-    publish(network, arguments.output)
+    publish(network, arguments.output, start=arguments.start)
 
 
 if __name__ == "__main__":
