@@ -1,15 +1,15 @@
 """Presence of regions: whether there is any of it in this image, from image and text."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import einsum, rearrange, reduce
 from torch import Tensor, nn
 
 from clipseg3d.blocks.pointwise_conv import PointwiseConv3d
-from clipseg3d.blocks.zero_init import zero_init
 
 PRESENT = 4.0
 """Log-odds of presence that new weights tell: 98 %."""
@@ -34,9 +34,9 @@ class RegionPresence(nn.Module):
 
     The image is read from levels of the encoder, which text has not changed. They give a coarse map
     of each region, which needs a loss of its own, such as that of deep supervision. Its volume, and
-    its strongest voxels, are the evidence. That of text is added, so that where the image is clear,
-    the image wins, and where it is not, the text decides. New weights return :data:`PRESENT` for
-    all.
+    its strongest voxels, are the evidence, both squeezed into -1 to 1. That of text is added, so
+    that where the image is clear, the image wins, and where it is not, the text decides. New
+    weights return :data:`PRESENT` for all.
 
     Args:
         channels: of the levels, the finest first.
@@ -51,8 +51,8 @@ class RegionPresence(nn.Module):
         super().__init__()
         self.nested = nested
         self.maps = nn.ModuleList(PointwiseConv3d(width, num_regions) for width in channels)
-        self.score = nn.Linear(2 * num_regions, num_regions)
-        zero_init(self.score)
+        self.weight = nn.Parameter(torch.zeros(num_regions, 2))
+        self.bias = nn.Parameter(torch.zeros(num_regions))
 
     def forward(self, levels: Sequence[Tensor], evidence: Tensor) -> Presence:
         """Return log-odds and maps.
@@ -67,12 +67,13 @@ class RegionPresence(nn.Module):
         for read, level in zip(list(self.maps)[1:], levels[1:], strict=True):
             maps = maps + F.interpolate(read(level), size=size, mode="trilinear")
         logits = maps.float()
-        volume = reduce(logits.sigmoid(), "b r x y z -> b r", "sum").log1p()
         voxels = rearrange(logits, "b r x y z -> b r (x y z)")
+        volume = reduce(voxels.sigmoid(), "b r n -> b r", "sum")
         strongest = voxels.topk(min(_STRONGEST, voxels.shape[2]), dim=2).values.mean(dim=2)
-        inputs = torch.cat([volume, strongest], dim=1) / 4  # of about 1
-        score: Tensor = self.score(inputs.to(self.score.weight.dtype))
-        presence = PRESENT + _PACE * score + evidence.to(score.dtype)
+        # both are 0 where the map is in doubt: as much as the strongest voxels, and even odds
+        seen = torch.stack([(volume / _STRONGEST).log1p() - math.log(2), strongest / 4], dim=2)
+        score = einsum(seen.tanh(), self.weight.float(), "b r f, r f -> b r") + self.bias
+        presence = (PRESENT + _PACE * score + evidence.float()).to(self.bias.dtype)
         if self.nested:
             chain = [presence[:, 0]]
             for region in presence.unbind(1)[1:]:

@@ -28,7 +28,7 @@ def reading(weights, scores):
         for read, weight in zip(block.maps, weights, strict=True):
             read.weight.fill_(weight)
             read.bias.zero_()
-        block.score.weight.copy_(torch.tensor([scores]))
+        block.weight.copy_(torch.tensor([scores]))
     return block
 
 
@@ -42,7 +42,7 @@ def test_new_weights_change_no_bit():
 
 def test_evidence_is_added_in_log_odds():
     block = RegionPresence([5, 7], 3)
-    torch.nn.init.normal_(block.score.weight)
+    torch.nn.init.normal_(block.weight)
     levels, evidence = inputs()
     changed = evidence + torch.tensor([0.0, -2, 5])
     given, before = block(levels, changed), block(levels, evidence)
@@ -56,11 +56,11 @@ def test_the_volume_and_the_strongest_voxels_are_the_evidence(voxels):
     fine.view(-1)[:voxels] = 40
     coarse = torch.full((1, 1, 2, 2, 2), 3.0)
     zeros = torch.zeros(1, 1)
-    volume = reading([1.0, 0], [0.4, 0])([fine, coarse], zeros).log_odds - PRESENT
-    assert volume.item() == pytest.approx(math.log1p(voxels), abs=1e-5)
-    strongest = reading([1.0, 2], [0, 0.4])([fine, coarse], zeros).log_odds - PRESENT
-    in_top = min(voxels, 8)  # the coarse level adds twice its 3 everywhere
-    assert strongest.item() == pytest.approx(40 * (2 * in_top - 8) / 8 + 6, abs=1e-4)
+    volume = reading([1.0, 0], [0.1, 0])([fine, coarse], zeros).log_odds - PRESENT
+    assert volume.item() == pytest.approx(math.tanh(math.log((1 + voxels / 8) / 2)), abs=1e-5)
+    strongest = reading([0.1, 0.2], [0, 0.1])([fine, coarse], zeros).log_odds - PRESENT
+    mean = 4 * (2 * min(voxels, 8) - 8) / 8 + 0.6  # the coarse level adds 0.2 x 3 everywhere
+    assert strongest.item() == pytest.approx(math.tanh(mean / 4), abs=1e-5)
 
 
 def test_maps_have_the_grid_of_the_finest_level_and_every_region_its_own():
@@ -121,9 +121,9 @@ def test_no_gradient_through_the_factor_but_through_the_logits():
     apply_presence(logits, presence, torch.ones(2)).sum().backward()
     assert logits.grad.isfinite().all()
     assert logits.grad.any()
-    assert block.score.bias.grad is None
+    assert block.bias.grad is None
     presence.sum().backward()
-    assert block.score.bias.grad.any()
+    assert block.bias.grad.any()
 
 
 def test_an_inner_region_is_not_more_present_than_an_outer_one():
