@@ -579,7 +579,7 @@ def test_an_explanation_holds_what_a_case_page_shows(folder, randomise):
         "release": "phantom",
     }
     assert expected.items() <= evidence.provenance.items()
-    assert {"CLIP encoder", "torch", "monai", "clipseg3d", "overlap", "post-processing"} <= set(
+    assert {"CLIP encoder", "torch", "clipseg3d", "overlap", "post-processing"} <= set(
         evidence.provenance
     )
     np.testing.assert_array_equal(result.label, run(case).label)
