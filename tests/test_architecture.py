@@ -1,6 +1,8 @@
 """Holds the folder plan: which way imports point, and what a bare import may load."""
 
 import ast
+import json
+import shutil
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import clipseg3d
+from clipseg3d.weights import BUNDLED
 
 PACKAGE = Path(clipseg3d.__file__).parent
 SHARED = {
@@ -212,3 +215,54 @@ def test_every_room_has_public_names():
 def test_an_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="Nonsense"):
         clipseg3d.Nonsense  # noqa: B018 - the lookup is what is tested
+
+
+TRAINING = {"pytorch_lightning", "lightning", "torchmetrics", "tensorboard"}
+SLOW_TO_LOAD = TRAINING | {
+    "monai",
+    "transformers",
+    "pandas",
+    "scipy.signal",
+    "matplotlib",
+    "sklearn",
+}
+"""Packages that a command which does not need them must not wait for."""
+
+
+def loaded_by(*command):
+    """Return the modules that a command loads, and its exit code."""
+    code = (
+        "import sys\nfrom clipseg3d.cli.main import main\n"
+        "try:\n    code = main(sys.argv[1:])\nexcept SystemExit as end:\n    code = end.code\n"
+        "print()\nprint(code, *sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    code, *modules = run.stdout.splitlines()[-1].split()
+    assert code == "0", run.stderr
+    return set(modules)
+
+
+def test_segment_loads_what_it_uses(phantom_folder, tmp_path):
+    config = json.loads((BUNDLED / "tiny" / "config.json").read_text())
+    config["prediction"] |= {"spacing_mm": 8.0, "roi_size": [48, 48, 48]}
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "config.json").write_text(json.dumps(config))
+    shutil.copy(BUNDLED / "tiny" / "model.safetensors", weights)
+    case = phantom_folder / "Phantom_00000"
+    loaded = loaded_by("segment", case, "-o", tmp_path / "out", "--weights", weights)
+    assert (tmp_path / "out" / "Phantom_00000.nii.gz").is_file()
+    assert loaded & (SLOW_TO_LOAD | {"huggingface_hub", "scipy.stats"}) == set()
+
+
+def test_evaluate_and_check_data_load_no_network(phantom_folder, tmp_path):
+    for case in phantom_folder.iterdir():
+        shutil.copy(case / f"{case.name}_seg.nii.gz", tmp_path / f"{case.name}.nii.gz")
+    of_networks = SLOW_TO_LOAD | {"torch", "scipy.stats"}
+    assert loaded_by("evaluate", tmp_path, phantom_folder) & of_networks == set()
+    checked = loaded_by("check-data", phantom_folder, "--spacing", "8")
+    assert checked & of_networks == set()
+    assert loaded_by("--help") & (of_networks | {"numpy", "nibabel"}) == set()

@@ -11,7 +11,7 @@ from clipseg3d.cli.terminal import Commands, require_output, say
 
 if TYPE_CHECKING:
     from clipseg3d.data.release import BraTSRelease
-    from clipseg3d.metrics.case_scores import CaseScores
+    from clipseg3d.metrics.case_scorer import CaseScorer
     from clipseg3d.metrics.score_table import ScoreTable
 
 EMPTY = {
@@ -89,46 +89,40 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{repeated[0]}: given twice; give every folder of segmentations once")
 
     from clipseg3d.data.label_pairs import find_predictions, find_references
-    from clipseg3d.metrics.case_scores import CaseScores
-    from clipseg3d.metrics.comparison import difference_table
+    from clipseg3d.metrics.case_scorer import CaseScorer
     from clipseg3d.metrics.protocols import fitting_protocol
 
     references, release = find_references(arguments.reference, arguments.release)
     predictions = [find_predictions(folder, references) for folder in folders]
     fitting = fitting_protocol(release.name)
-    metric = CaseScores(
+    scorer = CaseScorer(
         tuple(release.regions),
         protocol=arguments.protocol or fitting,
         hd95_method=arguments.hd95_method,
         release=release.name,
     )
-    say(f"{len(references)} cases of {release.name}\n{metric.rules()}")
+    say(f"{len(references)} cases of {release.name}\n{scorer.rules()}")
     if arguments.protocol is None:
         say(f"(no --protocol given: {fitting} fits {release.name})")
-    elif not metric.protocol.fits(release.name):
+    elif not scorer.protocol.fits(release.name):
         say(
-            f"Note: no challenge scores {release.name} by {metric.protocol.name}, so compare these "
+            f"Note: no challenge scores {release.name} by {scorer.protocol.name}, so compare these "
             f"scores with no leaderboard; {fitting} fits"
         )
     tables = []
     for folder, paths in zip(folders, predictions, strict=True):
-        table, empty = _score(paths, references, release, metric)
+        table, empty = _score(paths, references, release, scorer)
         tables.append(table)
         say(
-            f"\n{folder}, mean ± SD over cases, HD95 as {metric.hd95_method}:\n{table.summary()}\n"
+            f"\n{folder}, mean ± SD over cases, HD95 as {scorer.hd95_method}:\n{table.summary()}\n"
             f"{empty}"
         )
     if output is not None:
         with atomic_write(output) as tmp:
             tmp.write_text(tables[0].csv(), encoding="utf-8")
         say(f"\n{output}")
-    for folder, table in zip(folders[1:], tables[1:], strict=True):
-        say(
-            f"\n{folders[0]} - {folder}: mean, 95 % bootstrap interval, Wilcoxon's p (signed "
-            f"ranks, not corrected for the number of tests)\n{difference_table(tables[0], table)}"
-        )
     if len(tables) > 1:
-        say(f"\n{_ranking(folders, tables, metric.protocol.ranked)}")
+        _say_comparison(folders, tables, scorer.protocol.ranked)
     return 0
 
 
@@ -136,24 +130,25 @@ def _score(
     predictions: Mapping[str, Path],
     references: Mapping[str, Path],
     release: "BraTSRelease",
-    metric: "CaseScores",
+    scorer: "CaseScorer",
 ) -> tuple["ScoreTable", str]:
     """Return the scores of one folder, and a line that counts empty masks, with notes.
 
     Raises:
         DataError: files cannot be scored. All faults of all cases are listed.
     """
-    import torch
+    import numpy as np
     from tqdm import tqdm
 
     from clipseg3d.data.cases import DataError
     from clipseg3d.data.label_mixup import mixup_note
     from clipseg3d.data.label_pairs import read_pair
+    from clipseg3d.metrics.score_table import ScoreTable
 
     faults: list[str] = []
     empty = Counter[tuple[str, str]]()
     labels: list[tuple[frozenset[int], frozenset[int]]] = []
-    metric.reset()
+    values: dict[str, list[list[float]]] = {}
     for case_id, path in tqdm(predictions.items(), desc="Scoring", unit="case", delay=2):
         try:
             pair = read_pair(path, references[case_id], release)
@@ -162,12 +157,7 @@ def _score(
             continue
         if faults:  # scores are of no use any more, but the other cases may have faults too
             continue
-        metric.update(
-            torch.from_numpy(pair.prediction)[None],
-            torch.from_numpy(pair.reference)[None],
-            [case_id],
-            spacing_mm=pair.spacing_mm,
-        )
+        values[case_id] = scorer(pair.prediction, pair.reference, spacing_mm=pair.spacing_mm)
         labels.append((pair.predicted_labels, pair.reference_labels))
         for region, predicted, true in zip(
             release.regions, pair.prediction, pair.reference, strict=True
@@ -182,7 +172,24 @@ def _score(
     text = f"Empty masks: {'; '.join(counts)}"
     if note := mixup_note([pair[0] for pair in labels], [pair[1] for pair in labels], release):
         text += f"\nNote: {note}"
-    return metric.compute(), text
+    table = ScoreTable(
+        tuple(values), scorer.regions, scorer.protocol.scores, np.array(list(values.values()))
+    )
+    return table, text
+
+
+def _say_comparison(
+    folders: Sequence[Path], tables: Sequence["ScoreTable"], ranked: Sequence[str]
+) -> None:
+    """Print how the first folder differs from each of the others, and the ranking of all."""
+    from clipseg3d.metrics.comparison import difference_table  # loads scipy.stats
+
+    for folder, table in zip(folders[1:], tables[1:], strict=True):
+        say(
+            f"\n{folders[0]} - {folder}: mean, 95 % bootstrap interval, Wilcoxon's p (signed "
+            f"ranks, not corrected for the number of tests)\n{difference_table(tables[0], table)}"
+        )
+    say(f"\n{_ranking(folders, tables, ranked)}")
 
 
 def _ranking(folders: Sequence[Path], tables: Sequence["ScoreTable"], ranked: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from clipseg3d.cli import (
     tune_postprocessing,
     validate,
 )
+from clipseg3d.cli.freed_memory import keep_freed_memory
 from clipseg3d.cli.terminal import OneLineParser, raised_here, say, unwrapped
 
 LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
@@ -37,8 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors that this library raises on purpose are printed on stderr as one message. Any other
     error keeps its traceback, since it is a defect.
+
+    Args:
+        argv: the command and its options; None takes those of this process, which is ours then and
+            keeps freed memory (:mod:`clipseg3d.cli.freed_memory`).
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:
+        keep_freed_memory()
+        argv = sys.argv[1:]
     try:
         if argv and argv[0] in LIGHTNING_COMMANDS:
             code: int = LIGHTNING_COMMANDS[argv[0]].run(argv)

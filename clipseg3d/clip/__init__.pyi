@@ -1,3 +1,4 @@
+from .bundled_clip import BundledCLIP as BundledCLIP
 from .cached_texts import CachedTexts as CachedTexts
 from .encoder import ClipEncoder as ClipEncoder
 from .encoder import TextEncoder as TextEncoder

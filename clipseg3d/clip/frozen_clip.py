@@ -9,6 +9,10 @@ from torch import Tensor
 
 from clipseg3d.clip.frozen_encoder import FrozenEncoder
 
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of red, green and blue, by which OpenAI's CLIP and those like it normalise images."""
+
 
 class FrozenCLIP(FrozenEncoder):
     """A pretrained model of texts and images that is used and never trained.

@@ -11,14 +11,10 @@ from einops import rearrange
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from clipseg3d.clip.frozen_clip import FrozenCLIP, pooled
+from clipseg3d.clip.frozen_clip import OPENAI_MEAN, OPENAI_STD, FrozenCLIP, pooled
 from clipseg3d.clip.frozen_encoder import check_complete, read_pretrained
 from clipseg3d.clip.hugging_face import register_model_type
-
-TINY_RANDOM = "tiny-random"
-"""Name of the encoder that :meth:`HuggingFaceCLIP.tiny_random` builds without any file."""
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
+from clipseg3d.clip.tiny import TINY_RANDOM
 
 
 class HuggingFaceCLIP(FrozenCLIP):
@@ -42,8 +38,8 @@ class HuggingFaceCLIP(FrozenCLIP):
             embed_dim=int(model.config.projection_dim),
             max_tokens=int(model.config.text_config.max_position_embeddings),
             image_size=(side, side),
-            mean=_MEAN,
-            std=_STD,
+            mean=OPENAI_MEAN,
+            std=OPENAI_STD,
         )
 
     @classmethod

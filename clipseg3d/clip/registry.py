@@ -14,6 +14,8 @@ Loader = Callable[..., TextEncoder]
 colon, empty if the name is the prefix alone."""
 HUGGING_FACE = "hf"
 """Prefix of folders and hub names, which need none."""
+_BUNDLED = "tiny"
+"""File of the encoders that come with the package."""
 _LOADERS: dict[str, Loader] = {}
 
 
@@ -91,8 +93,8 @@ def load_text_encoder(name: str, *, local_files_only: bool = False) -> TextEncod
     Raises:
         ValueError, ImportError, OSError: as for :func:`load_encoder`.
     """
-    _import_families()
     prefix, colon, rest = name.partition(":")
+    _import_families(prefix)
     loader = _LOADERS.get(prefix)
     if loader is None:
         if colon and len(prefix) > 1 and "/" not in prefix and not Path(name).exists():
@@ -112,8 +114,14 @@ def load_text_encoder(name: str, *, local_files_only: bool = False) -> TextEncod
     return encoder
 
 
-def _import_families() -> None:
-    """Import all files of this folder: a family of encoders registers itself."""
+def _import_families(prefix: str) -> None:
+    """Import the files of this folder that may register a prefix: a family registers itself.
+
+    The encoders of the package come first; for those, transformers need not be loaded.
+    """
     package = __name__.rpartition(".")[0]
+    import_module(f"{package}.{_BUNDLED}")
+    if prefix in _LOADERS:
+        return
     for module in iter_modules(import_module(package).__path__):
         import_module(f"{package}.{module.name}")

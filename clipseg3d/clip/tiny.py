@@ -1,29 +1,38 @@
 """The CLIP that comes with the package, and one that needs no file."""
 
-from clipseg3d.clip.hugging_face_clip import TINY_RANDOM, HuggingFaceCLIP
+from typing import TYPE_CHECKING
+
+from clipseg3d.clip.bundled_clip import BundledCLIP
 from clipseg3d.clip.registry import register
 from clipseg3d.weights import BUNDLED
+
+if TYPE_CHECKING:
+    from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 
 TINY, TINY_2 = "tiny", "tiny-2"
 """Names of the trained CLIPs that come with the package: that of the weights ``tiny``, and a newer
 one, which reads facts, denied ones too, in many wordings."""
+TINY_RANDOM = "tiny-random"
+"""Name of the encoder that :meth:`HuggingFaceCLIP.tiny_random` builds without any file."""
 
 
-def load_tiny(rest: str, *, local_files_only: bool = False) -> HuggingFaceCLIP:
+def load_tiny(rest: str, *, local_files_only: bool = False) -> BundledCLIP:
     """Load the trained CLIP of the weights ``tiny``; ``rest`` must be empty."""
     _require_nothing(TINY, rest)
-    return HuggingFaceCLIP.from_pretrained(str(BUNDLED / TINY / "clip"))
+    return BundledCLIP(BUNDLED / TINY / "clip")
 
 
-def load_tiny_2(rest: str, *, local_files_only: bool = False) -> HuggingFaceCLIP:
+def load_tiny_2(rest: str, *, local_files_only: bool = False) -> BundledCLIP:
     """Load the newer trained CLIP that comes with the package; ``rest`` must be empty."""
     _require_nothing(TINY_2, rest)
-    return HuggingFaceCLIP.from_pretrained(str(BUNDLED / TINY_2 / "clip"))
+    return BundledCLIP(BUNDLED / TINY_2 / "clip")
 
 
-def load_tiny_random(rest: str, *, local_files_only: bool = False) -> HuggingFaceCLIP:
+def load_tiny_random(rest: str, *, local_files_only: bool = False) -> "HuggingFaceCLIP":
     """Build the CLIP with random weights; ``rest`` must be empty."""
     _require_nothing(TINY_RANDOM, rest)
+    from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP  # brings transformers
+
     return HuggingFaceCLIP.tiny_random()
 
 

@@ -32,7 +32,6 @@ from clipseg3d.data.cases import (
 from clipseg3d.data.label_checks import label_faults, round_labels
 from clipseg3d.data.layout import empty_folders
 from clipseg3d.data.nifti import geometry_notes, open_nifti, read_voxels
-from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.formatting import align_columns, join_numbers
 from clipseg3d.vocabulary import LABEL
@@ -385,6 +384,8 @@ def _try_preprocessing(
     """Return the faults that preprocessing reports; None if its headers already have faults."""
     if not case.sequences or check_geometry(case):
         return None
+    from clipseg3d.data.preprocessing import preprocess  # loads torch, which headers do not need
+
     try:
         ready = preprocess(case, release)
     except DataError as error:

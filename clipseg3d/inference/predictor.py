@@ -525,7 +525,7 @@ class Predictor:
             "mirrorings": str(len(self.mirrorings)),
             "post-processing": rules,
             "device": str(self.device),
-            **{name: version(name) for name in ("clipseg3d", "torch", "monai")},
+            **{name: version(name) for name in ("clipseg3d", "torch")},
         }
 
 
@@ -633,10 +633,8 @@ def _notes_on_missing(case: Case, release: BraTSRelease) -> list[str]:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether a device ran out of memory; MONAI wraps some of these errors."""
-    causes = [error, error.__cause__]
-    if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
+    """Return whether a device ran out of memory."""
+    if isinstance(error, torch.OutOfMemoryError):
         return True
-    texts = [str(cause) for cause in causes if isinstance(cause, RuntimeError)]
     # of MPS and of the CPU, which raise a plain RuntimeError
-    return any("out of memory" in text or "can't allocate memory" in text for text in texts)
+    return any(text in str(error) for text in ("out of memory", "can't allocate memory"))

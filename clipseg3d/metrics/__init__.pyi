@@ -1,3 +1,4 @@
+from .case_scorer import CaseScorer as CaseScorer
 from .case_scores import CaseScores as CaseScores
 from .comparison import difference_over_seeds as difference_over_seeds
 from .comparison import difference_table as difference_table

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from clipseg3d.metrics.case_metric import CaseMetric
-from clipseg3d.metrics.hausdorff import HD95_DEFINITIONS, HD95Method
-from clipseg3d.metrics.nsd import NSD_DEFINITIONS
-from clipseg3d.metrics.protocols import get_protocol
-from clipseg3d.metrics.region_scores import DIFFERENCES, score_case
+from clipseg3d.metrics.case_scorer import CaseScorer
+from clipseg3d.metrics.hausdorff import HD95Method
 from clipseg3d.metrics.score_table import ScoreTable
 
 
@@ -37,14 +35,12 @@ class CaseScores(CaseMetric):
         hd95_method: HD95Method | None = None,
         release: str = "",
     ) -> None:
-        rules = get_protocol(protocol, release=release)
-        super().__init__(regions, rules.scores)
-        self.protocol = rules
-        self.hd95_method = hd95_method or self.protocol.hd95_method
-        if self.hd95_method not in HD95_DEFINITIONS:
-            raise ValueError(
-                f"unknown HD95 method {hd95_method!r}: choose one of {', '.join(HD95_DEFINITIONS)}"
-            )
+        self.scorer = CaseScorer(
+            regions, protocol=protocol, hd95_method=hd95_method, release=release
+        )
+        super().__init__(regions, self.scorer.protocol.scores)
+        self.protocol = self.scorer.protocol
+        self.hd95_method = self.scorer.hd95_method
 
     def update(
         self,
@@ -72,16 +68,7 @@ class CaseScores(CaseMetric):
                 f"not begin with {sizes}, the numbers of cases and regions"
             )
         values = [
-            [
-                list(scores.values())
-                for scores in score_case(
-                    *case,
-                    regions=self.regions,
-                    protocol=self.protocol,
-                    method=self.hd95_method,
-                    spacing_mm=spacing_mm,
-                )
-            ]
+            self.scorer(*case, spacing_mm=spacing_mm)
             for case in zip(prediction.cpu().numpy(), reference.cpu().numpy(), strict=True)
         ]
         self.add(case_id, torch.tensor(values, dtype=torch.float64))
@@ -92,19 +79,4 @@ class CaseScores(CaseMetric):
 
     def rules(self) -> str:
         """Return the rules as text: protocol, definitions of HD95 and surface Dice, lesions."""
-        of_region = {name: self.protocol.for_region(name) for name in self.regions}
-        lesions = [f"{name} {rules.lesion_rules()}" for name, rules in of_region.items()]
-        if len({rules.lesion_rules() for rules in of_region.values()}) == 1:
-            lesions = [self.protocol.lesion_rules()]
-        known = {*self.regions}
-        known |= {part for part, sources in DIFFERENCES.items() if known.issuperset(sources)}
-        joining = {name for rules in of_region.values() for name in rules.joined_by}
-        text = (
-            f"Protocol {self.protocol.name}: {self.protocol.source}\n"
-            f"HD95 {self.hd95_method}: {HD95_DEFINITIONS[self.hd95_method]}\n"
-            f"NSD {self.protocol.nsd_method}: {NSD_DEFINITIONS[self.protocol.nsd_method]}\n"
-            f"Lesions: {'; '.join(lesions)}"
-        )
-        if missing := sorted(joining - known):
-            text += f"\nNote: {', '.join(missing)} is not scored, and so joins no lesions"
-        return text
+        return self.scorer.rules()

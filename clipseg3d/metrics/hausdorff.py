@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 
 from clipseg3d.metrics.mask_pair import Mask, MaskPair
 from clipseg3d.metrics.surfaces import (
@@ -77,6 +76,8 @@ def hd95_of_pair(pair: MaskPair, method: HD95Method) -> float:
 def _percentile(lengths: Floats, areas: Floats | None) -> float:
     """Return the 95th percentile of distances: as in MONAI, or with areas as in DeepMind's code."""
     if areas is None:
+        import torch  # loads for a second; other definitions do without
+
         return float(torch.quantile(torch.from_numpy(lengths.astype(np.float32)), PERCENTILE))
     order = np.lexsort((areas, lengths))
     shares = np.cumsum(areas[order]) / areas[order].sum()

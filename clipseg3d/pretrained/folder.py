@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import snapshot_download
 from jsonargparse import ArgumentParser
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -83,6 +82,8 @@ def find_pretrained(
             f"no weights are called {source!r}: choose from those that come with clipseg3d "
             f"({names}), or give a folder or a hub id such as user/model"
         )
+    from huggingface_hub import snapshot_download  # half a second, which most weights do not need
+
     try:
         return Path(
             snapshot_download(

@@ -27,6 +27,7 @@ import torch
 from monai.metrics import compute_hausdorff_distance
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
+from clipseg3d.cli.freed_memory import keep_freed_memory
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.label_pairs import find_predictions
 from clipseg3d.data.nifti import read_voxels
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=18)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="monai")
     rng = np.random.default_rng(1)

@@ -14,7 +14,8 @@ label maps.
 
 ``ratio`` is (MONAI's time) / (ours), summed over cases. ``memory_ratio`` is (our peak) / (MONAI's).
 Each peak is measured in its own process: resident memory above the level with network and libraries
-loaded. The image, which both hold, counts.
+loaded. The image, which both hold, counts. Freed memory stays with the process that is timed, as in
+``clipseg3d segment``; peaks are measured without that.
 
 Without ``--weights`` the demo's network is trained first, on phantoms of 2 mm, and used on phantoms
 of that size with its own ROI size of 64 voxels. A volume of 120 x 120 x 78 voxels then has as many
@@ -42,6 +43,7 @@ from torch import Tensor
 
 from clipseg3d.blocks.semantic_fusion import Semantics
 from clipseg3d.cli.demo import run_demo
+from clipseg3d.cli.freed_memory import keep_freed_memory
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.release import BraTSRelease
@@ -197,6 +199,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

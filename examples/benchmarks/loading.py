@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipseg3d.batch import unpack
+from clipseg3d.cli.freed_memory import keep_freed_memory
 from clipseg3d.data.cache import CachedCase, build_cache
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.dataset import BraTSDataset
@@ -191,6 +192,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=10, help="from files; more from caches")
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="This DataLoader will create")
 

@@ -12,7 +12,6 @@ mapped again page by page, it would take up to a third of a step, and cause most
 """
 
 import argparse
-import ctypes
 import json
 import statistics
 import time
@@ -23,6 +22,7 @@ from dataclasses import replace
 import torch
 from transformers import CLIPConfig, CLIPModel
 
+from clipseg3d.cli.freed_memory import keep_freed_memory
 from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.intensity import intensity_statistics
@@ -34,14 +34,6 @@ from clipseg3d.views import cut_views
 
 BRAIN = (140, 175, 140)
 REPORT = "A mass in the left temporal lobe. Marked oedema. A thick enhancing rim."
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed memory instead of returning it to the system."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def full_size_clip(patch_size: int) -> HuggingFaceCLIP:

@@ -9,10 +9,8 @@ the same for all. Ours also have heads for deep supervision; the peers have none
 (MONAI's ``DynUNet`` of equal channels, nnU-Net's layout), the highest of all sizes. For semantics,
 CLIP has the size of ViT-B/32 and random weights, as in ``semantic_cost.py``.
 
-Networks with attention spend much time on memory that is new to the process. To time them with an
-allocator that keeps freed memory within a step, preload jemalloc::
-
-    LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1
+Freed memory stays with a process within a step, as in ``clipseg3d fit``, and goes back to the
+system after it. ``CLIPSEG3D_KEEP_FREED_MEMORY=0`` leaves the allocator as it is.
 """
 
 import argparse
@@ -33,6 +31,7 @@ from monai.networks.nets import DynUNet, SegResNet, SwinUNETR
 from semantic_cost import full_size_clip, training_step
 from torch import nn
 
+from clipseg3d.cli.freed_memory import keep_freed_memory
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
@@ -113,6 +112,7 @@ def release_memory() -> None:
 
 def work(name: str, threads: int) -> None:
     """Take a step for every size on standard input, and print its time and memory."""
+    keep_freed_memory()
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
     before = peak_bytes()

@@ -14,7 +14,6 @@ from clipseg3d.inference.predictor import Predictor
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.prediction_settings import PredictionSettings
-from clipseg3d.pretrained import folder
 from clipseg3d.training.module import CLIPSeg3DModule
 from clipseg3d.views import cut_views
 
@@ -164,7 +163,7 @@ def test_a_hub_id_without_network_is_one_message(tmp_path, monkeypatch, capsys):
     def fail(repo_id, **options):
         raise ConnectionError("refused")
 
-    monkeypatch.setattr(folder, "snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     assert export("me/net", "-o", tmp_path / "net") == 1
     error = capsys.readouterr().err
     assert error.startswith("clipseg3d: 'me/net' is no local folder, not in the Hugging Face cache")

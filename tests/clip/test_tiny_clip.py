@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from transformers import CLIPTokenizer
 
 from clipseg3d.clip import HuggingFaceCLIP, load_encoder
 from clipseg3d.clip.registry import load_text_encoder
@@ -126,8 +127,8 @@ def test_tokenizer_files_of_old_and_new_agree(clip, folder, tmp_path):
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(folder / name, tmp_path)
     shutil.copy(folder / "tokenizer_config.json", tmp_path)
-    old = type(clip.tokenizer).from_pretrained(tmp_path)
-    assert old(text)["input_ids"] == clip.tokenizer(text)["input_ids"]
+    old = CLIPTokenizer.from_pretrained(tmp_path)
+    assert old(text)["input_ids"] == clip.tokenizer.encode(text).ids
 
 
 def test_a_folder_of_its_name_is_not_taken_for_it(tmp_path, monkeypatch):

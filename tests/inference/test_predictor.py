@@ -499,16 +499,13 @@ class Forgetful(torch.OutOfMemoryError):
     """What a full accelerator says."""
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_full_accelerator_is_helped_by_stitching_on_the_cpu(folder, monkeypatch, wrapped):
+def test_a_full_accelerator_is_helped_by_stitching_on_the_cpu(folder, monkeypatch):
     case = case_in(folder)
     expected = predictor(device="cpu")(case).label
     calls = []
 
     def stitch(network, image, semantics, statistics, *, device, **options):
         calls.append((image.device.type, device.type))
-        if image.device.type == "meta" and wrapped:  # as MONAI does
-            raise RuntimeError("Seems to be OOM") from Forgetful("CUDA out of memory")
         if image.device.type == "meta":
             raise Forgetful("CUDA out of memory")
         return segment_volume(network, image, semantics, torch.zeros(1, 4, 4), **options)
@@ -582,7 +579,7 @@ def test_an_explanation_holds_what_a_case_page_shows(folder, randomise):
         "release": "phantom",
     }
     assert expected.items() <= evidence.provenance.items()
-    assert {"CLIP encoder", "torch", "monai", "clipseg3d", "overlap", "post-processing"} <= set(
+    assert {"CLIP encoder", "torch", "clipseg3d", "overlap", "post-processing"} <= set(
         evidence.provenance
     )
     np.testing.assert_array_equal(result.label, run(case).label)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
 
-import clipseg3d.inference.sliding_window
 from clipseg3d.blocks.semantic_attention import voxel_positions
 from clipseg3d.blocks.semantic_fusion import RegionMaps
 from clipseg3d.inference.sliding_window import segment_volume
@@ -173,22 +173,31 @@ def test_maps_are_not_there_where_the_network_has_none(image, statistics):
     assert output.shape == (1, 3, X, Y, Z)
 
 
-def test_windows_are_computed_where_the_network_lies(image, statistics, monkeypatch):
+def test_windows_are_computed_where_the_network_lies(image, statistics):
     """The result is stitched where the image lies, also if the network is on another device."""
-    devices_of_inferer = []
-
-    def stitch(inputs, *, predictor, sw_device, device, **options):
-        devices_of_inferer.append((sw_device, device))
-        predictor(inputs[..., :16, :8, :12].to(sw_device), [[slice(0, n) for n in inputs.shape]])
-        return inputs[:, :3]
-
-    monkeypatch.setattr(clipseg3d.inference.sliding_window, "sliding_window_inference", stitch)
     devices_of_network = []
-    network = StubNetwork(
-        lambda crop, crop_box: (
-            devices_of_network.append((crop.device.type, crop_box.device.type)) or crop[:, :3]
-        )
+
+    def elsewhere(crop, crop_box):
+        devices_of_network.append((crop.device.type, crop_box.device.type))
+        return torch.ones(1, 3, *crop.shape[2:])
+
+    logits = segment_volume(
+        StubNetwork(elsewhere), image, None, statistics, roi_size=(16, 8, 12), device="meta"
     )
-    segment_volume(network, image, None, statistics, roi_size=(16, 8, 12), device="meta")
-    assert devices_of_inferer == [(torch.device("meta"), torch.device("cpu"))]
-    assert devices_of_network == [("meta", "meta")]
+    assert set(devices_of_network) == {("meta", "meta")}
+    torch.testing.assert_close(logits, torch.ones(1, 3, X, Y, Z))
+
+
+@pytest.mark.parametrize("roi_size", [*ROI_SIZES, (5, 3, 7)])
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.9])
+def test_windows_are_blended_as_by_monai(image, statistics, roi_size, overlap):
+    """To the bit: a function that differs from window to window shows weights and order."""
+
+    def function(crop, *_):
+        return crop[:, :3].cumsum(dim=2).sin()
+
+    ours = segment_volume(
+        StubNetwork(function), image, None, statistics, roi_size=roi_size, overlap=overlap
+    )
+    theirs = sliding_window_inference(image, roi_size, 1, function, overlap, mode="gaussian")
+    assert torch.equal(ours, theirs)

@@ -18,7 +18,7 @@ import clipseg3d.weights
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-HUB = "clipseg3d.pretrained.folder.snapshot_download"
+HUB = "huggingface_hub.snapshot_download"
 
 
 # where weights come from
