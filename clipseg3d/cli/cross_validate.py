@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipseg3d.atomic_write import atomic_write
+from clipseg3d.cli.config_reader import find_config
 from clipseg3d.cli.terminal import Commands, require_output, say
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ def add_command(commands: Commands) -> None:
         "was being trained.",
     )
     cross.add_argument(
-        "config", type=Path, nargs="+", metavar="CONFIG", help="YAML file, as for 'clipseg3d fit'"
+        "config",
+        nargs="+",
+        metavar="CONFIG",
+        help="YAML file or name, as for 'clipseg3d fit --config'",
     )
     cross.add_argument(
         "-o",
@@ -55,7 +59,8 @@ def add_command(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d cross-validate``."""
-    configs, options = arguments.config, arguments.fit
+    configs = [find_config(config) for config in arguments.config]
+    options = arguments.fit
     _check_arguments(configs, options)
     require_output(arguments.output, folder=True)
 
@@ -104,9 +109,6 @@ def _check_arguments(configs: Sequence[Path], options: Sequence[str]) -> None:
         raise ValueError(f"{len(configs)} configurations are given; give one, or two to compare")
     if len({config.stem for config in configs}) < len(configs):
         raise ValueError(f"two configurations are called {configs[0].stem}; rename one file")
-    for config in configs:
-        if not config.is_file():
-            raise FileNotFoundError(f"{config}: no such file; give a YAML file as for fit")
     for option in options:
         name = option.removeprefix("--").partition("=")[0]
         if option.startswith("--") and name in RESERVED:

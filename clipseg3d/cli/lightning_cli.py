@@ -18,6 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.nn.modules.loss import _Loss
 
 from clipseg3d.atomic_write import atomic_write, naming_full_disk
+from clipseg3d.cli.config_reader import named_configs
 from clipseg3d.cli.config_writer import ConfigWriter
 from clipseg3d.cli.lightning_parser import MODEL, OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
@@ -452,7 +453,7 @@ def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> CLIPSeg3DCLI:
         seed_everything_default=0,
         trainer_defaults={"callbacks": [RunManifest()]},
         save_config_callback=ConfigWriter,
-        args=list(arguments),
+        args=named_configs(arguments),
         auto_configure_optimizers=False,
         parser_class=OneLineLightningParser,
         parser_kwargs={"prog": "clipseg3d"},

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from clipseg3d.cli import (
     check_data,
     check_submission,
+    configs,
     cross_validate,
     demo,
     embed_text,
@@ -20,12 +21,12 @@ from clipseg3d.cli import (
     tune_postprocessing,
     validate,
 )
-from clipseg3d.cli.terminal import OneLineParser, raised_here, say, unwrapped
+from clipseg3d.cli.terminal import OneLineParser, UsageError, raised_here, say, unwrapped
 
 LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
 """Commands whose options LightningCLI parses."""
 COMMANDS = (
-    *(demo, segment, fit, validate, test, predict, cross_validate, evaluate),
+    *(demo, segment, configs, fit, validate, test, predict, cross_validate, evaluate),
     *(tune_postprocessing, export),
     *(check_data, check_submission, phantom, embed_text),
 )
@@ -35,8 +36,9 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    Errors that this library raises on purpose are printed on stderr as one message. Any other
-    error keeps its traceback, since it is a defect.
+    Errors that this library raises on purpose are printed on stderr as one message; the code is 2
+    if the command line itself is wrong, else 1. Any other error keeps its traceback, since it is a
+    defect.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not raised_here(cause):
             raise
         say(f"clipseg3d: {cause}", stream=sys.stderr)
-        return 1
+        return 2 if isinstance(cause, UsageError) else 1
     return code
 
 

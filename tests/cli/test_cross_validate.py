@@ -260,7 +260,7 @@ def test_configurations_that_cannot_be(configs, tmp_path, calls, capsys, monkeyp
     for given, message in (
         (configs, "3 configurations are given; give one, or two to compare"),
         ([configs[0], twin], "two configurations are called guided; rename one file"),
-        ([tmp_path / "gone.yaml"], "gone.yaml: no such file; give a YAML file as for fit"),
+        ([tmp_path / "gone.yaml"], "gone.yaml: no such file; give a YAML file, or a name"),
         (configs[1:], "has 2 folds and "),
     ):
         assert cross(*given, "-o", tmp_path / "out") == 1

@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from pytorch_lightning.plugins.io import AsyncCheckpointIO
 from clipseg3d.cli import lightning_cli
 from clipseg3d.cli.lightning_cli import count_folds, is_shuffled, view_selection
 from clipseg3d.cli.main import main
+from clipseg3d.configs import config_names, config_path
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import PRESETS, network_config
 from clipseg3d.pretrained.formats import FORMAT
@@ -22,7 +22,7 @@ from clipseg3d.training.module import CLIPSeg3DModule
 from clipseg3d.training.plan import PLANS, TrainingPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-CONFIGS = {path.stem: path for path in Path(__file__).parents[2].glob("examples/configs/*.yaml")}
+CONFIGS = {name: config_path(name) for name in config_names()}
 PHANTOM = CONFIGS["phantom_tiny"]
 VALUES = {
     "clip": "tiny-random",

@@ -5,16 +5,16 @@ Cases config_typos.py, dropout_out_of_range.py, outputs.py and fit_on_a_wrong_fo
 
 import json
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import yaml
 
 from clipseg3d.cli.lightning_cli import CLIPSeg3DCLI
 from clipseg3d.cli.main import main
+from clipseg3d.configs import config_path
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-PHANTOM = Path(__file__).parents[2] / "examples/configs/phantom_tiny.yaml"
+PHANTOM = config_path("phantom_tiny")
 SMALL = {"channels": [4, 8], "num_auxiliary": 0, "semantic_dim": 16, "num_heads": 2}
 NETWORK = {**SMALL, "clip": "tiny-random"}
 
@@ -94,7 +94,7 @@ def fit(phantom_folder, tmp_path, capsys):
         ("--data.batchsize", 1, "--data.batchsize: no such option; did you mean batch_size?"),
         ("--data.batch_size", "some", "--data.batch_size: value some cannot be used; give int"),
         ("--trainer.epochs", 3, "--trainer.epochs: no such option; did you mean trainer.m"),
-        ("--config", "gone.yaml", "gone.yaml: no such file; give a YAML file such as those in"),
+        ("--config", "gone.yaml", "gone.yaml: no such file; give a YAML file, or a name that"),
     ],
 )
 def test_wrong_values_and_misspelt_options_are_named(fit, option, value, message):
@@ -149,7 +149,7 @@ def test_misspelt_keys_of_a_file_are_named(fit, tmp_path, values, message):
         (b"a: &a [*a]", "not valid YAML (Circular reference detected); repair it"),
         (b"a: \x00", "not valid YAML (unacceptable character #x0000"),
         (b"a: \xff", "not UTF-8 text (invalid start byte); save it as UTF-8"),
-        (b"", "holds no settings; give a YAML file such as those in examples/configs"),
+        (b"", "holds no settings; give a YAML file, or a name"),
         (b"- 1", "holds no settings; give a YAML file"),
         (None, "no such file; give a YAML file"),
     ],
