@@ -13,7 +13,7 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     configs = commands.add_parser(
         "configs",
-        help="list the configurations that come with clipseg3d, for 'fit --config NAME'",
+        help="list configurations, for 'fit --config NAME'",
         description="List the configurations that 'clipseg3d fit --config NAME' takes by name, or "
         "write a copy of one, to be changed.",
     )

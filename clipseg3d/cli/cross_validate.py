@@ -26,7 +26,7 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     cross = commands.add_parser(
         "cross-validate",
-        help="train and score all folds of one configuration, or compare two",
+        help="train and score all folds, or compare two configs",
         description="Train every fold, score its cases with the best checkpoint, and print mean "
         "and SD of Dice; for two configurations, also their differences case by case. If it is "
         "interrupted, run the same command again: it skips finished folds and resumes the one that "

@@ -38,7 +38,7 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     demo = commands.add_parser(
         "demo",
-        help="segment a simulated patient, offline, in a few minutes",
+        help="show everything on a simulated patient, offline",
         description="Simulate patients, train a tiny network on them for a few minutes, segment "
         "a patient that it was not trained on, and write scores and a picture. Needs no data, no "
         "internet and no GPU.",

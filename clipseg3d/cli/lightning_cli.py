@@ -20,6 +20,7 @@ from torch.nn.modules.loss import _Loss
 from clipseg3d.atomic_write import atomic_write, naming_full_disk
 from clipseg3d.cli.config_reader import named_configs
 from clipseg3d.cli.config_writer import ConfigWriter
+from clipseg3d.cli.lightning_options import HELP_ALL
 from clipseg3d.cli.lightning_parser import MODEL, OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
 from clipseg3d.cli.terminal import raised_in, require_output, say, unwrapped
@@ -415,11 +416,13 @@ class SetupCLI(CLIPSeg3DCLI):
 def run_lightning(arguments: Sequence[str]) -> None:
     """Run one LightningCLI command, such as ``["fit", "--config", "tiny.yaml"]``.
 
-    With ``--dry-run`` anywhere after ``fit``, only print what the fit will need.
+    With ``--dry-run`` anywhere after ``fit``, only print what the fit will need; with
+    ``--help-all``, print all options.
 
     Raises:
         ValueError: the dry run has found faults.
     """
+    arguments = ["--help" if argument == HELP_ALL else argument for argument in arguments]
     if arguments[0] != "fit" or DRY_RUN not in arguments:
         _run(CLIPSeg3DCLI, arguments)
         return

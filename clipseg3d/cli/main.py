@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from clipseg3d import __version__
 from clipseg3d.cli import (
     check_data,
     check_submission,
@@ -42,10 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        if argv and argv[0] in LIGHTNING_COMMANDS:
-            code: int = LIGHTNING_COMMANDS[argv[0]].run(argv)
+        if not argv:
+            _parser().print_help()
+            return 0
+        lightning = LIGHTNING_COMMANDS.get(argv[0])
+        if lightning is not None and not {"-h", "--help"} & {*argv}:
+            code: int = lightning.run(argv)
         else:
-            arguments = _parser().parse_args(argv)
+            arguments = _parser().parse_args([argv[0], "--help"] if lightning else argv)
             code = arguments.command(arguments)
     except (ValueError, OSError, ImportError) as error:  # ImportError: an extra is not installed
         cause = unwrapped(error)
@@ -56,14 +61,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+class _CommandsFormatter(argparse.HelpFormatter):
+    """Leave room for the longest command, so that each takes one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=25)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Count the indent of commands, which argparse forgets."""
+        super().add_argument(action)
+        self._action_max_length = max(self._action_max_length, 23)
+
+
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of all commands but Lightning's, and of the main help."""
     parser = OneLineParser(
         prog="clipseg3d",
         description="Text-guided 3D segmentation of brain tumours in four MRI sequences.",
-        epilog="'clipseg3d COMMAND --help' says more about a command.",
+        usage="clipseg3d COMMAND ...",
+        epilog="'clipseg3d COMMAND --help' says more about a command. To begin: clipseg3d demo",
+        formatter_class=_CommandsFormatter,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"clipseg3d {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", prog="clipseg3d", required=True
+    )
     for command in COMMANDS:
         command.add_command(commands)
     return parser
