@@ -18,6 +18,7 @@ from clipseg3d.cli.terminal import (
     say,
 )
 from clipseg3d.vocabulary import SEQUENCES
+from clipseg3d.weights import DEFAULT_WEIGHTS
 
 if TYPE_CHECKING:
     from clipseg3d.data.cases import Case
@@ -66,12 +67,12 @@ def add_command(commands: Commands) -> None:
     )
     segment.add_argument(
         "--weights",
-        required=True,
         action="append",
         metavar="WEIGHTS",
         help="checkpoint written by 'clipseg3d fit' or 'clipseg3d demo', a folder written by "
         "'clipseg3d export', the name of weights that come with clipseg3d, or a Hugging Face hub "
-        "id; give the option several times for an ensemble, such as one of all folds",
+        "id; give the option several times for an ensemble, such as one of all folds (default: "
+        f"{DEFAULT_WEIGHTS}, which comes with clipseg3d)",
     )
     segment.add_argument(
         "--text",
@@ -176,7 +177,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.postprocessing is not None:
         rules = PostProcessing.read(arguments.postprocessing)
     predictor = Predictor.from_checkpoints(
-        arguments.weights,
+        arguments.weights or [DEFAULT_WEIGHTS],
         clip=arguments.clip,
         device=arguments.device,
         tta=arguments.tta,
