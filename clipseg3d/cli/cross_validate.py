@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from clipseg3d.metrics.score_table import ScoreTable
 
+LOG = "fit.log"
+"""What a fit prints, in the folder of its fold."""
 RESERVED = ("data.fold", "ckpt_path", "scores", "checkpoint.dirpath", "trainer.default_root_dir")
 """Options of a fit that this command sets."""
 
@@ -81,15 +83,17 @@ def run(arguments: argparse.Namespace) -> int:
         folder = arguments.output / name
         _check_settings(folder, config, options)
         tables = []
+        say(f"{name}: {folds[0]} folds, with a log of each in {folder / 'fold_N' / LOG}")
         for fold in range(folds[0]):
             fold_folder = folder / f"fold_{fold}"
             scores = fold_folder / "scores.csv"
-            if scores.is_file():
-                say(f"{name}, fold {fold}: already finished")
-            else:
-                say(f"{name}, fold {fold}: training in {fold_folder}")
+            finished = scores.is_file()
+            if not finished:
                 _train(command, fold_folder, fold, scores)
             tables.append(ScoreTable.read(scores))
+            note = ", finished before" if finished else ""
+            say(f"{name}, fold {fold}: {_means(tables[-1])}{note}")
+            sys.stdout.flush()
         joined = join_tables(tables)
         with atomic_write(folder / "scores.csv") as tmp:
             tmp.write_text(joined.csv(), encoding="utf-8")
@@ -172,11 +176,12 @@ def _train(command: Sequence[str], folder: Path, fold: int, scores: Path) -> Non
             pass  # the fit needs this lock
         if scores.is_file():
             return
-        code = _call([*command, *(f"--{name}={value}" for name, value in options.items())])
+        arguments = [*command, *(f"--{name}={value}" for name, value in options.items())]
+        code = _call(arguments, folder / LOG)
     if code:
         raise ValueError(
-            f"{folder}: the fit ended with code {code}, for the reason above; run the same command "
-            "again to resume it"
+            f"{folder}: the fit ended with code {code} ({_last_line(folder / LOG)}); see "
+            f"{folder / LOG}, and run the same command again to resume it"
         )
 
 
@@ -192,9 +197,30 @@ def _acquired(lock: "BaseFileLock", folder: Path) -> "BaseFileLock":
     return lock
 
 
-def _call(arguments: Sequence[str]) -> int:
-    """Run a command of this library in a process of its own; return its exit code."""
-    return subprocess.run([sys.executable, "-m", "clipseg3d", *arguments], check=False).returncode
+def _call(arguments: Sequence[str], log: Path) -> int:
+    """Run a command of this library in a process of its own, which writes to the end of a log.
+
+    Returns:
+        Its exit code.
+    """
+    command = [sys.executable, "-m", "clipseg3d", *arguments]
+    with log.open("a", encoding="utf-8") as file:
+        return subprocess.run(command, check=False, stdout=file, stderr=file).returncode
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log, which says why a fit has ended."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return lines[-1].removeprefix("clipseg3d: ") if lines else "without a word"
+
+
+def _means(table: "ScoreTable") -> str:
+    """Return the mean Dice of a fold over its cases."""
+    dice = table.means()[:, 0]
+    regions = ", ".join(
+        f"{region} {score:.3f}" for region, score in zip(table.regions, dice, strict=True)
+    )
+    return f"Dice {dice.mean():.3f} ({regions}), {len(table.case_ids)} cases"
 
 
 def _summary(name: str, joined: "ScoreTable", tables: Sequence["ScoreTable"]) -> str:

@@ -45,7 +45,7 @@ _PREDICTING = {
     "--output": ("DIR", "folder for the labels"),
     "--prompts": ("[TEXT,...]", "what to segment as well, a mask each"),
 }
-OPTIONS = {
+OPTIONS: dict[str, dict[str, tuple[str | None, str]]] = {
     "fit": {**_COMMON, **_TRAINING},
     "validate": {**_COMMON, **_SCORING},
     "test": {**_COMMON, **_SCORING},

@@ -1,5 +1,6 @@
 """Mirrors clipseg3d/cli/lightning_cli.py: what one part of a configuration makes of another."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -275,6 +276,32 @@ def test_a_finished_fit_is_not_trained_on(command, folder):
     again = ("fit", "--trainer.default_root_dir", folder, "--ckpt_path", "last")
     assert command(*again) == 0
     assert {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()} == before
+
+
+def test_a_fit_says_what_matters_and_little_else(command, folder, tmp_path, capsys):
+    options = ("--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "true")
+    assert command("fit", *options, "--trainer.logger", "true") == 0
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("clipseg3d: note: ")]
+    assert [line.split(":")[0] for line in lines] == ["Epoch 1/2", "Epoch 2/2"]
+    notes = [line for line in err.splitlines() if line.startswith("clipseg3d: note: ")]
+    assert len(notes) <= 2  # of random weights, and of few epochs
+    results = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert list(results) == ["Best", "Weights", "Log", "Curves", "Segment"]
+    run = Path("lightning_logs/version_0")
+    best = run / "checkpoints" / "best.ckpt"
+    assert (results["Weights"], results["Log"]) == (str(best), str(run / "metrics.csv"))
+    assert results["Segment"] == f"clipseg3d segment CASE -o labels --weights {best}"
+    assert (tmp_path / results["Curves"]).stat().st_size > 1000
+    manifest = json.loads(best.with_suffix(".manifest.json").read_text())
+    scores = {name.removeprefix("val/dice_"): score for name, score in manifest["scores"].items()}
+    regions = ", ".join(f"{name.upper()} {scores[name]:.3f}" for name in ("wt", "tc", "et"))
+    stated = f"epoch  {manifest['epoch'] + 1} of 2: Dice {scores['mean']:.3f} ({regions})"
+    assert results["Best"] == stated
+    with (run / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert [int(row["step"]) for row in rows] == list(range(8))
+    assert float(rows[-1]["train/lr"]) < float(rows[0]["train/lr"])
 
 
 def damage(path):
