@@ -3,8 +3,8 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from jsonargparse.typing import register_type
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -28,7 +29,7 @@ from clipseg3d.cli.lightning_options import HELP_ALL
 from clipseg3d.cli.lightning_parser import MODEL, OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
 from clipseg3d.cli.quiet import quiet
-from clipseg3d.cli.terminal import raised_in, require_output, say, unwrapped
+from clipseg3d.cli.terminal import UsageError, raised_in, require_output, say, unwrapped
 from clipseg3d.data import brats  # noqa: F401 - so that --data takes their names
 from clipseg3d.data.releases import release_values
 from clipseg3d.networks.config import NetworkConfig
@@ -178,14 +179,8 @@ class CLIPSeg3DCLI(LightningCLI):
                 raise ValueError("predict needs --ckpt_path and --output; give both")
             self._writer = SegmentationWriter(config.output, prompts=config.prompts or ())
             self.trainer_defaults["callbacks"].append(self._writer)
-        try:
+        with _refusals(Exception):
             super().instantiate_classes()
-        except Exception as error:
-            cause = unwrapped(error)
-            if not raised_in(cause, LIGHTNING):
-                raise
-            reason = " ".join(str(cause).split()).rstrip(".!")
-            raise ValueError(f"{reason}; change the options of --trainer") from error
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Build the trainer: with a log in CSV unless another is given, and one line of progress.
@@ -267,7 +262,8 @@ class CLIPSeg3DCLI(LightningCLI):
             ValueError: another fit writes to that folder.
         """
         with self._lock(), naming_full_disk(self._folder()):
-            self.trainer.fit(**arguments)
+            with _refusals(MisconfigurationException, RuntimeError):
+                self.trainer.fit(**arguments)
             self._score_best()
             self._say_results()
 
@@ -394,6 +390,19 @@ class CLIPSeg3DCLI(LightningCLI):
     after_test = after_validate
 
 
+@contextmanager
+def _refusals(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors that Lightning itself raises into one line."""
+    try:
+        yield
+    except kinds as error:
+        cause = unwrapped(error)
+        if not raised_in(cause, LIGHTNING):
+            raise
+        reason = " ".join(str(cause).split()).rstrip(".!")
+        raise ValueError(f"{reason}; change the options of --trainer") from error
+
+
 def fit_lock(folder: Path) -> FileLock:
     """Return the lock that a fit holds while it writes checkpoints to a folder."""
     path = folder.absolute()
@@ -434,7 +443,15 @@ def _take_version(logger: Any) -> Path | None:
 
 
 def _require_ranges(config: Namespace) -> None:
-    """Raise a ValueError if Lightning would take a wrong value without a word, or die of it."""
+    """Raise a ValueError if Lightning would take a wrong value without a word, or die of it.
+
+    Raises:
+        UsageError: a value stands where options should.
+        ValueError: a value is out of its range.
+    """
+    for part in ("trainer", "checkpoint", "last"):
+        if not isinstance(config[part], Namespace):
+            raise UsageError(f"--{part}: value {config[part]!r} cannot be used; give its options")
     seed = config.seed_everything
     if not isinstance(seed, bool) and seed is not None:
         require_count(seed_everything=seed, at_least=0, at_most=MAX_SEED)

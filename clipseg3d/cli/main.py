@@ -22,7 +22,14 @@ from clipseg3d.cli import (
     tune_postprocessing,
     validate,
 )
-from clipseg3d.cli.terminal import OneLineParser, UsageError, raised_here, say, unwrapped
+from clipseg3d.cli.terminal import (
+    INTERRUPTED,
+    OneLineParser,
+    UsageError,
+    raised_here,
+    say,
+    unwrapped,
+)
 
 LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
 """Commands whose options LightningCLI parses."""
@@ -58,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(f"clipseg3d: {cause}", stream=sys.stderr)
         return 2 if isinstance(cause, UsageError) else 1
+    except KeyboardInterrupt:
+        say("clipseg3d: interrupted", stream=sys.stderr)
+        return INTERRUPTED
     return code
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipseg3d.cli.terminal import (
+    INTERRUPTED,
     Commands,
     raised_here,
     report_text,
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from clipseg3d.data.cases import Case
     from clipseg3d.inference.predictor import Predictor
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as in shells."""
 _NAMED = 5
 """Cases that a note names; the others are counted."""
 
@@ -69,7 +68,7 @@ def add_command(commands: Commands) -> None:
         "--weights",
         action="append",
         metavar="WEIGHTS",
-        help="checkpoint written by 'clipseg3d fit' or 'clipseg3d demo', a folder written by "
+        help="checkpoint that 'clipseg3d fit' wrote, a folder written by "
         "'clipseg3d export', the name of weights that come with clipseg3d, or a Hugging Face hub "
         "id; give the option several times for an ensemble, such as one of all folds (default: "
         f"{DEFAULT_WEIGHTS}, which comes with clipseg3d)",

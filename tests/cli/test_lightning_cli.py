@@ -357,7 +357,7 @@ def test_what_cannot_be_run_ends_in_one_message(
     ],
 )
 def test_unknown_keys_and_wrong_types_are_named(command, capsys, options, message):
-    assert command("fit", *options) == 1
+    assert command("fit", *options) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("clipseg3d: --")
     assert message in line
@@ -368,7 +368,7 @@ def test_unknown_keys_and_wrong_types_are_named(command, capsys, options, messag
 )
 def test_wrong_values_of_a_file_are_named(write, only, capsys, model):
     only("fit")
-    assert main(["fit", "--config", str(write(**model))]) == 1
+    assert main(["fit", "--config", str(write(**model))]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert ("cbam" if model.get("network") == {"cbam": 3} else "colour") in error
 

@@ -4,6 +4,7 @@ Cases config_typos.py, dropout_out_of_range.py, outputs.py and fit_on_a_wrong_fo
 """
 
 import json
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -42,13 +43,14 @@ def fit(phantom_folder, tmp_path, capsys):
         if data:
             given += ["--data.root", str(phantom_folder), "--data.num_cases", "5"]
             given += ["--data.spacing_mm", "8", "--data.cache_dir", str(tmp_path / "cache")]
-        assert main([*given, *map(str, options)]) == 1
+        code = main([*given, *map(str, options)])
         (line,) = (
             line
             for line in capsys.readouterr().err.splitlines()
             if "Loading weights" not in line and "Seed set" not in line
         )
         assert line.startswith("clipseg3d: ")
+        assert code == (2 if re.search(r"no such (option|class)|cannot be used; give", line) else 1)
         assert not list(tmp_path.glob("cache/*"))
         return line.removeprefix("clipseg3d: ")
 
@@ -94,6 +96,24 @@ def fit(phantom_folder, tmp_path, capsys):
         ("--data.batchsize", 1, "--data.batchsize: no such option; did you mean batch_size?"),
         ("--data.batch_size", "some", "--data.batch_size: value some cannot be used; give int"),
         ("--trainer.epochs", 3, "--trainer.epochs: no such option; did you mean trainer.m"),
+        (
+            "--data",
+            "BraTS2020DataModul",
+            "--data BraTS2020DataModul: no such class; did you mean Br",
+        ),
+        ("--data", "clipseg3d.PhantmDataModule", "--data PhantmDataModule: no such class; did you"),
+        (
+            "--loss",
+            "DiceFocalLos",
+            "--loss DiceFocalLos: no such class; did you mean DiceFocalLoss?",
+        ),
+        ("--optimizer", "SDG", "--optimizer SDG: no such class; did you mean SGD?"),
+        ("--optimizer", "my.Own", "--optimizer my: no such class; give its full path, such as"),
+        (
+            "--trainer.logger",
+            "CSVLoger",
+            "--trainer.logger CSVLoger: no such class; did you mean CSV",
+        ),
         ("--config", "gone.yaml", "gone.yaml: no such file; give a YAML file, or a name that"),
     ],
 )
@@ -127,6 +147,7 @@ def test_a_logger_that_is_not_installed_is_named(fit):
         ({"model": {"netwrk": "tiny"}}, "--model.netwrk: no such option; did you mean network?"),
         ({"data": {"rot": "x"}}, "--data.rot: no such option; did you mean root?"),
         ({"trainer": {"max_epoch": 1}}, "--trainer.max_epoch: no such option; did you mean"),
+        ({"data": {"class_path": 3}}, "--data"),
     ],
 )
 def test_misspelt_keys_of_a_file_are_named(fit, tmp_path, values, message):
