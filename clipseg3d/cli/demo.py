@@ -63,8 +63,7 @@ def add_command(commands: Commands) -> None:
     demo.add_argument(
         "--train",
         action="store_true",
-        help="also train a tiny network of your own on simulated patients, for a few minutes, and "
-        "segment with it instead",
+        help="train a tiny network on simulated patients for a few minutes, and segment with that",
     )
     demo.set_defaults(command=run)
 
