@@ -41,6 +41,7 @@ ARROWS = {
     "batch": {"intensity", "views", "vocabulary"},
     "losses": set(),
     "weights": set(),
+    "configs": set(),
     "blocks": SHARED,
     "clip": SHARED | {"blocks", "weights"},
     "networks": SHARED | {"clip", "blocks", "pretrained.reader", "pretrained.writer"},
@@ -82,7 +83,7 @@ ARROWS = {
     "testing": SHARED | {"blocks", "clip", "data.release"},
     "cli": SHARED
     | {"training", "inference", "pretrained", "networks", "clip", "metrics", "reporting"}
-    | {"data", "phantom", "texts", "export"},
+    | {"data", "phantom", "texts", "export", "configs", "weights", "clipseg3d"},
     "__main__": {"cli"},
 }
 """Room -> rooms it may import, beside itself. ``clipseg3d`` stands for its version and its path."""
@@ -97,6 +98,7 @@ THIRD_PARTY = {
     "ranges": set(),
     "text_files": {"yaml"},
     "weights": set(),
+    "configs": set(),
     "lightning_bases": {"pytorch_lightning", "lightning"},
     "intensity": {"torch", "einops"},
     "views": {"torch", "einops"},
@@ -207,9 +209,8 @@ def test_no_public_name_is_that_of_a_module(package):
 
 def test_every_room_has_public_names():
     rooms = {p.parent for p in sources() if p.parent != PACKAGE} - {PACKAGE / "cli"}
-    assert {f"clipseg3d.{room.name}" for room in rooms} - {"clipseg3d.weights"} == set(PACKAGES) - {
-        "clipseg3d"
-    }
+    inner = {"clipseg3d.weights", "clipseg3d.configs"}
+    assert {f"clipseg3d.{room.name}" for room in rooms} - inner == set(PACKAGES) - {"clipseg3d"}
 
 
 def test_an_unknown_public_name_is_an_attribute_error():

@@ -12,7 +12,7 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     check = commands.add_parser(
         "check-data",
-        help="list the cases of a data set, and everything that is wrong with them",
+        help="list the cases of a data set, and all faults",
         description="Check every case below ROOT: missing, broken and copied files, grids, labels. "
         "Prints one line per case, and every fault. The exit code is 1 if there is any.",
     )

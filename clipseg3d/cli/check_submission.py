@@ -10,7 +10,7 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     check = commands.add_parser(
         "check-submission",
-        help="check segmentations as a challenge's portal does, before you submit them",
+        help="check segmentations as a challenge's portal does",
         description="Compare every segmentation in DIR with its case below ROOT: name, labels, "
         "shape, spacing, origin, orientation. Prints every fault. The exit code is 1 if there is "
         "any.",

@@ -1,5 +1,6 @@
 """Configuration files of Lightning's commands, read with errors of one line."""
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -7,10 +8,38 @@ from typing import Any
 
 import yaml
 
+from clipseg3d.cli.terminal import UsageError
+from clipseg3d.configs import config_names, config_path
+from clipseg3d.ranges import nearest
 from clipseg3d.text_files import read_yaml
 
 CONFIG = ("-c", "--config")
-CURE = "give a YAML file such as those in examples/configs"
+CURE = "give a YAML file, or a name that 'clipseg3d configs' lists"
+
+
+def named_configs(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a command, with files in the place of names of configurations."""
+    named = []
+    for before, word in pairwise(["", *arguments]):
+        option, equals, value = ("", "", word) if before in CONFIG else word.partition("=")
+        if (before in CONFIG or option in CONFIG) and value in config_names():
+            word = f"{option}{equals}{find_config(value)}"
+        named.append(word)
+    return named
+
+
+def find_config(value: str) -> Path:
+    """Return the file of a configuration that is given by its path, or by its name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: there is no configuration of this name.
+    """
+    if _is_file(value):
+        return Path(value)
+    if value in config_names():
+        return config_path(value)
+    raise _missing(value)
 
 
 def read_configs(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -23,6 +52,7 @@ def read_configs(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        UsageError: there is no configuration of this name.
         ValueError: a file is not UTF-8, not YAML, or holds no settings.
     """
     words = [word for argument in arguments for word in argument.split("=", 1)]
@@ -34,6 +64,7 @@ def read_config(value: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        UsageError: there is no configuration of this name.
         ValueError: the file is not UTF-8, not YAML, or holds no settings.
     """
     if _is_file(value):
@@ -47,7 +78,19 @@ def read_config(value: str) -> dict[str, Any]:
         settings = None
     if isinstance(settings, dict):
         return settings
-    raise FileNotFoundError(f"{value}: no such file; {CURE}")
+    raise _missing(value)
+
+
+def _missing(value: str) -> OSError | ValueError:
+    """Return what is wrong with a configuration that is not there."""
+    path = Path(value)
+    if path.stem in config_names():
+        return FileNotFoundError(
+            f"{value}: no such file; give {path.stem}, which comes with clipseg3d"
+        )
+    if re.fullmatch(r"[\w-]+", value):
+        return UsageError(f"{value}: no such configuration; {nearest(value, config_names())}")
+    return FileNotFoundError(f"{value}: no such file; {CURE}")
 
 
 def _is_file(value: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipseg3d.atomic_write import atomic_write
+from clipseg3d.cli.config_reader import find_config
 from clipseg3d.cli.terminal import Commands, require_output, say
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from clipseg3d.metrics.score_table import ScoreTable
 
+LOG = "fit.log"
+"""What a fit prints, in the folder of its fold."""
 RESERVED = ("data.fold", "ckpt_path", "scores", "checkpoint.dirpath", "trainer.default_root_dir")
 """Options of a fit that this command sets."""
 
@@ -25,14 +28,17 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     cross = commands.add_parser(
         "cross-validate",
-        help="train and score all folds of one configuration, or compare two",
+        help="train and score all folds, or compare two configs",
         description="Train every fold, score its cases with the best checkpoint, and print mean "
         "and SD of Dice; for two configurations, also their differences case by case. If it is "
         "interrupted, run the same command again: it skips finished folds and resumes the one that "
         "was being trained.",
     )
     cross.add_argument(
-        "config", type=Path, nargs="+", metavar="CONFIG", help="YAML file, as for 'clipseg3d fit'"
+        "config",
+        nargs="+",
+        metavar="CONFIG",
+        help="YAML file or name, as for 'clipseg3d fit --config'",
     )
     cross.add_argument(
         "-o",
@@ -55,7 +61,8 @@ def add_command(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d cross-validate``."""
-    configs, options = arguments.config, arguments.fit
+    configs = [find_config(config) for config in arguments.config]
+    options = arguments.fit
     _check_arguments(configs, options)
     require_output(arguments.output, folder=True)
 
@@ -76,15 +83,17 @@ def run(arguments: argparse.Namespace) -> int:
         folder = arguments.output / name
         _check_settings(folder, config, options)
         tables = []
+        say(f"{name}: {folds[0]} folds, with a log of each in {folder / 'fold_N' / LOG}")
         for fold in range(folds[0]):
             fold_folder = folder / f"fold_{fold}"
             scores = fold_folder / "scores.csv"
-            if scores.is_file():
-                say(f"{name}, fold {fold}: already finished")
-            else:
-                say(f"{name}, fold {fold}: training in {fold_folder}")
+            finished = scores.is_file()
+            if not finished:
                 _train(command, fold_folder, fold, scores)
             tables.append(ScoreTable.read(scores))
+            note = ", finished before" if finished else ""
+            say(f"{name}, fold {fold}: {_means(tables[-1])}{note}")
+            sys.stdout.flush()
         joined = join_tables(tables)
         with atomic_write(folder / "scores.csv") as tmp:
             tmp.write_text(joined.csv(), encoding="utf-8")
@@ -104,9 +113,6 @@ def _check_arguments(configs: Sequence[Path], options: Sequence[str]) -> None:
         raise ValueError(f"{len(configs)} configurations are given; give one, or two to compare")
     if len({config.stem for config in configs}) < len(configs):
         raise ValueError(f"two configurations are called {configs[0].stem}; rename one file")
-    for config in configs:
-        if not config.is_file():
-            raise FileNotFoundError(f"{config}: no such file; give a YAML file as for fit")
     for option in options:
         name = option.removeprefix("--").partition("=")[0]
         if option.startswith("--") and name in RESERVED:
@@ -170,11 +176,12 @@ def _train(command: Sequence[str], folder: Path, fold: int, scores: Path) -> Non
             pass  # the fit needs this lock
         if scores.is_file():
             return
-        code = _call([*command, *(f"--{name}={value}" for name, value in options.items())])
+        arguments = [*command, *(f"--{name}={value}" for name, value in options.items())]
+        code = _call(arguments, folder / LOG)
     if code:
         raise ValueError(
-            f"{folder}: the fit ended with code {code}, for the reason above; run the same command "
-            "again to resume it"
+            f"{folder}: the fit ended with code {code} ({_last_line(folder / LOG)}); see "
+            f"{folder / LOG}, and run the same command again to resume it"
         )
 
 
@@ -190,9 +197,30 @@ def _acquired(lock: "BaseFileLock", folder: Path) -> "BaseFileLock":
     return lock
 
 
-def _call(arguments: Sequence[str]) -> int:
-    """Run a command of this library in a process of its own; return its exit code."""
-    return subprocess.run([sys.executable, "-m", "clipseg3d", *arguments], check=False).returncode
+def _call(arguments: Sequence[str], log: Path) -> int:
+    """Run a command of this library in a process of its own, which writes to the end of a log.
+
+    Returns:
+        Its exit code.
+    """
+    command = [sys.executable, "-m", "clipseg3d", *arguments]
+    with log.open("a", encoding="utf-8") as file:
+        return subprocess.run(command, check=False, stdout=file, stderr=file).returncode
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log, which says why a fit has ended."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return lines[-1].removeprefix("clipseg3d: ") if lines else "without a word"
+
+
+def _means(table: "ScoreTable") -> str:
+    """Return the mean Dice of a fold over its cases."""
+    dice = table.means()[:, 0]
+    regions = ", ".join(
+        f"{region} {score:.3f}" for region, score in zip(table.regions, dice, strict=True)
+    )
+    return f"Dice {dice.mean():.3f} ({regions}), {len(table.case_ids)} cases"
 
 
 def _summary(name: str, joined: "ScoreTable", tables: Sequence["ScoreTable"]) -> str:

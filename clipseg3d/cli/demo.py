@@ -3,14 +3,17 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from clipseg3d.atomic_write import atomic_write
 from clipseg3d.cli.terminal import Commands, require_output, say
 
+if TYPE_CHECKING:
+    from clipseg3d.inference.segmentation import Segmentation
+    from clipseg3d.phantom.simulate import Phantom
+
 PATIENT_SEED = 12
-SPACING_MM = 2.0
-NUM_TRAINING_CASES = 12
-NUM_EPOCHS = 5
+SPACING_MM = 1.0
+PROMPT = "the enhancing rim"
 
 
 @dataclass(frozen=True)
@@ -19,29 +22,35 @@ class DemoResult:
 
     Attributes:
         case: folder of the simulated patient: sequences, expert mask, report.
-        segmentation: NIfTI labels.
+        segmentation: NIfTI labels, with the report.
         picture: PNG of sequences, reference and prediction.
-        weights: checkpoint, trained now or in an earlier run.
+        page: case page.
         report: the patient's report.
-        dice: region -> Dice of the patient, who is not among the training cases.
+        dice: region -> Dice with the report.
+        dice_without: region -> Dice without it.
+        changed: voxels whose label the report has changed.
+        prompt: what was asked for and found, in words; empty if the weights answer no prompts.
     """
 
     case: Path
     segmentation: Path
     picture: Path
-    weights: Path
+    page: Path
     report: str
     dice: dict[str, float]
+    dice_without: dict[str, float]
+    changed: int
+    prompt: str
 
 
 def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     demo = commands.add_parser(
         "demo",
-        help="segment a simulated patient, offline, in a few minutes",
-        description="Simulate patients, train a tiny network on them for a few minutes, segment "
-        "a patient that it was not trained on, and write scores and a picture. Needs no data, no "
-        "internet and no GPU.",
+        help="show everything on a simulated patient, offline",
+        description="Simulate a patient, segment it with the bundled weights, with and without "
+        "its report, and write labels, a picture and a case page. Needs no data, no internet and "
+        "no GPU.",
     )
     demo.add_argument(
         "-o",
@@ -51,109 +60,117 @@ def add_command(commands: Commands) -> None:
         metavar="DIR",
         help="folder for all files (default: %(default)s)",
     )
+    demo.add_argument(
+        "--train",
+        action="store_true",
+        help="train a tiny network on simulated patients for a few minutes, and segment with that",
+    )
     demo.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d demo``."""
+    from clipseg3d.cli.quiet import quiet
+
     require_output(arguments.output, folder=True)
-    result = run_demo(arguments.output)
-    say(f"\nReport: {result.report}\n")
-    for region, score in result.dice.items():
-        say(f"Dice {region}  {score:.3f}")
-    say(
-        f"\nPatient       {result.case}\nSegmentation  {result.segmentation}\n"
-        f"Picture       {result.picture}\nWeights       {result.weights}\n\n"
-        "The network was trained on simulated patients for a few minutes: this shows that "
-        "everything runs,\nnot how well it segments real scans. For real scans, use the weights "
-        "that come with the package:\nclipseg3d segment CASE -o labels --weights tiny"
-    )
+    with quiet():
+        if arguments.train:
+            _show_training(arguments.output)
+        else:
+            _show(run_demo(arguments.output))
     return 0
 
 
 def run_demo(out: Path) -> DemoResult:
-    """Segment a simulated patient with a network that is trained on others for a few minutes.
+    """Simulate a patient, and segment it with the bundled weights.
 
     Args:
-        out: folder for all files; a checkpoint that it holds already is used again.
+        out: folder for all files.
     """
-    import torch
-
-    from clipseg3d.data.cases import find_cases
-    from clipseg3d.data.releases import PHANTOM
     from clipseg3d.inference.predictor import Predictor
-    from clipseg3d.metrics.dice import dice_empty_is_one
     from clipseg3d.phantom.simulate import simulate_phantom
     from clipseg3d.phantom.write import write_phantom
     from clipseg3d.reporting.figures import save_overlay
-    from clipseg3d.vocabulary import REGIONS
 
-    weights = out / "demo.ckpt"
-    if not weights.is_file():
-        _train(out, weights)
-    phantom = simulate_phantom(PATIENT_SEED, spacing_mm=SPACING_MM)
     name = f"Phantom_{PATIENT_SEED:05d}"
     folder = out / name
+    say(f"Simulating a patient at {SPACING_MM:g} mm ...")
+    phantom = simulate_phantom(PATIENT_SEED, spacing_mm=SPACING_MM)
     if not folder.is_dir():
         write_phantom(phantom, out, name)
-    (case,) = find_cases(folder, PHANTOM, spacing_mm=SPACING_MM)
-    segmentation = Predictor.from_checkpoint(weights)(case, progress=True)
-    segmentation_path = out / f"{name}.nii.gz"
-    segmentation.save(segmentation_path)
-
-    prediction = PHANTOM.to_regions(segmentation.label)
-    reference = PHANTOM.to_regions(phantom.label)
-    scores = dice_empty_is_one(torch.from_numpy(prediction), torch.from_numpy(reference)).tolist()
-    dice = dict(zip(REGIONS, scores, strict=True))
-    picture = out / f"{name}.png"
-    title = "   ".join(f"{region} {score:.2f}" for region, score in dice.items())
+    predictor = Predictor.from_pretrained()
+    answers = all(network.prompt_head is not None for network in predictor.networks)
+    say("Segmenting it with its report, and without ...\n")
+    told = predictor(folder, prompts=[PROMPT] if answers else [], explain=True)
+    untold = predictor(folder, text="")
+    told.save(out / f"{name}.nii.gz")
+    told.save_case_page(out / f"{name}.html", reference=folder / f"{name}_seg.nii.gz")
+    if answers:
+        told.save_prompts(out / "prompts")
+    dice, dice_without = _dice(told, phantom), _dice(untold, phantom)
     save_overlay(
-        picture,
+        out / f"{name}.png",
         phantom.image,
-        prediction=prediction,
-        reference=reference,
-        title=f"Simulated patient {PATIENT_SEED}: Dice {title}",
+        prediction=told.release.to_regions(told.label),
+        reference=told.release.to_regions(phantom.label),
+        title=f"Simulated patient {PATIENT_SEED}: Dice {_in_words(dice)}",
     )
-    return DemoResult(folder, segmentation_path, picture, weights, phantom.report, dice)
+    return DemoResult(
+        case=folder,
+        segmentation=out / f"{name}.nii.gz",
+        picture=out / f"{name}.png",
+        page=out / f"{name}.html",
+        report=phantom.report,
+        dice=dice,
+        dice_without=dice_without,
+        changed=int((told.label != untold.label).sum()),
+        prompt="".join(f"'{answer.text}': {answer}" for answer in told.prompts),
+    )
 
 
-def _train(out: Path, weights: Path) -> None:
-    """Train the tiny preset on simulated patients and write a checkpoint."""
-    from pytorch_lightning import Trainer, seed_everything
+def _dice(segmentation: "Segmentation", phantom: "Phantom") -> dict[str, float]:
+    """Return the Dice of every region."""
+    import torch
 
-    from clipseg3d.data.releases import PHANTOM
-    from clipseg3d.networks.presets import network_config
-    from clipseg3d.phantom.datamodule import PhantomDataModule
-    from clipseg3d.training.module import CLIPSeg3DModule
+    from clipseg3d.metrics.dice import dice_empty_is_one
 
-    seed_everything(0)
-    data = PhantomDataModule(
-        str(out / "training_cases"),
-        num_cases=NUM_TRAINING_CASES,
-        first_seed=100,
-        spacing_mm=SPACING_MM,
-        num_folds=NUM_TRAINING_CASES,
-        patch_size=(64, 64, 64),
-        crops_per_case=8,
-        batch_size=2,
-        num_workers=0,
-        view_selection=network_config("tiny").view_selection,
-        cache_dir=str(out / "cache"),
+    release = segmentation.release
+    masks = (release.to_regions(label) for label in (segmentation.label, phantom.label))
+    scores = dice_empty_is_one(*map(torch.from_numpy, masks)).tolist()
+    return dict(zip(release.regions, scores, strict=True))
+
+
+def _in_words(dice: dict[str, float]) -> str:
+    """Return scores in one line."""
+    return "   ".join(f"{region} {score:.3f}" for region, score in dice.items())
+
+
+def _show(result: DemoResult) -> None:
+    """Print what was done, and last what to open."""
+    say(f"Report: {result.report}\n")
+    say(f"Dice with the report     {_in_words(result.dice)}")
+    say(f"Dice without it          {_in_words(result.dice_without)}")
+    say(f"Voxels that it changed   {result.changed}")
+    if result.prompt:
+        say(f"Prompt                   {result.prompt}")
+    say(
+        f"\nPatient    {result.case}\nLabels     {result.segmentation}\n"
+        f"Picture    {result.picture}\nCase page  {result.page}\n\n"
+        "Your own scans: clipseg3d segment CASE -o labels --html\n"
+        f"Open {result.page} in a browser."
     )
-    module = CLIPSeg3DModule(
-        "tiny", release=PHANTOM.name, spacing_mm=SPACING_MM, lr=3e-3, roi_size=(64, 64, 64)
+
+
+def _show_training(out: Path) -> None:
+    """Train a network, and print what it does."""
+    from clipseg3d.cli.demo_training import train_demo
+
+    result = train_demo(out)
+    say(f"\nReport: {result.report}\n")
+    say(f"Dice  {_in_words(result.dice)}")
+    say(
+        f"\nPatient       {result.case}\nSegmentation  {result.segmentation}\n"
+        f"Picture       {result.picture}\nWeights       {result.weights}\n\n"
+        "The network was trained on simulated patients for a few minutes: this shows that "
+        f"everything runs,\nnot how well it segments real scans. Open {result.picture}"
     )
-    trainer = Trainer(
-        max_epochs=NUM_EPOCHS,
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        limit_val_batches=0,
-        gradient_clip_val=12.0,
-        default_root_dir=out,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, data)
-    with atomic_write(weights) as tmp:
-        trainer.save_checkpoint(tmp, weights_only=True)

@@ -11,7 +11,7 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     embed = commands.add_parser(
         "embed-text",
-        help="embed reports in advance, and write them to a file",
+        help="embed reports in advance, into a file",
         description="Embed the prompts of all regions and the chunks of all reports, and write "
         "them to a file for --model.text_cache of 'clipseg3d fit', or TextBank(cache=FILE).",
     )

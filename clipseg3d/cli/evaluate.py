@@ -27,7 +27,7 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     evaluate = commands.add_parser(
         "evaluate",
-        help="score segmentations as the BraTS challenges do, and compare them",
+        help="score segmentations as the BraTS challenges do",
         description="Score the label maps CASE.nii.gz in PRED against expert masks, region by "
         "region, and print mean and SD over cases. Every reference must have its prediction.",
     )

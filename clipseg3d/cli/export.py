@@ -12,7 +12,7 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     export = commands.add_parser(
         "export",
-        help="turn trained weights into a folder to publish, an ONNX graph or a MONAI bundle",
+        help="turn weights into a folder, ONNX or a MONAI bundle",
         description="Write trained weights in another format. None of them holds the frozen CLIP. "
         "pretrained: a folder for CLIPSeg3D.from_pretrained and the Hugging Face hub, with a model "
         "card to fill in. bundle: a MONAI bundle, for 'python -m monai.bundle run'. onnx and "

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 
+from clipseg3d.cli.lightning_options import add_lightning_command
 from clipseg3d.cli.terminal import Commands
 
 
 def add_command(commands: Commands) -> None:
     """Add the command to the list of commands; its options are those of LightningCLI."""
-    commands.add_parser(
+    add_lightning_command(
+        commands,
         "fit",
-        add_help=False,
-        help="train on a data set, as configured in a YAML file (Lightning); with --dry-run, only "
-        "print what this will need",
+        summary="train on a data set; --dry-run says what it needs",
+        description="Train a network on a data set, keep the best and the last "
+        "checkpoints, and say how to segment with the best.",
     )
 
 

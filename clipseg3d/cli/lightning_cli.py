@@ -1,9 +1,10 @@
 """LightningCLI with this library's module and data: fit, validate, test and predict."""
 
 import json
+import shlex
 import sys
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,24 @@ import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from jsonargparse.typing import register_type
-from pytorch_lightning.callbacks import ModelCheckpoint
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.nn.modules.loss import _Loss
 
 from clipseg3d.atomic_write import atomic_write, naming_full_disk
+from clipseg3d.cli.config_reader import named_configs
 from clipseg3d.cli.config_writer import ConfigWriter
+from clipseg3d.cli.fit_progress import FitProgress, dice_in_words
+from clipseg3d.cli.lightning_options import HELP_ALL
 from clipseg3d.cli.lightning_parser import MODEL, OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
-from clipseg3d.cli.terminal import raised_in, require_output, say, unwrapped
+from clipseg3d.cli.quiet import quiet
+from clipseg3d.cli.terminal import UsageError, raised_in, require_output, say, unwrapped
 from clipseg3d.data import brats  # noqa: F401 - so that --data takes their names
 from clipseg3d.data.releases import release_values
 from clipseg3d.networks.config import NetworkConfig
@@ -29,7 +37,8 @@ from clipseg3d.networks.presets import network_config
 from clipseg3d.phantom import datamodule  # noqa: F401
 from clipseg3d.pretrained.checkpoint import read_checkpoint_file
 from clipseg3d.ranges import require_count, require_not_negative
-from clipseg3d.training.checkpoint_io import AtomicCheckpointIO, find_last
+from clipseg3d.reporting.curves import save_curves
+from clipseg3d.training.checkpoint_io import MANIFEST, AtomicCheckpointIO, find_last
 from clipseg3d.training.dry_run import dry_run
 from clipseg3d.training.fit_settings import fit_settings
 from clipseg3d.training.last_checkpoints import LastCheckpoints
@@ -170,14 +179,22 @@ class CLIPSeg3DCLI(LightningCLI):
                 raise ValueError("predict needs --ckpt_path and --output; give both")
             self._writer = SegmentationWriter(config.output, prompts=config.prompts or ())
             self.trainer_defaults["callbacks"].append(self._writer)
-        try:
+        with _refusals(Exception):
             super().instantiate_classes()
-        except Exception as error:
-            cause = unwrapped(error)
-            if not raised_in(cause, LIGHTNING):
-                raise
-            reason = " ".join(str(cause).split()).rstrip(".!")
-            raise ValueError(f"{reason}; change the options of --trainer") from error
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Build the trainer: with a log in CSV unless another is given, and one line of progress.
+
+        Lightning would take TensorBoard where it happens to be installed.
+        """
+        given = self.config_init[self.subcommand].trainer
+        if given.logger is None or given.logger is True:
+            options["logger"] = CSVLogger(given.default_root_dir or Path.cwd())
+        callbacks = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks]
+        own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if self.subcommand == "fit" and given.enable_progress_bar is not False and not own_bar:
+            self.trainer_defaults["callbacks"].append(FitProgress())
+        return super().instantiate_trainer(**options)
 
     def after_instantiate_classes(self) -> None:
         """Write checkpoints atomically, and put the configuration into their manifest."""
@@ -245,8 +262,10 @@ class CLIPSeg3DCLI(LightningCLI):
             ValueError: another fit writes to that folder.
         """
         with self._lock(), naming_full_disk(self._folder()):
-            self.trainer.fit(**arguments)
+            with _refusals(MisconfigurationException, RuntimeError):
+                self.trainer.fit(**arguments)
             self._score_best()
+            self._say_results()
 
     def validate(self, **arguments: Any) -> None:
         """Score the cases for validation."""
@@ -335,6 +354,32 @@ class CLIPSeg3DCLI(LightningCLI):
         self.trainer.validate(self.model, self.datamodule, ckpt_path=best, verbose=False)
         self.after_validate()
 
+    def _say_results(self) -> None:
+        """Print the best epoch, its scores, where files are, and how to segment with the weights.
+
+        Curves are drawn from a log in CSV, if there is one.
+        """
+        trainer: Any = self.trainer
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        best = self.config_init.fit.checkpoint.best_model_path
+        lines = []
+        if best:
+            manifest = read_checkpoint_file(Path(best))[MANIFEST]
+            dice = dice_in_words(manifest.get("scores", {}))
+            lines.append(f"Best epoch  {manifest['epoch'] + 1} of {trainer.current_epoch}: {dice}")
+            lines.append(f"Weights     {_short(best)}")
+        for logger in trainer.loggers:
+            log = Path(logger.log_dir or "", "metrics.csv")
+            if isinstance(logger, CSVLogger) and log.is_file():
+                save_curves(log.with_name("curves.png"), log)
+                lines.append(f"Log         {_short(log)}")
+                lines.append(f"Curves      {_short(log.with_name('curves.png'))}")
+        if best:
+            command = ["clipseg3d", "segment", "CASE", "-o", "labels", "--weights", _short(best)]
+            lines.append(f"Segment     {shlex.join(map(str, command))}")
+        say("\n".join(lines))
+
     def after_validate(self) -> None:
         """Write the Dice of every case as a CSV table, if scores are asked for."""
         path = self.config[self.subcommand].scores
@@ -343,6 +388,19 @@ class CLIPSeg3DCLI(LightningCLI):
                 tmp.write_text(self.model.scores.csv(), encoding="utf-8")
 
     after_test = after_validate
+
+
+@contextmanager
+def _refusals(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors that Lightning itself raises into one line."""
+    try:
+        yield
+    except kinds as error:
+        cause = unwrapped(error)
+        if not raised_in(cause, LIGHTNING):
+            raise
+        reason = " ".join(str(cause).split()).rstrip(".!")
+        raise ValueError(f"{reason}; change the options of --trainer") from error
 
 
 def fit_lock(folder: Path) -> FileLock:
@@ -385,7 +443,15 @@ def _take_version(logger: Any) -> Path | None:
 
 
 def _require_ranges(config: Namespace) -> None:
-    """Raise a ValueError if Lightning would take a wrong value without a word, or die of it."""
+    """Raise a ValueError if Lightning would take a wrong value without a word, or die of it.
+
+    Raises:
+        UsageError: a value stands where options should.
+        ValueError: a value is out of its range.
+    """
+    for part in ("trainer", "checkpoint", "last"):
+        if not isinstance(config[part], Namespace):
+            raise UsageError(f"--{part}: value {config[part]!r} cannot be used; give its options")
     seed = config.seed_everything
     if not isinstance(seed, bool) and seed is not None:
         require_count(seed_everything=seed, at_least=0, at_most=MAX_SEED)
@@ -414,11 +480,13 @@ class SetupCLI(CLIPSeg3DCLI):
 def run_lightning(arguments: Sequence[str]) -> None:
     """Run one LightningCLI command, such as ``["fit", "--config", "tiny.yaml"]``.
 
-    With ``--dry-run`` anywhere after ``fit``, only print what the fit will need.
+    With ``--dry-run`` anywhere after ``fit``, only print what the fit will need; with
+    ``--help-all``, print all options.
 
     Raises:
         ValueError: the dry run has found faults.
     """
+    arguments = ["--help" if argument == HELP_ALL else argument for argument in arguments]
     if arguments[0] != "fit" or DRY_RUN not in arguments:
         _run(CLIPSeg3DCLI, arguments)
         return
@@ -444,16 +512,32 @@ def count_folds(arguments: Sequence[str]) -> int:
 
 def _run(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> CLIPSeg3DCLI:
     """Build and run one command."""
+    with quiet():
+        return _built(kind, arguments)
+
+
+def _built(kind: type[CLIPSeg3DCLI], arguments: Sequence[str]) -> CLIPSeg3DCLI:
+    """Build one command, which runs it."""
     return kind(
         CLIPSeg3DModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [RunManifest()]},
+        trainer_defaults={
+            "callbacks": [RunManifest()],
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+        },
         save_config_callback=ConfigWriter,
-        args=list(arguments),
+        args=named_configs(arguments),
         auto_configure_optimizers=False,
         parser_class=OneLineLightningParser,
         parser_kwargs={"prog": "clipseg3d"},
     )
+
+
+def _short(path: str | Path) -> Path:
+    """Return a path from here, if it lies in this folder."""
+    here = Path.cwd()
+    return Path(path).relative_to(here) if Path(path).is_relative_to(here) else Path(path)

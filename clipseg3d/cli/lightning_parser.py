@@ -7,8 +7,14 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, NoReturn
 
+from pytorch_lightning import Callback, LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningArgumentParser
+from pytorch_lightning.loggers import Logger
+from torch.nn.modules.loss import _Loss
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from clipseg3d.cli.terminal import UsageError
 from clipseg3d.ranges import nearest
 
 MODEL = "clipseg3d.CLIPSeg3DModule"
@@ -18,6 +24,24 @@ _UNKNOWN = (
     r"does not accept option '(?P<option>[^']+)'",
     r"unrecognized arguments: (?P<option>[^\s=]+)",
 )
+_NO_CLASS = (
+    r"Expected a dot import path string: (\S+)",
+    r"module '[\w.]+' has no attribute '(\w+)'",
+    r"No [\w.]+ attribute (\w+)",
+    r"No module named '([\w.]+)'",
+)
+"""What is said of the name of a class that does not exist."""
+_NO_MAPPING = re.compile(r"Subclass types expect one of|object has no attribute 'keys'")
+_KINDS: dict[str, type] = {
+    "data": LightningDataModule,
+    "model": LightningModule,
+    "loss": _Loss,
+    "optimizer": Optimizer,
+    "lr_scheduler": LRScheduler,
+    "trainer.logger": Logger,
+    "trainer.callbacks": Callback,
+}
+"""Option -> base of the classes that it takes."""
 _NO_ENCODER = (
     "does not correspond to a subclass of InjectedClip",
     "lacks a method of clipseg3d.clip.ClipEncoder; add it, and try your class with "
@@ -27,17 +51,17 @@ _NO_ENCODER = (
 
 
 class OneLineLightningParser(LightningArgumentParser):
-    """Raise what is wrong with an option as a ValueError of one line, without the usage."""
+    """Raise what is wrong with an option as an error of one line, without the usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error.
 
         Raises:
-            ValueError: always; the message names option, value and cure.
+            UsageError: always; the message names option, value and cure.
         """
         if not self.exit_on_error:  # of the parser of a class, within another
             super().error(message, ex)
-        raise ValueError(self._one_line(message, ex)) from ex
+        raise UsageError(self._one_line(message, ex)) from ex
 
     def _one_line(self, message: str, error: BaseException | None) -> str:
         """Return a message of jsonargparse, which has a line for every type, as one line."""
@@ -54,6 +78,11 @@ class OneLineLightningParser(LightningArgumentParser):
         while cause is not None and cause.__cause__ is not None:
             cause = cause.__cause__
         reason = " ".join(str(cause or message).split())
+        for pattern in _NO_CLASS:
+            if unknown := re.search(pattern, reason):
+                return f"--{key} {unknown[1]}: no such class; {_nearest_class(unknown[1], key)}"
+        if _NO_MAPPING.search(message):
+            return f"--{key}: names no class; give class_path: NAME, and its options as init_args"
         value = re.search(r"Got value:\s*(.*)", reason)
         types = [_plain(kind) for kind in re.findall(r"Expected an? (.*)", message)]
         if value and types:
@@ -84,6 +113,22 @@ def _arguments(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     kinds = inspect.getmro(getattr(import_module(module), name))
     return sorted({name for kind in kinds for name in inspect.signature(kind).parameters})
+
+
+def _nearest_class(name: str, key: str) -> str:
+    """Return which class may be meant by a name, among those that an option takes."""
+    kinds = [kind for option, kind in _KINDS.items() if key.startswith(option)]
+    names = {below.__name__ for kind in kinds for below in _subclasses(kind)}
+    cure = nearest(name.rpartition(".")[2], sorted(names))
+    return cure if cure.startswith("did") else "give its full path, such as my_file.MyClass"
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    """Yield the classes below a class, as far as they have been imported."""
+    below: type
+    for below in kind.__subclasses__():
+        yield below
+        yield from _subclasses(below)
 
 
 def _plain(kind: str) -> str:

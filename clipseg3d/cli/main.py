@@ -4,9 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from clipseg3d import __version__
 from clipseg3d.cli import (
     check_data,
     check_submission,
+    configs,
     cross_validate,
     demo,
     embed_text,
@@ -21,12 +23,19 @@ from clipseg3d.cli import (
     validate,
 )
 from clipseg3d.cli.freed_memory import keep_freed_memory
-from clipseg3d.cli.terminal import OneLineParser, raised_here, say, unwrapped
+from clipseg3d.cli.terminal import (
+    INTERRUPTED,
+    OneLineParser,
+    UsageError,
+    raised_here,
+    say,
+    unwrapped,
+)
 
 LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
 """Commands whose options LightningCLI parses."""
 COMMANDS = (
-    *(demo, segment, fit, validate, test, predict, cross_validate, evaluate),
+    *(demo, segment, configs, fit, validate, test, predict, cross_validate, evaluate),
     *(tune_postprocessing, export),
     *(check_data, check_submission, phantom, embed_text),
 )
@@ -36,8 +45,9 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    Errors that this library raises on purpose are printed on stderr as one message. Any other
-    error keeps its traceback, since it is a defect.
+    Errors that this library raises on purpose are printed on stderr as one message; the code is 2
+    if the command line itself is wrong, else 1. Any other error keeps its traceback, since it is a
+    defect.
 
     Args:
         argv: the command and its options; None takes those of this process, which is ours then and
@@ -47,18 +57,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_freed_memory()
         argv = sys.argv[1:]
     try:
-        if argv and argv[0] in LIGHTNING_COMMANDS:
-            code: int = LIGHTNING_COMMANDS[argv[0]].run(argv)
+        if not argv:
+            _parser().print_help()
+            return 0
+        lightning = LIGHTNING_COMMANDS.get(argv[0])
+        if lightning is not None and not {"-h", "--help"} & {*argv}:
+            code: int = lightning.run(argv)
         else:
-            arguments = _parser().parse_args(argv)
+            arguments = _parser().parse_args([argv[0], "--help"] if lightning else argv)
             code = arguments.command(arguments)
     except (ValueError, OSError, ImportError) as error:  # ImportError: an extra is not installed
         cause = unwrapped(error)
         if not raised_here(cause):
             raise
         say(f"clipseg3d: {cause}", stream=sys.stderr)
-        return 1
+        return 2 if isinstance(cause, UsageError) else 1
+    except KeyboardInterrupt:
+        say("clipseg3d: interrupted", stream=sys.stderr)
+        return INTERRUPTED
     return code
+
+
+class _CommandsFormatter(argparse.HelpFormatter):
+    """Leave room for the longest command, so that each takes one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=25)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Count the indent of commands, which argparse forgets."""
+        super().add_argument(action)
+        self._action_max_length = max(self._action_max_length, 23)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,9 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="clipseg3d",
         description="Text-guided 3D segmentation of brain tumours in four MRI sequences.",
-        epilog="'clipseg3d COMMAND --help' says more about a command.",
+        usage="clipseg3d COMMAND ...",
+        epilog="'clipseg3d COMMAND --help' says more about a command. To begin: clipseg3d demo",
+        formatter_class=_CommandsFormatter,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"clipseg3d {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", prog="clipseg3d", required=True
+    )
     for command in COMMANDS:
         command.add_command(commands)
     return parser

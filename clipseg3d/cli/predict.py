@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
+from clipseg3d.cli.lightning_options import add_lightning_command
 from clipseg3d.cli.terminal import Commands
 
 
 def add_command(commands: Commands) -> None:
     """Add the command to the list of commands; its options are those of LightningCLI."""
-    commands.add_parser(
+    add_lightning_command(
+        commands,
         "predict",
-        add_help=False,
-        help="segment the cases of a data module on one or more devices (Lightning)",
+        summary="segment a data module's cases, on any devices",
+        description="Segment the cases of a data module, shared among all devices.",
     )
 
 

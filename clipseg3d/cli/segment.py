@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipseg3d.cli.terminal import (
+    INTERRUPTED,
     Commands,
     raised_here,
     report_text,
@@ -18,13 +19,12 @@ from clipseg3d.cli.terminal import (
     say,
 )
 from clipseg3d.vocabulary import SEQUENCES
+from clipseg3d.weights import DEFAULT_WEIGHTS
 
 if TYPE_CHECKING:
     from clipseg3d.data.cases import Case
     from clipseg3d.inference.predictor import Predictor
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as in shells."""
 _NAMED = 5
 """Cases that a note names; the others are counted."""
 
@@ -66,12 +66,12 @@ def add_command(commands: Commands) -> None:
     )
     segment.add_argument(
         "--weights",
-        required=True,
         action="append",
         metavar="WEIGHTS",
-        help="checkpoint written by 'clipseg3d fit' or 'clipseg3d demo', a folder written by "
+        help="checkpoint that 'clipseg3d fit' wrote, a folder written by "
         "'clipseg3d export', the name of weights that come with clipseg3d, or a Hugging Face hub "
-        "id; give the option several times for an ensemble, such as one of all folds",
+        "id; give the option several times for an ensemble, such as one of all folds (default: "
+        f"{DEFAULT_WEIGHTS}, which comes with clipseg3d)",
     )
     segment.add_argument(
         "--text",
@@ -176,7 +176,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.postprocessing is not None:
         rules = PostProcessing.read(arguments.postprocessing)
     predictor = Predictor.from_checkpoints(
-        arguments.weights,
+        arguments.weights or [DEFAULT_WEIGHTS],
         clip=arguments.clip,
         device=arguments.device,
         tta=arguments.tta,

@@ -11,6 +11,14 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """The list of commands, to which each adds its parser."""
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as in shells."""
+
+
+class UsageError(ValueError):
+    """What was typed is no command line: a name, an option or the type of a value is wrong."""
+
+
 _CONTROL = {
     code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
 }

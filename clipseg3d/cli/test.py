@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
+from clipseg3d.cli.lightning_options import add_lightning_command
 from clipseg3d.cli.terminal import Commands
 
 
 def add_command(commands: Commands) -> None:
     """Add the command to the list of commands; its options are those of LightningCLI."""
-    commands.add_parser(
+    add_lightning_command(
+        commands,
         "test",
-        add_help=False,
-        help="score a checkpoint on the data module's test cases (Lightning)",
+        summary="score a checkpoint on the test cases",
+        description="Score a checkpoint on the data module's test cases.",
     )
 
 

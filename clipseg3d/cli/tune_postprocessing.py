@@ -16,7 +16,7 @@ def add_command(commands: Commands) -> None:
     """Add the command to the command line."""
     tune = commands.add_parser(
         "tune-postprocessing",
-        help="learn from validation cases which small components to remove and which holes to fill",
+        help="learn which components to drop and holes to fill",
         description="Choose the threshold of every rule of post-processing by a mean score over "
         "segmented cases with expert masks. The rules are stored with the weights, so that "
         "'clipseg3d segment' applies them (--write-to), or in a file for 'clipseg3d segment "

@@ -1,7 +1,8 @@
 """What all frozen encoders of Hugging Face share: loading, hashing, and staying unchanged."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,7 +132,8 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
     try:
         if folder.is_dir():
             _check_layers(folder / "config.json")
-        return read(str(folder) if folder.is_dir() else name)
+        with _without_weight_bar():
+            return read(str(folder) if folder.is_dir() else name)
     except ImportError as error:
         reason = str(error).strip().partition(". ")[0]
         raise ImportError(
@@ -149,6 +151,23 @@ def read_pretrained(name: str, kind: str, read: Callable[[str], _Read]) -> _Read
             "be downloaded; check the name and the network, or save the model where there is "
             "a network and give its folder"
         ) from error
+
+
+@contextmanager
+def _without_weight_bar() -> Iterator[None]:
+    """Show no bar while weights are read, which takes a second; those of downloads stay."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    shown, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # those of downloads too
+    if downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_complete(

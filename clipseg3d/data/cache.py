@@ -249,7 +249,7 @@ def build_cache(
             results = pool.map(
                 lambda pair: _build(pair[0], pair[1], release, view_selection), missing
             )
-            title = {"desc": "Caching cases", "unit": "case", "delay": 2}
+            title = {"desc": "Caching cases", "unit": "case", "delay": 2, "disable": None}
             for case_faults in tqdm(results, total=len(missing), **title):
                 faults.extend(case_faults)
     except OSError as error:

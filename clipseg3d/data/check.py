@@ -197,7 +197,11 @@ def check_data(
     check = partial(_check_case, release=release, read_all=read_all, count_tokens=count_tokens)
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
         results = pool.map(check, cases, by_case)
-        facts = list(tqdm(results, total=len(cases), desc="Checking cases", unit="case", delay=2))
+        facts = list(
+            tqdm(
+                results, total=len(cases), desc="Checking cases", unit="case", delay=2, disable=None
+            )
+        )
     without = sum(not case.report for case in cases)
     notes = [f"{without} of {len(cases)} cases have no report"] if 0 < without < len(cases) else []
     if empty := empty_folders(Path(root)):

@@ -171,7 +171,7 @@ def write_phantoms(
     require_writable(release, cavity=cavity_share > 0)
     names = case_names(num_cases, seed, release)
     missing = [index for index, name in enumerate(names) if not (root / name).is_dir()]
-    for index in tqdm(missing, desc="Simulating patients", unit="case", delay=2):
+    for index in tqdm(missing, desc="Simulating patients", unit="case", delay=2, disable=None):
         target = root / names[index]
         with locked(target):
             if not target.is_dir():  # written by another process meanwhile

@@ -241,7 +241,7 @@ def _notes_on_recipe(
         return notes
     if steps and steps < ENOUGH_STEPS:
         notes.append(
-            f"{steps:,} optimiser steps are few: every full-size recipe in examples/configs makes "
+            f"{steps:,} optimiser steps are few: every full-size one of 'clipseg3d configs' makes "
             f"at least {ENOUGH_STEPS:,}; give {math.ceil(ENOUGH_STEPS / per_epoch)} epochs"
         )
     for name in named if lr is not None else ():

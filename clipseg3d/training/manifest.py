@@ -27,9 +27,10 @@ class RunManifest(Callback):
     """Record in every checkpoint, as plain values, how it was trained.
 
     The record holds the configuration, the git state, versions, the cases of each part and check
-    sums of their files, encoders and their hashes, hardware, seed, and the time of training summed
-    over all runs of a resumed fit. :class:`clipseg3d.training.checkpoint_io.AtomicCheckpointIO`
-    also writes it beside the checkpoint.
+    sums of their files, encoders and their hashes, hardware, seed, scores of the last
+    validation, and the time of training summed over all runs of a resumed fit.
+    :class:`clipseg3d.training.checkpoint_io.AtomicCheckpointIO` also writes it beside the
+    checkpoint.
 
     Attributes:
         config: of the command line, as plain values; None if there was none.
@@ -78,6 +79,11 @@ class RunManifest(Callback):
             "encoders": network.encoder_identities(),
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
+            "scores": {
+                name: float(score)
+                for name, score in trainer.callback_metrics.items()
+                if name.startswith("val/")
+            },
             "seconds": round(self._seconds(), 1),
         }
 

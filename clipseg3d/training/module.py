@@ -361,6 +361,8 @@ class CLIPSeg3DModule(LightningModule):
             batch_size=len(batch["report"]),
             sync_dist=True,
         )
+        if self._trainer is not None:
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def _prepare(self, batch: Batch, batch_idx: int) -> Batch:

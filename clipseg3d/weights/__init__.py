@@ -5,6 +5,8 @@ from pathlib import Path
 BUNDLED = Path(__file__).parent
 CONFIG = "config.json"
 """File that describes a network, in its folder."""
+DEFAULT_WEIGHTS = "tiny"
+"""Weights that segment where none are named."""
 
 
 def bundled_names() -> list[str]:

@@ -42,7 +42,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from clipseg3d.blocks.semantic_fusion import Semantics
-from clipseg3d.cli.demo import run_demo
+from clipseg3d.cli.demo_training import train_demo
 from clipseg3d.cli.freed_memory import keep_freed_memory
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.preprocessing import preprocess
@@ -203,7 +203,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        weights = arguments.weights or run_demo(work / "demo").weights
+        weights = arguments.weights or train_demo(work / "demo").weights
         predictor = load(weights, real=arguments.data is not None)
         cases = find(arguments, predictor, work)
         rows = []

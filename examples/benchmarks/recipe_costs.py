@@ -1,4 +1,4 @@
-"""Predicted costs of the recipes in ``examples/configs``: GPU memory, and hours on an A100.
+"""Predicted costs of the recipes in ``clipseg3d configs``: GPU memory, and hours on an A100.
 
     python examples/benchmarks/recipe_costs.py --output recipe_costs.csv
 
@@ -21,11 +21,11 @@ from step_time import dynunet
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipseg3d.atomic_write import atomic_write
+from clipseg3d.configs import SHIPPED
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.training.memory import predict_peak_memory
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 NNUNET_CHANNELS = (32, 64, 128, 256, 320, 320)
 NNUNET_SECONDS = 9 * 3600 / (1000 * 250 * 2)
 """Seconds per crop of 128 voxels a side on an A100 (PCIe, 40 GB): 1000 epochs of 250 steps of two
@@ -70,7 +70,7 @@ def main() -> None:
     clip = full_size_clip(32)
     columns = ("recipe", "crop", "crops per GPU", "GPUs", "epochs", "learning rate")
     rows = [(*columns, "GB per GPU", "hours on A100s")]
-    for path in sorted(CONFIGS.glob("*.yaml")):
+    for path in sorted(SHIPPED.glob("*.yaml")):
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
         network, trainer = recipe["model"]["network"], recipe["trainer"]
         options = recipe["data"]["init_args"]

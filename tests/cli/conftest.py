@@ -1,14 +1,13 @@
 """Commands of Lightning that are set up but not run."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
 
 from clipseg3d.cli.lightning_cli import CLIPSeg3DCLI, run_lightning
+from clipseg3d.configs import config_path
 
-PHANTOM = Path(__file__).parents[2] / "examples/configs/phantom_tiny.yaml"
+PHANTOM = config_path("phantom_tiny")
 
 
 @pytest.fixture

@@ -77,8 +77,9 @@ def calls(only, no_network, monkeypatch):
     only("fit")
     noted, generator = [], np.random.default_rng(0)
 
-    def call(arguments):
+    def call(arguments, log):
         noted.append(arguments)
+        assert log.parent == Path(arguments[-3].partition("=")[2])
         options = dict(argument.split("=") for argument in arguments if "=" in argument)
         cases = CASES[int(options["--data.fold"]) :: 2]
         values = generator.random((len(cases), 3, 1))
@@ -138,7 +139,13 @@ def test_all_folds_are_trained_and_compared(configs, tmp_path, calls, capsys):
                 *(f"--trainer.default_root_dir={folder}", f"--checkpoint.dirpath={folder}"),
                 *("--ckpt_path=last", f"--scores={folder / 'scores.csv'}"),
             ]
-            assert f"{name}, fold {fold}: training in {folder}" in out
+            means = {
+                region: np.mean([*v.values()]) for region, v in dice(folder / "scores.csv").items()
+            }
+            (line,) = (line for line in out.splitlines() if line.startswith(f"{name}, fold {fold}"))
+            regions = ", ".join(f"{region} {mean:.3f}" for region, mean in means.items())
+            mean = np.mean([*means.values()])
+            assert line == f"{name}, fold {fold}: Dice {mean:.3f} ({regions}), 3 cases"
     assert len(calls) == 4
     check_summary(out, tmp_path)
     # given again, it goes on with what is missing
@@ -146,7 +153,7 @@ def test_all_folds_are_trained_and_compared(configs, tmp_path, calls, capsys):
     assert cross(*configs[:2], "-o", tmp_path, "--fit", *options) == 0
     assert calls[4:] == calls[3:4]
     out = capsys.readouterr().out
-    assert "plain, fold 0: already finished" in out
+    assert "cases, finished before" in out.split("plain, fold 0: ")[1].splitlines()[0]
     check_summary(out, tmp_path)
 
 
@@ -184,7 +191,7 @@ def test_a_killed_command_goes_on_and_compares(killed, configs, capsys, monkeypa
     newest = read_checkpoint_file(max((killed / "guided" / "fold_1").glob("last-*.ckpt")))
     calls, loaded, load = [], [], CLIPSeg3DModule.on_load_checkpoint
     monkeypatch.setattr(
-        cross_validate, "_call", lambda arguments: calls.append(arguments) or main(arguments)
+        cross_validate, "_call", lambda arguments, log: calls.append(arguments) or main(arguments)
     )
     monkeypatch.setattr(
         CLIPSeg3DModule,
@@ -193,7 +200,7 @@ def test_a_killed_command_goes_on_and_compares(killed, configs, capsys, monkeypa
     )
     assert cross(*configs[:2], "-o", killed) == 0
     out = capsys.readouterr().out
-    assert "guided, fold 0: already finished" in out
+    assert "cases, finished before" in out.split("guided, fold 0: ")[1].splitlines()[0]
     assert (killed / "guided" / "fold_0" / "best.ckpt").stat().st_mtime_ns == first
     assert [next(a for a in call if "data.fold" in a) for call in calls] == [
         "--data.fold=1",
@@ -215,9 +222,24 @@ def test_a_killed_command_goes_on_and_compares(killed, configs, capsys, monkeypa
 
 
 def test_a_fit_that_fails_ends_in_one_message(folder, configs, calls, monkeypatch, capsys):
-    monkeypatch.setattr(cross_validate, "_call", lambda arguments: 3)
+    def fail(arguments, log):
+        log.write_text("Epoch 1/2\nclipseg3d: no memory; buy some\n")
+        return 3
+
+    monkeypatch.setattr(cross_validate, "_call", fail)
     assert cross(configs[1], "-o", folder / "failed") == 1
-    assert "fold_0: the fit ended with code 3, for the reason above" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "fold_0: the fit ended with code 3 (no memory; buy some); see " in line
+
+
+def test_what_a_fit_prints_goes_to_its_log(tmp_path, capfd):
+    (tmp_path / "fit.log").write_text("earlier\n")
+    assert cross_validate._call(["--version"], tmp_path / "fit.log") == 0
+    assert cross_validate._call(["fitt"], tmp_path / "fit.log") == 2
+    assert capfd.readouterr() == ("", "")
+    first, version, fault = (tmp_path / "fit.log").read_text().splitlines()
+    assert (first, version.split()[0]) == ("earlier", "clipseg3d")
+    assert "no such command" in fault
 
 
 @pytest.mark.parametrize("name", ["fold_0/.lock", ".fold_0.lock"])
@@ -260,7 +282,7 @@ def test_configurations_that_cannot_be(configs, tmp_path, calls, capsys, monkeyp
     for given, message in (
         (configs, "3 configurations are given; give one, or two to compare"),
         ([configs[0], twin], "two configurations are called guided; rename one file"),
-        ([tmp_path / "gone.yaml"], "gone.yaml: no such file; give a YAML file as for fit"),
+        ([tmp_path / "gone.yaml"], "gone.yaml: no such file; give a YAML file, or a name"),
         (configs[1:], "has 2 folds and "),
     ):
         assert cross(*given, "-o", tmp_path / "out") == 1

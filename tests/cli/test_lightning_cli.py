@@ -1,5 +1,6 @@
 """Mirrors clipseg3d/cli/lightning_cli.py: what one part of a configuration makes of another."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pytorch_lightning.plugins.io import AsyncCheckpointIO
 from clipseg3d.cli import lightning_cli
 from clipseg3d.cli.lightning_cli import count_folds, is_shuffled, view_selection
 from clipseg3d.cli.main import main
+from clipseg3d.configs import config_names, config_path
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import PRESETS, network_config
 from clipseg3d.pretrained.formats import FORMAT
@@ -22,7 +24,7 @@ from clipseg3d.training.module import CLIPSeg3DModule
 from clipseg3d.training.plan import PLANS, TrainingPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-CONFIGS = {path.stem: path for path in Path(__file__).parents[2].glob("examples/configs/*.yaml")}
+CONFIGS = {name: config_path(name) for name in config_names()}
 PHANTOM = CONFIGS["phantom_tiny"]
 VALUES = {
     "clip": "tiny-random",
@@ -277,6 +279,32 @@ def test_a_finished_fit_is_not_trained_on(command, folder):
     assert {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()} == before
 
 
+def test_a_fit_says_what_matters_and_little_else(command, folder, tmp_path, capsys):
+    options = ("--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "true")
+    assert command("fit", *options, "--trainer.logger", "true") == 0
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("clipseg3d: note: ")]
+    assert [line.split(":")[0] for line in lines] == ["Epoch 1/2", "Epoch 2/2"]
+    notes = [line for line in err.splitlines() if line.startswith("clipseg3d: note: ")]
+    assert len(notes) <= 2  # of random weights, and of few epochs
+    results = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert list(results) == ["Best", "Weights", "Log", "Curves", "Segment"]
+    run = Path("lightning_logs/version_0")
+    best = run / "checkpoints" / "best.ckpt"
+    assert (results["Weights"], results["Log"]) == (str(best), str(run / "metrics.csv"))
+    assert results["Segment"] == f"clipseg3d segment CASE -o labels --weights {best}"
+    assert (tmp_path / results["Curves"]).stat().st_size > 1000
+    manifest = json.loads(best.with_suffix(".manifest.json").read_text())
+    scores = {name.removeprefix("val/dice_"): score for name, score in manifest["scores"].items()}
+    regions = ", ".join(f"{name.upper()} {scores[name]:.3f}" for name in ("wt", "tc", "et"))
+    stated = f"epoch  {manifest['epoch'] + 1} of 2: Dice {scores['mean']:.3f} ({regions})"
+    assert results["Best"] == stated
+    with (run / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert [int(row["step"]) for row in rows] == list(range(8))
+    assert float(rows[-1]["train/lr"]) < float(rows[0]["train/lr"])
+
+
 def damage(path):
     path.write_bytes(path.read_bytes()[:-100])
     return path
@@ -329,7 +357,7 @@ def test_what_cannot_be_run_ends_in_one_message(
     ],
 )
 def test_unknown_keys_and_wrong_types_are_named(command, capsys, options, message):
-    assert command("fit", *options) == 1
+    assert command("fit", *options) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("clipseg3d: --")
     assert message in line
@@ -340,7 +368,7 @@ def test_unknown_keys_and_wrong_types_are_named(command, capsys, options, messag
 )
 def test_wrong_values_of_a_file_are_named(write, only, capsys, model):
     only("fit")
-    assert main(["fit", "--config", str(write(**model))]) == 1
+    assert main(["fit", "--config", str(write(**model))]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert ("cbam" if model.get("network") == {"cbam": 3} else "colour") in error
 

@@ -8,11 +8,12 @@ import torch
 import yaml
 
 from clipseg3d.cli.main import main
+from clipseg3d.configs import SHIPPED
 from clipseg3d.phantom.write import write_phantom
 from clipseg3d.vocabulary import SEQUENCES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-FOLDER = Path(__file__).parents[2] / "examples" / "configs"
+FOLDER = SHIPPED
 # Those of other layouts are in tests/data/test_recipes.py.
 CONFIGS = [
     p for kind in ("brats2018", "brats2020", "phantom") for p in FOLDER.glob(f"{kind}_*.yaml")

@@ -3,17 +3,17 @@
 import json
 import re
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 
 from clipseg3d.cli.preset_options import expand_presets
+from clipseg3d.configs import config_path
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.presets import PRESETS
 from clipseg3d.training.plan import PLANS, TrainingPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-PHANTOM = Path(__file__).parents[2] / "examples/configs/phantom_tiny.yaml"
+PHANTOM = config_path("phantom_tiny")
 VALUES = {
     "clip": "tiny-random",
     "channels": [4, 8],

@@ -112,6 +112,19 @@ def test_a_case_folder_and_four_files_give_the_same(weights, patients, tmp_path,
     np.testing.assert_array_equal(voxels(out / "Mr. X 2.3.nii.gz"), voxels(written))
 
 
+def test_without_weights_those_of_the_package_segment(patients, tmp_path, monkeypatch):
+    asked = []
+
+    def stop(weights, **options):
+        asked.append(weights)
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr(Predictor, "from_checkpoints", stop)
+    with pytest.raises(RuntimeError, match="far enough"):
+        main(["segment", str(patients / NAMES[0]), "-o", str(tmp_path / "out")])
+    assert asked == [["tiny"]]
+
+
 def test_a_report_file_is_read(weights, patients, tmp_path, capsys):
     case = patients / NAMES[2]
     report = tmp_path / "report.txt"

@@ -11,13 +11,14 @@ import torch
 import yaml
 
 from clipseg3d.cli.lightning_cli import run_lightning
+from clipseg3d.configs import SHIPPED, config_path
 from clipseg3d.data.releases import BRATS_2018, BRATS_2020, BRATS_2021, BRATS_2023_GLI
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.training.dry_run import ENOUGH_STEPS
 from clipseg3d.training.plan import PLANS
 from clipseg3d.vocabulary import LABEL
 
-FOLDER = Path(__file__).parents[2] / "examples" / "configs"
+FOLDER = SHIPPED
 RELEASES = {
     "brats2018_tiny": (BRATS_2018, "Brats18_TCIA{:02d}_1"),
     "brats2020": (BRATS_2020, "BraTS20_Training_{:03d}"),
@@ -155,11 +156,11 @@ def test_a_recipe_validates_with_windows_of_the_size_of_its_crops(path):
 
 
 def test_the_slurm_script_fits_its_configuration():
-    script = FOLDER / "brats2020_2x8gpus.sh"
+    script = Path(__file__).parents[2] / "examples" / "brats2020_2x8gpus.sh"
     subprocess.run(["bash", "-n", script], check=True)
     text = script.read_text()
     (config,) = re.findall(r"--config (\S+)", text)
-    trainer = (FOLDER.parents[1] / config).read_text()
+    trainer = config_path(config).read_text()
     for option, key in (("nodes", "num_nodes"), ("ntasks-per-node", "devices")):
         (number,) = re.findall(rf"#SBATCH --{option}=(\d+)", text)
         assert f"{key}: {number}\n" in trainer

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from clipseg3d.cli import lightning_cli
 from clipseg3d.cli.lightning_cli import CLIPSeg3DCLI
 from clipseg3d.cli.main import main
+from clipseg3d.configs import config_path
 from clipseg3d.metrics.score_table import ScoreTable
 from clipseg3d.training.last_checkpoints import LastCheckpoints
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-PHANTOM = Path(__file__).parents[2] / "examples/configs/phantom_tiny.yaml"
+PHANTOM = config_path("phantom_tiny")
 
 
 @pytest.fixture

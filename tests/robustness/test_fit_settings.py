@@ -4,17 +4,18 @@ Cases config_typos.py, dropout_out_of_range.py, outputs.py and fit_on_a_wrong_fo
 """
 
 import json
+import re
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import yaml
 
 from clipseg3d.cli.lightning_cli import CLIPSeg3DCLI
 from clipseg3d.cli.main import main
+from clipseg3d.configs import config_path
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-PHANTOM = Path(__file__).parents[2] / "examples/configs/phantom_tiny.yaml"
+PHANTOM = config_path("phantom_tiny")
 SMALL = {"channels": [4, 8], "num_auxiliary": 0, "semantic_dim": 16, "num_heads": 2}
 NETWORK = {**SMALL, "clip": "tiny-random"}
 
@@ -42,13 +43,16 @@ def fit(phantom_folder, tmp_path, capsys):
         if data:
             given += ["--data.root", str(phantom_folder), "--data.num_cases", "5"]
             given += ["--data.spacing_mm", "8", "--data.cache_dir", str(tmp_path / "cache")]
-        assert main([*given, *map(str, options)]) == 1
+        code = main([*given, *map(str, options)])
         (line,) = (
             line
             for line in capsys.readouterr().err.splitlines()
             if "Loading weights" not in line and "Seed set" not in line
         )
         assert line.startswith("clipseg3d: ")
+        assert code == (
+            2 if re.search(r"(no such|names no) (option|class)|cannot be used; give", line) else 1
+        )
         assert not list(tmp_path.glob("cache/*"))
         return line.removeprefix("clipseg3d: ")
 
@@ -94,7 +98,25 @@ def fit(phantom_folder, tmp_path, capsys):
         ("--data.batchsize", 1, "--data.batchsize: no such option; did you mean batch_size?"),
         ("--data.batch_size", "some", "--data.batch_size: value some cannot be used; give int"),
         ("--trainer.epochs", 3, "--trainer.epochs: no such option; did you mean trainer.m"),
-        ("--config", "gone.yaml", "gone.yaml: no such file; give a YAML file such as those in"),
+        (
+            "--data",
+            "BraTS2020DataModul",
+            "--data BraTS2020DataModul: no such class; did you mean Br",
+        ),
+        ("--data", "clipseg3d.PhantmDataModule", "--data PhantmDataModule: no such class; did you"),
+        (
+            "--loss",
+            "DiceFocalLos",
+            "--loss DiceFocalLos: no such class; did you mean DiceFocalLoss?",
+        ),
+        ("--optimizer", "SDG", "--optimizer SDG: no such class; did you mean SGD?"),
+        ("--optimizer", "my.Own", "--optimizer my: no such class; give its full path, such as"),
+        (
+            "--trainer.logger",
+            "CSVLoger",
+            "--trainer.logger CSVLoger: no such class; did you mean CSV",
+        ),
+        ("--config", "gone.yaml", "gone.yaml: no such file; give a YAML file, or a name that"),
     ],
 )
 def test_wrong_values_and_misspelt_options_are_named(fit, option, value, message):
@@ -139,6 +161,19 @@ def test_misspelt_keys_of_a_file_are_named(fit, tmp_path, values, message):
     assert fit(config=tmp_path / "config.yaml", data=False).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("trainer", "--trainer: value 3 cannot be used; give its options"),
+        ("data", "--data: names no class; give class_path: NAME, and its options as init_args"),
+    ],
+)
+def test_a_value_in_place_of_options_is_named(fit, tmp_path, part, message):
+    config = {**yaml.safe_load(PHANTOM.read_text()), part: 3}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert fit(config=tmp_path / "config.yaml", data=False) == message
+
+
 @pytest.mark.parametrize("command", ["fit", "cross-validate"])
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -149,7 +184,7 @@ def test_misspelt_keys_of_a_file_are_named(fit, tmp_path, values, message):
         (b"a: &a [*a]", "not valid YAML (Circular reference detected); repair it"),
         (b"a: \x00", "not valid YAML (unacceptable character #x0000"),
         (b"a: \xff", "not UTF-8 text (invalid start byte); save it as UTF-8"),
-        (b"", "holds no settings; give a YAML file such as those in examples/configs"),
+        (b"", "holds no settings; give a YAML file, or a name"),
         (b"- 1", "holds no settings; give a YAML file"),
         (None, "no such file; give a YAML file"),
     ],

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from dataclasses import asdict
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +13,7 @@ from pytorch_lightning import Trainer
 
 import clipseg3d.training.dry_run
 from clipseg3d.cli.main import main
+from clipseg3d.configs import config_path
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.training.dry_run import dry_run
@@ -21,7 +21,7 @@ from clipseg3d.training.memory import PeakMemory
 from clipseg3d.training.module import CLIPSeg3DModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-PHANTOM = Path(__file__).parents[2] / "examples/configs/phantom_tiny.yaml"
+PHANTOM = config_path("phantom_tiny")
 SPACING_MM = 8.0
 SMALL = NetworkConfig(
     channels=(4, 8), num_auxiliary=0, semantic_dim=16, num_heads=2, clip="tiny-random"

@@ -3,13 +3,13 @@
 import re
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from torch.profiler import ProfilerActivity, profile
 
+from clipseg3d.configs import SHIPPED
 from clipseg3d.intensity import intensity_statistics
 from clipseg3d.losses import RegionLoss
 from clipseg3d.networks.build import build_clipseg3d
@@ -19,7 +19,7 @@ from clipseg3d.training.plan import TrainingPlan
 from clipseg3d.views import cut_views
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-CONFIGS = sorted(Path(__file__).parents[2].glob("examples/configs/*_*gb.yaml"))
+CONFIGS = sorted(SHIPPED.glob("*_*gb.yaml"))
 CLIP_BYTES = 4 * 151.3e6
 """Of openai/clip-vit-base-patch32, in float32."""
 SMALL = NetworkConfig(
