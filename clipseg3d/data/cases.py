@@ -91,6 +91,7 @@ def find_cases(
     require_label: bool = True,
     allow_missing: bool = False,
     spacing_mm: float | None = 1.0,
+    one_grid: bool = True,
 ) -> list[Case]:
     """Find every case of a release below a folder, or fail; arguments as in :func:`index_cases`.
 
@@ -106,6 +107,7 @@ def find_cases(
         require_label=require_label,
         allow_missing=allow_missing,
         spacing_mm=spacing_mm,
+        one_grid=one_grid,
     )
     if not cases:
         raise FileNotFoundError("\n".join(faults))

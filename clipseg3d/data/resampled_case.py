@@ -1,7 +1,6 @@
 """A case on grids of any kind, brought to the one grid that networks were trained on."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,10 @@ from clipseg3d.formatting import join_sizes
 DETAILED = "t1ce"
 """Sequence whose grid labels get if nobody asks for another one: of most protocols the one with the
 smallest voxels, which enhancing tumour is outlined on, and which the others are registered to."""
-HEAD_MM = (50.0, 600.0)
-"""Least and largest length of what is not background; outside, voxel sizes are not in mm."""
+FIELD_OF_VIEW_MM = (50.0, 600.0)
+"""Least and largest length of the longest side of a scan; outside, voxel sizes are not in mm."""
+MIN_VOLUME = 0.5
+"""Least volume of a voxel as a share of the product of its sides; a tilted gantry leaves 0.8."""
 MIN_SHARED = 0.1
 """Share of the smaller brain that must lie in the brain of the sequence with the labels' grid."""
 THICK_MM = 3.0
@@ -66,6 +67,8 @@ class ResampledCase:
             DataError: a file is broken, holds no brain, does not say where it lies, is no head in
                 millimetres, or shows another part of space than the others.
         """
+        if faults := _odd_headers(case):
+            raise DataError(faults)
         grid_of = grid_of or (
             DETAILED if DETAILED in case.sequences else next(iter(case.sequences))
         )
@@ -73,7 +76,6 @@ class ResampledCase:
         affine = _training_affine(source, case.axes, spacing_mm)
         blocks: dict[str, Block] = {}
         notes: list[str] = []
-        faults = _unplaced(case)
         for path in dict.fromkeys(case.sequences.values()):
             names = [name for name, file in case.sequences.items() if file == path]
             try:
@@ -89,7 +91,6 @@ class ResampledCase:
                     volume, own_notes = check_volume(
                         volume, name, path, skull_stripped=release.skull_stripped
                     )
-                    _require_head(volume, file_affine, path)
                 except ValueError as error:
                     faults.append(str(error))
                     continue
@@ -128,34 +129,32 @@ def _training_affine(source: VolumeSource, axes: int, spacing_mm: float) -> npt.
     return affine
 
 
-def _unplaced(case: Case) -> list[str]:
-    """Return a fault for each file that does not say where it lies, if that matters."""
+def _odd_headers(case: Case) -> list[str]:
+    """Return a fault for each file whose header cannot be right, or says too little."""
     images = {path: open_nifti(path, axes=case.axes) for path in case.sequences.values()}
     first = next(iter(images.values()))
-    if all(same_grid(image, first) for image in images.values()):
-        return []
-    return [
-        f"{path}: does not say how it lies in space, and the files of {case.case_id} have several "
-        "grids; restore its orientation from the source, or register all files to one grid"
-        for path, image in images.items()
-        if not image.header["sform_code"] and not image.header["qform_code"]
-    ]
-
-
-def _require_head(
-    volume: npt.NDArray[Any], affine: npt.NDArray[np.float64], path: VolumeSource
-) -> None:
-    """Raise a ValueError if what a volume shows is too small or too large for a head."""
-    sizes = voxel_sizes(affine)
-    sides = [
-        np.ptp(np.flatnonzero(volume.any(axis=tuple({0, 1, 2} - {axis})))) + 1 for axis in range(3)
-    ]
-    longest = float((sides * sizes).max())
-    if not HEAD_MM[0] <= longest <= HEAD_MM[1]:
-        raise ValueError(
-            f"{path}: with its voxels of {join_sizes(sizes)} mm, what it shows would be "
-            f"{longest:.3g} mm long, which no head is; correct the voxel size in its header"
-        )
+    many_grids = not all(same_grid(image, first) for image in images.values())
+    faults = []
+    for path, image in images.items():
+        sizes = voxel_sizes(image.affine)
+        longest = float((sizes * image.shape[:3]).max())
+        if not FIELD_OF_VIEW_MM[0] <= longest <= FIELD_OF_VIEW_MM[1]:
+            faults.append(
+                f"{path}: {join_sizes(image.shape[:3])} voxels of {join_sizes(sizes)} mm are "
+                f"{longest:.3g} mm long, which no scan of a head is; correct the voxel size in its "
+                "header"
+            )
+        elif abs(np.linalg.det(image.affine[:3, :3] / sizes)) < MIN_VOLUME:
+            faults.append(
+                f"{path}: its axes are far from right angles to each other; export the file again"
+            )
+        elif many_grids and not (image.header["sform_code"] or image.header["qform_code"]):
+            faults.append(
+                f"{path}: does not say how it lies in space, and the files of {case.case_id} have "
+                "several grids; restore its orientation from the source, or register all files to "
+                "one grid"
+            )
+    return faults
 
 
 def _elsewhere(blocks: dict[str, Block], case: Case, grid_of: str) -> list[str]:

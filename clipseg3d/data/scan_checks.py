@@ -107,7 +107,7 @@ def check_volume(
         )
     notes: list[str] = []
     volume = _with_zero_background(volume, name, path, notes)
-    if skull_stripped and not volume.any():
+    if not volume.any():
         raise ValueError(
             f"{path}: every voxel of {name} is NaN or background; export the sequence again"
         )
