@@ -37,13 +37,11 @@ class ScanGrid:
     def restore(self, volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Put a volume (..., x, y, z) of the brain box back on the scan's grid, 0 around it."""
         transform = to_lps(self.affine)
-        lps_shape = self.lps_shape
-        full = np.zeros((*volume.shape[:-3], *lps_shape), dtype=volume.dtype)
-        (x, to_x), (y, to_y), (z, to_z) = self.box
-        full[..., x:to_x, y:to_y, z:to_z] = volume
-        back = _inverse(transform)
-        parts = [nib.apply_orientation(part, back) for part in full.reshape(-1, *lps_shape)]
-        return np.ascontiguousarray(np.stack(parts)).reshape(*volume.shape[:-3], *self.shape)
+        inside = tuple(slice(*side) for side in self.box)
+        full = np.zeros((*volume.shape[:-3], *self.shape), dtype=volume.dtype)
+        for index in np.ndindex(volume.shape[:-3]):  # the same memory in another order, no copy
+            nib.apply_orientation(full[index], transform)[inside] = volume[index]
+        return full
 
     @property
     def lps_shape(self) -> tuple[int, int, int]:
@@ -117,11 +115,3 @@ def to_lps(affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         nib.io_orientation(affine), nib.orientations.axcodes2ornt(ORIENTATION)
     )
     return transform
-
-
-def _inverse(transform: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the transform that undoes another one."""
-    inverse = np.empty_like(transform)
-    for axis, (target, flip) in enumerate(transform):
-        inverse[int(target)] = axis, flip
-    return inverse
