@@ -61,7 +61,9 @@ class Predictor:
     regions these take 110 to 150 MB, for any number of cases, networks and mirrorings. Variance
     takes the regions once more, an explanation 2 volumes for each guided region. Maps that are
     returned lie on the grid of the scan, 36 MB each for 240 x 240 x 155 voxels. The volumes lie on
-    the device as long as it has enough memory, otherwise on the CPU.
+    the device as long as it has enough memory, otherwise on the CPU. Scans that are resampled need
+    more: one sequence at a time as float32 in its own voxels, with a few copies of its brain, and
+    then the regions of the brain box in the voxels of the labels.
 
     Args:
         network: trained; or the members of an ensemble, whose probabilities are averaged. They are
