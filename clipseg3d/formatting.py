@@ -9,6 +9,11 @@ def join_numbers(values: Iterable[float], *, at_most: int | None = None) -> str:
     return ", ".join(f"{value:g}" for value in islice(values, at_most))
 
 
+def join_sizes(sizes: Iterable[float]) -> str:
+    """Return sizes as ``240x240x155``, to three decimals."""
+    return "x".join(f"{round(float(size), 3):g}" for size in sizes)
+
+
 def align_columns(rows: Sequence[Sequence[str]], *, left: int = 0) -> str:
     """Return a table as text, one line per row.
 

@@ -90,7 +90,7 @@ Case by case, with 8 mirrorings:
 <!-- end of results -->"""
 LIMITS = """For research and teaching: to try the library, and to begin a training from. Twelve real
 cases are few: other scanners, other tumours (meningioma, metastases, children) and scans after
-surgery were neither trained on nor tested. Input must be skull-stripped, co-registered, at 1 mm,
+surgery were neither trained on nor tested. Input must be skull-stripped, co-registered,
 and include FLAIR or T1ce; the fewer sequences, the worse: with T1ce alone one tumour of six was
 missed. Where there is no enhancing tumour, one voxel of it scores 0. Reports may be left out: on
 these cases a report changed nothing that can be measured, and a wrong one next to nothing. Windows

@@ -5,6 +5,8 @@ import pickle
 import warnings
 from dataclasses import asdict
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -136,3 +138,65 @@ def dead_weights():
         ]
 
     return names
+
+
+HEAD_MM, TUMOUR_MM, TUMOUR_AT = 60.0, 22.0, (25.0, -10.0, 8.0)
+"""Radius of a ball-shaped brain around 0, and of the tumour in it, whose centre is in RAS mm."""
+
+
+@pytest.fixture(scope="session")
+def head_on():
+    """Make volumes of a head that is known at every point of space, on any grid.
+
+    ``head_on(affine, shape)`` returns sequence -> (x, y, z) float32, and the tumour as a mask. It
+    is twice as bright as the brain in FLAIR, and lies on the patient's right.
+    """
+
+    def make(affine, shape):
+        points = np.moveaxis(np.indices(shape), 0, -1).astype(float)
+        mm = nib.affines.apply_affine(affine, points)
+        brain = np.linalg.norm(mm, axis=-1) < HEAD_MM
+        tumour = np.linalg.norm(mm - TUMOUR_AT, axis=-1) < TUMOUR_MM
+        x, y, z = np.moveaxis(mm, -1, 0)
+        shades = {"t1": 300 + x, "t1ce": 300 + y, "t2": 300 + z, "flair": 300 + 300 * tumour}
+        return {name: np.float32(shade * brain) for name, shade in shades.items()}, tumour
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def grid_over():
+    """Make the affine and the shape of a grid that holds this head.
+
+    ``grid_over(*sizes, axes="LPS", angle=0, fov=140)`` in mm; ``angle`` tilts all axes, in radians.
+    """
+
+    def make(*sizes, axes="LPS", angle=0.0, fov=(140.0, 140.0, 140.0)):
+        order = nib.orientations.axcodes2ornt(axes)
+        straight = np.zeros((3, 3))
+        straight[order[:, 0].astype(int), range(3)] = order[:, 1]
+        c, s = np.cos(angle), np.sin(angle)
+        tilt = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ [[1, 0, 0], [0, c, -s], [0, s, c]]
+        matrix = tilt @ straight @ np.diag(sizes)
+        shape = tuple(round(side / size) for side, size in zip(fov, sizes, strict=True))
+        middle = (np.array(shape) - 1) / 2
+        return nib.affines.from_matvec(matrix, -matrix @ middle), shape
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_head(head_on):
+    """Write the head as files of a case: ``write_head(folder, {sequence: (affine, shape)})``."""
+
+    def write(folder, grids, *, name="Head_00001", codes=(1, 1)):
+        folder.mkdir(parents=True, exist_ok=True)
+        for sequence, (affine, shape) in grids.items():
+            volumes, _ = head_on(affine, shape)
+            image = nib.Nifti1Image(volumes[sequence], affine)
+            image.set_qform(affine, codes[0])
+            image.set_sform(affine, codes[1])
+            nib.save(image, folder / f"{name}_{sequence}.nii.gz")
+        return folder
+
+    return write

@@ -288,15 +288,15 @@ MUTANTS = [
     Mutant(
         "geometry: affines not compared",
         "data/cases.py",
-        "elif not np.allclose(image.affine, first[2], atol=AFFINE_TOLERANCE_MM):",
+        "elif not same_grid(image, first[1]):",
         "elif False:",
         "data/test_cases.py",
     ),
     Mutant(
         "scan grid: restored mirrored",
         "data/scan_grid.py",
-        "inverse[int(target)] = axis, flip",
-        "inverse[int(target)] = axis, 1.0",
+        "nib.apply_orientation(full[index], transform)[inside]",
+        "nib.apply_orientation(full[index], np.abs(transform))[inside]",
         "data/test_scan_grid.py data/test_preprocessing.py",
     ),
     Mutant(
@@ -517,6 +517,35 @@ MUTANTS = [
         "if _PLAIN.fullmatch(text) and",
         "if",
         "inference/test_prompt_answer.py",
+    ),
+    # Resampling of scans
+    Mutant(
+        "resampling: labels instead of probabilities",
+        "inference/predictor.py",
+        "mean = carry(average.probabilities().cpu().numpy())",
+        "mean = carry((average.probabilities() > 0.5).cpu().numpy(), order=0).astype('float32')",
+        "inference/test_scanner_grids.py",
+    ),
+    Mutant(
+        "resampling: the brain mixed with its background",
+        "data/resampling.py",
+        "np.divide(total, weight,",
+        "np.divide(total, np.ones_like(weight),",
+        "data/test_resampling.py",
+    ),
+    Mutant(
+        "resampling: samples where voxels become larger",
+        "data/resampling.py",
+        "if (variance > 1e-3).any():",
+        "if False:",
+        "data/test_resampling.py",
+    ),
+    Mutant(
+        "resampling: half a voxel off",
+        "data/resampled_case.py",
+        "from_matvec(np.diag(steps), (steps - 1) / 2)",
+        "from_matvec(np.diag(steps), 0 * steps)",
+        "inference/test_scanner_grids.py",
     ),
 ]
 

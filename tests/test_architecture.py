@@ -65,6 +65,7 @@ ARROWS = {
         )
     }
     | {f"data.{name}" for name in ("layout", "preprocessing", "release", "releases", "scan_grid")}
+    | {"data.resampled_case"}
     | {"clip.encoder", "clip.known_words"},
     "training": SHARED
     | {"inference", "pretrained", "networks", "losses", "metrics", "reporting.figures"}

@@ -35,7 +35,8 @@ def add_command(commands: Commands) -> None:
         "segment",
         help="segment patients into label files",
         description="Segment cases. Give case folders named as in BraTS, or the four files of one "
-        "case. Labels are written as OUT/CASE.nii.gz, on the grid of the scan. Cases whose files "
+        "case, with voxels of any size and each on a grid of its own. Labels are written as "
+        "OUT/CASE.nii.gz, on the grid of t1ce (see --grid-of). Cases whose files "
         "were made of the same scan, with the same weights, text, prompts and settings, are "
         "skipped; other files are not touched. A case that fails does not stop the others, but "
         "then the exit code is 1.",
@@ -101,6 +102,12 @@ def add_command(commands: Commands) -> None:
         metavar="STR",
         help="also segment what these words name, such as 'the enhancing rim', into a mask of its "
         "own, OUT/prompts/CASE; give the option once for each. The weights must have a prompt head",
+    )
+    segment.add_argument(
+        "--grid-of",
+        metavar="SEQUENCE",
+        help="sequence whose grid and header all results get, if those of a case differ (default: "
+        "t1ce, or without it the first)",
     )
     segment.add_argument(
         "--tta", action="store_true", help="average over 8 mirrorings, which takes 8 times as long"
@@ -181,6 +188,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         tta=arguments.tta,
         postprocessing=rules,
+        grid_of=arguments.grid_of,
     )
     if rules == "weights" and predictor.postprocessing is not None:
         say(

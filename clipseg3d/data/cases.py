@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -17,7 +18,7 @@ from clipseg3d.data.nifti import open_nifti, other_format, read_voxels, strip_ex
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import RELEASES
 from clipseg3d.data.reports import REPORT_SUFFIX, read_reports
-from clipseg3d.formatting import join_numbers
+from clipseg3d.formatting import join_numbers, join_sizes
 from clipseg3d.text_files import read_report, read_table
 from clipseg3d.vocabulary import LABEL, SEQUENCES
 
@@ -90,6 +91,7 @@ def find_cases(
     require_label: bool = True,
     allow_missing: bool = False,
     spacing_mm: float | None = 1.0,
+    one_grid: bool = True,
 ) -> list[Case]:
     """Find every case of a release below a folder, or fail; arguments as in :func:`index_cases`.
 
@@ -105,6 +107,7 @@ def find_cases(
         require_label=require_label,
         allow_missing=allow_missing,
         spacing_mm=spacing_mm,
+        one_grid=one_grid,
     )
     if not cases:
         raise FileNotFoundError("\n".join(faults))
@@ -118,7 +121,7 @@ def segmentable_cases(
 ) -> tuple[list[Case], list[str], list[str]]:
     """Find the cases below a folder that can be segmented, whatever their expert masks are.
 
-    Voxel sizes and missing sequences are left to the predictor.
+    Grids, voxel sizes and missing sequences are left to the predictor.
 
     Returns:
         Usable cases, those with a faulty expert mask without it; faults of other cases and files;
@@ -128,7 +131,7 @@ def segmentable_cases(
         DataError: there is no case.
     """
     cases, faults = index_cases(
-        folder, release, reports=reports, require_label=False, allow_missing=True
+        folder, release, reports=reports, require_label=False, allow_missing=True, one_grid=False
     )
     if not cases:
         raise DataError(faults)
@@ -151,6 +154,7 @@ def index_cases(
     require_label: bool = True,
     allow_missing: bool = False,
     spacing_mm: float | None = None,
+    one_grid: bool = True,
 ) -> tuple[list[Case], list[str]]:
     """Find every case of a release below a folder, however deep, and check file headers.
 
@@ -169,6 +173,7 @@ def index_cases(
         require_label: whether a case without expert mask is a fault.
         allow_missing: whether a case may lack sequences; it must have at least one.
         spacing_mm: voxel size that every volume must have; None allows any.
+        one_grid: whether all sequences of a case must lie on one grid.
 
     Returns:
         Cases, sorted by name, also those with faults; and every fault of every case, one line
@@ -222,7 +227,7 @@ def index_cases(
             grade=_grade(entry, grades),
             channels=entry.channels,
         )
-        faults += check_geometry(case, spacing_mm=spacing_mm)
+        faults += check_geometry(case, spacing_mm=spacing_mm, one_grid=one_grid)
         cases.append(case)
     folders_of = defaultdict(list)
     for entry in entries:
@@ -335,7 +340,7 @@ def case_from_files(
         allow_missing: whether the case may lack sequences; it must have at least one.
 
     Raises:
-        DataError: a sequence is not given, or its file is missing, broken or on another grid.
+        DataError: a sequence is not given, or its file is missing or broken.
         ValueError: a file is given for another sequence; the name cannot be that of a file; or none
             is given, and the files lie in several folders.
     """
@@ -373,25 +378,30 @@ def case_from_files(
         for path in dict.fromkeys(paths.values())
         if len(sharing := [sequence for sequence, other in paths.items() if other == path]) > 1
     ]
-    faults += check_geometry(case)
+    faults += check_geometry(case, one_grid=False)
     if faults:
         raise DataError(faults)
     return case
 
 
-def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
+def check_geometry(
+    case: Case, *, spacing_mm: float | None = None, one_grid: bool = True
+) -> list[str]:
     """Compare the grids of the files of a case; only headers are read.
 
     Args:
         case: case to check.
         spacing_mm: expected voxel size; None allows any that all files share.
+        one_grid: whether all sequences must lie on one grid; an expert mask must lie on that of a
+            sequence in any case.
 
     Returns:
         Faults, one line each: an unreadable file, a shape or affine that differs from those of
         the first sequence, a voxel size that is not the expected one.
     """
     faults: list[str] = []
-    first: tuple[VolumeSource, tuple[int, ...], np.ndarray] | None = None
+    first: tuple[VolumeSource, Any] | None = None
+    grids: list[Any] = []
     files: dict[VolumeSource, int] = dict.fromkeys(case.sequences.values(), case.axes)
     if case.label:
         files[case.label] = 3
@@ -413,26 +423,36 @@ def check_geometry(case: Case, *, spacing_mm: float | None = None) -> list[str]:
                 f"{join_numbers(case.channels.values())}; export the file again"
             )
         if first is None:
-            first = path, shape, image.affine
+            first = path, image
             spacing = voxel_sizes(image.affine)
             if spacing_mm is not None and not np.allclose(spacing, spacing_mm, rtol=0.02):
                 faults.append(
-                    f"{path}: voxels of {_join_sizes(spacing.round(3))} mm, expected "
+                    f"{path}: voxels of {join_sizes(spacing)} mm, expected "
                     f"{spacing_mm:g} mm; resample the case, or train with the voxel size of all "
                     "cases (spacing_mm)"
                 )
-        elif shape != first[1]:
+        elif not one_grid and (path != case.label or any(same_grid(image, g) for g in grids)):
+            pass
+        elif shape != first[1].shape[:3]:
             faults.append(
-                f"{path}: shape {_join_sizes(shape)} differs from {_join_sizes(first[1])} of "
-                f"{first[0].name}; register both to one grid"
+                f"{path}: shape {join_sizes(shape)} differs from "
+                f"{join_sizes(first[1].shape[:3])} of {first[0].name}; register both to one grid"
             )
-        elif not np.allclose(image.affine, first[2], atol=AFFINE_TOLERANCE_MM):
-            gap = float(np.abs(image.affine - first[2]).max())
+        elif not same_grid(image, first[1]):
+            gap = float(np.abs(image.affine - first[1].affine).max())
             faults.append(
                 f"{path}: affine differs from that of {first[0].name} by up to {gap:.3g} mm; "
                 "register both to one grid"
             )
+        grids.append(image)
     return faults
+
+
+def same_grid(one: Any, other: Any) -> bool:
+    """Return whether two images of nibabel have the same shape and affine."""
+    return one.shape[:3] == other.shape[:3] and np.allclose(
+        one.affine, other.affine, atol=AFFINE_TOLERANCE_MM
+    )
 
 
 def _match_labels(masks: Sequence[Path], names: list[str]) -> tuple[list[float], list[str]]:
@@ -539,8 +559,3 @@ def _grade(entry: CaseFiles, grades: Mapping[str, int]) -> int:
         if part in GRADES:
             return GRADES[part]
     return grades.get(entry.case_id, -1)
-
-
-def _join_sizes(sizes: Sequence[float]) -> str:
-    """Return sizes as 240x240x155."""
-    return "x".join(f"{size:g}" for size in sizes)

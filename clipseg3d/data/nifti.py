@@ -102,7 +102,13 @@ def open_nifti(path: VolumeSource, *, axes: int = 3) -> Any:
     return image
 
 
-def read_voxels(path: VolumeSource, *, axes: int = 3, allow_nan: bool = False) -> npt.NDArray[Any]:
+def read_voxels(
+    path: VolumeSource,
+    *,
+    axes: int = 3,
+    allow_nan: bool = False,
+    dtype: npt.DTypeLike | None = None,
+) -> npt.NDArray[Any]:
     """Read the voxels of a NIfTI file, scaled as its header says.
 
     Args:
@@ -110,6 +116,7 @@ def read_voxels(path: VolumeSource, *, axes: int = 3, allow_nan: bool = False) -
             detected.
         axes: as for :func:`open_nifti`.
         allow_nan: whether voxels may be NaN or infinite.
+        dtype: of the result; None takes that of the file, or float64 if its header scales voxels.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -120,7 +127,7 @@ def read_voxels(path: VolumeSource, *, axes: int = 3, allow_nan: bool = False) -
         if isinstance(path, Path) and path.name.lower().endswith(".gz"):
             # nibabel stops reading before the check sum
             image = type(image).from_bytes(_decompress(path, _declared_bytes(image)))
-        voxels: npt.NDArray[Any] = np.asanyarray(image.dataobj).reshape(image.shape[:axes])
+        voxels: npt.NDArray[Any] = np.asanyarray(image.dataobj, dtype).reshape(image.shape[:axes])
     except (*_BROKEN, MemoryError) as error:
         raise ValueError(_broken(path, error)) from error
     if not allow_nan and voxels.dtype.kind == "f" and not np.isfinite(voxels).all():

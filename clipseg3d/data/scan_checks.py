@@ -69,37 +69,54 @@ def check_scan(
     notes: list[str] = []
     faults: list[str] = []
     for name, volume in volumes.items():
-        if (volume == volume.flat[0]).all():
-            faults.append(
-                f"{paths[name]}: every voxel of {name} is {volume.flat[0]:g}; export the sequence "
-                "again"
-            )
-            continue
         try:
-            checked[name] = _with_zero_background(volume, name, paths[name], notes)
+            checked[name], own_notes = check_volume(
+                volume, name, paths[name], skull_stripped=skull_stripped
+            )
         except ValueError as error:
             faults.append(str(error))
+        else:
+            notes += own_notes
     faults += _copies(checked, paths)
     brains = {name: volume != 0 for name, volume in checked.items()}
     for name, brain in brains.items() if skull_stripped else ():
         litres = np.count_nonzero(brain) * voxel_mm3 / 1e6
-        if not brain.any():
-            faults.append(
-                f"{paths[name]}: every voxel of {name} is NaN or background; export the sequence "
-                "again"
-            )
-        elif brain.all():
-            faults.append(
-                f"{paths[name]}: no voxel of {name} is background (0), so the scan is not "
-                "skull-stripped; strip it first"
-            )
-        elif litres > MAX_LITRES:
+        if litres > MAX_LITRES:
             notes.append(
                 f"{paths[name]}: {litres:.1f} litres of {name} are not 0, a brain has 1.2 to 1.7; "
                 "it does not look skull-stripped, and results will be wrong if it is not"
             )
     notes += _disagreements(brains, paths)
     return CheckedScan(checked, notes, faults)
+
+
+def check_volume(
+    volume: Volume, name: str, path: VolumeSource, *, skull_stripped: bool = True
+) -> tuple[Volume, list[str]]:
+    """Check one sequence; arguments as in :func:`check_scan`.
+
+    Returns:
+        The volume with background 0, and notes.
+
+    Raises:
+        ValueError: there is nothing in the volume, no background around it, or NaN inside it.
+    """
+    if (volume == volume.flat[0]).all():
+        raise ValueError(
+            f"{path}: every voxel of {name} is {volume.flat[0]:g}; export the sequence again"
+        )
+    notes: list[str] = []
+    volume = _with_zero_background(volume, name, path, notes)
+    if not volume.any():
+        raise ValueError(
+            f"{path}: every voxel of {name} is NaN or background; export the sequence again"
+        )
+    if skull_stripped and volume.all():
+        raise ValueError(
+            f"{path}: no voxel of {name} is background (0), so the scan is not skull-stripped; "
+            "strip it first"
+        )
+    return volume, notes
 
 
 def _with_zero_background(

@@ -22,10 +22,11 @@ python -m monai.bundle run --config_file configs/inference.json --bundle_root . 
 ```
 
 `CASES` is a folder of cases. Each case is a folder of four NIfTI files named as in BraTS,
-skull-stripped, on one grid, and with voxels of {spacing_mm:g} mm. A report beside the scans
-(`CASE_flair_text.txt`) is read. Labels are written as `SEGMENTATIONS/CASE.nii.gz`, on the grid of
-the scans, in the label convention of {release}. `--clip DIR` gives the folder of CLIP, if it has
-moved since training; `--device cpu` runs without a GPU. {rules} Not a medical device.
+skull-stripped and in one space. What has not voxels of {spacing_mm:g} mm is resampled to them. A
+report beside the scans (`CASE_flair_text.txt`) is read. Labels are written as
+`SEGMENTATIONS/CASE.nii.gz`, on the grid of the scans (of T1ce, if they have several), in the label
+convention of {release}. `--clip DIR` gives the folder of CLIP, if it has moved since training;
+`--device cpu` runs without a GPU. {rules} Not a medical device.
 """
 
 
@@ -106,7 +107,7 @@ def _inference(settings: PredictionSettings) -> dict[str, Any]:
             "device": "$str(@device)",
         },
         "dataset": "$find_cases(@dataset_dir, @inferer.release, require_label=False, "
-        "allow_missing=@allow_missing, spacing_mm=@spacing_mm)",
+        "allow_missing=@allow_missing, spacing_mm=None, one_grid=False)",
         "run": [
             "$[@inferer(case).save(Path(@output_dir) / f'{case.case_id}.nii.gz') "
             "for case in @dataset]"

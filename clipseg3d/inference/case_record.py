@@ -11,8 +11,9 @@ from clipseg3d.checksums import sha256_of_file
 from clipseg3d.data.layout import RECORDS
 from clipseg3d.text_files import read_json
 
-_ADDED: dict[str, Any] = {"trust": 1.0, "prompts": []}
-"""What records did not hold at first, and the only values that there were then."""
+_ADDED: dict[str, Any] = {"trust": 1.0, "prompts": [], "grid_of": None, "spacing_mm": 1.0}
+"""What records did not hold at first, and the values that there were then. Scans had the voxel size
+of the weights, which is 1 mm for all published ones."""
 
 
 def record_path(out: Path, case_id: str) -> Path:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from clipseg3d.data.cases import Case, DataError, check_geometry
 from clipseg3d.data.preprocessing import Preprocessed, cut_case_views, preprocess
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import get_release
+from clipseg3d.data.resampled_case import ResampledCase
+from clipseg3d.data.scan_grid import ScanGrid
 from clipseg3d.inference.pass_average import PassAverage
 from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.prompting import (
@@ -58,14 +61,16 @@ class Predictor:
     regions these take 110 to 150 MB, for any number of cases, networks and mirrorings. Variance
     takes the regions once more, an explanation 2 volumes for each guided region. Maps that are
     returned lie on the grid of the scan, 36 MB each for 240 x 240 x 155 voxels. The volumes lie on
-    the device as long as it has enough memory, otherwise on the CPU.
+    the device as long as it has enough memory, otherwise on the CPU. Scans that are resampled need
+    more: one sequence at a time as float32 in its own voxels, with a few copies of its brain, and
+    then the regions of the brain box in the voxels of the labels.
 
     Args:
         network: trained; or the members of an ensemble, whose probabilities are averaged. They are
             moved to ``device`` and put into evaluation mode.
         release: whose labels are written; it must have the sequences and regions of the networks.
-        spacing_mm: voxel size that the networks were trained at; scans with another voxel size are
-            refused.
+        spacing_mm: voxel size that the networks were trained at; scans with another voxel size, or
+            whose sequences have several grids, are resampled to it.
         roi_size: size of the sliding window (x, y, z), in voxels.
         overlap: of neighbouring windows, in [0, 1).
         device: where to compute, such as ``cpu`` or ``cuda:1``; None takes a CUDA device if there
@@ -77,12 +82,14 @@ class Predictor:
             same for all; None leaves the regions as they are.
         allow_missing: whether cases may lack sequences; for networks that were trained with
             ``sequence_dropout``.
+        grid_of: sequence whose grid and header labels and maps get, where those of a case differ;
+            None takes ``t1ce``, or without it the first.
         weights: file name -> SHA-256 of the networks' weights, to be shown on case pages.
 
     Raises:
         ValueError: no network is given, the networks have different sequences or regions, or some
             that the release has not; the device is not there; the rules are for a region that the
-            release has not; or the networks come with different rules.
+            release has not; the networks come with different rules; or ``grid_of`` is no sequence.
     """
 
     def __init__(
@@ -97,6 +104,7 @@ class Predictor:
         tta: bool = False,
         postprocessing: Rules = "weights",
         allow_missing: bool = False,
+        grid_of: str | None = None,
         weights: Mapping[str, str] | None = None,
     ) -> None:
         networks = list(network) if isinstance(network, Sequence) else [network]
@@ -113,6 +121,12 @@ class Predictor:
         self.overlap = overlap
         self.mirrorings = MIRRORINGS if tta else MIRRORINGS[:1]
         self.allow_missing = allow_missing
+        self.grid_of = grid_of
+        if grid_of not in (None, *self.release.sequences):
+            raise ValueError(
+                f"grid_of={grid_of!r} is no sequence of these weights; choose from "
+                f"{', '.join(self.release.sequences)}"
+            )
         self.weights = dict(weights or {})
         self._stitch_on_cpu = False
         self._read: dict[tuple[str, ...], tuple[ReadPrompt, ...]] = {}
@@ -139,10 +153,16 @@ class Predictor:
         device: str | None = None,
         tta: bool = False,
         postprocessing: Rules = "weights",
+        grid_of: str | None = None,
     ) -> "Predictor":
         """Load one checkpoint; see :meth:`from_checkpoints`."""
         return cls.from_checkpoints(
-            [path], clip=clip, device=device, tta=tta, postprocessing=postprocessing
+            [path],
+            clip=clip,
+            device=device,
+            tta=tta,
+            postprocessing=postprocessing,
+            grid_of=grid_of,
         )
 
     @classmethod
@@ -154,6 +174,7 @@ class Predictor:
         device: str | None = None,
         tta: bool = False,
         postprocessing: Rules = "weights",
+        grid_of: str | None = None,
     ) -> "Predictor":
         """Load checkpoints or published weights, as an ensemble if several.
 
@@ -169,6 +190,7 @@ class Predictor:
             device: as for the class.
             tta: as for the class.
             postprocessing: as for the class.
+            grid_of: as for the class.
 
         Raises:
             FileNotFoundError: there is no such file or folder.
@@ -200,6 +222,7 @@ class Predictor:
             tta=tta,
             postprocessing=postprocessing,
             allow_missing=all(member.settings.allow_missing for member in members),
+            grid_of=grid_of,
             weights={str(member.path): member.sha256 for member in members},
         )
 
@@ -272,8 +295,8 @@ class Predictor:
 
         Raises:
             FileNotFoundError: there is no such folder, or no case in it.
-            DataError: files are missing, broken or on different grids, the voxel size is not that
-                of training, or a sequence is missing that the networks need.
+            DataError: files are missing or broken, show different places, have voxel sizes that are
+                not in millimetres, or a sequence is missing that the networks need.
             ValueError: a folder holds several cases, arrays have no affine, the device has too
                 little memory for one window, or the network gives values that are not finite;
                 ``trust`` is not in [0, 1]; or as :meth:`read_prompts`.
@@ -286,14 +309,9 @@ class Predictor:
         require_share(trust=trust)
         read = self.read_prompts(prompts)
         case = as_case(scan, self.release, affine=affine, allow_missing=self.allow_missing)
-        self._check(case)
         report = case.report if text is None else text
-        preprocessed = preprocess(
-            replace(case, label=None),
-            self.release,
-            view_selection=self.network.view_selection,
-        )
-        notes = [*_notes_on_missing(case, self.release), *preprocessed.notes]
+        preprocessed, scan_grid, own_notes, grid_of = self._preprocess(replace(case, label=None))
+        notes = [*_notes_on_missing(case, self.release), *own_notes]
         keep_maps = uncertainty or explain
         average = PassAverage(with_variance=keep_maps and self.num_passes > 1)
         views: Views | None = None
@@ -320,13 +338,14 @@ class Predictor:
                             "weights, or the intensities of the scan, are damaged"
                         )
                     average.add(logits, _maps_by_name(network, maps))
-        mean = average.probabilities().cpu().numpy()
+        carry = partial(preprocessed.grid.carry, to=scan_grid)
+        mean = carry(average.probabilities().cpu().numpy())
         label = self.release.to_labels(mean > 0.5)
         if self.postprocessing is not None:
             regions = self.postprocessing(
                 self.release.to_regions(label),
                 self.release,
-                spacing_mm=preprocessed.grid.spacing_mm,
+                spacing_mm=scan_grid.spacing_mm,
             )
             label = self.release.to_labels(regions)
         final = self.release.to_regions(label)
@@ -337,26 +356,33 @@ class Predictor:
         uncertainty_maps = {ENTROPY: average.entropy()} if keep_maps else {}
         if average.with_variance:
             uncertainty_maps[VARIANCE] = average.variance()
-        restore = preprocessed.grid.restore
+        restore = scan_grid.restore
         return Segmentation(
             case,
             restore(label),
             self.release,
             probabilities=restore(mean) if probabilities else None,
-            uncertainty={name: restore(values) for name, values in uncertainty_maps.items()},
+            uncertainty={name: restore(carry(values)) for name, values in uncertainty_maps.items()},
             evidence=(
-                self._evidence(case, preprocessed, report, trust, views, average)
+                self._evidence(case, preprocessed, scan_grid, report, trust, views, average)
                 if explain
                 else None
             ),
             notes=tuple(notes),
-            prompts=tuple(answer_prompt(prompt, final, preprocessed.grid) for prompt in read),
+            prompts=tuple(answer_prompt(prompt, final, scan_grid) for prompt in read),
             presence=_mean_by_region(presences, self.release),
+            grid_of=grid_of,
         )
 
-    def _check(self, case: Case) -> None:
-        """Raise a DataError for a case that these networks cannot segment."""
-        faults = check_geometry(replace(case, label=None), spacing_mm=self.spacing_mm)
+    def _preprocess(self, case: Case) -> tuple[Preprocessed, ScanGrid, Sequence[str], str | None]:
+        """Return the inputs of the networks, the labels' grid, notes, and whose grid it is.
+
+        Raises:
+            DataError: these networks cannot segment the case.
+        """
+        faults = check_geometry(case, spacing_mm=self.spacing_mm)
+        if is_resampled := bool(faults):
+            faults = check_geometry(case, one_grid=False)
         missing = [name for name in self.release.sequences if name not in case.sequences]
         if missing and not self.allow_missing:
             faults.append(
@@ -364,8 +390,23 @@ class Predictor:
                 f"{', '.join(self.release.sequences)}; add it, or use weights trained with "
                 "sequence_dropout"
             )
+        elif self.grid_of is not None and self.grid_of not in case.sequences:
+            faults.append(
+                f"{case.case_id}: has no {self.grid_of}, whose grid the labels are to have; name "
+                f"one of {', '.join(case.sequences)} (grid_of, --grid-of)"
+            )
         if faults:
             raise DataError(faults)
+        options: dict[str, Any] = {"view_selection": self.network.view_selection}
+        if not is_resampled:
+            ready = preprocess(case, self.release, **options)
+            return ready, ready.grid, ready.notes, self.grid_of
+        resampled = ResampledCase.make(
+            case, self.release, spacing_mm=self.spacing_mm, grid_of=self.grid_of
+        )
+        ready = preprocess(resampled.case, self.release, **options)
+        notes = tuple(dict.fromkeys((*resampled.notes, *ready.notes)))
+        return ready, resampled.scan_grid.around(ready.grid), notes, resampled.grid_of
 
     def _encode_semantics(
         self, network: CLIPSeg3D, preprocessed: Preprocessed, report: str, trust: float
@@ -445,6 +486,7 @@ class Predictor:
         self,
         case: Case,
         preprocessed: Preprocessed,
+        scan_grid: ScanGrid,
         report: str,
         trust: float,
         views: Views | None,
@@ -470,6 +512,7 @@ class Predictor:
         ]
         return Evidence(
             grid=preprocessed.grid,
+            scan_grid=scan_grid,
             images={
                 name: volume.numpy()
                 for name, volume in zip(self.release.sequences, preprocessed.image, strict=True)
@@ -501,6 +544,8 @@ class Predictor:
             "release": self.release.name,
             "roi_size": list(self.roi_size),
             "overlap": self.overlap,
+            "spacing_mm": self.spacing_mm,
+            "grid_of": self.grid_of,
             "mirrorings": len(self.mirrorings),
             "postprocessing": (self.postprocessing and self.postprocessing.values()) or None,
         }

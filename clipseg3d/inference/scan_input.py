@@ -76,7 +76,9 @@ def as_case(
 
 def _only_case(folder: Path, release: BraTSRelease) -> Case:
     """Return the only case in a folder; faults of its expert mask are of no matter."""
-    cases, faults = index_cases(folder, release, require_label=False, allow_missing=True)
+    cases, faults = index_cases(
+        folder, release, require_label=False, allow_missing=True, one_grid=False
+    )
     if not cases:
         raise FileNotFoundError("\n".join(faults))
     if len(cases) > 1:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,9 @@ class Evidence:
     """Inputs of the network and the maps behind its result, on the brain box in LPS order.
 
     Attributes:
-        grid: where the brain box lies in the scan.
+        grid: the brain box on the grid of training.
+        scan_grid: the box of the labels' grid that holds it; ``grid`` itself if nothing was
+            resampled.
         images: sequence -> (x, y, z), z-scored; acquired sequences only.
         text: report that a text encoder read; empty if none.
         attention: guided region -> (x, y, z), scores of semantic attention.
@@ -42,6 +45,7 @@ class Evidence:
     """
 
     grid: ScanGrid
+    scan_grid: ScanGrid
     images: Mapping[str, Map]
     text: str
     attention: Mapping[str, Map]
@@ -54,6 +58,8 @@ class Evidence:
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """Labels and maps of one case, in the voxel order of the scan.
+
+    If the sequences have several grids, that of the scan is the grid of ``grid_of``.
 
     Attributes:
         case: the case that was segmented.
@@ -70,6 +76,8 @@ class Segmentation:
         presence: region -> probability that the case has any of it, as the network tells it: the
             largest over the sliding windows, the mean over networks and mirrorings. Empty if no
             network tells it.
+        grid_of: sequence whose grid labels and maps have, and whose header is written; None takes
+            the first.
     """
 
     case: Case
@@ -81,6 +89,7 @@ class Segmentation:
     notes: tuple[str, ...] = ()
     prompts: tuple[PromptAnswer, ...] = ()
     presence: Mapping[str, float] = field(default_factory=dict)
+    grid_of: str | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the labels as NIfTI on the grid of the scan, without the texts in its header.
@@ -161,28 +170,37 @@ class Segmentation:
                 "explain=True"
             )
         mask = None if reference is None else self._read_reference(Path(reference))
-        grid = self.evidence.grid
+        grid, scan_grid = self.evidence.grid, self.evidence.scan_grid
+
+        def shown(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            """Return a volume of the scan's grid where the images are."""
+            return scan_grid.carry(scan_grid.crop(volume), grid, order=0)
+
         CasePage(
             case_id=self.case.case_id,
             images=self.evidence.images,
             spacing_mm=grid.spacing_mm,
             regions=list(self.release.regions),
-            prediction=self.release.to_regions(grid.crop(self.label)),
-            reference=None if mask is None else self.release.to_regions(grid.crop(mask)),
+            prediction=self.release.to_regions(shown(self.label)),
+            reference=None if mask is None else self.release.to_regions(shown(mask)),
             text=self.evidence.text,
             attention=self.evidence.attention,
             similarity=self.evidence.similarity,
             views=self.evidence.views,
             view_colours=self.evidence.view_colours,
-            uncertainty={name: grid.crop(values) for name, values in self.uncertainty.items()},
+            uncertainty={name: shown(values) for name, values in self.uncertainty.items()},
             provenance=self.evidence.provenance,
             notes=[*self.notes, *(answer.note for answer in self.prompts if answer.note)],
-            prompts=[(a.text, a.box_mask, a.presence) for a in self.prompts],
+            prompts=[
+                (a.text, a.grid.carry(a.box_mask, grid, order=0), a.presence) for a in self.prompts
+            ],
             presence=self.presence,
         ).save(Path(path))
 
     @property
     def _source(self) -> VolumeSource:
+        if self.grid_of is not None:
+            return self.case.sequences[self.grid_of]
         return next(iter(self.case.sequences.values()))
 
     def _save_maps(self, folder: Path, maps: Mapping[str, Map]) -> None:

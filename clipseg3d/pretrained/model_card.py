@@ -14,8 +14,8 @@ _TEMPLATE = """---
 
 # {{ name | default("CLIPSeg3D", true) }}
 
-3D segmentation of brain tumours ({{ regions }}) in MRI ({{ sequences }}), skull-stripped and on one
-grid, by a network of `clipseg3d` {{ version }} with {{ parameters }} parameters.
+3D segmentation of brain tumours ({{ regions }}) in MRI ({{ sequences }}), skull-stripped and in one
+space, by a network of `clipseg3d` {{ version }} with {{ parameters }} parameters.
 
 ```python
 from clipseg3d import CLIPSeg3D
@@ -26,7 +26,7 @@ network = CLIPSeg3D.from_pretrained({{ source | default("FOLDER_OR_HUB_ID", true
 ## What it is for
 {% if settings %}
 - label convention: {{ settings.release_name }}
-- voxel size: {{ settings.spacing_mm }} mm; scans of another one are refused
+- voxel size: {{ settings.spacing_mm }} mm; other scans are resampled to it
 - sliding window: {{ settings.roi_size | join(" x ") }} voxels, overlap {{ settings.overlap }}
 - cases that lack sequences: {{ "yes, trained for it" if settings.allow_missing else "no" }}
 {%- if settings.postprocessing %}

@@ -82,7 +82,7 @@ class CLIPSeg3DModule(LightningModule):
         release: of the training data: a name, a YAML file, its values, or a BraTSRelease.
             Predictions are written in its labels. A preset takes its sequences and regions; those
             of a NetworkConfig must be among them.
-        spacing_mm: voxel size of the training data; the predictor refuses other scans.
+        spacing_mm: voxel size of the training data; the predictor resamples other scans to it.
         plan: optimiser, schedule and losses: a name of :data:`clipseg3d.training.plan.PLANS`, or
             a TrainingPlan, or its values; None takes the ``plan`` of the network's config.
         lr: peak learning rate; None takes the plan's.

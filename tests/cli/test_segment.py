@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nibabel.processing import resample_to_output
 
 from clipseg3d.cli.main import main
 from clipseg3d.inference.postprocessing import PostProcessing
@@ -125,6 +126,32 @@ def test_without_weights_those_of_the_package_segment(patients, tmp_path, monkey
     assert asked == [["tiny"]]
 
 
+def test_each_sequence_may_have_its_own_grid(weights, patients, tmp_path, capsys):
+    folder = tmp_path / NAMES[0]
+    shutil.copytree(patients / NAMES[0], folder)
+    scans = {name: folder / f"{NAMES[0]}_{name}.nii.gz" for name in ("t1", "t1ce", "t2", "flair")}
+    for name, sizes in (("t1ce", (4, 4, 10)), ("flair", (9, 8, 8))):
+        nib.save(resample_to_output(nib.load(scans[name]), sizes, order=0), scans[name])
+    label = tmp_path / "out" / f"{NAMES[0]}.nii.gz"
+    options = ["--probabilities", "--html"]
+    assert segment(folder, out=label.parent, weights=weights, options=options) == 0
+    error = capsys.readouterr().err
+    assert f"note: {NAMES[0]}: resampled to the 8 mm of the weights: t1, t2 from 8x8x8 mm;" in error
+    written, scan = nib.load(label), nib.load(scans["t1ce"])
+    assert written.shape == scan.shape
+    np.testing.assert_array_equal(written.affine, scan.affine)
+    assert "resampled to the 8 mm" in label.with_name(f"{NAMES[0]}.html").read_text("utf-8")
+    maps = [voxels(path) for path in (label.parent / "probabilities").iterdir()]
+    np.testing.assert_array_equal(voxels(label) > 0, np.max(maps, axis=0) > 0.5)
+    options = ["--grid-of", "flair"]
+    assert segment(folder, out=label.parent, weights=weights, options=options) == 1
+    assert "made with other grid of; choose another" in capsys.readouterr().err
+    assert segment(folder, out=tmp_path / "other", weights=weights, options=options) == 0
+    assert voxels(tmp_path / "other" / label.name).shape == nib.load(scans["flair"]).shape
+    assert segment(folder, out=tmp_path, weights=weights, options=["--grid-of", "adc"]) == 1
+    assert "grid_of='adc' is no sequence of these weights" in capsys.readouterr().err
+
+
 def test_a_report_file_is_read(weights, patients, tmp_path, capsys):
     case = patients / NAMES[2]
     report = tmp_path / "report.txt"
@@ -165,14 +192,16 @@ def test_bad_cases_do_not_stop_the_others(weights, patients, tmp_path, capsys):
     dark = root / NAMES[0] / f"{NAMES[0]}_flair.nii.gz"
     image = nib.load(dark)
     nib.save(nib.Nifti1Image(np.zeros(image.shape, np.int16), image.affine), dark)
-    cut = root / NAMES[1] / f"{NAMES[1]}_t2.nii.gz"
-    nib.save(nib.load(cut).slicer[1:], cut)
+    far = root / NAMES[1] / f"{NAMES[1]}_t2.nii.gz"
+    image = nib.load(far)
+    moved = nib.affines.from_matvec(np.eye(3), [400, 0, 0]) @ image.affine
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), moved), far)
     (root / "stray.nii.gz").write_bytes(b"?")
     out = tmp_path / "out"
     assert segment(root, out=out, weights=weights) == 1
     captured = capsys.readouterr()
     assert f"{NAMES[0]} failed: {dark}: every voxel of flair is 0" in captured.err
-    assert captured.err.count(f"{cut}: shape ") == 1
+    assert captured.err.count(f"{far}: shows another place than ") == 1
     assert f"{root / 'stray.nii.gz'}: not a file of brats2020" in captured.err
     assert "Traceback" not in captured.err
     assert captured.out == f"{out / NAMES[2]}.nii.gz\n"

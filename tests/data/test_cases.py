@@ -507,7 +507,7 @@ def test_bad_loose_files_are_all_listed(tmp_path, write_case, write_nifti):
     files = write_case(tmp_path, label=False)
     empty(files["t1"])
     files["t2"].unlink()
-    write_nifti(files["flair"], np.ones((3, 4, 5), np.int16))
+    write_nifti(files["flair"], np.ones((3, 4, 5, 2), np.int16))
     with pytest.raises(DataError) as error:
         case_from_files(files)
     assert [fault.split(": ")[0] for fault in error.value.faults] == [

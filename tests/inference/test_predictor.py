@@ -127,12 +127,6 @@ def test_the_report_is_the_cases_own_unless_given(folder, text, used):
     assert run.network.reports == [used]
 
 
-def test_another_voxel_size_is_refused(folder):
-    run = Predictor(BrightFlair(), release=PHANTOM, spacing_mm=1.0, device="cpu")
-    with pytest.raises(DataError, match=r"Phantom_00003_t1\.nii\.gz: voxels of 8x8x8 mm, .*1 mm"):
-        run(case_in(folder))
-
-
 def test_a_truncated_sequence_is_named(folder):
     case = case_in(folder)
     broken = case.sequences["t2"]
