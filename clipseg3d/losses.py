@@ -124,18 +124,23 @@ def _downsample(label: Tensor, level: Tensor) -> Tensor:
     return F.avg_pool3d(padded, factor)
 
 
-def presence_loss(presence: Tensor, label: Tensor) -> Tensor:
-    """Return the mean binary cross-entropy of whether there is any of each region.
+def presence_loss(log_odds: Tensor, maps: Tensor, label: Tensor) -> Tensor:
+    """Return the loss of the presence of regions, and of the maps that it is told from.
 
-    Computed in float32, also under autocast.
+    Both are mean binary cross-entropies: of whether there is any of each region, and of the share
+    of each region in the voxels of the maps. A Dice loss would make maps certain where the image
+    cannot tell. Computed in float32, also under autocast.
 
     Args:
-        presence: (b, r) log-odds.
+        log_odds: (b, r), of any of each region.
+        maps: (b, r, x, y, z) logits, on a coarser grid than the label's, padded at the far ends.
         label: (b, r, x, y, z) in {0, 1}.
     """
-    with torch.autocast(presence.device.type, enabled=False):
+    with torch.autocast(label.device.type, enabled=False):
         target = label.flatten(2).any(dim=2).float()
-        return F.binary_cross_entropy_with_logits(presence.float(), target)
+        told = F.binary_cross_entropy_with_logits(log_odds.float(), target)
+        maps = maps.float()
+        return told + F.binary_cross_entropy_with_logits(maps, _downsample(label, maps))
 
 
 def grade_loss(logit: Tensor, grade: Tensor, *, count: Tensor | None = None) -> Tensor:

@@ -33,10 +33,10 @@ class RegionPresence(nn.Module):
     """Tell the presence of each region in log-odds: evidence of the image plus that of the text.
 
     The image is read from levels of the encoder, which text has not changed. They give a coarse map
-    of each region, which needs a loss of its own, such as that of deep supervision. Its volume, and
-    its strongest voxels, are the evidence, both squeezed into -1 to 1. That of text is added, so
-    that where the image is clear, the image wins, and where it is not, the text decides. New
-    weights return :data:`PRESENT` for all.
+    of each region, which needs a loss of its own (:func:`clipseg3d.losses.presence_loss`). Its
+    volume, and its strongest voxels, are the evidence, both squeezed into -1 to 1. That of text is
+    added, so that where the image is clear, the image wins, and where it is not, the text decides.
+    New weights return :data:`PRESENT` for all.
 
     Args:
         channels: of the levels, the finest first.
@@ -66,8 +66,8 @@ class RegionPresence(nn.Module):
         maps = self.maps[0](levels[0])
         for read, level in zip(list(self.maps)[1:], levels[1:], strict=True):
             maps = maps + F.interpolate(read(level), size=size, mode="trilinear")
-        logits = maps.float()
-        voxels = rearrange(logits, "b r x y z -> b r (x y z)")
+        # no gradient: while a weight has the wrong sign, it would turn the map into its opposite
+        voxels = rearrange(maps.detach().float(), "b r x y z -> b r (x y z)")
         volume = reduce(voxels.sigmoid(), "b r n -> b r", "sum")
         strongest = voxels.topk(min(_STRONGEST, voxels.shape[2]), dim=2).values.mean(dim=2)
         # both are 0 where the map is in doubt: as much as the strongest voxels, and even odds

@@ -443,7 +443,7 @@ class Predictor:
 
         def observe(prediction: Prediction) -> None:
             if prediction.presence is not None:
-                seen.append(prediction.presence[0].float().cpu())
+                seen.append(prediction.presence.log_odds[0].float().cpu())
 
         def run(image: Tensor) -> Tensor:
             seen.clear()  # a pass that ran out of memory is done again

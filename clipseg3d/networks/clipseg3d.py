@@ -11,7 +11,7 @@ from clipseg3d.batch import whole_box
 from clipseg3d.blocks.grade_classifier import GradeClassifier
 from clipseg3d.blocks.pixel_fusion import PixelFusion
 from clipseg3d.blocks.prompt_head import PromptHead, PromptReading
-from clipseg3d.blocks.region_presence import apply_presence, known_presence
+from clipseg3d.blocks.region_presence import Presence, apply_presence, known_presence
 from clipseg3d.blocks.semantic_fusion import RegionMaps, SemanticFusion, Semantics
 from clipseg3d.clip.encoder import TextEncoder
 from clipseg3d.clip.text_bank import TextBank
@@ -27,14 +27,13 @@ class Prediction(NamedTuple):
     logits: Tensor
     """(b, r, x, y, z)."""
     auxiliary: list[Tensor]
-    """Logits on coarser, padded grids, for deep supervision: of lower decoder levels, and those
-    that presence is told from."""
+    """Logits of lower decoder levels on their own, padded grids, for deep supervision."""
     maps: RegionMaps | None
     """Scores and text-voxel cosines of the guided regions, on a coarse grid of the padded image."""
     grade: Tensor | None
     """(b,) logits of a high grade; None without classifier."""
-    presence: Tensor | None = None
-    """(b, r) log-odds that there is any of each region; None if the network does not tell."""
+    presence: Presence | None = None
+    """Whether there is any of each region; None if the network does not tell."""
 
 
 class CLIPSeg3D(nn.Module):
@@ -261,17 +260,15 @@ class CLIPSeg3D(nn.Module):
         else:
             raw = self.unet.head_logits(features)
         logits = self.unet.finish_logits(raw, fused)
-        auxiliary = self.unet.auxiliary_logits(decoded) if deep else []
         if presence is not None and semantics is not None:
             applied = presence.log_odds if regions is None else known_presence(regions)
             logits = apply_presence(logits, applied, semantics.weight)
-            auxiliary += [presence.maps] if deep else []
         return Prediction(
             logits,
-            auxiliary,
+            self.unet.auxiliary_logits(decoded) if deep else [],
             maps,
             None if self.grade_classifier is None else self.grade_classifier(bottleneck),
-            None if presence is None else presence.log_odds,
+            presence,
         )
 
     def _fuse(self, image: Tensor, statistics: Tensor | None, regions: Tensor | None) -> Tensor:

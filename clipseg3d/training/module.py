@@ -432,7 +432,7 @@ class CLIPSeg3DModule(LightningModule):
             )
         if prediction.presence is not None:
             weight = self.plan.presence_weight * self.network.semantic_strength
-            loss = loss + weight * presence_loss(prediction.presence, batch["label"])
+            loss = loss + weight * presence_loss(*prediction.presence, batch["label"])
         head, bank = self.network.prompt_head, self.network.text_bank
         if head is not None and bank is not None:
             prompts = self._prompt_loss(head, bank, batch, seeds)

@@ -462,7 +462,7 @@ def training_loss(network, image, given, *, cosines=False):
     if prediction.grade is not None:
         loss = loss + grade_loss(prediction.grade, torch.full((B,), -1))
     if prediction.presence is not None:
-        loss = loss + presence_loss(prediction.presence, some_label())
+        loss = loss + presence_loss(*prediction.presence, some_label())
     if cosines and prediction.maps is not None and prediction.maps.cosines is not None:
         loss = loss + cosine_loss(prediction.maps.cosines, label[:, 1:], temperature=0.07)
     return loss
@@ -527,7 +527,7 @@ def test_gradient_reaches_every_weight_of_every_variant(
     if prediction.grade is not None:
         loss = loss + grade_loss(prediction.grade, torch.tensor([1, 0, -1]))
     if prediction.presence is not None:
-        loss = loss + presence_loss(prediction.presence, some_label())
+        loss = loss + presence_loss(*prediction.presence, some_label())
     loss.backward()
     expected = []
     if variant == "no_text":  # attention compares voxels with zeros
@@ -608,7 +608,7 @@ def test_presence_is_known_in_training_and_told_in_evaluation(make, image, text)
     regions = some_label()
     regions[0, 2] = 0
     shown = network.segment(image, semantics, regions=regions)
-    torch.testing.assert_close(shown.presence, told.presence)
+    torch.testing.assert_close(shown.presence.log_odds, told.presence.log_odds)
     is_absent = torch.zeros(B, 3, dtype=torch.bool)
     is_absent[0, 2] = True
     assert (shown.logits[is_absent] < -10).all()
