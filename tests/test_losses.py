@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 
-from clipseg3d.losses import DiceBCELoss, RegionLoss, cosine_loss, grade_loss
+from clipseg3d.losses import DiceBCELoss, RegionLoss, cosine_loss, grade_loss, presence_loss
 from clipseg3d.networks.unet import UNet3D
 
 B, R, X, Y, Z = 2, 3, 4, 6, 8
@@ -299,3 +299,14 @@ def test_another_loss_is_called_for_each_level():
     levels = [torch.full((1, 3, 8, 8, 8), 1.0), torch.full((1, 3, 4, 4, 4), 4.0)]
     assert RegionLoss(loss)(levels, torch.zeros(1, 3, 8, 8, 8)) == pytest.approx((1 + 2) / 1.5)
     assert seen == [((1, 3, 8, 8, 8),) * 2, ((1, 3, 4, 4, 4),) * 2]
+
+
+def test_presence_loss_is_that_of_presence_and_of_its_maps():
+    label = torch.zeros(1, 2, 4, 4, 3)
+    label[0, 0, :2, :2, :2] = 1  # one of the four cubes of the coarser, padded grid
+    log_odds, maps = torch.tensor([[2.0, -1.0]]), torch.zeros(1, 2, 2, 2, 2)
+    maps[0, 0, 0, 0, 0] = 3
+    told = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2
+    mapped = (math.log1p(math.exp(-3)) + 15 * math.log(2)) / 16
+    loss = presence_loss(log_odds, maps, label)
+    assert loss.item() == pytest.approx(told + mapped, rel=1e-6)
