@@ -66,20 +66,31 @@ class RegionPresence(nn.Module):
         maps = self.maps[0](levels[0])
         for read, level in zip(list(self.maps)[1:], levels[1:], strict=True):
             maps = maps + F.interpolate(read(level), size=size, mode="trilinear")
-        # no gradient: while a weight has the wrong sign, it would turn the map into its opposite
-        voxels = rearrange(maps.detach().float(), "b r x y z -> b r (x y z)")
-        volume = reduce(voxels.sigmoid(), "b r n -> b r", "sum")
-        strongest = voxels.topk(min(_STRONGEST, voxels.shape[2]), dim=2).values.mean(dim=2)
-        # both are 0 where the map is in doubt: as much as the strongest voxels, and even odds
-        seen = torch.stack([(volume / _STRONGEST).log1p() - math.log(2), strongest / 4], dim=2)
-        score = einsum(seen.tanh(), self.weight.float(), "b r f, r f -> b r") + self.bias
-        presence = (PRESENT + _PACE * score + evidence.float()).to(self.bias.dtype)
+        presence = self.weigh(self.read_maps(maps), evidence)
         if self.nested:
             chain = [presence[:, 0]]
             for region in presence.unbind(1)[1:]:
                 chain.append(torch.minimum(chain[-1], region))
             presence = torch.stack(chain, dim=1)
         return Presence(presence, maps)
+
+    def weigh(self, read: Tensor, evidence: Tensor) -> Tensor:
+        """Return log-odds (b, r) of maps, from :meth:`read_maps`, and of text."""
+        score = einsum(read, self.weight.float(), "b r f, r f -> b r") + self.bias
+        return (PRESENT + _PACE * score + evidence.float()).to(self.bias.dtype)
+
+    @staticmethod
+    def read_maps(maps: Tensor) -> Tensor:
+        """Return the evidence of maps (b, r, x, y, z): volume and strongest voxels, (b, r, 2).
+
+        Both are 0 where a map is in doubt, and have no gradient: while a weight has the wrong sign,
+        it would turn the map into its opposite.
+        """
+        voxels = rearrange(maps.detach().float(), "b r x y z -> b r (x y z)")
+        volume = reduce(voxels.sigmoid(), "b r n -> b r", "sum")
+        strongest = voxels.topk(min(_STRONGEST, voxels.shape[2]), dim=2).values.mean(dim=2)
+        evidence = [(volume / _STRONGEST).log1p() - math.log(2), strongest / 4]
+        return torch.stack(evidence, dim=2).tanh()
 
 
 def known_presence(regions: Tensor) -> Tensor:
