@@ -637,7 +637,7 @@ def test_provenance_names_every_encoder_once():
     assert (result["networks"], result["mirrorings"]) == ("3", "8")
 
 
-def test_weights_are_named_without_the_folder_they_lie_in(tmp_path):
+def test_weights_are_named_without_the_folder_they_lie_in(tmp_path, save_checkpoint):
     network = build_clipseg3d(SMALL)
     for fold in "ab":
         (tmp_path / fold).mkdir()
