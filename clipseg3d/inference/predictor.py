@@ -1,5 +1,6 @@
 """Apply trained networks to cases: from scan files to labels on the grid of the scan."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -41,7 +42,7 @@ from clipseg3d.inference.segmentation import (
 from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.inference.tta import MIRRORINGS
 from clipseg3d.networks.clipseg3d import CLIPSeg3D, Prediction
-from clipseg3d.pretrained.reader import read_networks
+from clipseg3d.pretrained.reader import TrainedNetwork, read_networks
 from clipseg3d.ranges import require_share
 from clipseg3d.views import Views
 from clipseg3d.vocabulary import PLANES
@@ -84,7 +85,7 @@ class Predictor:
             ``sequence_dropout``.
         grid_of: sequence whose grid and header labels and maps get, where those of a case differ;
             None takes ``t1ce``, or without it the first.
-        weights: file name -> SHA-256 of the networks' weights, to be shown on case pages.
+        weights: name -> SHA-256 of the networks' weights, to be shown on case pages.
 
     Raises:
         ValueError: no network is given, the networks have different sequences or regions, or some
@@ -223,7 +224,7 @@ class Predictor:
             postprocessing=postprocessing,
             allow_missing=all(member.settings.allow_missing for member in members),
             grid_of=grid_of,
-            weights={str(member.path): member.sha256 for member in members},
+            weights=_hash_by_name(members),
         )
 
     @property
@@ -555,7 +556,7 @@ class Predictor:
         encoders: dict[str, list[str]] = {}
         for network in self.networks:
             for role, identity in network.encoder_identities().items():
-                name = f"{identity['name']} (SHA-256 {identity['sha256']})"
+                name = f"{_without_folder(identity['name'])} (SHA-256 {identity['sha256']})"
                 names = encoders.setdefault(f"{role} encoder", [])
                 names += [] if name in names else [name]
         rules = "none" if self.postprocessing is None else self.postprocessing.describe()
@@ -572,6 +573,21 @@ class Predictor:
             "device": str(self.device),
             **{name: version(name) for name in ("clipseg3d", "torch")},
         }
+
+
+def _hash_by_name(members: Sequence[TrainedNetwork]) -> dict[str, str]:
+    """Return the hashes of weights by name; of equal names, all but the first get a number."""
+    hashes: dict[str, str] = {}
+    for member in members:
+        names = (f"{member.name} ({n})" if n > 1 else member.name for n in itertools.count(1))
+        hashes[next(name for name in names if name not in hashes)] = member.sha256
+    return hashes
+
+
+def _without_folder(name: str) -> str:
+    """Return the name of an encoder, such as ``texts:/data/a.npz``, without where its file lies."""
+    prefix, colon, rest = ("", "", name) if Path(name).is_absolute() else name.rpartition(":")
+    return prefix + colon + Path(rest).name if rest.startswith("~") or Path(rest).root else name
 
 
 def _mean_by_region(presences: Sequence[Tensor], release: BraTSRelease) -> dict[str, float]:

@@ -190,7 +190,7 @@ class Segmentation:
             view_colours=self.evidence.view_colours,
             uncertainty={name: shown(values) for name, values in self.uncertainty.items()},
             provenance=self.evidence.provenance,
-            notes=[*self.notes, *(answer.note for answer in self.prompts if answer.note)],
+            notes=self._notes_of_page(),
             prompts=[
                 (a.text, a.grid.carry(a.box_mask, grid, order=0), a.presence) for a in self.prompts
             ],
@@ -202,6 +202,14 @@ class Segmentation:
         if self.grid_of is not None:
             return self.case.sequences[self.grid_of]
         return next(iter(self.case.sequences.values()))
+
+    def _notes_of_page(self) -> list[str]:
+        """Return all notes, with file names in place of paths, which are nobody's business."""
+        notes = [*self.notes, *(answer.note for answer in self.prompts if answer.note)]
+        # The longest first: one path may be the beginning of another.
+        for path in sorted(self.case.files.values(), key=lambda path: -len(str(path))):
+            notes = [note.replace(str(path), path.name) for note in notes]
+        return notes
 
     def _save_maps(self, folder: Path, maps: Mapping[str, Map]) -> None:
         for name, values in maps.items():

@@ -40,12 +40,15 @@ class TrainedNetwork:
     """A trained network and where it is from.
 
     Attributes:
+        name: of bundled weights, or hub id; else that of the folder or checkpoint, without where it
+            lies.
         path: file with the weights.
         sha256: of that file.
         network: with these weights and settings, in evaluation mode.
         settings: of prediction.
     """
 
+    name: str
     path: Path
     sha256: str
     network: CLIPSeg3D
@@ -155,6 +158,7 @@ def _read_network(
             clips[name] = _load_clip(stored, name, local_files_only=clip is None)
         encoder = clips[name]
     return TrainedNetwork(
+        name=path.absolute().name if path.expanduser().exists() else str(source),
         path=stored.weights_path,
         sha256=sha256_of_file(stored.weights_path),
         network=_build(stored, encoder),

@@ -34,8 +34,8 @@ _MAP_NOTES = {
     _ATTENTION: "Evidence of text and views for a region (above 0) or against it (below 0).",
     _SIMILARITY: "Cosine of a voxel's features and the text of the region.",
 }
-_MAX_LESIONS = 8
-"""Number of lesions with a button; the others are only counted."""
+_SMALL_LESION_ML = 0.1
+"""Lesions under this volume are only counted, except for the largest of all."""
 _PROMPT_COLOURS = ("#CC79A7", "#009E73", "#B39DFF", "#F0F3F6", "#FF9E64", "#7FDBCA")
 """Of prompts, in turn; none is a colour of WT, TC or ET."""
 _ROUNDING = 1e-3
@@ -258,7 +258,9 @@ class CasePage:
         reference_lesions = (
             None if self.reference is None else [*map(self._find_lesions, self.reference)]
         )
+        others = [lesion for lesion in lesions[0][1:] if lesion.volume_ml >= _SMALL_LESION_ML]
         sequences = {name: SEQUENCE_TITLES.get(name, name) for name in self.images}
+        background = "t1ce" if "t1ce" in sequences else next(iter(sequences))
         colours = region_colours(self.regions)
         brain = np.any([image != 0 for image in self.images.values()], axis=0)
         maps = self._maps_in_order(brain)
@@ -280,13 +282,14 @@ class CasePage:
             script=script,
             script_hash=_policy_hash(script),
             numbers=self._numbers(lesions, reference_lesions),
-            lesions=lesions[0][:_MAX_LESIONS],
-            more_lesions=len(lesions[0]) - _MAX_LESIONS,
+            lesions=[*lesions[0][:1], *others],
+            small_lesions=len(lesions[0][1:]) - len(others),
+            small_ml=_SMALL_LESION_ML,
             prompts=prompts,
             meanings={name: REGION_TITLES.get(name, name) for name in self.regions},
             colours=colours,
             sequences=sequences,
-            map_background="t1ce" if "t1ce" in sequences else next(iter(sequences)),
+            map_background=background,
             planes=PLANES,
             groups=[(title, [*group]) for title, group in groupby(maps, lambda m: m.group)],
             maps=maps,
@@ -299,6 +302,7 @@ class CasePage:
                 "spacing": self.spacing_mm,
                 "start": _start(lesions[0] or (reference_lesions or lesions)[0], self._shape),
                 "sequences": [*sequences.items()],
+                "background": background,
                 "regions": [*colours.items()],
                 "prompts": [row.colour for row in prompts],
                 "maps": [entry.describe() for entry in maps],

@@ -11,6 +11,7 @@ from torch import nn
 
 import clipseg3d.inference.predictor
 from clipseg3d.blocks.semantic_attention import voxel_positions
+from clipseg3d.checksums import sha256_of_file
 from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.data.cases import DataError, find_cases
 from clipseg3d.data.preprocessing import preprocess
@@ -25,6 +26,7 @@ from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.networks.prediction_settings import PredictionSettings
 from clipseg3d.views import Views
 from clipseg3d.vocabulary import SEQUENCES
+from clipseg3d.weights import BUNDLED
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SPACING_MM = 8.0
@@ -633,6 +635,21 @@ def test_provenance_names_every_encoder_once():
     result = predictor(*networks, device="cpu", tta=True).provenance()
     assert result["CLIP encoder"] == "a (SHA-256 aaa), b (SHA-256 bbb)"
     assert (result["networks"], result["mirrorings"]) == ("3", "8")
+
+
+def test_weights_are_named_without_the_folder_they_lie_in(tmp_path, save_checkpoint):
+    network = build_clipseg3d(SMALL)
+    for fold in "ab":
+        (tmp_path / fold).mkdir()
+        save_checkpoint(network, SMALL, tmp_path / fold / "best.ckpt")
+    paths = [tmp_path / fold / "best.ckpt" for fold in "ab"]
+    weights = Predictor.from_checkpoints(paths, device="cpu").weights
+    assert weights == {
+        "best.ckpt": sha256_of_file(paths[0]),
+        "best.ckpt (2)": sha256_of_file(paths[1]),
+    }
+    bundled = Predictor.from_pretrained("tiny", device="cpu").weights
+    assert bundled == {"tiny": sha256_of_file(BUNDLED / "tiny" / "model.safetensors")}
 
 
 def test_evidence_of_equation_6_has_no_similarity(folder):

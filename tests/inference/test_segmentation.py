@@ -1,6 +1,8 @@
 """Mirrors clipseg3d/inference/segmentation.py: what is written lies where its scan lies."""
 
 import json
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -229,6 +231,25 @@ def test_a_case_page_is_one_html_file(folder, tmp_path):
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "Phantom_00003" in page
     assert "ensemble variance" in page.lower()
+
+
+def test_a_case_page_names_no_folder_of_the_machine(case_on, tmp_path):
+    case = case_on("LPS")
+    run = predictor()
+    encoder = {"name": f"texts:{tmp_path}/texts.npz", "sha256": "ab" * 32}
+    run.networks[0].encoder_identities = lambda: {"text": encoder}
+    run.weights = {"best.ckpt": "cd" * 32}
+    result = run(case, explain=True)
+    notes = tuple(f"{path}: is odd; check it" for path in case.files.values())
+    replace(result, notes=notes).save_case_page(tmp_path / "r.html", reference=case.label)
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert str(tmp_path) not in page
+    words = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", "", page, flags=re.DOTALL)
+    assert not re.search(r"(?<![\w.])(/\w|~/|[A-Za-z]:\\)", words)
+    for name in (*(path.name for path in case.files.values()), "texts:texts.npz", "best.ckpt"):
+        assert name in words
+    for digest in ("ab" * 32, "cd" * 32):
+        assert f"SHA-256 {digest}" in words
 
 
 def test_a_reference_that_does_not_fit_is_named(folder, tmp_path):

@@ -210,6 +210,26 @@ class Page:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, **KEYS[key])
         self.settle()
 
+    def swipe(self, selector, across, down=0.0):
+        """Draw a finger over an element from its middle, given as shares of width and height."""
+        left, top, width, height = self.evaluate(f"""(() => {{
+            const shown = document.querySelector({json.dumps(selector)});
+            shown.scrollIntoView({{block: "center"}});
+            const box = shown.getBoundingClientRect();
+            return [box.left, box.top, box.width, box.height];
+        }})()""")
+
+        def touch(kind, share):
+            x, y = left + width * (0.5 + share * across), top + height * (0.5 + share * down)
+            points = [] if kind == "touchEnd" else [{"x": x, "y": y}]
+            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+
+        touch("touchStart", 0)
+        for share in (0.25, 0.5, 0.75, 1):
+            touch("touchMove", share)
+        touch("touchEnd", 1)
+        self.settle()
+
     def set(self, control, value):
         """Give a slider, list or check box a value, as a person's hand does."""
         self.evaluate(f"""(() => {{

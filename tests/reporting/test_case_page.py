@@ -18,6 +18,7 @@ from matplotlib.colors import to_rgb
 
 from clipseg3d.reporting.figures import REGION_COLOURS, shared_scale
 from clipseg3d.reporting.packing import grey_levels, map_levels, view_png
+from clipseg3d.vocabulary import PLANES
 
 SHAPE = X, Y, Z = 24, 30, 18
 EVIL = (
@@ -61,7 +62,7 @@ class Page(HTMLParser):
         if self.is_open:
             self.elements[-1][2].append(data)
         if self.in_table and self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data.strip()
+            self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())
 
     def find(self, tag, **attributes):
         """Return (attributes, text) of all elements with a tag and with these attributes."""
@@ -99,9 +100,9 @@ def test_numbers_are_those_counted_by_hand(written):
     # Voxels of 4.5 mm3. WT: 144 + 8 against 144, 72 in both; ET: 4 against 4, none in both.
     assert written().rows == [
         ["Region", "Dice", "Volume, ml", "Lesions"],
-        ["WT", f"{2 * 72 / 296:.3f}", "0.68", "0.65", "2", "1"],
-        ["TC", "1.000", "0.14", "0.14", "1", "1"],
-        ["ET", "0.000", "0.02", "0.02", "1", "1"],
+        ["WT whole tumour", f"{2 * 72 / 296:.3f}", "0.68", "0.65", "2", "1"],
+        ["TC tumour core", "1.000", "0.14", "0.14", "1", "1"],
+        ["ET enhancing tumour", "0.000", "0.02", "0.02", "1", "1"],
     ]
 
 
@@ -136,15 +137,85 @@ def test_presence_of_regions_is_a_column(written):
 
 def test_without_a_reference_there_is_nothing_to_compare(written):
     page = written(reference=None)
-    assert page.rows[:2] == [["Region", "Volume, ml", "Lesions"], ["WT", "0.68", "2"]]
+    assert page.rows[:2] == [["Region", "Volume, ml", "Lesions"], ["WT whole tumour", "0.68", "2"]]
     assert not page.find("input", id="show-reference")
 
 
 def test_two_empty_masks_agree(written):
     empty = np.zeros((3, *SHAPE), bool)
     page = written(prediction=empty, reference=empty)
-    assert page.rows[1] == ["WT", "1.000", "0.00", "0.00", "0", "0"]
+    assert page.rows[1] == ["WT whole tumour", "1.000", "not found", "0.00", "0", "0"]
     assert "No tumour was segmented." in page.text
+
+
+def test_a_region_that_is_not_found_is_said_so_and_has_nothing_to_tick(make, written):
+    found = make().prediction.copy()
+    found[2] = False
+    page = written(prediction=found, reference=None, presence={"ET": 0.2})
+    assert page.rows[1:] == [
+        ["WT whole tumour", "0.68", "2", ""],
+        ["TC tumour core", "0.14", "1", ""],
+        ["ET enhancing tumour", "not found", "0", "0.20"],
+    ]
+    boxes = {name: page.find("input", id=f"show-{name}")[0][0] for name in REGION_COLOURS}
+    assert [name for name, box in boxes.items() if "disabled" in box] == ["ET"]
+    assert [name for name, box in boxes.items() if "checked" in box] == ["WT", "TC"]
+    # The reference has some, whose outline can be shown or not.
+    ((box, _),) = written(prediction=found).find("input", id="show-ET")
+    assert "disabled" not in box
+    assert "checked" in box
+
+
+def test_one_legend_explains_every_colour_once(make, written):
+    rim = make().prediction[2]
+    page = written(prompts=[("rim", rim, 0.9), ("cavity", ~rim & rim, 0.1)])
+    strokes = [attributes["stroke"] for attributes, _ in page.find("line")]
+    colours = [*REGION_COLOURS.values(), "currentColor", *page.data()["prompts"]]
+    assert strokes == colours
+    assert len(set(colours)) == 6
+    boxes = [a["id"] for a, _ in page.find("input", type="checkbox")]
+    assert boxes == [
+        *(f"show-{name}" for name in (*REGION_COLOURS, "reference")),
+        "prompt-0",
+        "prompt-1",
+        "crosshair",
+    ]
+
+
+def test_every_picture_is_described_in_words(written):
+    page = written()
+    pictures = page.find("canvas", **{"class": "picture", "role": "img"})
+    labels = [attributes["aria-label"] for attributes, _ in pictures]
+    assert len(labels) == 4 * 3 + 6
+    assert labels[:5] == ["T1, axial", "T1ce, axial", "T2, axial", "FLAIR, axial", "T1, coronal"]
+    assert labels[12] == "Semantic attention TC, axial"
+    assert all(plane in a["alt"] for plane, (a, _) in zip(PLANES, page.find("img"), strict=True))
+
+
+def test_text_and_lines_stand_out_from_their_ground(written):
+    """Contrast as of WCAG 2.2, 1.4.3 and 1.4.11."""
+    page = written(prompts=[(f"{n}", np.ones(SHAPE, bool), 0.5) for n in range(6)])
+    ((_, style),) = page.find("style")
+    rules = re.findall(r":root \{[^}]*", style)
+    themes = [dict(re.findall(r"--(\w+): (#\w+)", rule)) for rule in rules]
+
+    def luminance(colour):
+        stored = np.array(to_rgb(colour))
+        linear = np.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    def contrast(one, other):
+        dark, light = sorted(map(luminance, (one, other)))
+        return (light + 0.05) / (dark + 0.05)
+
+    assert contrast("#000", "#fff") == pytest.approx(21)
+    screen, paper = themes[0], themes[0] | themes[1]
+    for theme in (screen, paper):
+        for ground in ("paper", "panel"):
+            assert contrast(theme["ink"], theme[ground]) > 7
+            assert contrast(theme["faint"], theme[ground]) > 4.5
+    for colour in (*REGION_COLOURS.values(), *page.data()["prompts"], screen["accent"]):
+        assert contrast(colour, screen["panel"]) > 3
 
 
 def test_the_file_is_one_and_names_no_address(make, tmp_path):
@@ -212,23 +283,36 @@ def test_maps_are_drawn_over_t1ce_or_the_first_sequence(make, written):
     assert [entry["data-sequence"] for entry in maps] == ["t2"] * 6
 
 
-def test_it_begins_in_the_largest_lesion_and_leads_to_the_others(written):
-    page = written()
+def button(slices, volume):
+    label = f"Go to the lesion of {volume}"
+    return {"type": "button", "data-slices": slices, "aria-label": label}
+
+
+def test_it_begins_in_the_largest_lesion_and_leads_to_the_others(make, written):
+    prediction = make().prediction.copy()
+    prediction[0, 15:17, 20:23, 12:16] = True  # 24 voxels of 4.5 mm3 instead of 8
+    page = written(prediction=prediction)
     assert page.data()["start"] == [6, 7, 6]
     assert page.find("button") == [
-        ({"type": "button", "data-slices": "6 7 6"}, "0.65 ml"),
-        ({"type": "button", "data-slices": "15 20 12"}, "0.04 ml"),
+        (button("6 7 6", "0.65 ml"), "0.65 ml"),
+        (button("15 20 12", "0.11 ml"), "0.11 ml"),
     ]
-    assert "smaller" not in page.text
+    assert "under 0.1 ml" not in page.text
 
 
-def test_many_lesions_are_counted_and_the_largest_lead_there(written):
+def test_small_lesions_are_one_line(written):
     prediction = np.zeros((3, *SHAPE), bool)
-    prediction[0, ::4, ::10, 5] = True  # 6 x 3
+    prediction[0, ::4, ::10, 5] = True  # 6 x 3 of 0.0045 ml
+    prediction[0, 1:4, 2:8, 10:12] = True  # 36 voxels
+    prediction[0, 9:20, 4:6, 10] = True  # 22, 0.099 ml
     page = written(prediction=prediction)
-    assert page.rows[1][4] == "18"
-    assert len(page.find("button")) == 8
-    assert "and 10 smaller" in page.text
+    assert page.rows[1][4] == "20"
+    assert [text for _, text in page.find("button")] == ["0.16 ml"]
+    assert " and 19 under 0.1 ml" in page.text
+    prediction[0, :, :, 10:] = False
+    page = written(prediction=prediction)
+    assert [text for _, text in page.find("button")] == ["0.00 ml"]  # the largest is always there
+    assert " and 17 under 0.1 ml" in page.text
 
 
 def test_without_a_prediction_it_begins_in_the_reference(written):
@@ -278,8 +362,10 @@ def test_what_is_not_there_is_left_out(written):
 
 
 def test_file_names_that_are_no_text_are_shown_as_escapes(make, tmp_path):
-    make(case_id="patient_\udcff", provenance={"path": "/data/\udcff"}).save(tmp_path / "case.html")
-    assert "/data/\\udcff" in (tmp_path / "case.html").read_text(encoding="utf-8")
+    make(case_id="patient_\udcff", provenance={"file": "a\udcff"}).save(tmp_path / "case.html")
+    page = (tmp_path / "case.html").read_text(encoding="utf-8")
+    assert "patient_\\udcff" in page
+    assert "a\\udcff" in page
 
 
 def test_arrays_given_are_left_as_they_are(make, tmp_path):

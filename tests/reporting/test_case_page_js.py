@@ -85,8 +85,10 @@ def test_it_opens_with_little_or_much_to_show(show, changes):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_it_begins_in_the_largest_lesion(show):
-    page = show()
+def test_it_begins_in_the_largest_lesion(make, show):
+    prediction = make().prediction.copy()
+    prediction[0, 15:17, 20:23, 12:16] = True
+    page = show(prediction=prediction)
     assert page.evaluate(
         "['sagittal', 'coronal', 'axial'].map((p) => +document.getElementById(p).value)"
     ) == [
@@ -154,7 +156,9 @@ def test_position_is_told_in_slices_and_millimetres(show):
         page.evaluate("document.getElementById('axial').getAttribute('aria-valuetext')") == shown[0]
     )
     label = f"document.querySelector({canvas('coronal', 't2')!r}).getAttribute('aria-label')"
-    assert page.evaluate(label) == "T2, coronal slice 7 of 30"
+    assert page.evaluate(label) == "T2, coronal slice 7 of 30, nothing segmented"
+    page.set("coronal", 9)
+    assert page.evaluate(label) == "T2, coronal slice 9 of 30, with WT TC"
     assert "voxel 2, 6, 4 of" in page.evaluate("document.getElementById('position').textContent")
 
 
@@ -454,6 +458,85 @@ def test_a_damaged_file_says_so(make, browse, tmp_path):
     assert "The pictures cannot be shown" in browse(path).evaluate(
         "document.getElementById('problem').innerText"
     )
+
+
+PHONE = 390
+SHOWN = "[...document.querySelectorAll('#viewer canvas.picture')].filter((e) => e.clientWidth)"
+PROMPTS = [
+    ("the enhancing rim of the lesion in the right frontal lobe", np.ones(SHAPE, bool), 0.9),
+    ("a resection cavity", np.zeros(SHAPE, bool), 0.1),
+]
+
+
+def test_nothing_overlaps_or_sticks_out(show):
+    page = show(prompts=PROMPTS, presence={"WT": 0.9, "TC": 0.8, "ET": 0.7})
+    for width, only in [(1440, ""), (768, ""), (PHONE, ""), (PHONE, "t1"), (320, "t2-sagittal")]:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        page.call("Emulation.setDeviceMetricsOverride", **size)
+        page.set("only", only)
+        page.settle()
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), width
+        overlaps = page.evaluate("""(() => {
+            const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
+            const seen = "canvas, img, input, select, svg";
+            const shown = [...document.body.querySelectorAll("*")].filter((e) =>
+                e.checkVisibility() && !e.closest("option, script, svg *")
+                && (e.matches(seen) || [...e.childNodes].some(isText)));
+            const boxes = shown.map((e) => [e, [...e.getClientRects()]]);
+            const meet = (a, b) => a.left + 1 < b.right && b.left + 1 < a.right
+                && a.top + 1 < b.bottom && b.top + 1 < a.bottom;
+            return boxes.flatMap(([one, these], i) => boxes.slice(i + 1)
+                .filter(([other, those]) => !one.contains(other)
+                    && these.some((a) => those.some((b) => meet(a, b))))
+                .map(([other]) => [one.outerHTML.slice(0, 90), other.outerHTML.slice(0, 90)]));
+        })()""")
+        assert overlaps == [], width
+
+
+def test_on_a_phone_pictures_fill_the_width(show):
+    page = show(width=PHONE)
+    names = f"{SHOWN}.map((e) => e.dataset.sequence + '-' + e.dataset.plane)"
+    assert page.evaluate(names) == ["t1ce-axial"]
+    assert page.evaluate("location.hash") == ""
+
+    def widths():
+        room = page.evaluate("document.getElementById('viewer').clientWidth")
+        assert room > 0.9 * PHONE
+        return [width / room for width in page.evaluate(f"{SHOWN}.map((e) => e.clientWidth)")]
+
+    assert widths() == pytest.approx([1], abs=0.01)
+    page.set("only", "t2")
+    assert widths() == pytest.approx([1, 1, 1], abs=0.01)
+    page.set("only", "")
+    assert len(widths()) == 12
+    assert max(widths()) == pytest.approx(0.5, abs=0.02)
+    assert "only=" in page.evaluate("location.hash")
+
+
+def test_a_swipe_leads_through_the_slices(show):
+    page = show(width=PHONE, fragment="#axial=9&coronal=9&sagittal=9")
+    picture = canvas("axial", "t1ce")
+    page.swipe(picture, 0.25)  # of 18 slices
+    assert page.evaluate("location.hash") == "#axial=14&coronal=9&sagittal=9"
+    page.swipe(picture, -0.4)
+    assert page.evaluate("+document.getElementById('axial').value") == 7
+    page.swipe(picture, 0.49)
+    page.swipe(picture, 0.49)
+    assert page.evaluate("+document.getElementById('axial').value") == 18
+    page.swipe(picture, 0.0, 0.3)  # scrolls the page
+    assert page.evaluate("location.hash") == "#axial=18&coronal=9&sagittal=9"
+
+
+def test_a_drag_with_the_mouse_scrolls_and_is_no_click(show):
+    page = show(fragment="#axial=9&coronal=9&sagittal=9")
+    page.mouse("mousePressed", canvas("axial"), (0.3, 0.3), button="left", clickCount=1)
+    page.mouse("mouseMoved", canvas("axial"), (0.8, 0.3), button="left", buttons=1)
+    page.mouse("mouseReleased", canvas("axial"), (0.8, 0.3), button="left", clickCount=1)
+    page.settle()
+    assert page.evaluate("location.hash") == "#axial=18&coronal=9&sagittal=9"
+    page.mouse("mouseMoved", canvas("axial"), (0.2, 0.3))
+    page.settle()
+    assert page.evaluate("+document.getElementById('axial').value") == 18
 
 
 def test_every_control_has_a_name(show):

@@ -30,7 +30,10 @@
     inViewer: canvas.closest("#viewer") !== null,
   }));
   const slices = [...data.start];
-  let only = ""; // the only pictures shown, such as "t1ce" or "t1ce-axial"; all if empty
+  const phone = matchMedia("(max-width: 520px)"); // as in the style
+  // The only pictures shown, such as "t1ce" or "t1ce-axial"; all if empty. A phone has room for one.
+  const onlyAtFirst = phone.matches ? `${data.background}-axial` : "";
+  let only = onlyAtFirst;
   let density = 0; // bitmap pixels per CSS pixel; 0 takes that of the screen
 
   const volumes = {};
@@ -195,7 +198,9 @@
     if (picture.inViewer && $("crosshair").checked) drawCrosshair(context, plane, pixels);
     drawLetters(context, picture, pixels);
     const position = `${picture.planeName} slice ${slices[plane.normal] + 1} of ${data.shape[plane.normal]}`;
-    canvas.setAttribute("aria-label", [sequenceNames[picture.sequence], position, map?.title].filter(Boolean).join(", "));
+    const found = regions.filter((region) => cut.found & region.bit).map((region) => region.name);
+    const contents = found.length ? `with ${found.join(" ")}` : "nothing segmented";
+    canvas.setAttribute("aria-label", [sequenceNames[picture.sequence], position, contents, map?.title].filter(Boolean).join(", "));
   }
 
   function drawCrosshair(context, plane, pixels) {
@@ -248,27 +253,28 @@
   }
 
   /* All pictures have the same scale, the largest that fits beside the controls. Each plane is a row;
-     the planes of a single sequence are shown side by side. */
+     the planes of a single sequence are shown side by side. On a phone, where the page is scrolled anyway,
+     two pictures or a single one fill the width. */
   function layOut() {
     const viewer = $("viewer");
     const shown = pictures.filter((picture) => picture.inViewer && isShown(picture));
     const rows = [...new Set(shown.map((picture) => picture.plane))];
     const perRow = shown.length / rows.length;
-    const beside = perRow === 1;
-    const columns = beside ? rows.length : perRow;
+    const beside = perRow === 1 && !phone.matches;
+    const columns = beside ? rows.length : phone.matches ? Math.min(2, perRow) : perRow;
     const widest = Math.max(...rows.map((plane) => plane.wideMm));
     const heights = rows.map((plane) => plane.highMm);
     const highest = beside ? Math.max(...heights) : heights.reduce((sum, mm) => sum + mm, 0);
-    const sliders = beside ? 52 : 34 * rows.length;
+    const controls = 38 + (beside ? 52 : 34 * rows.length); // the choice of pictures, and the sliders
     const roomBeside = viewer.clientWidth - 6 * (columns - 1);
-    const roomBelow = Math.max(420, window.innerHeight - viewer.offsetTop - 8) - sliders;
+    const roomBelow = phone.matches ? Infinity : Math.max(420, window.innerHeight - viewer.offsetTop - 8) - controls;
     const scale = Math.min(roomBeside / (columns * widest), roomBelow / highest);
     viewer.classList.toggle("beside", beside);
     viewer.style.setProperty("--columns", perRow);
     viewer.style.setProperty("--cell", scale * widest);
     for (const picture of pictures) {
       const { canvas, plane } = picture;
-      const shownScale = picture.inViewer ? scale : 190 / Math.max(planes.axial.wideMm, planes.axial.highMm);
+      const shownScale = picture.inViewer ? (phone.matches && columns === 1 ? roomBeside / plane.wideMm : scale) : mapScale(canvas);
       [picture.wide, picture.high] = [plane.wideMm * shownScale, plane.highMm * shownScale];
       canvas.style.setProperty("--wide", picture.wide);
       canvas.style.setProperty("--high", picture.high);
@@ -276,6 +282,13 @@
       if (picture.inViewer) canvas.parentElement.hidden = !isShown(picture);
     }
     for (const name of Object.keys(planes)) $(`plane-${name}`).hidden = !rows.includes(planes[name]);
+  }
+
+  function mapScale(canvas) {
+    const { wideMm, highMm } = planes.axial;
+    if (!phone.matches) return 190 / Math.max(wideMm, highMm);
+    const columns = Math.min(2, canvas.closest(".row").childElementCount);
+    return (canvas.closest(".groups").clientWidth - 6 * (columns - 1)) / columns / wideMm;
   }
 
   function nameOf(picture) {
@@ -294,7 +307,8 @@
       for (const [number, volume] of regionVolumes.entries()) {
         cutSlice(volume, plane).forEach((byte, i) => { bits[i] |= byte << (8 * number); });
       }
-      plane.cut = { slice, bits, outlines: [...Array(2 * regions.length).keys()].map((i) => outline(bits, 1 << i, plane)), prompts: new Map() };
+      const found = bits.reduce((sum, voxel) => sum | voxel, 0);
+      plane.cut = { slice, bits, found, outlines: [...Array(2 * regions.length).keys()].map((i) => outline(bits, 1 << i, plane)), prompts: new Map() };
     }
     return plane.cut;
   }
@@ -383,7 +397,7 @@
     const state = new URLSearchParams();
     for (const [name, plane] of Object.entries(planes)) state.set(name, slices[plane.normal] + 1);
     if ($("map")?.value) state.set("map", $("map").value);
-    if (only) state.set("only", only);
+    if (only !== onlyAtFirst) state.set("only", only);
     history.replaceState(null, "", `#${state}`);
   }
 
@@ -413,6 +427,17 @@
   for (const picture of pictures.filter((p) => p.inViewer)) {
     const { canvas, plane, planeName } = picture;
     let wheelDistance = 0;
+    let drag = null; // the newest: where it began, in which slice, and whether it is more than a click
+    canvas.addEventListener("pointerdown", (event) => { drag = { x: event.clientX, slice: slices[plane.normal], isLong: false }; });
+    canvas.addEventListener("pointermove", (event) => {
+      if (!drag || !event.buttons) return;
+      const distance = event.clientX - drag.x;
+      if (!drag.isLong && Math.abs(distance) < 8) return;
+      drag.isLong = true;
+      canvas.setPointerCapture(event.pointerId);
+      // A drag over the whole width leads through all slices, if each then has four pixels.
+      move(plane.normal, drag.slice + Math.round(distance / Math.max(4, canvas.clientWidth / data.shape[plane.normal])));
+    });
     canvas.addEventListener("wheel", (event) => {
       if (event.ctrlKey) return; // zooms the page
       event.preventDefault();
@@ -422,6 +447,7 @@
       wheelDistance = 0;
     }, { passive: false });
     canvas.addEventListener("click", (event) => {
+      if (drag?.isLong) return;
       const row = Math.floor((event.offsetY / canvas.clientHeight) * plane.height);
       move(plane.across, Math.floor((event.offsetX / canvas.clientWidth) * plane.width));
       move(plane.down, shownRow(plane, row));
