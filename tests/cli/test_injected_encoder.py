@@ -130,7 +130,7 @@ def fine():
     ],
 )
 def test_a_class_that_is_no_encoder_is_named(command, capsys, name, message):
-    assert command("fit", "--model.encoder", name) == 1
+    assert command("fit", "--model.encoder", name) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("clipseg3d: --model.encoder")
     assert name.rpartition(".")[2] in line
