@@ -7,6 +7,10 @@ from numbers import Integral, Real
 from typing import Any
 
 
+class UnknownNameError(ValueError):
+    """There is no setting, preset, plan or release of a name."""
+
+
 def require_share(**settings: Any) -> None:
     """Refuse settings that are not a number in [0, 1].
 
@@ -79,17 +83,17 @@ def require_names(names: Iterable[str], allowed: Collection[str], *, of: str) ->
         of: what they are settings of, such as ``network``.
 
     Raises:
-        ValueError: there is no such setting.
+        UnknownNameError: there is no such setting.
 
     Example:
         >>> require_names(["chanels"], ["channels", "dropout"], of="network")
         Traceback (most recent call last):
         ...
-        ValueError: network.chanels: no such setting; did you mean channels?
+        clipseg3d.ranges.UnknownNameError: network.chanels: no such setting; did you mean channels?
     """
     for name in names:
         if name not in allowed:
-            raise ValueError(f"{of}.{name}: no such setting; {nearest(str(name), allowed)}")
+            raise UnknownNameError(f"{of}.{name}: no such setting; {nearest(str(name), allowed)}")
 
 
 def nearest(name: str, allowed: Collection[str]) -> str:

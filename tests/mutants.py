@@ -96,8 +96,8 @@ MUTANTS = [
     Mutant(
         "guidance: masked text counts",
         "blocks/guidance.py",
-        'weight = rearrange(text_mask.float(), "b n -> b n 1")',
-        'weight = rearrange(torch.ones_like(text_mask).float(), "b n -> b n 1")',
+        "rearrange(text_mask.to(self.norm.weight.dtype),",
+        "rearrange(torch.ones_like(text_mask).to(self.norm.weight.dtype),",
         "blocks/test_guidance.py",
     ),
     Mutant(
@@ -251,15 +251,15 @@ MUTANTS = [
     ),
     # data
     Mutant(
-        "release: enhancing tumour of 2023 is label 4",
+        "release: core of 2023 is oedema",
         "data/releases.py",
-        'labels_out={"WT": 2, "TC": 1, "ET": 3},\n        outside',
-        'labels_out={"WT": 2, "TC": 1, "ET": 4},\n        outside',
+        '"TC": (1, 3), "ET": (3,), **',
+        '"TC": (1, 2), "ET": (3,), **',
         "data/test_releases.py testing/test_release_properties.py",
     ),
     Mutant(
         "release: patients of 2023 are time points",
-        "data/releases.py",
+        "data/release.py",
         'return match["patient"] if match else case_id',
         "return case_id",
         "data/test_releases.py data/test_splits.py data/test_cases.py",
@@ -309,8 +309,15 @@ MUTANTS = [
     Mutant(
         "cache: key without the release",
         "data/cache.py",
-        "[FORMAT, VERSION, release.name,",
-        "[FORMAT, VERSION, 0,",
+        "*(FORMAT, VERSION, release.name,",
+        "*(FORMAT, VERSION, 0,",
+        "data/test_cache.py",
+    ),
+    Mutant(
+        "cache: key without the labels of a release",
+        "data/cache.py",
+        "*(list(release.sequences), tumour_labels(release)),",
+        "*(list(release.sequences), 0),",
         "data/test_cache.py",
     ),
     Mutant(
@@ -571,9 +578,9 @@ def is_killed(mutant: Mutant, copy: Path, slow: bool) -> bool:
     """Apply a mutant to a copy of the repository, run its tests, and undo it."""
     path = copy / "clipseg3d" / mutant.file
     text = path.read_text(encoding="utf-8")
-    if text.count(mutant.before) < 1:
-        raise ValueError(f"{mutant.name}: {mutant.file} no longer holds {mutant.before!r}")
-    path.write_text(text.replace(mutant.before, mutant.after, 1), encoding="utf-8")
+    if (count := text.count(mutant.before)) != 1:
+        raise ValueError(f"{mutant.name}: {mutant.file} holds {mutant.before!r} {count} times")
+    path.write_text(text.replace(mutant.before, mutant.after), encoding="utf-8")
     tests = [str(test) for name in mutant.tests.split() if (test := copy / "tests" / name).exists()]
     try:
         killed = fails(copy, tests) or (slow and fails(copy, ["-m", "slow", *tests]))

@@ -14,8 +14,8 @@ from torch.nn.modules.loss import _Loss
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from clipseg3d.cli.terminal import UsageError
-from clipseg3d.ranges import nearest
+from clipseg3d.cli.terminal import UsageError, raised_here
+from clipseg3d.ranges import UnknownNameError, nearest
 
 MODEL = "clipseg3d.CLIPSeg3DModule"
 """Class of the module that is trained, unless another one is named."""
@@ -57,13 +57,19 @@ class OneLineLightningParser(LightningArgumentParser):
         """Raise the error.
 
         Raises:
-            UsageError: always; the message names option, value and cure.
+            UsageError: there is no such name, or the value has another type; the message names
+                option, value and cure.
+            ValueError: this library refuses the value.
         """
         if not self.exit_on_error:  # of the parser of a class, within another
             super().error(message, ex)
-        raise UsageError(self._one_line(message, ex)) from ex
+        cause = _innermost(ex)
+        is_name = isinstance(cause, UnknownNameError)
+        refused = isinstance(cause, ValueError) and raised_here(cause) and not is_name
+        kind = ValueError if refused else UsageError
+        raise kind(self._one_line(message, cause)) from ex
 
-    def _one_line(self, message: str, error: BaseException | None) -> str:
+    def _one_line(self, message: str, cause: BaseException | None) -> str:
         """Return a message of jsonargparse, which has a line for every type, as one line."""
         key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
         for pattern in _UNKNOWN:
@@ -74,9 +80,6 @@ class OneLineLightningParser(LightningArgumentParser):
                 name = unknown[0].split()[-1] if "unrecognized" in unknown[0] else f"--{option}"
                 name = f"--{key}.{option}" if key else name
                 return f"{name}: no such option; {nearest(option, allowed)}"
-        cause = error
-        while cause is not None and cause.__cause__ is not None:
-            cause = cause.__cause__
         reason = " ".join(str(cause or message).split())
         for pattern in _NO_CLASS:
             if unknown := re.search(pattern, reason):
@@ -100,6 +103,13 @@ class OneLineLightningParser(LightningArgumentParser):
             yield from (word.lstrip("-") for word in action.option_strings if "--" in word)
             for parser in _commands(action).values():
                 yield from parser._options()
+
+
+def _innermost(error: BaseException | None) -> BaseException | None:
+    """Return the error that the others were raised from."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _commands(action: Action) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from clipseg3d.cli.terminal import (
     say,
     unwrapped,
 )
+from clipseg3d.ranges import UnknownNameError
 
 LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
 """Commands whose options LightningCLI parses."""
@@ -45,9 +46,10 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    Errors that this library raises on purpose are printed on stderr as one message; the code is 2
-    if the command line itself is wrong, else 1. Any other error keeps its traceback, since it is a
-    defect.
+    Errors that this library raises on purpose are printed on stderr as one message. The code is 2
+    for a name that does not exist (of an option, preset, class or key of a configuration) and for a
+    value of a wrong type, and 1 for all else, such as a value out of its range. Any other error
+    keeps its traceback, since it is a defect.
 
     Args:
         argv: the command and its options; None takes those of this process, which is ours then and
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not raised_here(cause):
             raise
         say(f"clipseg3d: {cause}", stream=sys.stderr)
-        return 2 if isinstance(cause, UsageError) else 1
+        return 2 if isinstance(cause, UsageError | UnknownNameError) else 1
     except KeyboardInterrupt:
         say("clipseg3d: interrupted", stream=sys.stderr)
         return INTERRUPTED

@@ -16,7 +16,7 @@ INTERRUPTED = 130
 
 
 class UsageError(ValueError):
-    """What was typed is no command line: a name, an option or the type of a value is wrong."""
+    """A name that was typed does not exist, or a value has a wrong type."""
 
 
 _CONTROL = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipseg3d.data.release import BraTSRelease
+from clipseg3d.ranges import UnknownNameError
 from clipseg3d.text_files import read_yaml
 from clipseg3d.vocabulary import SEQUENCES
 
@@ -137,8 +138,8 @@ def get_release(source: str | Path | Mapping[str, Any] | BraTSRelease) -> BraTSR
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: there is no such release, where the message lists all; or the file or the values
-            are not those of a release.
+        UnknownNameError: there is no such release; the message lists all.
+        ValueError: the file or the values are not those of a release.
 
     Example:
         >>> get_release("brats2021").labels
@@ -157,7 +158,7 @@ def get_release(source: str | Path | Mapping[str, Any] | BraTSRelease) -> BraTSR
         if values.get("name") in RELEASES:
             raise ValueError(f"{source}: {values['name']} is taken; choose another name")
         return BraTSRelease.from_values(values, source=str(source))
-    raise ValueError(
+    raise UnknownNameError(
         f"unknown release {str(source)!r}: choose one of {', '.join(RELEASES)}, or give the YAML "
         "file of your own"
     )

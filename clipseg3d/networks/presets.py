@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from clipseg3d.networks.config import NetworkConfig
-from clipseg3d.ranges import require_names
+from clipseg3d.ranges import UnknownNameError, require_names
 
 # Equations 1 to 7 of the paper, also where they are degenerate; .github/PAPER.md lists what it
 # leaves open and what differs. Region contrast is an augmentation in its appendix.
@@ -96,8 +96,8 @@ def network_config(
         ablation: a name in ``ABLATIONS``; None switches nothing off.
 
     Raises:
-        ValueError: there is no preset, ablation or setting of that name, or a value is out of
-            range.
+        UnknownNameError: there is no preset, ablation or setting of that name.
+        ValueError: a value is out of range.
 
     Example:
         >>> config = network_config("recommended", ablation="no_guidance")
@@ -106,7 +106,9 @@ def network_config(
     """
     if isinstance(network, str):
         if network not in PRESETS:
-            raise ValueError(f"unknown preset {network!r}: choose one of {', '.join(PRESETS)}")
+            raise UnknownNameError(
+                f"unknown preset {network!r}: choose one of {', '.join(PRESETS)}"
+            )
         config = PRESETS[network]
     elif isinstance(network, Mapping):
         require_names(network, [field.name for field in fields(NetworkConfig)], of="network")
@@ -116,5 +118,7 @@ def network_config(
     if ablation is None:
         return config
     if ablation not in ABLATIONS:
-        raise ValueError(f"unknown ablation {ablation!r}: choose one of {', '.join(ABLATIONS)}")
+        raise UnknownNameError(
+            f"unknown ablation {ablation!r}: choose one of {', '.join(ABLATIONS)}"
+        )
     return replace(config, **ABLATIONS[ablation])

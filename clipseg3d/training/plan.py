@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 from clipseg3d.networks.config import NetworkConfig
 from clipseg3d.ranges import (
+    UnknownNameError,
     require_above_zero,
     require_count,
     require_names,
@@ -216,14 +217,14 @@ def training_plan(name: str) -> TrainingPlan:
     """Return the plan of that name.
 
     Raises:
-        ValueError: there is no such plan; the message lists all names.
+        UnknownNameError: there is no such plan; the message lists all names.
 
     Example:
         >>> training_plan("paper_body").optimizer
         'adam'
     """
     if name not in PLANS:
-        raise ValueError(f"unknown plan {name!r}: choose one of {', '.join(PLANS)}")
+        raise UnknownNameError(f"unknown plan {name!r}: choose one of {', '.join(PLANS)}")
     return PLANS[name]
 
 
@@ -233,7 +234,8 @@ def resolve_plan(
     """Return a plan from its name or its values; None takes that of the network.
 
     Raises:
-        ValueError: there is no plan or setting of that name, or a value is out of range.
+        UnknownNameError: there is no plan or setting of that name.
+        ValueError: a value is out of range.
     """
     if isinstance(plan, TrainingPlan):
         return plan

@@ -262,16 +262,16 @@ def test_a_fold_that_is_still_trained_is_waited_for(tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "code", "message"),
     [
-        (["--fit", "--data.fold", "1"], "--data.fold is set for every fold; leave it out"),
-        (["--fit", "--ckpt_path=x"], "--ckpt_path is set for every fold; leave it out"),
-        (["--fit", "--data.num_folds", "7"], "6 patients cannot fill num_folds=7 folds"),
-        (["--fit", "--model.network", "huge"], "unknown preset 'huge': choose one of"),
+        (["--fit", "--data.fold", "1"], 1, "--data.fold is set for every fold; leave it out"),
+        (["--fit", "--ckpt_path=x"], 1, "--ckpt_path is set for every fold; leave it out"),
+        (["--fit", "--data.num_folds", "7"], 1, "6 patients cannot fill num_folds=7 folds"),
+        (["--fit", "--model.network", "huge"], 2, "unknown preset 'huge': choose one of"),
     ],
 )
-def test_options_that_cannot_be(configs, tmp_path, calls, capsys, options, message):
-    assert cross(configs[0], "-o", tmp_path / "out", *options) == 1
+def test_options_that_cannot_be(configs, tmp_path, calls, capsys, options, code, message):
+    assert cross(configs[0], "-o", tmp_path / "out", *options) == code
     assert message in capsys.readouterr().err
     assert calls == []
 

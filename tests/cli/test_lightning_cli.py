@@ -38,15 +38,18 @@ VALUES = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shipped_configurations_are_in_step(parsed, name):
     path = CONFIGS[name]
-    network = yaml.safe_load(path.read_text())["model"]["network"]
+    model = yaml.safe_load(path.read_text())["model"]
+    network = model["network"]
     mapping = isinstance(network, dict)
     offline = ("--model.network.clip", "tiny-random") if mapping else ()
     cli = parsed("--config", path, *offline)
     preset = "recommended" if mapping else "tiny"
     values = {**network, "clip": "tiny-random"} if mapping else {}
-    expected = replace(PRESETS[preset], **values)
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    expected = replace(PRESETS[preset], **values | tuples)
     assert cli.model.config == expected
-    assert cli.model.plan == replace(PLANS[preset], lr=cli.model.plan.lr)
+    plan = TrainingPlan(**model["plan"]) if "plan" in model else PLANS[preset]
+    assert cli.model.plan == replace(plan, lr=model.get("lr", plan.lr))
     assert cli.datamodule.view_selection == expected.view_selection == "energy"
     assert cli.datamodule.shuffle_reports is False
     assert cli.model.hparams["release"] == cli.datamodule.release.name
@@ -197,7 +200,7 @@ def test_a_fit_goes_on_in_the_folder_of_its_last_checkpoint(parsed, write, tmp_p
 def test_wrong_names_end_in_one_message(options, message, only, capsys, tmp_path, monkeypatch):
     only("fit")
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", "--config", str(PHANTOM), *options]) == 1
+    assert main(["fit", "--config", str(PHANTOM), *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"clipseg3d: {message}")
     assert "compute_fn" not in error

@@ -123,7 +123,7 @@ def test_a_data_module_goes_by_its_bare_name(parsed, write, tmp_path):
 def test_help_lists_the_data_modules(only, capsys):
     only("fit")
     with pytest.raises(SystemExit):
-        main(["fit", "--help"])
+        main(["fit", "--help-all"])
     words = "".join(capsys.readouterr().out.split())
     for name in ("BraTS2020DataModule", "MSDTask01DataModule", "PhantomDataModule"):
         assert f"clipseg3d.{name}" in words

@@ -249,7 +249,10 @@ def test_a_changed_mask_is_not_served_from_the_old_entry(cases, root, write_nift
 
 
 def test_releases_do_not_share_entries(cases, root):
-    one, other = (cached_case(cases[0], release, root) for release in (BRATS_2020, BRATS_2021))
+    whole = replace(BRATS_2020, regions={"WT": (1, 2)}, labels_out={"WT": 2})
+    releases = (BRATS_2020, BRATS_2021, whole)
+    one, other, relabelled = (cached_case(cases[0], release, root) for release in releases)
+    assert relabelled.path != one.path
     assert one.path.parent != other.path.parent
     assert one.path.name != other.path.name
 

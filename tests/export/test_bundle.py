@@ -114,7 +114,7 @@ def test_bundle_holds_settings_weights_and_words(bundle, settings):
         *("configs/metadata.json", "configs/inference.json", "docs/README.md"),
         *(f"models/{name}" for name in ("config.json", "model.safetensors", "README.md")),
     }
-    words = (bundle / "docs" / "README.md").read_text()
+    words = " ".join((bundle / "docs" / "README.md").read_text().split())
     assert "voxels of 8 mm" in words
     assert "label convention of phantom" in words
     assert "No rules of post-processing come with the weights." in words

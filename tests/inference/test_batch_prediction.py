@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -33,8 +34,8 @@ class StubPredictor:
         self.errors = errors
         self.calls = []
 
-    def fingerprint(self):
-        return {"weights": ["0"]}
+    def fingerprint(self, *, weights="0"):
+        return {"weights": [weights], "grid_of": None, "spacing_mm": 1.0}
 
     def read_prompts(self, prompts):
         if "unanswered" in prompts:
@@ -210,7 +211,7 @@ def test_a_case_that_another_process_segments_is_waited_for(cases, tmp_path, cap
             return super().__call__(case, **options)
 
     second = StubPredictor()
-    second.fingerprint = lambda: {"weights": [weights]}
+    second.fingerprint = partial(second.fingerprint, weights=weights)
     with ThreadPoolExecutor(2) as pool:
         try:
             slow = pool.submit(list, segment_cases(Slow(), cases[:1], tmp_path))
@@ -319,11 +320,13 @@ def test_a_mask_of_nobody_knows_what_is_not_replaced(cases, tmp_path):
     assert mask.read_bytes() == b"precious"
 
 
-def test_cases_that_were_finished_before_there_were_prompts_still_are(cases, tmp_path):
+def test_cases_that_were_finished_before_later_settings_still_are(cases, tmp_path):
     list(segment_cases(StubPredictor(), cases[:1], tmp_path))
     path = tmp_path / "records" / "a.json"
     record = json.loads(path.read_text())
-    del record["found"], record["made_with"]["trust"], record["made_with"]["prompts"]
+    del record["found"]
+    for name in ("trust", "prompts", "grid_of", "spacing_mm"):
+        del record["made_with"][name]
     path.write_text(json.dumps(record))
     (again,) = segment_cases(StubPredictor(), cases[:1], tmp_path)
     assert again.status == "finished"

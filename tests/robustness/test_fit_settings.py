@@ -51,7 +51,9 @@ def fit(phantom_folder, tmp_path, capsys):
         )
         assert line.startswith("clipseg3d: ")
         assert code == (
-            2 if re.search(r"(no such|names no) (option|class)|cannot be used; give", line) else 1
+            2
+            if re.search(r"(no such|names no) (option|class|setting)|cannot be used; give", line)
+            else 1
         )
         assert not list(tmp_path.glob("cache/*"))
         return line.removeprefix("clipseg3d: ")

@@ -110,7 +110,7 @@ def test_faults_of_data_are_listed_and_fail(fit, patients, quick):
 
 def test_other_errors_end_in_one_message(fit, patients):
     code, _, error = fit(patients, "--model.network", "huge")
-    assert code == 1
+    assert code == 2
     assert error.splitlines()[-1].startswith("clipseg3d: unknown preset 'huge'")
 
 
