@@ -100,14 +100,14 @@ READ = {
 }
 """Control of ``obedience.py`` -> what was read, or who read."""
 TEXT = {
-    "empty": "told that nothing enhances: share without ET",
+    "empty": "told that nothing enhances: share without ET (best 1)",
     "withheld": "T1ce withheld: Dice of ET",
-    "side follows": "two equal lesions, one named: share right",
-    "loss": "Dice lost to a wrong report",
+    "side follows": "two equal lesions, one named: share right (chance 0.5)",
+    "loss": "Dice lost to a wrong report (best 0)",
     "prompts known": "prompts: Dice less that of the region",
     "prompts unseen": "prompts in words of others: the same",
-    "prompts absent": "prompt for what is not there: share empty",
-    "prompts present": "prompt for what is there: share found",
+    "prompts absent": "prompt for what is not there: share empty (best 1)",
+    "prompts present": "prompt for what is there: share found (best 1)",
 }
 """Measure of ``obedience.py`` -> how it is called here."""
 
