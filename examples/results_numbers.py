@@ -1,4 +1,4 @@
-"""Compute every number of results in README.md and in the card of the weights.
+"""Compute every number of results in README.md, in the card of the weights and in other pages.
 
     python examples/results_numbers.py --write
 
@@ -14,7 +14,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +33,15 @@ from clipseg3d.vocabulary import REGIONS
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "examples" / "results"
 WEIGHTS = REPO / "clipseg3d" / "weights" / "tiny"
-FILES = {"README": REPO / "README.md", "card": WEIGHTS / "README.md"}
+FILES = {
+    "README": REPO / "README.md",
+    "card": WEIGHTS / "README.md",
+    "results": RESULTS / "README.md",
+    "configs": REPO / "clipseg3d" / "configs" / "README.md",
+    "examples": REPO / "examples" / "README.md",
+    **{file.stem: file for file in sorted((REPO / "examples" / "guides").glob("*.md"))},
+}
+"""Name of a page -> its file; guides have theirs."""
 START, END = "<!-- results: {} -->", "<!-- end of results -->"
 
 SIX, FOLDS = "tiny_six_cases.csv", "tiny_folds.csv"
@@ -80,9 +88,33 @@ ROWS = (
 )
 """Order of the rows of an ablation."""
 
+SHORT = ("no_attention", "no_guidance", "no_text", "shuffled_text", "no_semantic", "no_pixel")
+SHORT += ("unet3d",)
+"""Rows of the short table of README."""
+READ = {
+    "own": "true report",
+    "dealt": "that of another",
+    "contradicting": "the opposite",
+    "none": "none",
+    "parser": "keywords",
+}
+"""Control of ``obedience.py`` -> what was read, or who read."""
+TEXT = {
+    "empty": "told that nothing enhances: share without ET (best 1)",
+    "withheld": "T1ce withheld: Dice of ET",
+    "side follows": "two equal lesions, one named: share right (chance 0.5)",
+    "loss": "Dice lost to a wrong report (best 0)",
+    "prompts known": "prompts: Dice less that of the region",
+    "prompts unseen": "prompts in words of others: the same",
+    "prompts absent": "prompt for what is not there: share empty (best 1)",
+    "prompts present": "prompt for what is there: share found (best 1)",
+}
+"""Measure of ``obedience.py`` -> how it is called here."""
+
 NOT_RESULTS = {
     *("2507.09966", "2404.09556", "2205.10287", "2.0", "3.0"),  # papers, licences
     *("373.13", "0.5", "0.1"),  # rules of challenges
+    *("3.10", "3.13", "2.10"),  # versions
 }
 """Numbers with a decimal point that are no results."""
 
@@ -252,11 +284,15 @@ def ablation_table(path: Path) -> str:
             line += [gain_text(test), p_text(test.p_value), p_text(corrected)]
         else:
             line += ["", "", ""]
-        theirs = row in PAPER and row != BASE
-        line += [f"{100 * (np.mean(PAPER[BASE]) - np.mean(PAPER[row])):+.1f}" if theirs else ""]
+        line += [paper_gain(row) if row in PAPER and row != BASE else ""]
         lines.append(line)
     header = ["row", "parameters", "steps", "seeds", *REGIONS, "mean Dice", "HD95, mm", "gain"]
     return markdown([*header, "p", "p, Holm", "paper's gain"], lines)
+
+
+def paper_gain(row: str) -> str:
+    """Return what the paper's method has over a row, in points of mean Dice."""
+    return f"{100 * (np.mean(PAPER[BASE]) - np.mean(PAPER[row])):+.1f}"
 
 
 def elsewhere_table(real: Path, simulated: Path) -> str:
@@ -282,6 +318,54 @@ def title(row: str) -> str:
     return f"`{name}`" + (", read by MiniLM" if other else "")
 
 
+def tiny_means() -> str:
+    """Return the scores of the weights in the package in short."""
+    lines = []
+    asked = [(SIX, variant) for variant in ("all", "mirrored", "t1ce and flair")]
+    for name, variant in (*asked, (FOLDS, "all")):
+        rows = tiny_rows(name, variant)
+        cases = "6 others" if name == SIX else "12, left out in turn"
+        dice = [rows[region][1].partition(" ")[0] for region in REGIONS]
+        lines.append([cases, GIVEN[variant], *dice, *rows["mean"][1:]])
+    header = ["cases", "given", *REGIONS, "mean Dice", "HD95, mm", "lesion-wise Dice"]
+    return markdown(header, lines)
+
+
+def text_table(kinds: Mapping[str, str]) -> str:
+    """Return whether reports and prompts are obeyed, for each measure that has been taken.
+
+    Args:
+        kinds: kind of patients in the file -> its name.
+    """
+    values: dict[tuple[str, str, str, str], list[float]] = {}
+    for row in read(RESULTS / "obedience.csv"):
+        key = row["weights"], row["measure"], row["data"], row["control"]
+        if key[1::2] != ("loss", "own"):  # which is the mean of the others
+            values.setdefault(key, []).append(float(row["value"]))
+    lines = []
+    for weights in dict.fromkeys(key[0] for key in values):
+        for measure, asked in TEXT.items():
+            for kind, patients in kinds.items():
+                cells = [values.get((weights, measure, kind, control), []) for control in READ]
+                if any(cells):
+                    scores = [f"{round(np.mean(c), 2) + 0:.2f}" if c else "" for c in cells]
+                    size = f"{max(map(len, cells))} {patients}"
+                    lines.append([f"`{weights}`", asked, size, *scores])
+    return markdown(["weights", "asked", "patients", *READ.values()], lines)
+
+
+def short_ablation_table() -> str:
+    """Return gains over the rows that the paper has too, and over those about text."""
+    rows, tests = ablation(ABLATION), gains(ABLATION)
+    lines = [[title(BASE), f"{rows[BASE].dice.mean():.3f}", "", "", ""]]
+    for row in SHORT:
+        test, corrected = tests[row]
+        theirs = paper_gain(row) if row in PAPER else ""
+        dice = f"{rows[row].dice.mean():.3f}"
+        lines.append([title(row), dice, gain_text(test), p_text(corrected), theirs])
+    return markdown(["row", "mean Dice", "gain", "p, Holm", "paper's gain"], lines)
+
+
 def recipe_table() -> str:
     """Return the predicted costs of the recipes."""
     lines = [
@@ -300,10 +384,20 @@ def recipe_table() -> str:
     return markdown([*header, "GB per GPU", "hours on A100s"], lines)
 
 
+def short_recipe_table() -> str:
+    """Return the predicted costs of the recipes for BraTS 2020."""
+    lines = [
+        [f"`{row['recipe']}`", row["GPUs"], row["GB per GPU"], row["hours on A100s"]]
+        for row in sorted(read(RESULTS / "recipe_costs.csv"), key=lambda r: float(r["GB per GPU"]))
+        if "brats2020" in row["recipe"]
+    ]
+    return markdown(["recipe", "GPUs", "GB per GPU", "hours on A100s"], lines)
+
+
 @cache
 def claims() -> dict[str, list[str]]:
     """Return, for each file, the sentences that hold numbers, without line breaks."""
-    readme = [
+    results = [
         *opening_claims(),
         *check_claims(),
         *training_claims(),
@@ -311,16 +405,24 @@ def claims() -> dict[str, list[str]]:
         *clip_claims(),
         *ablation_claims(),
         *report_claims(),
-        *phantom_claims(),
     ]
-    return {
-        "README": ["Brackets are 95 % intervals", *readme],
+    return dict.fromkeys(FILES, ()) | {
+        "README": readme_claims(),
         "card": ["Brackets are 95 % bootstrap intervals", *card_claims()],
+        "results": ["Brackets are 95 % intervals", *results],
+        "examples": phantom_claims(),
     }
 
 
+def readme_claims() -> list[str]:
+    """Return what README says of the results."""
+    shown = any(gain.corrected < 0.05 for gain in gains(ABLATION).values())
+    verdict = "Parts differ." if shown else "No part is shown to help or to harm."
+    return ["Brackets are 95 % intervals", "with a 95 % interval", verdict]
+
+
 def opening_claims() -> list[str]:
-    """Return what README says of the weights at its beginning."""
+    """Return what is said of the weights in short."""
     folders = WEIGHTS, WEIGHTS / "clip"
     sizes = [sum(file.stat().st_size for file in d.glob("*.*")) / 1e6 for d in folders]
     return [
@@ -333,7 +435,7 @@ def opening_claims() -> list[str]:
 
 
 def check_claims() -> list[str]:
-    """Return what README says of scores of other programs."""
+    """Return what is said of scores of other programs."""
     rows = read(RESULTS / "cross_check.csv")
     largest = max(float(row["largest difference"]) for row in rows)
     pairs = {peer: max(int(r["pairs"]) for r in rows if peer in r["peer"]) for peer in CHECKERS}
@@ -347,7 +449,7 @@ def check_claims() -> list[str]:
 
 
 def training_claims() -> list[str]:
-    """Return what README says of the training of the weights."""
+    """Return what is said of the training of the weights."""
     fits = list(json.loads((WEIGHTS / "training.json").read_text(encoding="utf-8")).values())
     hours = sum(fit["seconds"] for fit in fits) / 3600
     steps = [fit["step"] for fit in fits]
@@ -361,7 +463,7 @@ def training_claims() -> list[str]:
 
 
 def tiny_claims() -> list[str]:
-    """Return what README says of the scores of the weights."""
+    """Return what is said of the scores of the weights."""
     missed = [
         AIMS[0] - tiny_scores(SIX, variant, "dice")[0].mean() for variant in ("mirrored", "all")
     ]
@@ -386,7 +488,7 @@ def tiny_claims() -> list[str]:
 
 
 def clip_claims() -> list[str]:
-    """Return what README says of the CLIP in the package."""
+    """Return what is said of the CLIP in the package."""
     rows = {(row["measure"], row["data"]): row for row in read(RESULTS / "tiny_clip.csv")}
 
     def share(measure: str, column: str = "value") -> str:
@@ -427,7 +529,7 @@ def clip_claims() -> list[str]:
 
 
 def ablation_claims() -> list[str]:
-    """Return what README says of the ablation."""
+    """Return what is said of the ablation."""
     simulated, by_range = gains(SIMULATED), gains(MIN_MAX_SIMULATED)
     ahead = simulated["full_resolution"].test
     views = by_range["no_semantic"]
@@ -468,7 +570,7 @@ def ablation_claims() -> list[str]:
 
 
 def report_claims() -> list[str]:
-    """Return what README says of the reports."""
+    """Return what is said of the reports."""
     rows = read(RESULTS / "report_facts.csv")
     count = {row["fact"]: row["reports that mention it"] for row in rows}
     return [
@@ -480,7 +582,7 @@ def report_claims() -> list[str]:
 
 
 def phantom_claims() -> list[str]:
-    """Return what README says of simulated patients."""
+    """Return what is said of simulated patients."""
     overlaps = [row["quartiles overlap"] for row in read(RESULTS / "phantom_statistics.csv")]
     return [f"{overlaps.count('True')} of {len(overlaps)} figures of contrast and volume"]
 
@@ -518,6 +620,11 @@ def seed_gains(path: Path, row: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "recipes": recipe_table,
+    "recipes, in short": short_recipe_table,
+    "tiny, means": tiny_means,
+    "text": lambda: text_table({"R": "real"}),
+    "text, simulated and real": lambda: text_table({"S": "simulated", "R": "real"}),
+    "ablation, in short": short_ablation_table,
     "tiny": lambda: tiny_table(("mirrored", "all")),
     "tiny, every variant": lambda: tiny_table(tuple(GIVEN)),
     "tiny, case by case": case_table,

@@ -1,4 +1,4 @@
-"""Every code block of the README runs, in order, in one folder, as a reader would run it."""
+"""Every code block of README and of other pages runs, in order, in a folder of the page."""
 
 import ast
 import os
@@ -17,13 +17,30 @@ from clipseg3d.configs import config_path
 from clipseg3d.phantom.write import write_phantom
 
 REPO = Path(__file__).parents[1]
-README = (REPO / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
-INSTALL = [code for _, code in BLOCKS if "pip install" in code]
-RUN = [(lang, code) for lang, code in BLOCKS if lang != "yaml" and "pip install" not in code]
-CLASS_PATHS = sorted(set(re.findall(r"=(clipseg3d(?:\.\w+)+)", README)))
+PAGES = {
+    path.relative_to(REPO).as_posix(): path.read_text(encoding="utf-8")
+    for path in (
+        *(REPO / "README.md", REPO / "clipseg3d" / "configs" / "README.md"),
+        *sorted((REPO / "examples").rglob("*.md")),
+    )
+}
+README, TEXT = PAGES["README.md"], "\n".join(PAGES.values())
+BLOCKS = [
+    (page, language, code)
+    for page, text in PAGES.items()
+    for language, code in re.findall(r"```(\w+)\n(.*?)```", text, re.S)
+]
+INSTALL = [code for _, _, code in BLOCKS if "pip install" in code]
+RUN = [b for b in BLOCKS if b[1] in ("bash", "python") and "pip install" not in b[2]]
+CLASS_PATHS = sorted(set(re.findall(r"=(clipseg3d(?:\.\w+)+)", TEXT)))
 """Classes that the command line loads by their full names."""
-EXAMPLE_FILES = sorted(set(re.findall(r"examples/[\w/.]*\w", README)))
+EXAMPLE_FILES = sorted(set(re.findall(r"examples/[\w/.]*\w", TEXT)))
+LINKS = [
+    (page, link)
+    for page, text in PAGES.items()
+    for link in re.findall(r"\]\(([^)]+)\)", re.sub(r"```.*?```", "", text, flags=re.S))
+    if not link.startswith("https://")
+]
 
 
 def imported_names(code):
@@ -35,13 +52,13 @@ def imported_names(code):
 
 
 IMPORTS = sorted(
-    {pair for language, code in RUN if language == "python" for pair in imported_names(code)}
+    {pair for _, language, code in RUN if language == "python" for pair in imported_names(code)}
 )
 
 
 @pytest.fixture(scope="module")
 def reader(phantoms, tmp_path_factory):
-    """A reader's folder: the examples, and a BraTS 2018 folder of small made-up cases."""
+    """Each page has its folder: the examples, and a BraTS 2018 folder of small made-up cases."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(REPO / "examples", folder / "examples")
     for name in ("brats2018_tiny", "phantom_tiny"):  # files of these names go before
@@ -56,27 +73,40 @@ def reader(phantoms, tmp_path_factory):
         affine[:3, :3] /= 8  # says 1 mm: the commands run as they are, at a size that takes seconds
         small = replace(phantom, affine=affine, spacing_mm=1.0)
         write_phantom(small, folder / "BraTS2018" / "HGG", f"Brats18_TCIA0{seed}_201_1")
-    return folder
+
+    def of(page):
+        place = folder.parent / f"{folder.name}_{page.replace('/', '_')}"
+        if not place.exists():
+            shutil.copytree(folder, place)
+        return place
+
+    return of
 
 
 def test_the_release_shown_is_that_of_the_example():
-    (shown,) = [code for language, code in BLOCKS if language == "yaml"]
+    (shown,) = [code for _, language, code in BLOCKS if language == "yaml"]
     assert shown == (REPO / "examples" / "stroke.yaml").read_text(encoding="utf-8")
 
 
+def block_id(number):
+    page, language, _ = RUN[number]
+    return f"{page}-{language}-{number}"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(RUN)), ids=lambda n: f"{RUN[n][0]}-{n}")
+@pytest.mark.parametrize("number", range(len(RUN)), ids=block_id)
 def test_block_runs(number, reader):
-    language, code = RUN[number]
+    page, language, code = RUN[number]
+    folder = reader(page)
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     command = {"python": [sys.executable, "-c", code], "bash": ["bash", "-ec", code]}[language]
     threads = {name: os.environ[name] for name in ["OMP_NUM_THREADS"] if name in os.environ}
     if "BraTS2018" in code:
-        shutil.rmtree(reader / "lightning_logs", ignore_errors=True)
+        shutil.rmtree(folder / "lightning_logs", ignore_errors=True)
     run = subprocess.run(
         command,
-        cwd=reader,
-        env=threads | {"PATH": path, "CLIPSEG3D_CACHE": str(reader / "cache"), "HOME": str(reader)},
+        cwd=folder,
+        env=threads | {"PATH": path, "CLIPSEG3D_CACHE": str(folder / "cache"), "HOME": str(folder)},
         capture_output=True,
         text=True,
         check=False,
@@ -102,7 +132,7 @@ def test_classes_that_commands_name_exist(path):
 def test_commands_name_commands_that_exist():
     from clipseg3d.cli.main import COMMANDS
 
-    bash = "\n".join(code for language, code in BLOCKS if language == "bash")
+    bash = "\n".join(code for _, language, code in BLOCKS if language == "bash")
     used = set(re.findall(r"\bclipseg3d ([a-z-]+)", bash))
     assert len(used) > 8
     assert used <= {command.__name__.rpartition(".")[2].replace("_", "-") for command in COMMANDS}
@@ -122,8 +152,18 @@ def test_the_two_set_up_commands_are_what_ci_runs():
     assert 'readme_block "-m pytest"' in script
 
 
-def test_the_pictures_are_there():
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
-    assert len(pictures) == 2
-    for name in pictures:
-        assert (REPO / name).stat().st_size > 10_000
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_links_lead_somewhere(page, link):
+    path, _, heading = link.partition("#")
+    target = (REPO / page).parent / path if path else REPO / page
+    assert target.exists()
+    if heading:
+        headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.M)
+        assert heading in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("pattern", ["guides/*.md", "*.ipynb", "*.py", "*.sh"])
+def test_the_index_of_examples_forgets_nothing(pattern):
+    files = [f.relative_to(REPO / "examples") for f in (REPO / "examples").glob(pattern)]
+    assert files
+    assert [f.as_posix() for f in files if f.as_posix() not in PAGES["examples/README.md"]] == []

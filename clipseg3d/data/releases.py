@@ -154,7 +154,9 @@ def get_release(source: str | Path | Mapping[str, Any] | BraTSRelease) -> BraTSR
     if Path(source).suffix in (".yaml", ".yml"):
         values = read_yaml(Path(source))
         if not isinstance(values, Mapping):
-            raise ValueError(f"{source}: not a release (no names with values); see the README")
+            raise ValueError(
+                f"{source}: not a release (no names with values); BraTSRelease says what it needs"
+            )
         if values.get("name") in RELEASES:
             raise ValueError(f"{source}: {values['name']} is taken; choose another name")
         return BraTSRelease.from_values(values, source=str(source))

@@ -15,7 +15,7 @@ import torch
 from clipseg3d.phantom.datamodule import PhantomDataModule
 from clipseg3d.training.speedup import Speedup
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+REPO = Path(__file__).parents[2]
 
 
 def test_compile_without_a_compiler_is_refused_at_once(monkeypatch, tmp_path):
@@ -43,7 +43,9 @@ def test_a_compiler_is_found_by_name_or_path(monkeypatch, tmp_path):
 
 def test_python_examples_that_train_have_a_main_guard():
     """Without it, a loader process that imports the script would run it once more."""
-    examples = re.findall(r"```python\n(.*?)```", README, re.S)
+    pages = (REPO / "README.md", *(REPO / "examples").rglob("*.md"))
+    texts = "".join(page.read_text(encoding="utf-8") for page in pages)
+    examples = re.findall(r"```python\n(.*?)```", texts, re.S)
     trained = [code for code in examples if ".fit(" in code]
     assert trained
     for code in trained:
