@@ -307,7 +307,7 @@ class Bench:
         dist.init_process_group(backend, init_method=store, rank=0, world_size=1)
         try:
             objective = Objective(self.networks[RECOMMENDED]()).to(self.device)
-            wrapped = DistributedDataParallel(objective, find_unused_parameters=True)
+            wrapped = DistributedDataParallel(objective)
             step = self.trainer(wrapped, bf16=True)
             image, label = self.crop(self.size)
             return {"backend": backend, **self.measure(lambda: step(image, label))}
