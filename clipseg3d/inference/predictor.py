@@ -31,6 +31,7 @@ from clipseg3d.inference.prompting import (
     check_prompts,
     read_prompts,
 )
+from clipseg3d.inference.read_case import ReadCase
 from clipseg3d.inference.scan_input import Scan, Voxels, as_case
 from clipseg3d.inference.segmentation import (
     ENTROPY,
@@ -262,10 +263,31 @@ class Predictor:
                     warnings.warn(prompt.note, PromptWarning, stacklevel=2)
         return self._read.get(texts, ())
 
+    def read(self, scan: Scan, affine: Voxels | None = None) -> ReadCase:
+        """Read, check and normalise a case, and resample it where needed; no network runs.
+
+        Another case can be segmented meanwhile, in another thread.
+
+        Args:
+            scan: a case, the folder of one, sequence -> file, or arrays; see
+                :data:`clipseg3d.inference.scan_input.Scan`. An expert mask is not read.
+            affine: of arrays, (4, 4), from voxels to mm.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or no case in it.
+            DataError: files are missing or broken, show different places, have voxel sizes that are
+                not in millimetres, or a sequence is missing that the networks need.
+            ValueError: a folder holds several cases, or arrays have no affine.
+        """
+        case = as_case(scan, self.release, affine=affine, allow_missing=self.allow_missing)
+        inputs, scan_grid, notes, grid_of = self._preprocess(replace(case, label=None))
+        notes = (*_notes_on_missing(case, self.release), *notes)
+        return ReadCase(case, inputs, scan_grid, notes, grid_of)
+
     @torch.no_grad()
     def __call__(
         self,
-        scan: Scan,
+        scan: Scan | ReadCase,
         affine: Voxels | None = None,
         *,
         text: str | None = None,
@@ -275,13 +297,13 @@ class Predictor:
         uncertainty: bool = False,
         explain: bool = False,
         progress: bool | Callable[[float], object] = False,
+        warn: bool = True,
     ) -> Segmentation:
         """Segment one case.
 
         Args:
-            scan: a case, the folder of one, sequence -> file, or arrays; see
-                :data:`clipseg3d.inference.scan_input.Scan`. An expert mask is not read.
-            affine: of arrays, (4, 4), from voxels to mm.
+            scan: as for :meth:`read`, or what that has returned.
+            affine: as for :meth:`read`.
             text: report to use; None takes the case's own, an empty string none.
             trust: how far the report is trusted, from 0, as if there were none, to 1.
             prompts: what else to segment, such as ``"the enhancing rim"``; each is answered with a
@@ -293,14 +315,14 @@ class Predictor:
                 maps included.
             progress: True shows a bar after 2 seconds. A function is called many times, each time
                 with the share of the case that has been done since the last call.
+            warn: whether the notes of the segmentation are warnings, too. Where threads run, those
+                cannot be silenced from outside: filters of warnings are the same for all threads.
 
         Raises:
-            FileNotFoundError: there is no such folder, or no case in it.
-            DataError: files are missing or broken, show different places, have voxel sizes that are
-                not in millimetres, or a sequence is missing that the networks need.
-            ValueError: a folder holds several cases, arrays have no affine, the device has too
-                little memory for one window, or the network gives values that are not finite;
-                ``trust`` is not in [0, 1]; or as :meth:`read_prompts`.
+            FileNotFoundError, DataError: as :meth:`read`.
+            ValueError: the device has too little memory for one window, or the network gives values
+                that are not finite; ``trust`` is not in [0, 1]; or as :meth:`read` and
+                :meth:`read_prompts`.
 
         Warns:
             PromptWarning: as :meth:`read_prompts`.
@@ -308,11 +330,10 @@ class Predictor:
                 notes of the segmentation.
         """
         require_share(trust=trust)
-        read = self.read_prompts(prompts)
-        case = as_case(scan, self.release, affine=affine, allow_missing=self.allow_missing)
+        asked = self.read_prompts(prompts)
+        read = scan if isinstance(scan, ReadCase) else self.read(scan, affine)
+        case, preprocessed, scan_grid, notes = read.case, read.inputs, read.scan_grid, read.notes
         report = case.report if text is None else text
-        preprocessed, scan_grid, own_notes, grid_of = self._preprocess(replace(case, label=None))
-        notes = [*_notes_on_missing(case, self.release), *own_notes]
         keep_maps = uncertainty or explain
         average = PassAverage(with_variance=keep_maps and self.num_passes > 1)
         views: Views | None = None
@@ -351,8 +372,8 @@ class Predictor:
             label = self.release.to_labels(regions)
         final = self.release.to_regions(label)
         if not label.any():
-            notes.append(f"{case.case_id}: no tumour was found; every voxel is labelled 0")
-        for note in notes:
+            notes += (f"{case.case_id}: no tumour was found; every voxel is labelled 0",)
+        for note in notes if warn else ():
             warnings.warn(note, ScanWarning, stacklevel=3)  # skips the frame of the decorator
         uncertainty_maps = {ENTROPY: average.entropy()} if keep_maps else {}
         if average.with_variance:
@@ -369,10 +390,10 @@ class Predictor:
                 if explain
                 else None
             ),
-            notes=tuple(notes),
-            prompts=tuple(answer_prompt(prompt, final, scan_grid) for prompt in read),
+            notes=notes,
+            prompts=tuple(answer_prompt(prompt, final, scan_grid) for prompt in asked),
             presence=_mean_by_region(presences, self.release),
-            grid_of=grid_of,
+            grid_of=read.grid_of,
         )
 
     def _preprocess(self, case: Case) -> tuple[Preprocessed, ScanGrid, Sequence[str], str | None]:

@@ -62,6 +62,18 @@ def test_a_process_forked_from_ours_keeps_memory_too():
     )
 
 
+def test_threads_take_memory_that_others_have_freed():
+    """Those of a reader, which would have memory of their own."""
+    run = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+pages()
+print(ThreadPoolExecutor(1).submit(pages).result())
+sys.exit()"""
+    assert pages_again(run) > GIVEN_BACK
+    assert pages_again(f"{KEEP}{run}") < GIVEN_BACK / 100
+
+
 @pytest.mark.parametrize(
     "environment",
     [

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -40,6 +41,9 @@ class StubPredictor:
     def read_prompts(self, prompts):
         if "unanswered" in prompts:
             raise ValueError("these weights answer no prompts")
+
+    def read(self, case):
+        return case
 
     def __call__(self, case, *, progress, **options):
         self.calls.append((case.case_id, options))
@@ -116,7 +120,7 @@ def test_every_case_gets_its_files(cases, tmp_path, case_pages):
     assert results[0].files[0] == tmp_path / "out" / "a.nii.gz"
     assert case_pages == [case.label for case in cases]
     asked = {"text": "seen", "probabilities": True, "uncertainty": True, "explain": True}
-    asked |= {"trust": 1.0, "prompts": ()}
+    asked |= {"trust": 1.0, "prompts": (), "warn": False}
     assert predictor.calls == [(name, asked) for name in "abc"]
 
 
@@ -339,3 +343,162 @@ def test_what_no_case_can_be_asked_stops_before_the_first(cases, tmp_path, optio
     with pytest.raises(ValueError, match=r"is empty|answer no prompts|trust=2 is not in"):
         next(segment_cases(StubPredictor(), cases, tmp_path / "out", **options))
     assert not (tmp_path / "out").exists()
+
+
+class Watched(StubPredictor):
+    """Counts the scans that are held, and tells when each is read and computed."""
+
+    def __init__(self, unreadable="", **errors):
+        super().__init__(**errors)
+        self.unreadable = unreadable
+        self.reading = {name: threading.Event() for name in "abc"}
+        self.computing = {name: threading.Event() for name in "abc"}
+        self.held = self.most_held = 0
+        self.wait = {}  # step and case -> what must have happened before it ends
+
+    def read(self, case):
+        scan = Scan(case)
+        self.held += 1
+        self.most_held = max(self.most_held, self.held)
+        weakref.finalize(scan, self.drop)
+        self.reading[case.case_id].set()
+        self.wait_in("read", case)
+        if case.case_id in self.unreadable:
+            raise DataError([f"{case.case_id}_t1.nii.gz: broken"])
+        return scan
+
+    def drop(self):
+        self.held -= 1
+
+    def __call__(self, scan, **options):
+        self.computing[scan.case.case_id].set()
+        self.wait_in("compute", scan.case)
+        return super().__call__(scan.case, **options)
+
+    def wait_in(self, step, case):
+        for event in self.wait.get(f"{step} {case.case_id}", ()):
+            assert event.wait(timeout=60), f"{step} {case.case_id}"
+
+
+class Scan:
+    """A case that was read."""
+
+    def __init__(self, case):
+        self.case = case
+
+
+@pytest.fixture
+def writing(monkeypatch):
+    """Tell when the labels of each case are being written, and let that wait."""
+    begun = {name: threading.Event() for name in "abc"}
+    wait = {}
+    save = Segmentation.save
+
+    def slow_save(self, path):
+        begun[self.case.case_id].set()
+        for event in wait.get(self.case.case_id, ()):
+            assert event.wait(timeout=60)
+        save(self, path)
+
+    monkeypatch.setattr(Segmentation, "save", slow_save)
+    return begun, wait
+
+
+def test_while_a_case_is_computed_the_next_is_read_and_the_last_is_written(
+    cases, tmp_path, writing
+):
+    written, wait_in_save = writing
+    predictor = Watched()
+    predictor.wait = {
+        "compute a": [predictor.reading["b"]],
+        "compute b": [predictor.reading["c"], written["a"]],
+        "read c": [predictor.computing["b"]],
+    }
+    wait_in_save["a"] = [predictor.computing["b"]]
+    results = list(segment_cases(predictor, cases, tmp_path / "out"))
+    assert [(r.case.case_id, r.status, r.error) for r in results] == [
+        (name, "written", None) for name in "abc"
+    ]
+    labels = [nib.load(result.files[0]).dataobj[0, 0, 0] for result in results]
+    assert labels == [1, 2, 3]
+
+
+def test_one_scan_at_most_is_read_ahead(cases, tmp_path):
+    predictor = Watched()
+    for result in segment_cases(predictor, cases, tmp_path / "out"):
+        if result.case.case_id == "a":
+            time.sleep(0.2)  # a reader without bounds would go on
+    assert predictor.most_held == 2
+    assert predictor.held == 0
+
+
+def test_scans_of_finished_cases_are_not_read(cases, tmp_path):
+    out = tmp_path / "out"
+    list(segment_cases(StubPredictor(), cases[:1], out))
+    (out / "b.nii.gz").write_bytes(b"of others")  # refused
+    predictor = Watched()
+    statuses = [result.status for result in segment_cases(predictor, cases, out)]
+    assert statuses == ["finished", "failed", "written"]
+    assert [predictor.reading[name].is_set() for name in "abc"] == [False, False, True]
+
+
+@pytest.mark.parametrize("unreadable", ["a", "b", "ab", "c"])
+def test_a_scan_that_cannot_be_read_fails_in_its_turn(cases, tmp_path, unreadable):
+    results = list(segment_cases(Watched(unreadable), cases, tmp_path / "out"))
+    assert [(r.case.case_id, str(r.error or "")) for r in results] == [
+        (name, f"{name}_t1.nii.gz: broken" if name in unreadable else "") for name in "abc"
+    ]
+    readable = [name for name in "abc" if name not in unreadable]
+    assert files_in(tmp_path / "out") == [f"{name}.nii.gz" for name in readable]
+
+
+def test_a_case_that_cannot_be_written_fails_in_its_turn(cases, tmp_path, monkeypatch):
+    predictor = Watched()
+    write = Segmentation.save
+
+    def save(self, path):
+        if self.case.case_id == "a":
+            assert predictor.computing["b"].wait(timeout=60)
+            raise OSError(f"{path.name}: the disk is full")
+        write(self, path)
+
+    monkeypatch.setattr(Segmentation, "save", save)
+    results = segment_cases(predictor, cases, tmp_path / "out")
+    first = next(results)
+    assert (first.case.case_id, first.status, str(first.error)) == (
+        "a",
+        "failed",
+        "a.nii.gz: the disk is full",
+    )
+    assert [(result.case.case_id, result.status) for result in results] == [
+        ("b", "written"),
+        ("c", "written"),
+    ]
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_an_interrupt_waits_for_what_is_being_written(cases, tmp_path, writing):
+    _, wait_in_save = writing
+    predictor = Watched(b=KeyboardInterrupt())
+    predictor.wait = {"compute b": [predictor.reading["c"]]}
+    wait_in_save["a"] = [predictor.computing["b"]]
+    threads = threading.active_count()
+    results = segment_cases(predictor, cases, tmp_path / "out")
+    assert next(results).status == "written"
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert files_in(tmp_path / "out") == ["a.nii.gz"]
+    assert not list((tmp_path / "out").rglob(".*"))
+    assert threading.active_count() == threads
+
+
+def test_who_stops_asking_gets_complete_files_and_no_thread_is_left(cases, tmp_path):
+    predictor = Watched()
+    threads = threading.active_count()
+    results = segment_cases(predictor, cases, tmp_path / "out")
+    assert next(results).case.case_id == "a"
+    results.close()
+    assert threading.active_count() == threads
+    assert not list((tmp_path / "out").rglob(".*"))
+    again = segment_cases(StubPredictor(), cases, tmp_path / "out")
+    assert next(again).status == "finished"

@@ -356,6 +356,24 @@ def test_a_case_may_lack_sequences_if_the_weights_allow_it(folder, allow_missing
             run(lacking)
 
 
+@pytest.mark.parametrize("spacing_mm", [SPACING_MM, 6.0])
+def test_a_case_may_be_read_before_it_is_segmented(folder, recwarn, spacing_mm):
+    run = predictor(device="cpu")
+    run.spacing_mm = spacing_mm  # with another one than its own, the case is resampled
+    case = case_in(folder)
+    at_once = run(case, probabilities=True)
+    told = [str(warning.message) for warning in recwarn]
+    recwarn.clear()
+    later = run(run.read(case), probabilities=True, warn=False)
+    np.testing.assert_array_equal(later.label, at_once.label)
+    np.testing.assert_array_equal(later.probabilities, at_once.probabilities)
+    assert later.label.any()
+    assert (later.case, later.notes, later.grid_of) == (case, at_once.notes, at_once.grid_of)
+    assert set(later.notes) <= set(told)
+    assert not recwarn.list
+    assert len(later.notes) == (spacing_mm != SPACING_MM)
+
+
 @pytest.mark.parametrize(
     ("kept", "warned"),
     [(("t1", "t2"), True), (("t1", "flair"), False), (("t1ce", "t2"), False)],
