@@ -89,7 +89,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Rows that run only when ``--rows`` names them: other forms of the mechanisms."""
 READING = replace(
     NETWORK,
-    clip="tiny-2",
+    clip="tiny",
     guided=REGIONS,
     sentences=True,
     presence=True,

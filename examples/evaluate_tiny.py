@@ -4,7 +4,9 @@ r"""Score the weights of ``examples/train_tiny.py`` on real cases that were not 
         --weights tiny --output tiny_six_cases.csv
 
 Full volumes at 1 mm are scored by the rules of BraTS 2020: with all sequences and with some, with
-the case's own report, with another case's and with none, with test-time mirroring and without.
+the case's own report, with another case's and with none, with reports that are written from the
+expert mask, true ones and such that say the opposite of enhancement, with test-time mirroring and
+without, and without the rules of post-processing that come with the weights.
 Cases named ``Brats18_TCIA*`` were in training and are left out. With ``--fold``, only the cases
 that this fold left out are scored; all folds can share one ``--output``. ``--shift`` makes WT
 larger or smaller than the weights do. There is one row per variant, case and region. An interrupted
@@ -32,6 +34,8 @@ from clipseg3d.data.releases import BRATS_2018
 from clipseg3d.metrics.case_scores import CaseScores
 from clipseg3d.pretrained.folder import find_pretrained, read_config
 from clipseg3d.pretrained.model_card import model_card
+from clipseg3d.texts.facts import measure_regions
+from clipseg3d.texts.wording import statement_of, write_text
 from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 
@@ -41,13 +45,21 @@ class Variant(NamedTuple):
     sequences: Sequence[str] = SEQUENCES
     text: str = "own"
     mirrored: bool = False
+    rules: bool = True
 
 
+_NO_T1CE = ("t1", "t2", "flair")
 VARIANTS = {
     "mirrored": Variant(mirrored=True),
     "all": Variant(),
+    "no rules": Variant(rules=False),
     "no report": Variant(text="none"),
     "report of another": Variant(text="other"),
+    "true report": Variant(text="true"),
+    "contradicting report": Variant(text="contradicting"),
+    "without t1ce, no report": Variant(_NO_T1CE, text="none"),
+    "without t1ce, true report": Variant(_NO_T1CE, text="true"),
+    "without t1ce, contradicting report": Variant(_NO_T1CE, text="contradicting"),
     "without t1": Variant(("t1ce", "t2", "flair")),
     "without t2": Variant(("t1", "t1ce", "flair")),
     "t1ce and flair": Variant(("t1ce", "flair")),
@@ -100,9 +112,34 @@ there is none."""
 
 def apply_variant(case: Case, other: Case, variant: Variant) -> Case:
     """Return a case with the sequences and the report of a variant."""
-    report = {"own": case.report, "none": "", "other": other.report}[variant.text]
+    written = ("true", "contradicting")
+    report = (
+        write_from_mask(case, is_true=variant.text == "true")
+        if variant.text in written
+        else {"own": case.report, "none": "", "other": other.report}[variant.text]
+    )
     sequences = {name: case.sequences[name] for name in variant.sequences}
     return replace(case, sequences=sequences, report=report)
+
+
+def write_from_mask(case: Case, *, is_true: bool) -> str:
+    """Return a report of a case's mask, which may say the opposite of enhancement.
+
+    Raises:
+        ValueError: the case has no mask, or no tumour core.
+    """
+    if case.label is None:
+        raise ValueError(f"{case.case_id}: has no mask; give labelled cases")
+    masks = BRATS_2018.to_regions(read_voxels(case.label).astype(np.uint8))
+    brain = np.any([read_voxels(path) != 0 for path in case.sequences.values()], axis=0)
+    facts = measure_regions(dict(zip(REGIONS, masks, strict=True)), brain, spacing_mm=1.0)
+    if facts is None:
+        raise ValueError(f"{case.case_id}: its mask holds no tumour core; leave it out")
+    said = statement_of(facts)
+    if not is_true:
+        opposite = "none" if facts.enhancing else "rim"
+        said = replace(said, enhancement=opposite, necrosis=None)
+    return write_text(said, np.random.default_rng(0))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -187,7 +224,11 @@ def main() -> None:
     done = {(row["variant"], row["case"]) for row in rows}
     for name in arguments.variants:
         variant = VARIANTS[name]
-        predictor = Predictor.from_checkpoints([arguments.weights], tta=variant.mirrored)
+        predictor = Predictor.from_checkpoints(
+            [arguments.weights],
+            tta=variant.mirrored,
+            postprocessing="weights" if variant.rules else None,
+        )
         if arguments.shift:
             calibrate(predictor.network, arguments.shift)
             name = f"{name}, WT {arguments.shift:+g}"

@@ -55,8 +55,14 @@ SCORES = {"dice": (3, 2), "hd95_mm": (1, 1), "lesion_dice": (3, 2)}
 GIVEN = {
     "mirrored": "all sequences, 8 mirrorings",
     "all": "all sequences",
+    "no rules": "all sequences, rules off",
     "no report": "no report",
     "report of another": "report of another case",
+    "true report": "report written from the mask",
+    "contradicting report": "report that says the opposite of enhancement",
+    "without t1ce, no report": "without T1ce, no report",
+    "without t1ce, true report": "without T1ce, report written from the mask",
+    "without t1ce, contradicting report": "without T1ce, opposite of enhancement",
     "without t1": "without T1",
     "without t2": "without T2",
     "t1ce and flair": "T1ce and FLAIR",
@@ -498,33 +504,35 @@ def clip_claims() -> list[str]:
         row = rows[measure, "real, unseen"]
         return f"{float(row[column]) * int(row['n']):.0f}"
 
-    areas = [
-        float(row["value"])
-        for (measure, data), row in rows.items()
-        if "area" in measure and data == "real, unseen"
+    def value(measure: str, data: str) -> str:
+        return f"{float(rows[measure, data]['value']):.2f}"
+
+    texts = "held-out texts, test"
+    read_facts = [
+        f"{fact} {value(fact, texts)} ({value(f'{fact}, keyword parser', texts)})"
+        for fact in ("enhancement", "necrosis", "oedema", "foci", "side")
     ]
-    blind = rows["enhancing, balanced accuracy", "phantoms"]
     peaks, chances = (
         [share(f"{region} map peaks in it", column) for region in REGIONS]
         for column in ("value", "chance")
     )
     real = [count(f"{region} map peaks in it") for region in REGIONS]
+    twins = "enhancement, twins"
     return [
+        ", ".join(read_facts),
         f"first in {share('report, top 1')} % and among the first five in "
         f"{share('report, top 5')} % (chance {share('report, top 1', 'chance')} and "
         f"{share('report, top 5', 'chance')} %; a reader who knew every stated fact, but not its "
         f"wording, {share('report, top 1, facts alone')} and "
         f"{share('report, top 5, facts alone')} %)",
-        f"the side in {share('side')} % (commonest answer {share('side', 'chance')} %), the lobe "
-        f"in {share('lobe')} % ({share('lobe', 'chance')} %), necrosis in {share('necrosis')} % "
-        f"({share('necrosis', 'chance')} %)",
-        f"(balanced accuracy {float(blind['value']):.2f}, chance {float(blind['chance']):.2f})",
+        f"the side in {share('side')} % (chance {share('side', 'chance')} %), the lobe in "
+        f"{share('lobe')} % ({share('lobe', 'chance')} %), necrosis in {share('necrosis')} % "
+        f"({share('necrosis', 'chance')} %), and whether a tumour enhances in "
+        f"{share('enhancement')} % ({share('enhancement', 'chance')} %; balanced accuracies)",
         f"in the region in {peaks[0]} % (WT), {peaks[1]} % (TC) and {peaks[2]} % (ET), where "
         f"chance is {chances[0]}, {chances[1]} and {chances[2]} %",
-        f"the side in {count('side')}, the lobe in {count('lobe')} (the commonest answer would be "
-        f"right in {count('lobe', 'chance')})",
-        f"in their region in {real[0]} (WT), {real[1]} (TC) and {real[2]} (ET); area under the "
-        f"curve over patches {min(areas):.2f} to {max(areas):.2f}",
+        f"in their region in {real[0]} (WT), {real[1]} (TC) and {real[2]} (ET)",
+        f"balanced accuracy of {value(twins, 'real, unseen')}",
     ]
 
 

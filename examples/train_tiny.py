@@ -125,7 +125,6 @@ READING = replace(
     prompt_head=True,
     guided=REGIONS,
     attention_stride=2,  # half of the time of the semantic path
-    clip="tiny-2",
 )
 STAGES = {
     "unet": Stage(_UNET, TrainingPlan(lr=2e-3, warmup=0.05), (96, 128, 96)),

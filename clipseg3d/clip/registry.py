@@ -54,11 +54,10 @@ def load_encoder(name: str, *, local_files_only: bool = False) -> ClipEncoder:
     """Return the CLIP of that name.
 
     Args:
-        name: ``tiny`` or ``tiny-2``, which come with the package: ``examples/train_tiny_clip.py``
-            trained them on slices of simulated and some real brains with their reports, and their
-            embeddings of other images mean nothing; ``tiny-2`` read many wordings of facts, denied
-            ones too, before it saw images; ``tiny-random``; a local folder or a hub name with a
-            CLIP or SigLIP of Hugging Face; ``open_clip:...``, see
+        name: ``tiny``, which comes with the package: ``examples/train_tiny_clip.py`` trained it on
+            many wordings of facts, denied ones too, then on slices of simulated and some real
+            brains; its embeddings of other images mean nothing; ``tiny-random``; a local folder or
+            a hub name with a CLIP or SigLIP of Hugging Face; ``open_clip:...``, see
             :class:`~clipseg3d.clip.open_clip.OpenClipEncoder`; or a prefix of :func:`register`.
         local_files_only: use folders and caches, and no network.
 

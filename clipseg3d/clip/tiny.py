@@ -9,23 +9,16 @@ from clipseg3d.weights import BUNDLED
 if TYPE_CHECKING:
     from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 
-TINY, TINY_2 = "tiny", "tiny-2"
-"""Names of the trained CLIPs that come with the package: that of the weights ``tiny``, and a newer
-one, which reads facts, denied ones too, in many wordings."""
+TINY = "tiny"
+"""Name of the trained CLIP that comes with the package."""
 TINY_RANDOM = "tiny-random"
 """Name of the encoder that :meth:`HuggingFaceCLIP.tiny_random` builds without any file."""
 
 
 def load_tiny(rest: str, *, local_files_only: bool = False) -> BundledCLIP:
-    """Load the trained CLIP of the weights ``tiny``; ``rest`` must be empty."""
+    """Load the trained CLIP that comes with the package; ``rest`` must be empty."""
     _require_nothing(TINY, rest)
     return BundledCLIP(BUNDLED / TINY / "clip")
-
-
-def load_tiny_2(rest: str, *, local_files_only: bool = False) -> BundledCLIP:
-    """Load the newer trained CLIP that comes with the package; ``rest`` must be empty."""
-    _require_nothing(TINY_2, rest)
-    return BundledCLIP(BUNDLED / TINY_2 / "clip")
 
 
 def load_tiny_random(rest: str, *, local_files_only: bool = False) -> "HuggingFaceCLIP":
@@ -43,5 +36,4 @@ def _require_nothing(name: str, rest: str) -> None:
 
 
 register(TINY, load_tiny)
-register(TINY_2, load_tiny_2)
 register(TINY_RANDOM, load_tiny_random)
