@@ -12,6 +12,7 @@ from clipseg3d.clip.registry import load_encoder
 from clipseg3d.data.cases import find_cases
 from clipseg3d.data.nifti import read_voxels
 from clipseg3d.data.releases import PHANTOM
+from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.metrics.dice import dice_empty_is_one
 from clipseg3d.phantom.write import write_phantoms
 from clipseg3d.pretrained.formats import upgrade_checkpoint
@@ -51,10 +52,12 @@ def test_the_record_is_that_of_the_network(record):
     assert network.settings.allow_missing == (settings["sequence_dropout"] > 0)
 
 
-def test_they_come_without_rules_of_post_processing_as_they_were_scored():
+def test_their_rules_of_post_processing_are_on_unless_switched_off():
     config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
-    assert config["prediction"].get("postprocessing") is None
-    assert Predictor.from_pretrained("tiny").postprocessing is None
+    rules = PostProcessing.from_values(config["prediction"]["postprocessing"])
+    assert rules.relative_components["WT"] > 0
+    assert Predictor.from_pretrained("tiny").postprocessing == rules
+    assert Predictor.from_pretrained("tiny", postprocessing=None).postprocessing is None
 
 
 def test_the_card_says_what_must_be_said():
@@ -92,3 +95,33 @@ def test_they_segment_a_simulated_patient(patient, sequences, least):
     scores = dice_empty_is_one(*masks).tolist()
     for region, score, bound in zip(REGIONS, scores, least, strict=True):
         assert score > bound, region
+
+
+@pytest.mark.slow
+def test_a_report_decides_where_the_image_cannot_tell_and_only_there(patient):
+    """Without T1ce, nobody sees enhancement; with it, the image is clear."""
+    predictor = Predictor.from_pretrained("tiny")
+    without = {name: path for name, path in patient.sequences.items() if name != "t1ce"}
+    denied, told = "The lesion does not enhance.", "The lesion has a thick, enhancing rim."
+
+    def enhancing(sequences, report):
+        case = replace(patient, sequences=sequences, report=report)
+        return int((predictor(case).label == 4).sum())
+
+    assert enhancing(without, denied) == 0
+    assert enhancing(without, told) > 1000
+    clear = enhancing(patient.sequences, "")
+    assert enhancing(patient.sequences, denied) > 0.9 * clear > 1000
+
+
+@pytest.mark.slow
+def test_prompts_are_answered(patient):
+    prompts = ["the enhancing rim", "the whole tumour", "the left kidney"]
+    rim, tumour, kidney = Predictor.from_pretrained("tiny")(patient, prompts=prompts).prompts
+    masks = PHANTOM.to_regions(read_voxels(patient.label).astype(np.uint8))
+    for answer, region in ((rim, 2), (tumour, 0)):
+        dice = dice_empty_is_one(
+            torch.from_numpy(answer.mask > 0)[None], torch.from_numpy(masks[region])[None]
+        )
+        assert dice.item() > 0.5, answer
+    assert not kidney.mask.any()
