@@ -589,7 +589,7 @@ def teach_prompts(network: CLIPSeg3D, data: Mixture, *, steps: int) -> None:
     rng = np.random.default_rng(2)
     cases = BraTSDataset(list(dict.fromkeys(data.train_set.cases)), BRATS_2018)
     labels = [coarsen(case["label"][None], 40) for case in tqdm(cases, desc="reading masks")]
-    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(head.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     head.train()
     for _ in tqdm(range(steps), desc="prompts"):

@@ -45,5 +45,5 @@ def test_all_faults_are_printed(folders, capsys):
 def test_the_release_is_detected_from_the_cases(folders, capsys):
     assert check(folders) == 1
     assert "cases of brats2018: " in capsys.readouterr().out
-    assert check(folders, "--release", "brats1999") == 1
+    assert check(folders, "--release", "brats1999") == 2
     assert "unknown release 'brats1999'" in capsys.readouterr().err

@@ -213,10 +213,10 @@ def test_a_defect_is_shown_with_its_traceback_and_the_others_go_on(
 ):
     call = Predictor.__call__
 
-    def trip(self, case, **options):
-        if case.case_id == NAMES[0]:
+    def trip(self, scan, **options):
+        if scan.case.case_id == NAMES[0]:
             return {}["key"]
-        return call(self, case, **options)
+        return call(self, scan, **options)
 
     monkeypatch.setattr(Predictor, "__call__", trip)
     assert segment(patients, out=tmp_path, weights=weights) == 1

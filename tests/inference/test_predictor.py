@@ -10,6 +10,7 @@ from scipy import ndimage
 from torch import nn
 
 import clipseg3d.inference.predictor
+from clipseg3d.blocks.region_presence import Presence
 from clipseg3d.blocks.semantic_attention import voxel_positions
 from clipseg3d.checksums import sha256_of_file
 from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
@@ -822,7 +823,7 @@ def test_presence_is_the_largest_over_windows_and_the_mean_over_passes(folder, p
 
         def presence(image, number=number):
             seen.append((number, image.mean() + image.new_tensor([[2.0, 1.0, 0.0]])))
-            return seen[-1][1]
+            return Presence(seen[-1][1], image[:, :3])
 
         network.presence = presence
     result = predictor(*networks, device="cpu", tta=True)(case_in(folder))
