@@ -103,8 +103,9 @@ cases are few: other scanners, other tumours (meningioma, metastases, children) 
 surgery were neither trained on nor tested. Input must be skull-stripped, registered to one space,
 and include FLAIR or T1ce; the fewer sequences, the worse. A report is evidence of whether there is
 enhancing tumour. What it says of size, place and number changes little. Two lesions that look alike
-are not told apart by it. Prompts are in English, and about the regions that are segmented; words
-that were not in training may be misunderstood. Windows must hold the whole brain, as those in the
+are not told apart by it. Prompts are in English. What is there is found, and what is not is said to
+be absent, but masks of prompts are often too large: oedema and necrosis come with the rest of the
+tumour. Windows must hold the whole brain, as those in the
 configuration do: in parts of it, tumour is found where there is none."""
 
 
