@@ -56,7 +56,7 @@ def fit(config, patients, out):
         "data.root": patients / data,
         "data.num_folds": 3,
         "data.spacing_mm": SPACING_MM,
-        "data.patch_size": "[16, 16, 16]",
+        "data.patch_size": "[24, 24, 24]",
         "data.num_workers": 0,
         "data.batch_size": 1,
         "data.cache_dir": patients / "cache",
