@@ -554,6 +554,27 @@ MUTANTS = [
         "from_matvec(np.diag(steps), 0 * steps)",
         "inference/test_scanner_grids.py",
     ),
+    Mutant(
+        "presence: told in training too",
+        "networks/clipseg3d.py",
+        "presence.log_odds if regions is None else known_presence(regions)",
+        "presence.log_odds",
+        "networks/test_clipseg3d.py",
+    ),
+    Mutant(
+        "presence: regions in doubt shrink",
+        "blocks/region_presence.py",
+        "2 * presence.detach().float().clamp(max=0)",
+        "2 * (presence.detach().float() - 4).clamp(max=0)",
+        "blocks/test_region_presence.py",
+    ),
+    Mutant(
+        "presence: maps learn from the score",
+        "blocks/region_presence.py",
+        "rearrange(maps.detach().float(),",
+        "rearrange(maps.float(),",
+        "blocks/test_region_presence.py",
+    ),
 ]
 
 

@@ -14,6 +14,7 @@ from clipseg3d.blocks.pointwise_conv import PointwiseConv3d
 PRESENT = 4.0
 """Log-odds of presence that new weights tell: 98 %."""
 _CERTAIN = 20.0
+"""Log-odds of what is known."""
 _STRONGEST = 8
 """Voxels whose mean is the strongest evidence of an image; a single one would be noise."""
 _PACE = 10.0
@@ -100,7 +101,7 @@ def known_presence(regions: Tensor) -> Tensor:
     is if there is any, and presence, by its own loss, whether there is.
     """
     present = regions.flatten(2).any(dim=2)
-    return torch.where(present, _CERTAIN, -_CERTAIN).to(regions.device)
+    return torch.where(present, _CERTAIN, -_CERTAIN)
 
 
 def apply_presence(logits: Tensor, presence: Tensor, weight: Tensor) -> Tensor:

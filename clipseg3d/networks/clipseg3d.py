@@ -228,9 +228,8 @@ class CLIPSeg3D(nn.Module):
             semantics: from :meth:`encode_semantics`; None runs the U-Net alone.
             crop_box: as for :meth:`forward`.
             statistics: as for :meth:`forward`.
-            regions: (b, r, x, y, z) true regions, in training: for region contrast, and to tell
-                the logits which regions are present
-                (:func:`clipseg3d.blocks.region_presence.known_presence`).
+            regions: (b, r, x, y, z) true regions, in training alone: for region contrast, and for
+                presence (:func:`clipseg3d.blocks.region_presence.known_presence`).
             deep: whether to compute the logits of lower decoder levels too.
 
         Raises:

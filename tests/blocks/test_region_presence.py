@@ -126,6 +126,17 @@ def test_no_gradient_through_the_factor_but_through_the_logits():
     assert block.bias.grad.any()
 
 
+def test_maps_have_no_gradient_from_presence():
+    """While a weight has the wrong sign, it would turn the map into its opposite."""
+    levels, evidence = inputs()
+    block = RegionPresence([5, 7], 3)
+    torch.nn.init.normal_(block.weight)
+    told = block(levels, evidence)
+    told.log_odds.sum().backward()
+    assert block.weight.grad.any()
+    assert all(read.weight.grad is None for read in block.maps)
+
+
 def test_an_inner_region_is_not_more_present_than_an_outer_one():
     levels, evidence = inputs()
     nested = RegionPresence([5, 7], 3, nested=True)
