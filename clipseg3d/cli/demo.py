@@ -124,7 +124,7 @@ def run_demo(out: Path) -> DemoResult:
         dice=dice,
         dice_without=dice_without,
         changed=int((told.label != untold.label).sum()),
-        prompt="".join(f"'{answer.text}': {answer}" for answer in told.prompts),
+        prompt="".join(map(str, told.prompts)),
     )
 
 
