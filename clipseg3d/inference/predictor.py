@@ -16,6 +16,7 @@ from tqdm import tqdm
 from clipseg3d.blocks.semantic_fusion import RegionMaps, Semantics
 from clipseg3d.checksums import sha256_of_tensors
 from clipseg3d.clip.encoder import ClipEncoder
+from clipseg3d.clip.known_words import is_probably_unknown
 from clipseg3d.data.cases import Case, DataError, check_geometry
 from clipseg3d.data.preprocessing import Preprocessed, cut_case_views, preprocess
 from clipseg3d.data.release import BraTSRelease
@@ -334,6 +335,12 @@ class Predictor:
         read = scan if isinstance(scan, ReadCase) else self.read(scan, affine)
         case, preprocessed, scan_grid, notes = read.case, read.inputs, read.scan_grid, read.notes
         report = case.report if text is None else text
+        readers = [network.text_encoder for network in self.networks if network.text_bank]
+        if report and any(is_probably_unknown(encoder, report) for encoder in readers):
+            notes += (
+                f"{case.case_id}: the words of the report are unknown to the text encoder, and it "
+                "is probably not understood; write it in plain English",
+            )
         keep_maps = uncertainty or explain
         average = PassAverage(with_variance=keep_maps and self.num_passes > 1)
         views: Views | None = None

@@ -24,8 +24,6 @@ _PARTS: dict[str, dict[str, float]] = {
     "none": {},
 }
 """Target of a prompt -> signs of the regions that make it up."""
-_MARGIN = 1e-3
-"""Distance that the cross-entropy of voxels keeps from 0 and 1."""
 _SIDES, _LOBES = ("left", "right"), ("frontal", "parietal", "temporal", "occipital")
 
 
@@ -123,13 +121,13 @@ def prompt_loss(
         tasks: the prompts.
     """
     with torch.autocast(masks.device.type, enabled=False):
-        probabilities, masks = probabilities.float(), masks.float()
+        probabilities = 1e-6 + (1 - 2e-6) * probabilities.float()  # a clamp would stop gradients
+        masks = masks.float()
         overlap = reduce(probabilities * masks, "b n x y z -> b n", "sum")
         total = reduce(probabilities + masks, "b n x y z -> b n", "sum")
         has_mask = reduce(masks, "b n x y z -> b n", "max")
-        dice = ((1 - 2 * overlap / (total + 1e-6)) * has_mask).sum() / has_mask.sum().clamp(min=1)
-        # Mixtures are clipped to 0 and 1, where a wrong voxel would have a gradient without bound.
-        voxels = F.binary_cross_entropy(_MARGIN + (1 - 2 * _MARGIN) * probabilities, masks)
+        dice = ((1 - 2 * overlap / total) * has_mask).sum() / has_mask.sum().clamp(min=1)
+        voxels = F.binary_cross_entropy(probabilities, masks)
         asked = [float(any(task.signs)) for task in tasks]
         presence = reading.presence[0].float()
         picks = [PICKS.index(task.request.pick or "all") for task in tasks]

@@ -868,3 +868,18 @@ def test_trust_lies_between_the_report_and_none(folder, randomise):
             run(case_in(folder), trust=wrong)
     page = run(case_in(folder), trust=0.5, explain=True)
     assert page.evidence.provenance["trust in the report"] == "0.5"
+
+
+@pytest.mark.filterwarnings("ignore::clipseg3d.inference.segmentation.ScanWarning")
+def test_a_report_in_words_that_no_encoder_knows_is_noticed(folder):
+    network = build_clipseg3d(replace(SMALL, clip="tiny"))
+    run = Predictor(
+        network, release=PHANTOM, spacing_mm=SPACING_MM, roi_size=(32, 32, 32), device="cpu"
+    )
+    for report, is_noticed in (
+        ("La lésion prend le contraste. Œdème modéré du lobe temporal gauche.", True),
+        ("The lesion enhances. Moderate oedema of the left temporal lobe.", False),
+        ("", False),
+    ):
+        notes = run(case_in(folder), text=report).notes
+        assert any("words of the report are unknown" in note for note in notes) == is_noticed
