@@ -227,3 +227,11 @@ def test_a_fit_of_reading_goes_on_where_it_was_interrupted(example, phantom_fold
         moved += before is not None and not torch.equal(before, weight)
     assert moved > 100
     assert network.prompt_head is not None
+    before = {name: weight.clone() for name, weight in network.named_parameters()}
+    example["teach_prompts"](network, data, steps=3)
+    example["calibrate_presence"](network, data, samples=8)
+    changed = {n for n, w in network.named_parameters() if not torch.equal(w, before[n])}
+    presence = {"semantic_fusion.presence.weight", "semantic_fusion.presence.bias"}
+    assert changed >= presence | {"semantic_fusion.sentences.evidence.weight"}
+    assert all(n.startswith(("prompt_head.", "semantic_fusion.")) for n in changed)
+    assert len([n for n in changed if n.startswith("semantic_fusion.")]) == 3
