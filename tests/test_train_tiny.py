@@ -228,7 +228,7 @@ def test_a_fit_of_reading_goes_on_where_it_was_interrupted(example, phantom_fold
     assert moved > 100
     assert network.prompt_head is not None
     before = {name: weight.clone() for name, weight in network.named_parameters()}
-    example["teach_prompts"](network, data, steps=3)
+    example["teach_prompts"](network, steps=3)
     example["calibrate_presence"](network, data, samples=8)
     changed = {n for n, w in network.named_parameters() if not torch.equal(w, before[n])}
     presence = {"semantic_fusion.presence.weight", "semantic_fusion.presence.bias"}

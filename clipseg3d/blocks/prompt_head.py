@@ -86,15 +86,26 @@ class PromptHead(nn.Module):
             regions: (b, r, x, y, z) in [0, 1]: probabilities, or masks.
             crop_box: (b, 2, 3) position of ``regions`` in the brain box; None for the whole box.
         """
-        mixture = einsum(reading.weights, regions, "b n r, b r x y z -> b n x y z")
-        # Clipped, but with a gradient as if not, or a weight below 0 could never rise.
-        mixture = mixture + (mixture.clamp(0, 1) - mixture).detach()
+        mixture = einsum(reading.weights, regions, "b n r, b r x y z -> b n x y z").clamp(0, 1)
+        presence = rearrange(reading.presence.sigmoid(), "b n -> b n 1 1 1")
+        probabilities: Tensor = (
+            presence * mixture * self.locate(reading, regions, crop_box).sigmoid()
+        )
+        return probabilities
+
+    def locate(
+        self, reading: PromptReading, regions: Tensor, crop_box: Tensor | None = None
+    ) -> Tensor:
+        """Return log-odds (b, n, x, y, z) that a voxel lies where each prompt says.
+
+        Args:
+            reading: from :meth:`read`.
+            regions: (b, r, x, y, z), of which only the grid counts.
+            crop_box: as for :meth:`forward`.
+        """
         positions = voxel_positions(regions, crop_box)
         products = [positions[:, i] * positions[:, j] for i, j in _SECOND_ORDER]
         terms = torch.stack(
             [torch.ones_like(positions[:, 0]), *positions.unbind(1), *products], dim=1
         )
-        place = einsum(reading.place, terms, "b n k, b k x y z -> b n x y z").sigmoid()
-        presence = rearrange(reading.presence.sigmoid(), "b n -> b n 1 1 1")
-        probabilities: Tensor = presence * mixture * place
-        return probabilities
+        return einsum(reading.place, terms, "b n k, b k x y z -> b n x y z")

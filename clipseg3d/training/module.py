@@ -45,7 +45,7 @@ from clipseg3d.training.fit_settings import changed_settings, fit_settings, is_p
 from clipseg3d.training.non_finite import NonFinite, first_non_finite
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
 from clipseg3d.training.predictions import Predictions
-from clipseg3d.training.prompt_task import coarsen, draw_tasks, prompt_loss, task_masks
+from clipseg3d.training.prompt_task import coarsen, draw_tasks, prompt_loss
 from clipseg3d.training.report_swap import swap_reports
 from clipseg3d.training.sequence_dropout import draw_kept_sequences, withhold_sequences
 
@@ -455,8 +455,7 @@ class CLIPSeg3DModule(LightningModule):
         label = coarsen(batch["label"], PROMPT_GRID)
         embeddings = bank.encoder.encode_text([task.text for task in tasks])  # each is met once
         reading = head.read(embeddings[None].to(label))
-        masks = task_masks(tasks, label, batch["crop_box"])
-        return prompt_loss(reading, head(reading, label, batch["crop_box"]), masks, tasks)
+        return prompt_loss(head, reading, label, tasks, batch["crop_box"])
 
     def _raise_non_finite(
         self, batch: Batch, batch_idx: int, graded: Tensor | None, loss: float

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import reduce
+from einops import einsum
 from torch import Tensor
 
 from clipseg3d.blocks.positions import voxel_positions
-from clipseg3d.blocks.prompt_head import PICKS, PromptReading
+from clipseg3d.blocks.prompt_head import PICKS, PromptHead, PromptReading
 from clipseg3d.texts.facts import lobe_masks
 from clipseg3d.texts.prompt_wording import Request, write_prompt
 
@@ -93,51 +93,78 @@ def task_masks(
         label: (b, r, x, y, z) regions in {0, 1}.
         crop_box: (b, 2, 3) position of the label in the brain box; None for the whole box.
     """
-    positions = (voxel_positions(label, crop_box) + 1) / 2
+    parts = torch.stack([_part(task.signs, label) for task in tasks], dim=1)
+    return parts * _places(tasks, label, crop_box)
+
+
+def _part(signs: Sequence[float], regions: Tensor) -> Tensor:
+    """Return what signs make of regions (b, r, ...), in {0, 1}."""
+    part = torch.zeros_like(regions[:, 0])
+    for sign, region in zip(signs, regions.unbind(1), strict=True):
+        part = part + region if sign > 0 else part * (1 - region) if sign < 0 else part
+    return part.clamp(max=1)
+
+
+def _places(tasks: Sequence[PromptTask], grid: Tensor, crop_box: Tensor | None) -> Tensor:
+    """Return the side and lobe that each prompt names (b, n, x, y, z), in {0, 1}."""
+    positions = (voxel_positions(grid, crop_box) + 1) / 2
+    is_left = positions[:, 0] > 0.5
     lobes = {str(lobe): mask for lobe, mask in lobe_masks(*positions[:, 1:].unbind(1)).items()}
-    masks = []
+    places = []
     for task in tasks:
-        mask = torch.zeros_like(label[:, 0])
-        for sign, region in zip(task.signs, label.unbind(1), strict=True):
-            mask = mask + region if sign > 0 else mask * (1 - region) if sign < 0 else mask
+        place = torch.ones_like(is_left)
         if task.request.side is not None:
-            is_left = positions[:, 0] > 0.5
-            mask = mask * (is_left if task.request.side == "left" else ~is_left)
+            place = place & (is_left if task.request.side == "left" else ~is_left)
         if task.request.site is not None:
-            mask = mask * lobes[task.request.site]
-        masks.append(mask.clamp(max=1))
-    return torch.stack(masks, dim=1)
+            place = place & lobes[task.request.site]
+        places.append(place)
+    return torch.stack(places, dim=1).to(grid.dtype)
 
 
 def prompt_loss(
-    reading: PromptReading, probabilities: Tensor, masks: Tensor, tasks: Sequence[PromptTask]
+    head: PromptHead,
+    reading: PromptReading,
+    label: Tensor,
+    tasks: Sequence[PromptTask],
+    crop_box: Tensor | None = None,
 ) -> Tensor:
-    """Return the loss of prompts: Dice where there is a mask, and cross-entropies.
+    """Return the loss of prompts: one term for each of the four parts of what is read.
+
+    A product of probabilities teaches its factors badly: when one is small, all others get no
+    gradient, and a weight goes on to move where the clip is right already. Here the sum of regions
+    is taught for every combination of regions that a voxel of the label has: it has no loss, and no
+    gradient, from 1 on where the part is asked for, and down from 0 where it is not.
 
     Args:
+        head: of the network.
         reading: of the n prompts, with a batch of 1.
-        probabilities: (b, n, x, y, z), from the head.
-        masks: (b, n, x, y, z), from :func:`task_masks`.
+        label: (b, r, x, y, z) true regions in {0, 1}.
         tasks: the prompts.
+        crop_box: (b, 2, 3) position of the label in the brain box; None for the whole box.
     """
-    with torch.autocast(masks.device.type, enabled=False):
-        probabilities = 1e-6 + (1 - 2e-6) * probabilities.float()  # a clamp would stop gradients
-        masks = masks.float()
-        overlap = reduce(probabilities * masks, "b n x y z -> b n", "sum")
-        total = reduce(probabilities + masks, "b n x y z -> b n", "sum")
-        has_mask = reduce(masks, "b n x y z -> b n", "max")
-        dice = ((1 - 2 * overlap / total) * has_mask).sum() / has_mask.sum().clamp(min=1)
-        voxels = F.binary_cross_entropy(probabilities, masks)
-        asked = [float(any(task.signs)) for task in tasks]
-        presence = reading.presence[0].float()
+    with torch.autocast(label.device.type, enabled=False):
+        reading = PromptReading(*(part.float() for part in reading))
+        combinations = _combinations(label)
+        asked = torch.stack([_part(task.signs, combinations) for task in tasks])
+        mixture = einsum(reading.weights[0], combinations, "n r, c r -> n c")
+        wrong = asked * F.relu(1 - mixture) + (1 - asked) * F.relu(mixture)
+        log_odds = head.locate(reading, label.float(), crop_box)
+        places = _places(tasks, label.float(), crop_box)
+        present = reading.presence.new_tensor([float(any(task.signs)) for task in tasks])
         picks = [PICKS.index(task.request.pick or "all") for task in tasks]
-        picked = torch.tensor(picks, device=presence.device)
         return (
-            dice
-            + 5 * voxels
-            + F.binary_cross_entropy_with_logits(presence, presence.new_tensor(asked))
-            + 0.3 * F.cross_entropy(reading.pick[0].float(), picked)
+            4 * wrong.square().mean()
+            + F.binary_cross_entropy_with_logits(log_odds, places.expand_as(log_odds))
+            + F.binary_cross_entropy_with_logits(reading.presence[0], present)
+            + 0.3 * F.cross_entropy(reading.pick[0], torch.tensor(picks, device=label.device))
         )
+
+
+def _combinations(label: Tensor) -> Tensor:
+    """Return the different sets of regions (c, r) that voxels of (b, r, x, y, z) belong to."""
+    bits = 2 ** torch.arange(label.shape[1], device=label.device)
+    codes = einsum(label.long(), bits, "b r x y z, r -> b x y z").unique()
+    return (codes[:, None] // bits % 2).float()
 
 
 def coarsen(label: Tensor, edge: int) -> Tensor:
