@@ -16,7 +16,7 @@ without one. *Chance* is what a network scores to which text is nothing.
 3. Contrast dose 0 to 1, told of no enhancement: it must be gone where none is seen, and stay where
    it is plain.
 4. All sequences: a wrong report, or none, must cost next to nothing.
-5. Two lesions that mirror each other, and a report on one of them.
+5. Two lesions that mirror each other, and a report on one of them, or a prompt for it.
 6. A faded second lesion, and a report on one or two.
 7. Limited or extensive oedema, without FLAIR and with it.
 8. Prompts for what is there, in words of training and of others: Dice beside that of the region.
@@ -48,7 +48,7 @@ import torch
 from keyword_parser import edit
 from numpy.typing import NDArray
 from probe_tower import FACTS, probe_tower
-from prompt_scores import score_prompts
+from prompt_scores import score_prompts, score_sides
 from scipy import ndimage
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -182,6 +182,10 @@ MEASURES = {
     "named": Measure("5", "two lesions: Dice of the named", _both(">= .75", ">= .65"), "none"),
     "other": Measure("5", "share of the other one found", _both("<= .10"), "none"),
     "side follows": Measure("5", "words swapped: side follows", _both(">= .95", ">= .90"), ".50"),
+    "named by prompt": Measure(
+        "5", "... asked for by a prompt: Dice of it", _both(">= .75", ">= .65"), "-"
+    ),
+    "other by prompt": Measure("5", "... share of the other one found", _both("<= .10"), "-"),
     "satellite": Measure("6", "faded second lesion: share right", _both(">= .85"), ".50"),
     "oedema, no FLAIR": Measure("7", "oedema, extensive / limited, no FLAIR", _both(">= 1.5"), "1"),
     "oedema": Measure("7", "... with FLAIR", _both("<= 1.1"), "1"),
@@ -934,27 +938,47 @@ def run(
                 Row(name, data, MEASURES[measure].test, measure, control, patient.name, value)
                 for measure, control, value in Scorer(patient, texts, answers)()
             ]
-            if PROMPT_TESTS & set(tests) and predictor.network.prompt_head is not None:
+            if predictor.network.prompt_head is not None:
                 rows += [
                     Row(name, data, MEASURES[measure].test, measure, control, patient.name, value)
-                    for measure, control, value in prompt_answers(predictor, patient, folders[name])
+                    for measure, control, value in prompt_answers(
+                        predictor, patient, folders[name], tests
+                    )
                 ]
     return rows
 
 
 def prompt_answers(
-    predictor: Predictor, patient: Patient, folder: Path
+    predictor: Predictor, patient: Patient, folder: Path, tests: Collection[str]
 ) -> list[tuple[str, str, float]]:
     """Return the scores of prompts about a patient; they are kept in the folder."""
-    path = folder / patient.name / "prompts.json"
-    if not path.is_file():
-        (box,) = ndimage.find_objects(patient.brain.astype(np.uint8))
-        scores = score_prompts(
-            predictor, patient.images, patient.affine, patient.label, box, voxel_ml=patient.voxel_ml
+    (box,) = ndimage.find_objects(patient.brain.astype(np.uint8))
+    making: dict[str, Callable[[], list[tuple[str, str, float]]]] = {}
+    if PROMPT_TESTS & set(tests):
+        making["prompts"] = partial(
+            score_prompts,
+            *(predictor, patient.images, patient.affine, patient.label, box),
+            voxel_ml=patient.voxel_ml,
         )
-        with atomic_write(path) as tmp:
-            tmp.write_text(json.dumps(scores), encoding="utf-8")
-    return [(measure, control, value) for measure, control, value in json.loads(path.read_text())]
+    second = patient.second_lesion if "5" in tests else None
+    if second is not None:
+        left = on_left(patient.brain)
+        both = np.where(patient.label > 0, patient.label, second)
+        making["two lesions"] = partial(
+            score_sides,
+            *(predictor, graft(patient, second > 0, 1.0), patient.affine, box),
+            {"left": np.where(left, both, 0), "right": np.where(left, 0, both)},
+        )
+    scores = []
+    for name, make in making.items():
+        path = folder / patient.name / f"{name}.json"
+        if not path.is_file():
+            with atomic_write(path) as tmp:
+                tmp.write_text(json.dumps(make()), encoding="utf-8")
+        scores += [
+            (measure, control, value) for measure, control, value in json.loads(path.read_text())
+        ]
+    return scores
 
 
 def folder_name(weights: str, predictor: Predictor) -> str:

@@ -124,21 +124,14 @@ def score_prompts(
     """
     unseen = unseen_prompts()
     requests = {**unseen, **KNOWN}
-    with torch.no_grad():
-        found = predictor(dict(images), affine, prompts=list(requests))
-    masks = {answer.text: answer.mask[box] > 0 for answer in found.prompts}
-    regions = found.release.to_regions(found.label)
-    names = list(found.release.regions)
-    label = np.zeros(found.label.shape, np.uint8)
-    for name, value in (("WT", OEDEMA), ("TC", CORE), ("ET", ENHANCING)):
-        label[regions[names.index(name)]] = value
-    label, truth = label[box], truth[box]
+    masks, label = _ask(predictor, images, affine, list(requests), box)
+    truth = truth[box]
     values: dict[tuple[str, str], list[float]] = {}
     for text, request in requests.items():
         target = part_of(truth, request)
         kind = "unseen" if text in unseen else "known"
         answers = {
-            "own": masks[" ".join(text.split())],
+            "own": masks[text],
             "parser": part_of(label, read_prompt(text)),
         }
         if target.sum() * voxel_ml >= MIN_ML:
@@ -151,6 +144,59 @@ def score_prompts(
             for control, answer in answers.items():
                 values.setdefault(("prompts absent", control), []).append(float(not answer.any()))
     return [(measure, control, _mean(numbers)) for (measure, control), numbers in values.items()]
+
+
+def score_sides(
+    predictor: Predictor,
+    images: Mapping[str, Any],
+    affine: Any,
+    box: tuple[slice, ...],
+    lesions: Mapping[str, Label],
+) -> list[tuple[str, str, float]]:
+    """Return scores of prompts for one of two lesions, each on its side.
+
+    ``named by prompt`` is the Dice of the answer and the lesion that is asked for, ``other by
+    prompt`` the share of the other one that is in the answer; both are means over the two sides.
+
+    Args:
+        predictor: with a prompt head.
+        images: sequence -> volume, with both lesions.
+        affine: of the volumes, in LPS voxel order.
+        box: the brain box.
+        lesions: side -> labels of its lesion, (x, y, z).
+    """
+    texts = {side: f"the tumour with its oedema in the {side} hemisphere" for side in lesions}
+    masks, label = _ask(predictor, images, affine, list(texts.values()), box)
+    scores = []
+    for control in ("own", "parser"):
+        named, other = [], []
+        for side, text in texts.items():
+            answer = masks[text] if control == "own" else part_of(label, read_prompt(text))
+            unwanted = next(lesion for name, lesion in lesions.items() if name != side)[box] > 0
+            named.append(_dice(answer, lesions[side][box] > 0))
+            other.append(float((answer & unwanted).sum() / unwanted.sum()))
+        scores += [("named by prompt", control, _mean(named))]
+        scores += [("other by prompt", control, _mean(other))]
+    return scores
+
+
+def _ask(
+    predictor: Predictor,
+    images: Mapping[str, Any],
+    affine: Any,
+    prompts: list[str],
+    box: tuple[slice, ...],
+) -> tuple[dict[str, Bool], Label]:
+    """Return the mask of each prompt and the labels that are found without one, in the box."""
+    with torch.no_grad():
+        found = predictor(dict(images), affine, prompts=prompts)
+    regions = found.release.to_regions(found.label)
+    names = list(found.release.regions)
+    label = np.zeros(found.label.shape, np.uint8)
+    for name, value in (("WT", OEDEMA), ("TC", CORE), ("ET", ENHANCING)):
+        label[regions[names.index(name)]] = value
+    masks = {answer.text: answer.mask[box] > 0 for answer in found.prompts}
+    return {text: masks[" ".join(text.split())] for text in prompts}, label[box]
 
 
 def _mean(numbers: Iterable[float]) -> float:

@@ -48,6 +48,10 @@ SIX, FOLDS = "tiny_six_cases.csv", "tiny_folds.csv"
 ABLATION, SIMULATED = RESULTS / "ablation.csv", RESULTS / "ablation_simulated.csv"
 MIN_MAX = RESULTS / "ablation_min_max.csv"
 MIN_MAX_SIMULATED = RESULTS / "ablation_min_max_simulated.csv"
+READING, READING_SIMULATED = (
+    RESULTS / "ablation_reading.csv",
+    RESULTS / "ablation_reading_simulated.csv",
+)
 NETWORKS = "ablation_networks.csv"
 """Sizes and steps of the rows; it lies beside the scores of an ablation."""
 SCORES = {"dice": (3, 2), "hd95_mm": (1, 1), "lesion_dice": (3, 2)}
@@ -84,6 +88,7 @@ PAPER = {
 """Row -> the paper's Dice of WT, TC and ET (BraTS 2020, 369 cases)."""
 BASE = "recommended"
 ROWS = (
+    *("reading", "reading, no_text", "reading, shuffled_text"),
     BASE,
     *("no_attention", "no_guidance", "no_text", "shuffled_text", "no_semantic", "min_max"),
     *("no_pixel", "unet3d", "plain_backbone", "plain_bridge", "refinement", "full_resolution"),
@@ -182,21 +187,22 @@ def ablation(path: Path) -> dict[str, Row]:
 
 
 @cache
-def gains(path: Path, *, unseen: bool = False) -> dict[str, Gain]:
-    """Compare the first row of an ablation with every other, over the seeds that both have.
+def gains(path: Path, *, base: str = BASE, unseen: bool = False) -> dict[str, Gain]:
+    """Compare a row of an ablation with every other, over the seeds that both have.
 
     Args:
         path: file of the ablation.
+        base: the row.
         unseen: use only the cases that the CLIP of the package has not seen.
     """
     rows = ablation(path)
-    chosen = [not unseen or "TCIA" not in case for case in rows[BASE].cases]
+    chosen = [not unseen or "TCIA" not in case for case in rows[base].cases]
     tests = {
         row: difference_over_seeds(
-            100 * rows[BASE].dice[: len(values.dice), chosen], 100 * values.dice[:, chosen]
+            100 * rows[base].dice[: len(values.dice), chosen], 100 * values.dice[:, chosen]
         )
         for row, values in rows.items()
-        if row != BASE
+        if row != base
     }
     corrected = holm(np.array([test.p_value for test in tests.values()]))
     return {
@@ -270,9 +276,9 @@ def case_table() -> str:
     )
 
 
-def ablation_table(path: Path) -> str:
+def ablation_table(path: Path, *, base: str = BASE) -> str:
     """Return the rows of an ablation with sizes, gains, p values and the paper's gains."""
-    tests = gains(path)
+    tests = gains(path, base=base)
     networks = {network["row"]: network for network in read(path.parent / NETWORKS)}
     lines = []
     for row, values in ablation(path).items():
@@ -288,7 +294,7 @@ def ablation_table(path: Path) -> str:
             line += [gain_text(test), p_text(test.p_value), p_text(corrected)]
         else:
             line += ["", "", ""]
-        line += [paper_gain(row) if row in PAPER and row != BASE else ""]
+        line += [paper_gain(row) if row in PAPER and row != BASE == base else ""]
         lines.append(line)
     header = ["row", "parameters", "steps", "seeds", *REGIONS, "mean Dice", "HD95, mm", "gain"]
     return markdown([*header, "p", "p, Holm", "paper's gain"], lines)
@@ -299,9 +305,9 @@ def paper_gain(row: str) -> str:
     return f"{100 * (np.mean(PAPER[BASE]) - np.mean(PAPER[row])):+.1f}"
 
 
-def elsewhere_table(real: Path, simulated: Path) -> str:
+def elsewhere_table(real: Path, simulated: Path, *, base: str = BASE) -> str:
     """Return gains on the real cases that CLIP has not seen, and on simulated patients."""
-    unseen, others = gains(real, unseen=True), gains(simulated)
+    unseen, others = gains(real, base=base, unseen=True), gains(simulated, base=base)
     lines = []
     for row, values in ablation(simulated).items():
         cells = [f"{values.dice.mean():.3f}"]
@@ -319,7 +325,9 @@ def elsewhere_table(real: Path, simulated: Path) -> str:
 def title(row: str) -> str:
     """Return the name of a row in a table."""
     name, _, other = row.partition(", ")
-    return f"`{name}`" + (", read by MiniLM" if other else "")
+    return f"`{name}`" + (
+        ", read by MiniLM" if other == "other text" else f", `{other}`" if other else ""
+    )
 
 
 def tiny_means() -> str:
@@ -638,6 +646,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "tiny, case by case": case_table,
     "ablation, min-max": lambda: ablation_table(MIN_MAX),
     "ablation": lambda: ablation_table(ABLATION),
+    "ablation, reading": lambda: ablation_table(READING, base="reading"),
+    "ablation, reading elsewhere": lambda: elsewhere_table(
+        READING, READING_SIMULATED, base="reading"
+    ),
     "ablation, elsewhere": lambda: elsewhere_table(ABLATION, SIMULATED),
 }
 """Name of a table -> its text."""

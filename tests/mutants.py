@@ -505,6 +505,13 @@ MUTANTS = [
         "inference/test_prompting.py",
     ),
     Mutant(
+        "prompts: taught on where they are right already",
+        "training/prompt_task.py",
+        "F.relu(1 - mixture)",
+        "(1 - mixture)",
+        "training/test_prompt_task.py",
+    ),
+    Mutant(
         "prompts: the smallest part for the largest",
         "inference/prompting.py",
         'if pick == "largest" else',

@@ -112,6 +112,39 @@ def test_the_loss_falls_while_a_head_learns_and_ends_near_zero():
     assert torch.equal(answer, masks > 0.5)
 
 
+def test_a_sum_of_regions_is_taught_only_towards_what_is_asked_for():
+    """Oedema, read as WT 1, TC -1, ET -0.5: sums 1, 0 and -0.5 are right, and stay as they are."""
+    tasks = [PromptTask("oedema", (1, -1, 0), Request("oedema"))]
+    head = PromptHead(6, 3)
+    with torch.no_grad():
+        rest = head.read(torch.zeros(1, 1, 6))
+
+    def gradient(*weights):
+        given = torch.tensor([[weights]], requires_grad=True)
+        prompt_loss(head, rest._replace(weights=given), label(), tasks).backward()
+        return given.grad[0, 0].tolist()
+
+    assert gradient(1.0, -1.0, -0.5) == [0, 0, 0]
+    # 4 times the mean of 4 squares: too little in oedema, too much in necrosis and in ET
+    assert gradient(0.5, 0.0, 0.0) == [pytest.approx(-1 + 1 + 1), pytest.approx(1 + 1), 1]
+    assert gradient(0.5, -1.0, 0.0) == [pytest.approx(-1.0), 0, 0]
+
+
+def test_every_set_of_regions_counts_the_same():
+    """However few voxels have it."""
+    few = label()
+    few[:, 1:] = 0
+    few[:, 1, 7, 3, 3] = 1
+    many = label()
+    many[:, 2] = 0
+    tasks = [PromptTask("core", (0, 1, 0), Request("core"))]
+    head = PromptHead(6, 3)
+    reading = head.read(torch.zeros(1, 1, 6))
+    torch.testing.assert_close(
+        prompt_loss(head, reading, few, tasks), prompt_loss(head, reading, many, tasks)
+    )
+
+
 def test_coarse_labels_keep_their_place():
     fine = torch.zeros(1, 1, 12, 5, 7)
     fine[:, :, 6:] = 1
