@@ -114,17 +114,19 @@ def test_the_loss_falls_while_a_head_learns_and_ends_near_zero():
 
 def test_a_sum_of_regions_is_taught_only_towards_what_is_asked_for():
     """Oedema, read as WT 1, TC -1, ET -0.5: sums 1, 0 and -0.5 are right, and stay as they are."""
-    tasks = [PromptTask("oedema", (1, -1, 0), Request("oedema"))]
+    oedema = PromptTask("oedema", (1, -1, 0), Request("oedema"))
+    whole = PromptTask("whole", (1, 0, 0), Request("whole"))
     head = PromptHead(6, 3)
     with torch.no_grad():
         rest = head.read(torch.zeros(1, 1, 6))
 
-    def gradient(*weights):
+    def gradient(*weights, task=oedema):
         given = torch.tensor([[weights]], requires_grad=True)
-        prompt_loss(head, rest._replace(weights=given), label(), tasks).backward()
+        prompt_loss(head, rest._replace(weights=given), label(), [task]).backward()
         return given.grad[0, 0].tolist()
 
     assert gradient(1.0, -1.0, -0.5) == [0, 0, 0]
+    assert gradient(1.0, 0.5, 0.0, task=whole) == [0, 0, 0]
     # 4 times the mean of 4 squares: too little in oedema, too much in necrosis and in ET
     assert gradient(0.5, 0.0, 0.0) == [pytest.approx(-1 + 1 + 1), pytest.approx(1 + 1), 1]
     assert gradient(0.5, -1.0, 0.0) == [pytest.approx(-1.0), 0, 0]
