@@ -1,7 +1,6 @@
 """What is read of the header of a DICOM image."""
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,15 @@ _NO_AGENT = {"", "0", "n", "no", "none", "nil", "nein", "non", "no contrast", "w
 """What stands in the place of a contrast agent where there is none."""
 _PREAMBLE = 128
 _MAGIC = b"DICM"
-_FIRST_GROUPS = (b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")
-"""How old files begin, which lack a preamble: the first element, little endian."""
-_ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
+_FIRST_ELEMENTS = (0x0000, 0x0001, 0x0005, 0x0008, 0x0012, 0x0016, 0x0018)
+"""With which elements of group 8 old files begin, which lack a preamble."""
+_DELIMITER = b"\xfe\xff\xdd\xe0"
+"""What ends compressed pixels."""
+_ELEMENT_BYTES = 8
+"""Bytes of the head of an element, at least."""
+_TAIL_BYTES = 2**16
+"""Where the end of compressed pixels is looked for, counted from the end of a file."""
+_DIRECTORY = "1.2.840.10008.1.3.10"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
@@ -84,45 +89,52 @@ class ImageHeader:
     truncated: bool
 
 
-def is_dicom(file: Path) -> bool:
-    """Return whether a file is DICOM by its first bytes; names say nothing."""
-    with file.open("rb") as stream:
-        head = stream.read(_PREAMBLE + len(_MAGIC))
-    return head[_PREAMBLE:] == _MAGIC or head[:4] in _FIRST_GROUPS
-
-
 def read_image_header(file: Path) -> ImageHeader | None:
     """Read the header of a DICOM file; its pixels stay on disk.
 
     Args:
-        file: a DICOM file.
+        file: any file; its first bytes tell whether it is DICOM, its name does not.
 
     Returns:
-        The header; None if the file holds no image, as a report, or an index of other files.
+        The header; None for other files, and for DICOM without an image, such as a report or an
+        index of other files.
 
     Raises:
         ImportError: pydicom is not installed.
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or cannot be opened.
     """
     pydicom = import_extra("pydicom", needed_for="DICOM")
     try:
         with file.open("rb") as stream, warnings.catch_warnings():
+            if not _is_dicom(stream.read(_PREAMBLE + len(_MAGIC))):
+                return None
+            stream.seek(0)
             warnings.simplefilter("ignore")  # scanners break rules of text and numbers
             dataset = pydicom.dcmread(
                 stream, stop_before_pixels=True, specific_tags=list(_TAGS), force=True
             )
+            if _is_index(dataset):
+                return None
             if not _texts(dataset, "SOPClassUID"):
-                if "MediaStorageDirectoryStorage" in _media_class_name(dataset):
-                    return None
                 raise EOFError("it ends before its header does")
             if _whole(dataset, "Rows") == 0:
                 return None
             return _header(file, dataset, _truncated(dataset, stream.tell(), file))
+    except OSError as error:
+        raise ValueError(
+            f"{file}: cannot be opened ({error.strerror or error}); check its permissions"
+        ) from error
     except Exception as error:  # pydicom raises almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{file}: not a readable DICOM file ({reason}); copy or export it again, or remove it"
         ) from error
+
+
+def _is_dicom(head: bytes) -> bool:
+    """Return whether a file is DICOM by its first bytes."""
+    first = head[:2] == b"\x08\x00" and int.from_bytes(head[2:4], "little") in _FIRST_ELEMENTS
+    return first or head[_PREAMBLE:] == _MAGIC
 
 
 def _header(file: Path, dataset: Any, truncated: bool) -> ImageHeader:
@@ -164,59 +176,56 @@ def _header(file: Path, dataset: Any, truncated: bool) -> ImageHeader:
 
 
 def _truncated(dataset: Any, start: int, file: Path) -> bool:
-    """Return whether a file ends before its pixels do; those of compressed ones are not read."""
-    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
-    if syntax is not None and (syntax.is_compressed or syntax.is_deflated):
+    """Return whether a file ends before its pixels do."""
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    size = file.stat().st_size
+    if syntax is not None and syntax.is_deflated:
         return False
+    if syntax is not None and syntax.is_encapsulated:
+        with file.open("rb") as stream:
+            stream.seek(max(start, size - _TAIL_BYTES))
+            return _DELIMITER not in stream.read()
     rows, columns = _whole(dataset, "Rows"), _whole(dataset, "Columns")
     bits = _whole(dataset, "BitsAllocated") * max(1, _whole(dataset, "SamplesPerPixel"))
     frames = max(1, _whole(dataset, "NumberOfFrames"))
-    return file.stat().st_size < start + rows * columns * frames * bits // 8
+    return size < start + _ELEMENT_BYTES + rows * columns * frames * bits // 8
 
 
-def _media_class_name(dataset: Any) -> str:
-    """Return the keyword of what the file says that it stores; empty if it does not say it."""
+def _is_index(dataset: Any) -> bool:
+    """Return whether a file is a DICOMDIR, which lists other files."""
     uid = getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID")
-    return "" if uid is None else str(uid.keyword)
+    return str(uid) == _DIRECTORY
 
 
 def _positions(dataset: Any) -> tuple[tuple[float, ...], ...] | None:
     """Return the positions of all slices; None if one is missing."""
     frames = dataset.get("PerFrameFunctionalGroupsSequence")
-    items = [dataset] if not frames else frames
-    positions = [_numbers(_in_groups(item, "ImagePositionPatient"), 3) for item in items]
-    found = tuple(position for position in positions if position is not None)
-    return found if len(found) == len(positions) else None
+    if frames:
+        values = [_in_groups(frame, "ImagePositionPatient") for frame in frames]
+    else:
+        values = [dataset.get("ImagePositionPatient")]
+    found = tuple(place for value in values if (place := _numbers(value, 3)) is not None)
+    return found if len(found) == len(values) else None
 
 
 def _found(dataset: Any, *keywords: str) -> Any:
     """Return a value of the header; in enhanced MR that of all slices, or of the first."""
-    places = [dataset]
+    frames = []
     for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        places += list(dataset.get(name) or [])[:1]
+        frames += list(dataset.get(name) or [])[:1]
     for keyword in keywords:
-        for place in places:
-            value = _in_groups(place, keyword)
+        for value in (dataset.get(keyword), *(_in_groups(frame, keyword) for frame in frames)):
             if value is not None and value != "":
                 return value
     return None
 
 
-def _in_groups(item: Any, keyword: str) -> Any:
-    """Return a value of a dataset, or of a group of values in it."""
-    if keyword in item:
-        return item.get(keyword)
-    for group in _groups(item):
-        if keyword in group:
-            return group.get(keyword)
+def _in_groups(frame: Any, keyword: str) -> Any:
+    """Return a value that is in one of the groups of values of a slice, or of all slices."""
+    for element in frame:
+        if element.VR == "SQ" and element.value and keyword in element.value[0]:
+            return element.value[0].get(keyword)
     return None
-
-
-def _groups(item: Any) -> Iterator[Any]:
-    """Yield the groups of values of a slice, or of all slices."""
-    for element in item:
-        if element.VR == "SQ" and element.value and not element.keyword.endswith("GroupsSequence"):
-            yield element.value[0]
 
 
 def _texts(dataset: Any, keyword: str) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ _OTHER_BODY_PARTS = re.compile(
     r"knee|spine|spinal|lumbar|cervical|abdom|pelvis|chest|thorax|breast|heart|cardiac|shoulder"
     r"|\bhip\b|ankle|\bfoot|\bhand\b|wrist|elbow|prostate|liver"
 )
+_HEAD = re.compile(r"head|brain|skull|cereb|cran")
 _BEFORE_AND_AFTER = re.compile(r"with and without|pre (and )?post|with without")
 _WITHOUT_CONTRAST = re.compile(
     r"\bpre\b|precon|nativ|\bohne\b|without|\bnon ?(contrast|enh|gd)|noncon|unenhanced|\bsans\b"
@@ -38,7 +39,7 @@ _WITHOUT_CONTRAST = re.compile(
 )
 _WITH_CONTRAST = re.compile(
     r"\+ ?c\b|\bc ?\+|\+ ?gd|\bgd|\bgad|\bpost\b(?! ?(op|rt))|\bkm\b|contrast|kontrast|\bmdc\b|\bce\b"
-    r"|\benh|t1 ?w?i? ?(ce?|gd\w*|gad\w*|post|km|\+)(?![a-z])|dotarem|\binj|\bapres\b|\bnach\b|\bmit\b"
+    r"|\benh|t1 ?w?i? ?(ce?|gd\w*|gad\w*|post(?! ?(op|rt))|km|\+)(?![a-z])|dotarem|\binj|\bapres\b|\bnach\b|\bmit\b"
 )
 _PHASE_COMPONENTS = {"P", "PHASE", "PHASE MAP", "VELOCITY", "R", "REAL", "I", "IMAGINARY"}
 _REFORMATTED = {"MPR", "REFORMATTED", "PROJECTION IMAGE", "MIP", "MINIP", "MNIP", "RESAMPLED"}
@@ -56,9 +57,7 @@ _FLUID_TI_MS = (1400.0, 3500.0)
 """Inversion times at which fluid is dark."""
 
 
-def name_sequence(
-    header: ImageHeader, num_slices: int
-) -> tuple[str | None, tuple[str, ...], str]:
+def name_sequence(header: ImageHeader, num_slices: int) -> tuple[str | None, tuple[str, ...], str]:
     """Tell which of t1, t1ce, t2 and flair a series is.
 
     Words come first: the description, or the protocol where that says nothing. Echo, repetition
@@ -127,7 +126,8 @@ def _unfit(header: ImageHeader, num_slices: int) -> str | None:
         return "an image of proton density"
     if inversion is not None and inversion < _FAT_TI_MS:
         return "a STIR image, by its inversion time"
-    if part := _OTHER_BODY_PARTS.search(f"{header.body_part} {words}"):
+    place = f"{header.body_part} {words}"
+    if (part := _OTHER_BODY_PARTS.search(place)) and not _HEAD.search(place):
         return f"of another part of the body ({part.group().strip()})"
     if num_slices < MIN_SLICES:
         return f"only {num_slices} slice{'s' * (num_slices != 1)}, as localizers have"

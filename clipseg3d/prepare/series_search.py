@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipseg3d.formatting import join_numbers
-from clipseg3d.prepare.image_header import ImageHeader, is_dicom, read_image_header
+from clipseg3d.prepare.image_header import ImageHeader, read_image_header
 from clipseg3d.prepare.series import Series
 from clipseg3d.prepare.series_naming import name_sequence
 
@@ -47,11 +47,7 @@ def find_series(folder: Path) -> list[Series]:
         )
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; check the path")
-    headers = [
-        header
-        for file in _files(folder)
-        if is_dicom(file) and (header := read_image_header(file)) is not None
-    ]
+    headers = [header for file in _files(folder) if (header := read_image_header(file)) is not None]
     if not headers:
         raise FileNotFoundError(
             f"{folder}: holds no DICOM image; give the folder of the series, unpacked"
@@ -62,9 +58,9 @@ def find_series(folder: Path) -> list[Series]:
         for same_series in _part(headers, lambda header: (header.series, header.modality))
         for volume in _volumes(same_series)
     ]
+    volumes.sort(key=lambda volume: volume[0].number or 0)
     return [
-        _series(volume, number)
-        for volume, number in zip(volumes, _numbers(volumes), strict=True)
+        _series(volume, number) for volume, number in zip(volumes, _numbers(volumes), strict=True)
     ]
 
 
@@ -180,7 +176,7 @@ def _series(headers: list[ImageHeader], number: str) -> Series:
     if sequence is not None and _repeats(headers):
         sequence, alternatives = None, ()
         reason = "several images of one place, as dynamic and diffusion images have"
-    fault = "" if first.modality != "MR" else _fault(headers)
+    fault = _fault(headers)
     return Series(
         files=tuple(header.file for header in headers),
         number=number,
@@ -201,6 +197,9 @@ def _series(headers: list[ImageHeader], number: str) -> Series:
 
 def _fault(headers: Sequence[ImageHeader]) -> str:
     """Return why the files of a volume are no whole scan, and the cure; empty if they are."""
+    first = headers[0]
+    if first.modality != "MR" or first.secondary_capture or first.size[2] != 1:
+        return "is no MR scan; give one of the MR series"
     if cut := next((header.file for header in headers if header.truncated), None):
         return f"{cut} ends before its pixels do; copy it again"
     for header in headers:
@@ -236,7 +235,9 @@ def _slice_fault(headers: Sequence[ImageHeader]) -> str:
         )
     places = _positions(headers)[order]
     way = places[-1] - places[0]
-    shift = float(np.sqrt(max(0.0, float(way @ way) - float(heights[order[-1]] - heights[order[0]]) ** 2)))
+    shift = float(
+        np.sqrt(max(0.0, float(way @ way) - float(heights[order[-1]] - heights[order[0]]) ** 2))
+    )
     if shift > _MAX_SHIFT_MM:
         return (
             f"its slices are shifted against one another by {shift:.3g} mm in all (gantry tilt); "

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _HEADER = {
-    "PatientName": "Simulated",
+    "PatientName": "Simulated^Patient",
     "PatientID": "simulated",
     "PatientBirthDate": "",
     "PatientSex": "",
