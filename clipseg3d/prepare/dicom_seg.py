@@ -123,8 +123,8 @@ def write_dicom_seg(
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"series {series.title}: its headers lack what a DICOM-SEG needs ({reason}); export the "
-            "series again with whole headers, or use the NIfTI label map"
+            f"series {series.title}: its headers lack what a DICOM-SEG needs ({reason}); export "
+            "the series again with whole headers, or use the NIfTI label map"
         ) from error
     with atomic_write(path) as tmp:
         segmentation.save_as(tmp)

@@ -4,16 +4,23 @@ import re
 
 from clipseg3d.prepare.image_header import ImageHeader
 
-_PLANES = r"(?<![a-z0-9])(?:ax|axial|sag|sagittal|cor|coronal|tra|trans|3d|2d|s|e|vol|wip|iso|se|tse|fse)*"
+_PLANES = (
+    r"(?<![a-z0-9])"
+    r"(?:ax|axial|sag|sagittal|cor|coronal|tra|trans|3d|2d|s|e|vol|wip|iso|se|tse|fse)*"
+)
 """What scanners put before T1 or T2 without a space; no other letters, as in POST1."""
 _T1 = re.compile(_PLANES + r"t1(?!\d)|mp ?rage|bravo|spgr|tfl3d")
 _T2 = re.compile(_PLANES + r"t2(?!\d)")
 _FLAIR = re.compile(r"flair|dark ?fluid|\btirm|spcir|\btir2d")
 _OTHER_KINDS = {
-    "a localizer": r"locali[sz]er|scout|survey|\bloc\b|3 ?plane|three ?plane|smart ?brain|\bpilot",
+    "a localizer": (
+        r"locali[sz]er|scout|survey|\bloc\b|3 ?plane|three ?plane|smart ?brain|\bpilot"
+    ),
     "a diffusion image": r"dwi|\bdti|diff|\badc|trace|ep2d|tensor|\bfa\b|b ?1000",
-    "an image of susceptibility": r"swi\b|\bswi|swan|venbold|t2 ?star|t2 ?w? ?\*|hemo|\bt2 gre|t2 fl2d",
-    "a perfusion image": r"perf|\bdsc|\bdce|\bpwi|\bp?asl\b|pcasl|\br?cb[fv]\b|\bmtt|\bttp|tmax|k ?trans",
+    "an image of susceptibility": (
+        r"swi\b|\bswi|swan|venbold|t2 ?star|t2 ?w? ?\*|hemo|\bt2 gre|t2 fl2d"
+    ),
+    "a perfusion image": (r"perf|\bdsc|\bdce|\bpwi|\bp?c?asl\b|cb[fv]\b|\bmtt|\bttp|tmax|k ?trans"),
     "an angiography": r"\btof|\bmr[av]\b|angio|venogra|phase contrast",
     "a spectroscopy": r"\bmrs\b|\bcsi\b|\bsvs|spectro",
     "a functional image": r"fmri|\bbold|\brest\b|resting",
@@ -38,8 +45,9 @@ _WITHOUT_CONTRAST = re.compile(
     r"|\bsenza\b|\bsin\b|\bavant\b|\bvor\b|\bplain\b|\bno (contrast|gd|gad)"
 )
 _WITH_CONTRAST = re.compile(
-    r"\+ ?c\b|\bc ?\+|\+ ?gd|\bgd|\bgad|\bpost\b(?! ?(op|rt))|\bkm\b|contrast|kontrast|\bmdc\b|\bce\b"
-    r"|\benh|t1 ?w?i? ?(ce?|gd\w*|gad\w*|post(?! ?(op|rt))|km|\+)(?![a-z])|dotarem|\binj|\bapres\b|\bnach\b|\bmit\b"
+    r"\+ ?c\b|\bc ?\+|\+ ?gd|\bgd|\bgad|\bpost\b(?! ?(op|rt))|\bkm\b|contrast|kontrast|\bmdc\b"
+    r"|\bce\b|\benh|t1 ?w?i? ?(ce?|gd\w*|gad\w*|post(?! ?(op|rt))|km|\+)(?![a-z])"
+    r"|dotarem|\binj|\bapres\b|\bnach\b|\bmit\b"
 )
 _PHASE_COMPONENTS = {"P", "PHASE", "PHASE MAP", "VELOCITY", "R", "REAL", "I", "IMAGINARY"}
 _REFORMATTED = {"MPR", "REFORMATTED", "PROJECTION IMAGE", "MIP", "MINIP", "MNIP", "RESAMPLED"}

@@ -40,7 +40,7 @@ def numbers(series, **told):
 
 
 def refused(series, **told):
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         choose_sequences(series, told=told)
     assert "\n" not in str(error.value)
     return str(error.value)

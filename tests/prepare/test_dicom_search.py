@@ -196,7 +196,7 @@ def test_a_truncated_compressed_file_is_a_fault_that_names_it(tmp_path):
 def test_a_file_cut_in_its_header_is_named(tmp_path):
     file = write(tmp_path)[3]
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ValueError, match="0004: not a readable DICOM file .*again"):
+    with pytest.raises(ValueError, match=r"0004: not a readable DICOM file .*again"):
         find_series(tmp_path)
 
 
@@ -237,5 +237,5 @@ def test_folders_without_dicom_are_refused(tmp_path):
         find_series(tmp_path / "nowhere")
     with zipfile.ZipFile(tmp_path / "disk.zip", "w") as archive:
         archive.writestr("0001", "x")
-    with pytest.raises(FileNotFoundError, match="holds no DICOM image; .* unpacked"):
+    with pytest.raises(FileNotFoundError, match=r"holds no DICOM image; .* unpacked"):
         find_series(tmp_path)

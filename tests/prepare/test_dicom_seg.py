@@ -222,6 +222,6 @@ def test_other_labels_are_refused_and_nothing_is_written(tmp_path, label, affine
 def test_a_series_without_a_frame_of_reference_is_refused(tmp_path):
     series = make(tmp_path, FrameOfReferenceUID=None)
     label = save(tmp_path / "label.nii.gz", make_label(), oblique())
-    with pytest.raises(ValueError, match="lack what a DICOM-SEG needs .*Frame Of Reference UID"):
+    with pytest.raises(ValueError, match=r"lack what a DICOM-SEG needs .*Frame Of Reference UID"):
         write_dicom_seg(label, series, tmp_path / "seg.dcm", release=RELEASE)
     assert not (tmp_path / "seg.dcm").exists()
