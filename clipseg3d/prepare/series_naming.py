@@ -81,11 +81,11 @@ def name_sequence(header: ImageHeader, num_slices: int) -> tuple[str | None, tup
     if (reason := _unfit(header, num_slices)) is not None:
         return None, (), reason
     words = _normalise(header.description)
-    weighting = _weighting(words, header)
+    weighting = _weighting(words)
     source = "by its description"
     if weighting is None:
         words = f"{words} {_normalise(header.protocol)}"
-        weighting = _weighting(words, header)
+        weighting = _weighting(words)
         source = "by its protocol"
     measured = _measured_weighting(header)
     if weighting is None:
@@ -142,15 +142,13 @@ def _unfit(header: ImageHeader, num_slices: int) -> str | None:
     return None
 
 
-def _weighting(words: str, header: ImageHeader) -> str | None:
+def _weighting(words: str) -> str | None:
     """Return t1, t2 or flair by words; None if there are none, or if they contradict."""
     t1, t2 = _T1.search(words) is not None, _T2.search(words) is not None
     fluid = _FLAIR.search(words) is not None
-    if header.inversion_time_ms is not None and header.inversion_time_ms < _FLUID_TI_MS[0]:
-        fluid = fluid and t1  # T1 FLAIR, or fat suppressed: a short inversion time
     if t1 and t2:
         return None
-    if t1:
+    if t1:  # also of T1 FLAIR
         return "t1"
     if fluid:
         return "flair"

@@ -137,7 +137,7 @@ def test_enhanced_mr_is_found_and_converted(tmp_path):
     (tmp_path / "enhanced").mkdir()
     enhanced.save_as(tmp_path / "enhanced" / "IM1")
     (series,) = find_series(tmp_path / "enhanced")
-    assert (series.number, series.sequence, series.num_slices) == ("7", "t1ce", 9)
+    assert (series.sequence, series.num_slices) == ("t1ce", 9)
     assert (series.echo_time_ms, series.repetition_time_ms, series.fault) == (12, 550, "")
     path = convert_series(series, tmp_path / "out")
     assert_same_in_space(nib.load(path), voxels(), oblique())

@@ -185,11 +185,16 @@ def test_an_agent_against_the_words_is_in_doubt():
 
 @pytest.mark.parametrize(
     ("description", "times", "other"),
-    [("AX T2", SPIN_T1, "t1"), ("AX T1", SPIN_T2, "t2"), ("AX T2", FLAIR, "flair")],
+    [
+        ("AX T2", SPIN_T1, "t1"),
+        ("AX T1", SPIN_T2, "t2"),
+        ("AX T2", FLAIR, "flair"),
+        ("FLAIR", {**FLAIR, "echo_time_ms": 9.0, "inversion_time_ms": 860.0}, "t1"),
+    ],
 )
 def test_times_against_the_words_are_in_doubt(description, times, other):
     sequence, alternatives, reason = name(description, times)
-    assert sequence == description[-2:].lower()
+    assert sequence == description.split()[-1].lower()
     assert alternatives == (other,)
     assert "but" in reason
 
