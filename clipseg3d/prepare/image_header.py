@@ -122,7 +122,7 @@ def read_image_header(file: Path) -> ImageHeader | None:
             return _header(file, dataset, _truncated(dataset, stream.tell(), file))
     except OSError as error:
         raise ValueError(
-            f"{file}: cannot be opened ({error.strerror or error}); check its permissions"
+            f"{file}: cannot be opened ({error.strerror or error}); check its path and permissions"
         ) from error
     except Exception as error:  # pydicom raises almost anything
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -144,9 +144,15 @@ def _positions(headers: Sequence[ImageHeader]) -> npt.NDArray[np.float64]:
 
 def _heights(headers: Sequence[ImageHeader]) -> npt.NDArray[np.float64]:
     """Return how far the slices lie along their normal, in mm."""
-    orientation = np.array(headers[0].orientation)
-    heights: npt.NDArray[np.float64] = _positions(headers) @ np.cross(*orientation.reshape(2, 3))
+    heights: npt.NDArray[np.float64] = _positions(headers) @ _normal(headers[0])
     return heights
+
+
+def _normal(header: ImageHeader) -> npt.NDArray[np.float64]:
+    """Return the normal of a slice, of length 1 although directions are rounded in headers."""
+    normal = np.cross(*np.array(header.orientation).reshape(2, 3))
+    length = float(np.linalg.norm(normal))
+    return normal / length if length else normal
 
 
 def _repeats(headers: Sequence[ImageHeader]) -> bool:
@@ -234,10 +240,8 @@ def _slice_fault(headers: Sequence[ImageHeader]) -> str:
             "missing; copy or export the whole series again"
         )
     places = _positions(headers)[order]
-    way = places[-1] - places[0]
-    shift = float(
-        np.sqrt(max(0.0, float(way @ way) - float(heights[order[-1]] - heights[order[0]]) ** 2))
-    )
+    way, normal = places[-1] - places[0], _normal(headers[0])
+    shift = float(np.linalg.norm(way - (way @ normal) * normal))
     if shift > _MAX_SHIFT_MM:
         return (
             f"its slices are shifted against one another by {shift:.3g} mm in all (gantry tilt); "

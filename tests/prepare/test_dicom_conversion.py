@@ -1,6 +1,5 @@
 """Mirrors clipseg3d/prepare/conversion.py. Sizes differ pairwise, so a swapped axis fails."""
 
-import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +59,7 @@ def assert_same_in_space(image, volume, affine):
     np.testing.assert_allclose(found, volume, atol=1e-4)
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0)])
 def test_voxels_keep_values_and_places(tmp_path, order):
     write_dicom_series(tmp_path / "in", voxels(), oblique(order), T1CE)
     path = convert(tmp_path / "in", tmp_path / "out")

@@ -160,6 +160,15 @@ def test_oblique_slices_are_no_fault(tmp_path):
     assert only(tmp_path).fault == ""
 
 
+def test_rounded_directions_are_no_fault(tmp_path):
+    cos, sin = np.cos(0.4), np.sin(0.4)
+    turned = np.array([[1, 0, 0, 0], [0, cos, -sin, 0], [0, sin, cos, 0], [0, 0, 0, 1]]) @ AFFINE
+    turned[:, 2] *= 10  # far apart, so that the way is as long as that of many slices
+    rounded = [1, 0, 0, 0, round(cos, 3), round(-sin, 3)]
+    write(tmp_path, affine=turned, ImageOrientationPatient=rounded)
+    assert only(tmp_path).fault == ""
+
+
 @pytest.mark.parametrize(
     ("keyword", "message"),
     [
@@ -191,6 +200,20 @@ def test_a_truncated_compressed_file_is_a_fault_that_names_it(tmp_path):
     assert only(tmp_path).fault == ""
     files[3].write_bytes(files[3].read_bytes()[:-20])
     assert f"{files[3]} ends before its pixels do" in only(tmp_path).fault
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    file = write(tmp_path)[3]
+    opened = type(file).open
+
+    def refuse(path, *args):
+        if path == file:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args)
+
+    monkeypatch.setattr(type(file), "open", refuse)
+    with pytest.raises(ValueError, match=r"0004: cannot be opened \(Permission denied\); check"):
+        find_series(tmp_path)
 
 
 def test_a_file_cut_in_its_header_is_named(tmp_path):

@@ -113,6 +113,35 @@ def test_a_label_on_the_converted_scan_comes_back_to_its_series(tmp_path):
     )
 
 
+def test_enhanced_mr_gets_the_same_segments(tmp_path):
+    dates = {"StudyDate": "20200304", "SeriesDate": "20200304"}
+    sources = [pydicom.dcmread(file) for file in make(tmp_path, **dates).files]
+    enhanced = highdicom.legacy.LegacyConvertedEnhancedMRImage(
+        sources, highdicom.UID(), 7, highdicom.UID(), 1
+    )
+    (tmp_path / "enhanced").mkdir()
+    enhanced.save_as(tmp_path / "enhanced" / "IM1")
+    (series,) = find_series(tmp_path / "enhanced")
+    label = save(tmp_path / "label.nii.gz", make_label(), oblique())
+    write_dicom_seg(label, series, tmp_path / "seg.dcm", release=RELEASE)
+    for number, region in enumerate(get_release(RELEASE).to_regions(make_label()), start=1):
+        found = read_places(tmp_path / "seg.dcm", number)
+        np.testing.assert_allclose(found, places(region, oblique()), atol=0.02)
+
+
+def test_directions_rounded_by_the_scanner_will_do(tmp_path):
+    series = make(tmp_path)
+    for file in series.files:
+        dataset = pydicom.dcmread(file)
+        dataset.ImageOrientationPatient = [
+            round(float(value), 4) for value in dataset.ImageOrientationPatient
+        ]
+        dataset.save_as(file)
+    label = save(tmp_path / "label.nii.gz", make_label(), oblique())
+    write_dicom_seg(label, series, tmp_path / "seg.dcm", release=RELEASE)
+    assert len(read_places(tmp_path / "seg.dcm", 1)) == (make_label() > 0).sum()
+
+
 def test_segments_are_named_coded_and_refer_to_the_series(tmp_path):
     series = make(tmp_path)
     label = save(tmp_path / "label.nii.gz", make_label(), oblique())
