@@ -80,6 +80,7 @@ ARROWS = {
     }
     | {"blocks.positions", "blocks.prompt_head"},
     "reporting": SHARED | {"metrics"},
+    "prepare": SHARED | {"data", "clipseg3d"},
     "export": SHARED | {"networks", "blocks", "clipseg3d"},
     "testing": SHARED | {"blocks", "clip", "data.release"},
     "cli": SHARED
@@ -110,7 +111,7 @@ THIRD_PARTY = {
     "pretrained": {"torch", "safetensors", "huggingface_hub", "jsonargparse", "lazy_loader"},
     "networks": {"torch", "einops", "lazy_loader"},
     "reporting": {"torch", "numpy", "scipy", "matplotlib", "jinja2", "lazy_loader"},
-    "testing": {"torch", "numpy", "lazy_loader"},
+    "testing": {"torch", "numpy", "pydicom", "lazy_loader"},
 }
 """Room -> libraries it may import; rooms that are not listed may import any."""
 
