@@ -419,9 +419,9 @@ def test_rules_of_the_weights_are_applied_unless_they_are_switched_off(folder):
     assert not other(case).label.any()
     named = [run.provenance()["post-processing"] for run in (own, off, other)]
     assert named == [
-        "enhancing to core ET < 1e+06 ml",
+        "ET under 1e+06 ml in all counted as core",
         "none",
-        "small components WT < 1e+06 ml",
+        "components of WT under 1e+06 ml removed",
     ]
 
 
