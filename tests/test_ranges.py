@@ -26,7 +26,9 @@ def test_a_share_is_from_0_to_1(value):
 def test_trust_is_from_0_to_1_and_says_what_that_means(value):
     require_trust(0)
     require_trust(1.0)
-    with pytest.raises(ValueError, match=r"^trust=.* is not in \[0, 1\]; .* no report.* leaves open"):
+    with pytest.raises(
+        ValueError, match=r"^trust=.* is not in \[0, 1\]; .* no report.* leaves open"
+    ):
         require_trust(value)
 
 

@@ -55,7 +55,11 @@ def write_reference(folder: Path) -> None:
 def write_pages(folder: Path) -> None:
     """Write the guides, the notebooks, and the index of everything."""
     exporter = HTMLExporter(
-        embed_images=True, exclude_anchor_links=True, mathjax_url="", require_js_url="", jquery_url=""
+        embed_images=True,
+        exclude_anchor_links=True,
+        mathjax_url="",
+        require_js_url="",
+        jquery_url="",
     )
     for path, place in PAGES.items():
         if path.suffix == ".ipynb":

@@ -308,6 +308,16 @@ def test_a_fit_says_what_matters_and_little_else(command, folder, tmp_path, caps
     assert float(rows[-1]["train/lr"]) < float(rows[0]["train/lr"])
 
 
+def test_a_fit_without_validation_names_the_weights_of_its_last_epoch(command, capsys):
+    never = ("--trainer.check_val_every_n_epoch", "2")
+    assert command("fit", "--trainer.logger", "true", *never) == 0
+    results = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert results["Best"] == "epoch  none was validated (trainer.check_val_every_n_epoch=2)"
+    assert results["Weights"] == "lightning_logs/version_0/checkpoints/last-0000004.ckpt"
+    assert Path(results["Weights"]).is_file()
+    assert results["Segment"] == f"clipseg3d segment CASE -o labels --weights {results['Weights']}"
+
+
 def damage(path):
     path.write_bytes(path.read_bytes()[:-100])
     return path

@@ -445,7 +445,7 @@ def test_weights_without_a_prompt_head_end_in_one_message(weights, patients, tmp
         (prompts(""), "prompt '' is empty; write what to segment, such as 'the enhancing rim'"),
         (prompts("rim", "  "), "prompt '  ' is empty"),
         (prompts("rim " * 10_000), "has 39999 characters, and 1000 are the most"),
-        (["--trust", "1.5"], "trust=1.5 is not in [0, 1]; give a number from 0, as if there were no"),
+        (["--trust", "1.5"], "trust=1.5 is not in [0, 1]; give a number from 0, as if"),
         (["--trust", "nan"], "trust=nan is not in [0, 1]"),
         (["--text", "x", "--reports", "r.json"], "--text is for one case, --reports for many"),
         (["--reports", "gone.json"], "gone.json: no such file"),
