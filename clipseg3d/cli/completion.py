@@ -19,8 +19,9 @@ def complete(parser: argparse.ArgumentParser) -> None:
     if "_ARGCOMPLETE" not in os.environ:
         return
     import argcomplete
+    from argcomplete.completers import FilesCompleter
 
-    files = argcomplete.FilesCompleter()
+    files = FilesCompleter()
 
     def values(prefix: str, action: argparse.Action, **_: Any) -> list[str]:
         names = config_names() if action.dest in _NAMES_CONFIG else []
