@@ -274,11 +274,12 @@ def test_a_fit_writes_scores_of_its_best_checkpoint(command, folder, tmp_path, c
     ]
 
 
-def test_a_finished_fit_is_not_trained_on(command, folder):
+def test_a_finished_fit_is_not_trained_on(command, folder, capsys):
     checkpoints = folder / "checkpoints"
     before = {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()}
     again = ("fit", "--trainer.default_root_dir", folder, "--ckpt_path", "last")
     assert command(*again) == 0
+    assert "this fit was complete, so nothing was trained" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()} == before
 
 
