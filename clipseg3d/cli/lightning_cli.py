@@ -264,9 +264,8 @@ class CLIPSeg3DCLI(LightningCLI):
         with self._lock(), naming_full_disk(self._folder()):
             with _refusals(MisconfigurationException, RuntimeError):
                 self.trainer.fit(**arguments)
-            resumed = arguments.get("ckpt_path")
-            is_file = bool(resumed) and Path(resumed).is_file()
-            step = read_checkpoint_file(Path(resumed)).get("global_step") if is_file else None
+            resumed = Path(arguments.get("ckpt_path") or "")
+            step = read_checkpoint_file(resumed).get("global_step") if resumed.is_file() else None
             if step == self.trainer.global_step and self.trainer.is_global_zero:
                 note = f"{_short(resumed)}: this fit was complete, so nothing was trained"
                 say(f"clipseg3d: note: {note}; more epochs are another fit", stream=sys.stderr)

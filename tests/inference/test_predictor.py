@@ -446,7 +446,7 @@ def test_an_ensemble_has_one_set_of_rules():
     for other, words in ((with_rules(), "none"), (with_rules(holes={"WT": 2}), "holes WT < 2 ml")):
         with pytest.raises(
             ValueError,
-            match=r"come with different rules .*\(holes WT < 1 ml; and "
+            match=r"come with different rules .*\(holes of WT under 1 ml filled; and "
             rf"{words}\); .* --postprocessing FILE\), or none",
         ):
             predictor(same[0], other, device="cpu")
