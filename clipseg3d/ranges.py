@@ -28,6 +28,19 @@ def require_share(**settings: Any) -> None:
             raise ValueError(f"{name}={value!r} is not in [0, 1]; give a probability, such as 0.15")
 
 
+def require_trust(trust: Any) -> None:
+    """Refuse a trust in reports that is not a number in [0, 1].
+
+    Raises:
+        ValueError: it is not; the message says what the number means.
+    """
+    if not (_is_number(trust) and 0 <= trust <= 1):
+        raise ValueError(
+            f"trust={trust!r} is not in [0, 1]; give a number from 0, as if there were no report, "
+            "to 1, where the report may decide whatever the image leaves open"
+        )
+
+
 def require_above_zero(**settings: Any) -> None:
     """Refuse settings that are not a finite number above 0.
 

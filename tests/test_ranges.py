@@ -9,6 +9,7 @@ from clipseg3d.ranges import (
     require_names,
     require_not_negative,
     require_share,
+    require_trust,
 )
 
 NO_NUMBERS = [float("nan"), float("inf"), None, "0.5", True]
@@ -19,6 +20,16 @@ def test_a_share_is_from_0_to_1(value):
     require_share(a=0, b=1, c=0.5)
     with pytest.raises(ValueError, match=r"^dropout=.* is not in \[0, 1\]; give a probability"):
         require_share(a=0.5, dropout=value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, *NO_NUMBERS])
+def test_trust_is_from_0_to_1_and_says_what_that_means(value):
+    require_trust(0)
+    require_trust(1.0)
+    with pytest.raises(
+        ValueError, match=r"^trust=.* is not in \[0, 1\]; .* no report.* leaves open"
+    ):
+        require_trust(value)
 
 
 @pytest.mark.parametrize("value", [-1, *NO_NUMBERS])

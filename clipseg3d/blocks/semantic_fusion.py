@@ -18,6 +18,7 @@ from clipseg3d.blocks.semantic_bridge import SemanticBridge, ViewTokens
 from clipseg3d.blocks.semantic_gate import SemanticGate
 from clipseg3d.blocks.sentence_attention import SentenceAttention
 from clipseg3d.blocks.zero_init import zero_init
+from clipseg3d.ranges import require_trust
 from clipseg3d.views import Views
 from clipseg3d.vocabulary import REGIONS
 
@@ -186,8 +187,7 @@ class SemanticFusion(nn.Module):
             ValueError: neither is given, batch sizes differ, there are fewer text tokens than
                 regions, an embedding is not finite, or ``trust`` is outside [0, 1].
         """
-        if not 0 <= trust <= 1:
-            raise ValueError(f"trust={trust} is not in [0, 1]; 0 ignores reports")
+        require_trust(trust)
         embedded = None if views is None else self.bridge.embed(views)
         self._check(embedded, text)
         if text is None:

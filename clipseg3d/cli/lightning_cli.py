@@ -264,6 +264,11 @@ class CLIPSeg3DCLI(LightningCLI):
         with self._lock(), naming_full_disk(self._folder()):
             with _refusals(MisconfigurationException, RuntimeError):
                 self.trainer.fit(**arguments)
+            resumed = Path(arguments.get("ckpt_path") or "")
+            step = read_checkpoint_file(resumed).get("global_step") if resumed.is_file() else None
+            if step == self.trainer.global_step and self.trainer.is_global_zero:
+                note = f"{_short(resumed)}: this fit was complete, so nothing was trained"
+                say(f"clipseg3d: note: {note}; more epochs are another fit", stream=sys.stderr)
             self._score_best()
             self._say_results()
 
@@ -357,26 +362,34 @@ class CLIPSeg3DCLI(LightningCLI):
     def _say_results(self) -> None:
         """Print the best epoch, its scores, where files are, and how to segment with the weights.
 
+        The weights are those of the best epoch or, if none was validated, of the last.
         Curves are drawn from a log in CSV, if there is one.
         """
         trainer: Any = self.trainer
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         best = self.config_init.fit.checkpoint.best_model_path
+        weights = best or self.config_init.fit.last.best_model_path
         lines = []
         if best:
             manifest = read_checkpoint_file(Path(best))[MANIFEST]
             dice = dice_in_words(manifest.get("scores", {}))
             lines.append(f"Best epoch  {manifest['epoch'] + 1} of {trainer.current_epoch}: {dice}")
-            lines.append(f"Weights     {_short(best)}")
+        else:
+            every = trainer.check_val_every_n_epoch
+            lines.append(
+                f"Best epoch  none was validated (trainer.check_val_every_n_epoch={every})"
+            )
+        if weights:
+            lines.append(f"Weights     {_short(weights)}")
         for logger in trainer.loggers:
             log = Path(logger.log_dir or "", "metrics.csv")
             if isinstance(logger, CSVLogger) and log.is_file():
                 save_curves(log.with_name("curves.png"), log)
                 lines.append(f"Log         {_short(log)}")
                 lines.append(f"Curves      {_short(log.with_name('curves.png'))}")
-        if best:
-            command = ["clipseg3d", "segment", "CASE", "-o", "labels", "--weights", _short(best)]
+        if weights:
+            command = ["clipseg3d", "segment", "CASE", "-o", "labels", "--weights", _short(weights)]
             lines.append(f"Segment     {shlex.join(map(str, command))}")
         say("\n".join(lines))
 

@@ -22,6 +22,8 @@ from clipseg3d.cli import (
     tune_postprocessing,
     validate,
 )
+from clipseg3d.cli.completion import SET_UP, complete
+from clipseg3d.cli.config_reader import read_configs
 from clipseg3d.cli.freed_memory import keep_freed_memory
 from clipseg3d.cli.terminal import (
     INTERRUPTED,
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             keeps freed memory (:mod:`clipseg3d.cli.freed_memory`).
     """
     if argv is None:
+        complete(_parser())
         keep_freed_memory()
         argv = sys.argv[1:]
     try:
@@ -64,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         lightning = LIGHTNING_COMMANDS.get(argv[0])
         if lightning is not None and not {"-h", "--help"} & {*argv}:
+            read_configs(argv)  # what is wrong with one is said before seconds of loading
             code: int = lightning.run(argv)
         else:
             arguments = _parser().parse_args([argv[0], "--help"] if lightning else argv)
@@ -80,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-class _CommandsFormatter(argparse.HelpFormatter):
+class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
     """Leave room for the longest command, so that each takes one line."""
 
     def __init__(self, prog: str) -> None:
@@ -98,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="clipseg3d",
         description="Text-guided 3D segmentation of brain tumours in four MRI sequences.",
         usage="clipseg3d COMMAND ...",
-        epilog="'clipseg3d COMMAND --help' says more about a command. To begin: clipseg3d demo",
+        epilog="'clipseg3d COMMAND --help' says more about a command. To begin: clipseg3d demo\n"
+        f"To complete with Tab: pip install argcomplete; {SET_UP}",
         formatter_class=_CommandsFormatter,
     )
     parser.add_argument("--version", action="version", version=f"clipseg3d {__version__}")

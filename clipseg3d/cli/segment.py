@@ -92,7 +92,7 @@ def add_command(commands: Commands) -> None:
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="how far reports are trusted, from 0, as if there were none, to 1 (default)",
+        help="how far reports are trusted: a number from 0, as if there were none, to 1 (default)",
     )
     segment.add_argument(
         "--prompt",
@@ -173,9 +173,9 @@ def run(arguments: argparse.Namespace) -> int:
     from clipseg3d.inference.postprocessing import PostProcessing
     from clipseg3d.inference.predictor import Predictor, Rules
     from clipseg3d.inference.prompting import PromptWarning, check_prompts
-    from clipseg3d.ranges import require_share
+    from clipseg3d.ranges import require_trust
 
-    require_share(trust=arguments.trust)
+    require_trust(arguments.trust)
     prompts = check_prompts(arguments.prompts)
     text = None if arguments.text is None else report_text(arguments.text)
     reports = arguments.reports and read_reports(arguments.reports)
@@ -192,7 +192,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if rules == "weights" and predictor.postprocessing is not None:
         say(
-            f"clipseg3d: note: the weights' post-processing: {predictor.postprocessing.describe()}",
+            "clipseg3d: note: rules that come with the weights (--no-postprocessing leaves them "
+            f"out): {predictor.postprocessing.describe()}",
             stream=sys.stderr,
         )
     cases, faults = _find_cases(arguments, predictor)
@@ -227,7 +228,8 @@ def run(arguments: argparse.Namespace) -> int:
                 for note in result.notes:
                     say(f"clipseg3d: note: {note}", stream=sys.stderr)
                 if result.status == "written":
-                    say(str(result.files[0]))
+                    for path in result.files[: 1 + arguments.html]:  # labels and case page
+                        say(str(path))
                     for answer, path in result.prompts.items():
                         say(f"{path}: {answer}{'' if answer.found else '; the mask is empty'}")
                 elif result.error is not None:

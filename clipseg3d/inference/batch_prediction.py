@@ -21,7 +21,7 @@ from clipseg3d.inference.prompt_answer import PromptAnswer, prompt_file
 from clipseg3d.inference.prompting import check_prompts
 from clipseg3d.inference.read_ahead import read_ahead
 from clipseg3d.inference.segmentation import Segmentation, map_file
-from clipseg3d.ranges import require_share
+from clipseg3d.ranges import require_trust
 
 PROBABILITIES, UNCERTAINTY, PROMPTS = "probabilities", "uncertainty", "prompts"
 """Subfolders for maps and masks, as ``RECORDS`` is one for what files were made with, so that the
@@ -102,7 +102,7 @@ def segment_cases(
             cannot be answered; nothing has been written.
         OSError: ``out`` cannot be written to.
     """
-    require_share(trust=trust)
+    require_trust(trust)
     prompts = check_prompts(prompts)
     if prompts:
         predictor.read_prompts(prompts)  # fails if it cannot

@@ -20,6 +20,12 @@ Masks = npt.NDArray[np.bool_]
 
 RULES = ("relative_components", "small_components", "enhancing_to_core", "holes")
 """Rules, in the order of application."""
+_IN_WORDS = {
+    "relative_components": "components of {region} under {threshold} of its largest removed",
+    "small_components": "components of {region} under {threshold} ml removed",
+    "enhancing_to_core": "{region} under {threshold} ml in all counted as core",
+    "holes": "holes of {region} under {threshold} ml filled",
+}
 ENHANCING = "ET"
 MAX_ML = 1e6
 """Largest threshold; no head has as much."""
@@ -149,8 +155,7 @@ class PostProcessing:
     def describe(self) -> str:
         """Return the rules with a threshold above 0, in words."""
         parts = [
-            f"{rule.replace('_', ' ')} {region} < {threshold:.6g} "
-            f"{'of the largest' if rule == _SHARE else 'ml'}"
+            _IN_WORDS[rule].format(region=region, threshold=f"{threshold:.6g}")
             for rule in RULES
             for region, threshold in self.thresholds(rule).items()
             if threshold

@@ -45,7 +45,7 @@ from clipseg3d.inference.sliding_window import segment_volume
 from clipseg3d.inference.tta import MIRRORINGS
 from clipseg3d.networks.clipseg3d import CLIPSeg3D, Prediction
 from clipseg3d.pretrained.reader import TrainedNetwork, read_networks
-from clipseg3d.ranges import require_share
+from clipseg3d.ranges import require_trust
 from clipseg3d.views import Views
 from clipseg3d.vocabulary import PLANES
 
@@ -330,7 +330,7 @@ class Predictor:
             ScanWarning: something about the scan may make the result wrong; the words are also the
                 notes of the segmentation.
         """
-        require_share(trust=trust)
+        require_trust(trust)
         asked = self.read_prompts(prompts)
         read = scan if isinstance(scan, ReadCase) else self.read(scan, affine)
         case, preprocessed, scan_grid, notes = read.case, read.inputs, read.scan_grid, read.notes

@@ -43,6 +43,8 @@ def save_curves(path: Path, log: Path) -> None:
     dice.set(ylabel="Dice of validation", ylim=(0, 1), xlabel="step")
     if dice.lines:
         dice.legend()
+    else:
+        dice.text(0.5, 0.5, "no epoch was validated", ha="center", transform=dice.transAxes)
     for axes in (loss, rate, dice):
         axes.grid(alpha=0.3)
     with atomic_write(path) as tmp:

@@ -274,11 +274,12 @@ def test_a_fit_writes_scores_of_its_best_checkpoint(command, folder, tmp_path, c
     ]
 
 
-def test_a_finished_fit_is_not_trained_on(command, folder):
+def test_a_finished_fit_is_not_trained_on(command, folder, capsys):
     checkpoints = folder / "checkpoints"
     before = {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()}
     again = ("fit", "--trainer.default_root_dir", folder, "--ckpt_path", "last")
     assert command(*again) == 0
+    assert "this fit was complete, so nothing was trained" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()} == before
 
 
@@ -306,6 +307,16 @@ def test_a_fit_says_what_matters_and_little_else(command, folder, tmp_path, caps
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     assert [int(row["step"]) for row in rows] == list(range(8))
     assert float(rows[-1]["train/lr"]) < float(rows[0]["train/lr"])
+
+
+def test_a_fit_without_validation_names_the_weights_of_its_last_epoch(command, capsys):
+    never = ("--trainer.check_val_every_n_epoch", "2")
+    assert command("fit", "--trainer.logger", "true", *never) == 0
+    results = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert results["Best"] == "epoch  none was validated (trainer.check_val_every_n_epoch=2)"
+    assert results["Weights"] == "lightning_logs/version_0/checkpoints/last-0000004.ckpt"
+    assert Path(results["Weights"]).is_file()
+    assert results["Segment"] == f"clipseg3d segment CASE -o labels --weights {results['Weights']}"
 
 
 def damage(path):

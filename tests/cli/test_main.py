@@ -137,3 +137,21 @@ def test_a_defect_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("clipseg3d.phantom.write.write_phantoms", lambda *a, **k: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(["phantom", "-o", "p"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "no such configuration; did you mean phantom_tiny?"), ("model: [", "not valid YAML")],
+)
+def test_a_wrong_configuration_is_named_before_anything_is_loaded(
+    text, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("clipseg3d.cli.fit.run", lambda argv: pytest.fail("loaded"))
+    value = "phantom_tinny"
+    if text is not None:
+        value = str(tmp_path / "broken.yaml")
+        Path(value).write_text(text)
+    assert main(["fit", "--config", value]) == (2 if text is None else 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"clipseg3d: {value}: ")
+    assert message in line

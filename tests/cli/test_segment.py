@@ -279,7 +279,7 @@ def test_rules_of_the_weights_are_applied_and_told_of_unless_switched_off(
     case, name = patients / NAMES[0], f"{NAMES[0]}.nii.gz"
     out = tmp_path / "out"
     assert segment(case, out=out, weights=strict) == 0
-    assert "note: the weights' post-processing: enhancing to core ET" in capsys.readouterr().err
+    assert "(--no-postprocessing leaves them out): ET under" in capsys.readouterr().err
     assert set(np.unique(voxels(out / name))) <= {0, 1, 2}
     record = json.loads((out / "records" / f"{NAMES[0]}.json").read_text())
     assert record["made_with"]["postprocessing"] == {"enhancing_to_core": 1e6}
@@ -445,7 +445,7 @@ def test_weights_without_a_prompt_head_end_in_one_message(weights, patients, tmp
         (prompts(""), "prompt '' is empty; write what to segment, such as 'the enhancing rim'"),
         (prompts("rim", "  "), "prompt '  ' is empty"),
         (prompts("rim " * 10_000), "has 39999 characters, and 1000 are the most"),
-        (["--trust", "1.5"], "trust=1.5 is not in [0, 1]"),
+        (["--trust", "1.5"], "trust=1.5 is not in [0, 1]; give a number from 0, as if"),
         (["--trust", "nan"], "trust=nan is not in [0, 1]"),
         (["--text", "x", "--reports", "r.json"], "--text is for one case, --reports for many"),
         (["--reports", "gone.json"], "gone.json: no such file"),

@@ -44,7 +44,7 @@ def test_rules_are_learned_written_and_printed(folders, capsys):
     out = capsys.readouterr().out
     assert "Dice WT  0.9" in out
     assert "-> 1.0000" in out
-    assert "Rules: relative components WT < 0.01 of the largest, from 2 cases" in out
+    assert "Rules: components of WT under 0.01 of its largest removed, from 2 cases" in out
     learned = json.loads((folders / "rules.json").read_text())["learned"]
     assert learned["cases"] == 2
     assert learned["dice_after"] == {"WT": 1.0, "TC": 1.0, "ET": 1.0}

@@ -165,8 +165,8 @@ def test_rules_survive_a_file(tmp_path):
     assert json.loads(path.read_text())["learned"] == {"cases": 3}
     assert [p.name for p in path.parent.iterdir()] == ["rules.json"]
     assert rules.describe() == (
-        "relative components WT < 0.1 of the largest, small components WT < 0.32 ml, "
-        "enhancing to core ET < 0.5 ml, holes TC < 0.056 ml"
+        "components of WT under 0.1 of its largest removed, components of WT under 0.32 ml "
+        "removed, ET under 0.5 ml in all counted as core, holes of TC under 0.056 ml filled"
     )
     assert PostProcessing().describe() == "none"
     assert PostProcessing.from_values(rules.values()).values() == {

@@ -419,9 +419,9 @@ def test_rules_of_the_weights_are_applied_unless_they_are_switched_off(folder):
     assert not other(case).label.any()
     named = [run.provenance()["post-processing"] for run in (own, off, other)]
     assert named == [
-        "enhancing to core ET < 1e+06 ml",
+        "ET under 1e+06 ml in all counted as core",
         "none",
-        "small components WT < 1e+06 ml",
+        "components of WT under 1e+06 ml removed",
     ]
 
 
@@ -446,7 +446,7 @@ def test_an_ensemble_has_one_set_of_rules():
     for other, words in ((with_rules(), "none"), (with_rules(holes={"WT": 2}), "holes WT < 2 ml")):
         with pytest.raises(
             ValueError,
-            match=r"come with different rules .*\(holes WT < 1 ml; and "
+            match=r"come with different rules .*\(holes of WT under 1 ml filled; and "
             rf"{words}\); .* --postprocessing FILE\), or none",
         ):
             predictor(same[0], other, device="cpu")

@@ -49,3 +49,14 @@ def test_long_losses_have_a_running_mean(drawn, tmp_path):
     steps, mean = drawn[1]
     assert (steps[0], steps[-1]) == (3, 199)  # over four steps
     assert np.allclose(mean, 0.5)
+
+
+def test_an_empty_plot_says_why(monkeypatch, tmp_path):
+    words, text = [], Axes.text
+    monkeypatch.setattr(
+        Axes, "text", lambda self, x, y, s, **o: words.append(s) or text(self, x, y, s, **o)
+    )
+    for name, log in (("without", "step,train/loss\n0,3.0\n"), ("with", LOG)):
+        (tmp_path / "metrics.csv").write_text(log)
+        save_curves(tmp_path / f"{name}.png", tmp_path / "metrics.csv")
+    assert words == ["no epoch was validated"]
