@@ -112,11 +112,12 @@ TEXT = {
     "empty": "told that nothing enhances: share without ET (best 1)",
     "withheld": "T1ce withheld: Dice of ET",
     "side follows": "two equal lesions, one named: share right (chance 0.5)",
+    "named by prompt": "the same by a prompt: Dice of the named",
     "loss": "Dice lost to a wrong report (best 0)",
     "prompts known": "prompts: Dice less that of the region",
     "prompts unseen": "prompts in words of others: the same",
-    "prompts absent": "prompt for what is not there: share empty (best 1)",
-    "prompts present": "prompt for what is there: share found (best 1)",
+    "prompts absent": "prompts for absent parts: share empty (best 1)",
+    "prompts present": "prompts for present parts: share found (best 1)",
 }
 """Measure of ``obedience.py`` -> how it is called here."""
 
@@ -355,15 +356,16 @@ def text_table(kinds: Mapping[str, str]) -> str:
         if key[1::2] != ("loss", "own"):  # which is the mean of the others
             values.setdefault(key, []).append(float(row["value"]))
     lines = []
-    for weights in dict.fromkeys(key[0] for key in values):
+    names = list(dict.fromkeys(key[0] for key in values))
+    for weights in names:
         for measure, asked in TEXT.items():
             for kind, patients in kinds.items():
                 cells = [values.get((weights, measure, kind, control), []) for control in READ]
                 if any(cells):
                     scores = [f"{round(np.mean(c), 2) + 0:.2f}" if c else "" for c in cells]
                     size = f"{max(map(len, cells))} {patients}"
-                    lines.append([f"`{weights}`", asked, size, *scores])
-    return markdown(["weights", "asked", "patients", *READ.values()], lines)
+                    lines.append([f"`{weights}`", asked, size, *scores][len(names) == 1 :])
+    return markdown(["weights", "asked", "patients", *READ.values()][len(names) == 1 :], lines)
 
 
 def short_ablation_table() -> str:
