@@ -80,11 +80,12 @@ ARROWS = {
     }
     | {"blocks.positions", "blocks.prompt_head"},
     "reporting": SHARED | {"metrics"},
+    "prepare": SHARED | {"data", "clipseg3d"},
     "export": SHARED | {"networks", "blocks", "clipseg3d"},
     "testing": SHARED | {"blocks", "clip", "data.release"},
     "cli": SHARED
     | {"training", "inference", "pretrained", "networks", "clip", "metrics", "reporting"}
-    | {"data", "phantom", "texts", "export", "configs", "weights", "clipseg3d"},
+    | {"data", "phantom", "prepare", "texts", "export", "configs", "weights", "clipseg3d"},
     "__main__": {"cli"},
 }
 """Room -> rooms it may import, beside itself. ``clipseg3d`` stands for its version and its path."""
