@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from nibabel.affines import apply_affine
-from scipy import ndimage
 
 from clipseg3d.prepare.extra import import_extra
 from clipseg3d.prepare.native_scan import NativeScan
+from clipseg3d.prepare.registration import Volume
 
 BRAIN_ML = (600.0, 2300.0)
 """Least and largest volume of a brain, those of children included."""
@@ -55,29 +54,30 @@ def extract_brain(scan: NativeScan, engine: str) -> Bool:
     return mask
 
 
-def locate_brain(scan: NativeScan, engine: str) -> npt.NDArray[np.float64]:
-    """Return the middle of the brain in mm, within a few mm, of a scan of any contrast.
+def locate_brain(scan: NativeScan, engine: str) -> Volume:
+    """Return about where the brain is, 0 to 1, in a scan of any contrast.
 
     Raises:
         ImportError: deepbet is not installed.
         ValueError: no brain was found.
     """
     if engine == "none":
-        found, to_mm = scan.voxels != 0, scan.affine
+        found = Volume((scan.voxels != 0).astype(np.float32), scan.affine)
     else:
-        voxels, to_mm = _canonical(scan)
+        # The network by which deepbet finds a box around the brain does with any contrast.
+        image = nib.as_closest_canonical(nib.Nifti1Image(scan.voxels, scan.affine))
+        voxels = torch.from_numpy(np.ascontiguousarray(image.dataobj, np.float32))
         small = F.interpolate(voxels[None, None], _SMALL, mode="nearest-exact")[0, 0]
         low, high = small.quantile(0.005), small.quantile(0.995)
         normalise = import_extra("deepbet.utils", needed_for="brain extraction").normalize
         with torch.no_grad():
             scores = _deepbet().bbox_model(normalise(small, low, high)[None, None])[0, 1]
-        found = scores.numpy() > _THRESHOLD
         steps = np.array(voxels.shape) / _SMALL
-        to_mm = to_mm @ nib.affines.from_matvec(np.diag(steps), (steps - 1) / 2)
-    if not found.any():
+        affine = image.affine @ nib.affines.from_matvec(np.diag(steps), (steps - 1) / 2)
+        found = Volume((scores > _THRESHOLD).numpy().astype(np.float32), affine)
+    if not found.voxels.any():
         raise ValueError(_no_brain(scan))
-    middle: npt.NDArray[np.float64] = apply_affine(to_mm, ndimage.center_of_mass(found))
-    return middle
+    return found
 
 
 def _by_deepbet(scan: NativeScan) -> Bool:
@@ -127,12 +127,6 @@ def _deepbet() -> Any:
     """Return deepbet with its networks, whose weights are in its wheel; kept in memory."""
     deepbet = import_extra("deepbet", needed_for="brain extraction")
     return deepbet.BrainExtraction(no_gpu=True)
-
-
-def _canonical(scan: NativeScan) -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
-    """Return the voxels of a scan in RAS order, and their affine."""
-    image = nib.as_closest_canonical(nib.Nifti1Image(scan.voxels, scan.affine))
-    return torch.from_numpy(np.ascontiguousarray(image.dataobj, np.float32)), image.affine
 
 
 def _no_brain(scan: NativeScan) -> str:

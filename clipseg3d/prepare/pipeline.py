@@ -224,10 +224,8 @@ class _Preparation:
         self._step(f"registering {self._reference} to the atlas")
         average, average_mask = atlas.load_atlas()
         brain = Volume(np.where(mask, scan.voxels, 0), scan.affine)
-        middle = apply_affine(scan.affine, ndimage.center_of_mass(mask))
-        fit = register(
-            average, average_mask, brain, moving_centre=middle, margin_mm=4.0, scaling=True
-        )
+        shape = Volume(mask.astype(np.float32), scan.affine)
+        fit = register(average, average_mask, brain, shape, margin_mm=4.0, scaling=True)
         there = carry(
             mask.astype(np.float32),
             np.linalg.inv(fit.matrix) @ scan.affine,
@@ -242,7 +240,8 @@ class _Preparation:
         if agreement < MIN_AGREEMENT or not SCALES[0] <= fit.scale <= SCALES[1]:
             raise ValueError(
                 f"{scan.path}: what was found does not look like a brain (Dice {agreement:.2f} "
-                f"with the atlas, {fit.scale:.2f} of its size); check that it is a scan of a whole head"
+                f"with the atlas, {fit.scale:.2f} of its size); check that it is a scan of a whole "
+                "head"
             )
         return fit, agreement
 
@@ -254,12 +253,12 @@ class _Preparation:
         """
         self._step(f"registering {name} to {self._reference}")
         fixed, scan = self._scans[self._reference], self._scans[name]
-        middle = locate_brain(scan, self._engine)
+        found = locate_brain(scan, self._engine)
         fit = register(
             Volume(fixed.voxels, fixed.affine),
             mask,
             Volume(scan.voxels, scan.affine),
-            moving_centre=middle,
+            found,
             margin_mm=_MARGIN_MM if self._engine != "none" else 0.0,
         )
         if fit.overlap < MIN_OVERLAP:
@@ -270,6 +269,7 @@ class _Preparation:
         where = apply_affine(fit.matrix @ fixed.affine, np.argwhere(mask[::4, ::4, ::4]) * 4)
         voxels = apply_affine(np.linalg.inv(scan.affine), where)
         inside = ((voxels > -1) & (voxels < scan.voxels.shape)).all(axis=1)
+        middle = apply_affine(found.affine, ndimage.center_of_mass(found.voxels))
         miss = float(np.linalg.norm(where[inside].mean(axis=0) - middle))
         if miss > MAX_MISS_MM:
             raise ValueError(

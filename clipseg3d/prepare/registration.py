@@ -25,10 +25,10 @@ _COARSE_MM, _FINE_MM = 4.0, 2.0
 """Voxels of the two levels of registration."""
 _START_DEGREES = (-20.0, 0.0, 20.0)
 """Rotations about each axis that are tried first."""
-_NUM_STARTS = 3
+_NUM_STARTS = 2
 """Starts that are followed on the coarse level."""
-_MAX_STRAY_MM = 20.0
-"""How far the centre may end up from where it was said to be."""
+_MASK_MARGIN_MM = 16.0
+"""How far around the brain the two brains are compared."""
 _BINS = 32
 _SAMPLES = 120_000
 """Voxels of the fine level that mutual information is estimated from, at most."""
@@ -75,50 +75,44 @@ class Fit:
 
 def register(
     fixed: Volume,
-    mask: Bool,
+    brain: Bool,
     moving: Volume,
+    moving_brain: Volume,
     *,
-    moving_centre: npt.NDArray[np.float64],
     margin_mm: float,
     scaling: bool = False,
 ) -> Fit:
-    """Find the rigid motion that brings two volumes together, by mutual information.
+    """Find the rigid motion that brings two volumes together.
 
-    Both are brought to voxels of 4 mm, then 2 mm. From where the centres lie together, 27 rotations
-    are tried, and the best ones are followed. The result depends on nothing random.
+    First the two brains are laid over each other, from 27 rotations; a rough one is enough, and its
+    contrast is of no matter. From there, the mutual information of the volumes is followed, at 4 mm
+    and at 2 mm. The result depends on nothing random.
 
     Args:
-        fixed: where the mask lies.
-        mask: (x, y, z), voxels of the fixed volume that are to fit.
+        fixed: volume to register to.
+        brain: (x, y, z), where in it the brain is.
         moving: the other volume.
-        moving_centre: in mm, where the centre of the mask is in the moving volume, within 1 cm.
-        margin_mm: how far around the mask the volumes are to fit as well.
+        moving_brain: about where in its space the brain is, 0 to 1.
+        margin_mm: how far around the brain the volumes are to fit as well.
         scaling: whether one factor is found as well.
     """
-    sitk = _import_simpleitk()
-    centre = _centre(mask, fixed.affine)
-    coarse = _Level(sitk, fixed, mask, moving, _COARSE_MM, margin_mm)
-    starts = []
-    for degrees in product(_START_DEGREES, repeat=3):
-        transform = _start(sitk, centre, moving_centre - centre, degrees, scaling=scaling)
-        if (score := coarse.score(transform)) is not None:
-            starts.append((score, len(starts), transform))
-    if not starts:
-        return Fit(from_matvec(np.eye(3), moving_centre - centre), 0.0, 0.0)
-
-    def strays(transform: Any) -> bool:
-        """Return whether a transform has left the centre; mutual information may be high there."""
-        there = apply_affine(_from_itk(transform), centre)
-        return bool(np.linalg.norm(there - moving_centre) > _MAX_STRAY_MM)
-
-    best = sorted(starts, key=lambda start: start[:2])[:_NUM_STARTS]
-    followed = [coarse.follow(transform) for *_, transform in best]
-    _, transform = min(followed, key=lambda pair: (strays(pair[1]), pair[0]))
-    fine = _Level(sitk, fixed, mask, moving, _FINE_MM, margin_mm)
-    score, transform = fine.follow(transform)
+    sitk = import_extra("SimpleITK", needed_for="registration")
+    shown = Volume(brain.astype(np.float32), fixed.affine)
+    masks = _Level(sitk, shown, brain, moving_brain, _COARSE_MM, _MASK_MARGIN_MM, masks=True)
+    middle = apply_affine(fixed.affine, ndimage.center_of_mass(brain))
+    to = apply_affine(moving_brain.affine, ndimage.center_of_mass(moving_brain.voxels))
+    starts = [
+        _start(sitk, middle, to - middle, degrees, scaling=scaling)
+        for degrees in product(_START_DEGREES, repeat=3)
+    ]
+    best = sorted(range(len(starts)), key=[masks.score(start) for start in starts].__getitem__)
+    followed = [masks.follow(starts[index]) for index in best[:_NUM_STARTS]]
+    transform = min(followed, key=masks.score)
+    for spacing_mm in (_COARSE_MM, _FINE_MM):
+        level = _Level(sitk, fixed, brain, moving, spacing_mm, margin_mm)
+        transform = level.follow(transform)
     matrix = _from_itk(transform)
-    overlap = _overlap(mask, fixed.affine, moving, matrix)
-    return Fit(matrix, -score / max(overlap, 1e-3), overlap)
+    return Fit(matrix, -level.score(transform), _overlap(brain, fixed.affine, moving, matrix))
 
 
 def rigid_part(matrix: Affine, *, about: Sequence[float]) -> Affine:
@@ -137,14 +131,10 @@ def rigid_part(matrix: Affine, *, about: Sequence[float]) -> Affine:
 def to_itk(matrix: Affine) -> Any:
     """Return a transform of SimpleITK from a matrix between mm as in NIfTI."""
     lps = _LPS @ matrix @ _LPS
-    transform = _import_simpleitk().AffineTransform(3)
+    transform = import_extra("SimpleITK", needed_for="registration").AffineTransform(3)
     transform.SetMatrix(lps[:3, :3].ravel().tolist())
     transform.SetTranslation(lps[:3, 3].tolist())
     return transform
-
-
-def _import_simpleitk() -> Any:
-    return import_extra("SimpleITK", needed_for="registration")
 
 
 class _Level:
@@ -154,71 +144,62 @@ class _Level:
         self,
         sitk: Any,
         fixed: Volume,
-        mask: Bool,
+        brain: Bool,
         moving: Volume,
         spacing_mm: float,
         margin_mm: float,
+        *,
+        masks: bool = False,
     ) -> None:
-        # Only the surroundings of the mask matter.
-        (box,) = ndimage.find_objects(mask.view(np.uint8))
+        # Only the surroundings of the brain matter.
+        (box,) = ndimage.find_objects(brain.view(np.uint8))
         inner = fixed.affine @ from_matvec(np.eye(3), [side.start for side in box])
         layers = math.ceil(margin_mm / spacing_mm)
-        shape, affine = _cubes(mask[box].shape, inner, spacing_mm, layers=layers)
-        weight = carry(mask[box].astype(np.float32), inner, shape, affine)
-        near = weight > 0.5
+        shape, affine = _cubes(brain[box].shape, inner, spacing_mm, layers=layers)
+        near = carry(brain[box].astype(np.float32), inner, shape, affine) > 0.5
         if layers:
             near = ndimage.binary_dilation(near, iterations=layers)
-        self._sitk = sitk
+        self._sitk, self._masks = sitk, masks
         self._fixed = _image(sitk, fixed, shape, affine)
-        self._mask = sitk.Cast(_to_image(sitk, near.astype(np.float32), affine), sitk.sitkUInt8)
+        self._near = sitk.Cast(_to_image(sitk, near.astype(np.float32), affine), sitk.sitkUInt8)
         self._share = min(1.0, _SAMPLES / max(1, int(near.sum())))
         self._moving = _image(sitk, moving, *_cubes(moving.voxels.shape, moving.affine, spacing_mm))
-        self._near, self._near_affine, self._field = near, affine, moving
 
-    def score(self, transform: Any) -> float | None:
-        """Return the negative mutual information; None if the volumes hardly overlap.
-
-        It is weighed by the overlap, without which it is best where little of the mask is compared.
-        """
-        method = self._method(transform)
+    def score(self, transform: Any) -> float:
+        """Return how badly the volumes fit: negative mutual information, or squared differences."""
         try:
-            value = float(method.MetricEvaluate(self._fixed, self._moving))
+            return float(self._method(transform).MetricEvaluate(self._fixed, self._moving))
         except RuntimeError:  # fewer than a quarter of the voxels lie in the moving volume
-            return None
-        return value * self._overlap(transform)
+            return math.inf if self._masks else 0.0
 
-    def _overlap(self, transform: Any) -> float:
-        """Return the share of the mask that lies in the moving volume."""
-        return _overlap(self._near, self._near_affine, self._field, _from_itk(transform))
-
-    def follow(self, transform: Any) -> tuple[float, Any]:
-        """Return the best score near a transform, and where it is."""
-        sitk = self._sitk
-        method = self._method(sitk.Transform(transform))
+    def follow(self, transform: Any) -> Any:
+        """Return the best transform near another one."""
+        method = self._method(transform)
         method.SetOptimizerAsRegularStepGradientDescent(
             learningRate=1.0,
             minStep=0.005,
-            numberOfIterations=150,
+            numberOfIterations=100,
             relaxationFactor=0.6,
-            gradientMagnitudeTolerance=1e-6,
+            gradientMagnitudeTolerance=1e-8,
         )
         method.SetOptimizerScalesFromPhysicalShift()
         try:
             found = method.Execute(self._fixed, self._moving)
         except RuntimeError:  # it went where the volumes hardly overlap
-            return 0.0, transform
-        transform = sitk.CompositeTransform(found).GetBackTransform()
-        return self.score(transform) or 0.0, transform
+            return transform
+        return self._sitk.CompositeTransform(found).GetBackTransform()
 
     def _method(self, transform: Any) -> Any:
-        sitk = self._sitk
-        method = sitk.ImageRegistrationMethod()
-        method.SetMetricAsMattesMutualInformation(_BINS)
-        method.SetMetricFixedMask(self._mask)
+        method = self._sitk.ImageRegistrationMethod()
+        if self._masks:
+            method.SetMetricAsMeanSquares()
+        else:
+            method.SetMetricAsMattesMutualInformation(_BINS)
+        method.SetMetricFixedMask(self._near)
         if self._share < 1:
             method.SetMetricSamplingStrategy(method.RANDOM)
             method.SetMetricSamplingPercentage(self._share, 1)
-        method.SetInterpolator(sitk.sitkLinear)
+        method.SetInterpolator(self._sitk.sitkLinear)
         method.SetInitialTransform(transform, inPlace=False)
         return method
 
@@ -251,12 +232,6 @@ def _from_itk(transform: Any) -> Affine:
     columns = [np.array(transform.TransformPoint(p)) - origin for p in np.eye(3).tolist()]
     matrix: Affine = _LPS @ from_matvec(np.array(columns).T, origin) @ _LPS
     return matrix
-
-
-def _centre(mask: Bool, affine: Affine) -> npt.NDArray[np.float64]:
-    """Return the centre of a mask in mm."""
-    centre: npt.NDArray[np.float64] = apply_affine(affine, ndimage.center_of_mass(mask))
-    return centre
 
 
 def _cubes(
