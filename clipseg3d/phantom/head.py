@@ -135,7 +135,7 @@ def simulate_head(seed: int, *, sequences: Sequence[str] = SEQUENCES) -> Head:
     """
     require_names(sequences, SEQUENCES, of="sequences")
     phantom = simulate_phantom(seed, spacing_mm=1.0)
-    brain = phantom.image.any(axis=0)
+    brain = np.asarray(phantom.image.any(axis=0))
     rng = np.random.default_rng((seed, 1))
     tissues = _tissues(rng, brain)
     head_affine = phantom.affine @ from_matvec(np.eye(3), (0, 0, -_BELOW))
@@ -339,4 +339,5 @@ def _mean_in_voxels(
         total += ndimage.affine_transform(
             volume, matrix, offset, shape, order=1, mode="constant", output=np.float32
         )
-    return total / np.float32(np.prod(counts))
+    mean: Float = total / np.float32(np.prod(counts))
+    return mean

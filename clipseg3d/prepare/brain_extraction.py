@@ -113,7 +113,7 @@ def _by_hd_bet(scan: NativeScan) -> Bool:
 
 def _as_stripped(scan: NativeScan) -> Bool:
     """Return the mask of a scan that holds the brain alone."""
-    return scan.voxels != 0
+    return np.asarray(scan.voxels != 0)
 
 
 ENGINES: Mapping[str, Callable[[NativeScan], Bool]] = MappingProxyType(

@@ -1,7 +1,8 @@
 """The picture of each step of preparing a case: did it go well?"""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,13 +53,13 @@ def save_page(path: Path, case: "PreparedCase") -> None:
         head = carry(scan.voxels, np.linalg.inv(matrix) @ scan.affine, atlas.SHAPE, atlas.AFFINE)
         for column, axis in enumerate((2, 1, 0), start=1):
             axes = figure.add_subplot(grid[row, column])
-            _draw(axes, head.take(middle[axis], axis), axis)
+            _draw(axes, _plane(head, middle, axis), axis)
             for outline, colour in ((average_brain, _ATLAS), (brain, _OUTLINE)):
-                plane = _upright(np.asarray(outline, np.float32).take(middle[axis], axis), axis)
+                plane = _upright(_plane(outline, middle, axis), axis)
                 axes.contour(plane, levels=[0.5], colors=[colour], linewidths=0.8)
             axes.set_title(f"{title} in place", color=_TEXT, fontsize=9)
         axes = figure.add_subplot(grid[row, 4])
-        _draw(axes, volume.take(middle[2], 2), 2)
+        _draw(axes, _plane(volume, middle, 2), 2)
         axes.set_title(f"{title}, brain alone", color=_TEXT, fontsize=9)
     agreement = case.record["atlas"]["agreement"]
     figure.suptitle(
@@ -72,9 +73,14 @@ def save_page(path: Path, case: "PreparedCase") -> None:
         figure.savefig(tmp, format="png", facecolor=_BACKGROUND, dpi=110)
 
 
+def _plane(volume: npt.NDArray[Any], middle: Sequence[int], axis: int) -> npt.NDArray[np.float32]:
+    """Return the plane of a volume through a voxel."""
+    return np.asarray(volume.take(middle[axis], axis=axis), np.float32)
+
+
 def _upright(plane: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
     """Return rows and columns of a plane in LPS order, anterior or superior up."""
-    return plane.T if axis == 2 else plane.T[::-1]
+    return np.asarray(plane.T if axis == 2 else plane.T[::-1])
 
 
 def _draw(axes: Axes, plane: npt.NDArray[np.float32], axis: int) -> None:
@@ -88,7 +94,7 @@ def _draw_native(
 ) -> None:
     """Draw the middle slice of a scan, in the order of its own voxels, across its thickest axis."""
     across = int(np.argmax(sizes))
-    plane = voxels.take(voxels.shape[across] // 2, across)
+    plane = _plane(voxels, [side // 2 for side in voxels.shape], across)
     height, width = (size for axis, size in enumerate(sizes) if axis != across)
     axes.set_axis_off()
     axes.imshow(plane.T, cmap="gray", vmin=0, vmax=_bright(plane), aspect=float(width / height))

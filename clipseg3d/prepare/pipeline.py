@@ -320,7 +320,9 @@ class _Preparation:
         volume = carry(scan.voxels, affine, atlas.SHAPE, atlas.AFFINE)
         shown = carry(np.ones(scan.voxels.shape, np.float32), affine, atlas.SHAPE, atlas.AFFINE)
         least = np.float32(1e-3) * volume[brain].max()  # 0 would be background
-        return np.where(brain & (shown >= 0.5), np.maximum(volume, least), np.float32(0))
+        return np.asarray(
+            np.where(brain & (shown >= 0.5), np.maximum(volume, least), 0), np.float32
+        )
 
 
 def _about(scan: NativeScan, matrix: Affine, fit: Fit | None) -> dict[str, Any]:

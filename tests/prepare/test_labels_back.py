@@ -107,7 +107,5 @@ def test_another_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="clipseg3d prepare"):
         carry_back(label, tmp_path, tmp_path / "out")
     (tmp_path / "x_prepare.json").write_text("{}")
-    with pytest.raises(
-        ValueError, match=r"x_prepare\.json: was not written by 'clipseg3d prepare'"
-    ):
+    with pytest.raises(ValueError, match=r"x_prepare\.json: was not written by"):
         carry_back(label, tmp_path, tmp_path / "out")
