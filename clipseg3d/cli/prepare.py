@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
             say(str(path))
         return 0
 
+    from clipseg3d.data.cases import case_from_files
     from clipseg3d.prepare.pipeline import prepare_case, require_new
     from clipseg3d.prepare.scan_search import find_scans
 
@@ -79,8 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.folder is not None:
         files = {**find_scans(arguments.folder), **files}
         name = name or arguments.folder.resolve().name
-    if name is not None:
-        require_new(arguments.output / name)  # before minutes of work
+    if name is None:
+        name = case_from_files(files, allow_missing=True).case_id
+    require_new(arguments.output / name)  # before minutes of work
     case = prepare_case(
         files, name=name, brain_extraction=arguments.brain_extraction, n4=arguments.n4
     )

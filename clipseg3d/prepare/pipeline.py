@@ -292,7 +292,7 @@ class _Preparation:
             and "t1" not in masks
             and voxel_sizes(t1.affine).max() <= _THIN_MM
         ):
-            self._step("finding the brain in t1")
+            self._progress.set_description(f"{self._case_id}: finding the brain in t1")
             masks = {**masks, "t1": extract_brain(t1, self._engine)}
         shares = [
             carry(
