@@ -55,8 +55,11 @@ def test_without_t1_there_is_nothing_to_find_the_brain_in(block):
         prepare_case({"t2": block})
 
 
+@pytest.mark.slow
 def test_noise_holds_no_brain(block):
-    with pytest.raises(ValueError, match=r"t1ce\.nii\.gz: .*(no brain was found|a brain of)"):
+    with pytest.raises(
+        ValueError, match=r"t1ce\.nii\.gz: .*(no brain was found|a brain of|not look like a)"
+    ):
         prepare_case({"t1ce": block})
 
 
@@ -65,6 +68,7 @@ def test_none_is_for_stripped_scans(block):
         prepare_case({"t1ce": block}, brain_extraction="none")
 
 
+@pytest.mark.slow
 def test_a_rod_is_no_brain(tmp_path):
     """Its volume is that of a brain, but the atlas does not fit."""
     place = (np.indices((110, 110, 110)) - 55) * 2
@@ -168,8 +172,7 @@ def test_the_atlas_lies_in_the_middle_of_the_grid():
     middle = (index.min(axis=0) + index.max(axis=0)) / 2
     np.testing.assert_allclose(middle, atlas.CENTRE, atol=1.5)
     assert 1400 < there.sum() / 1000 < 1650
-    # the front of a brain is narrower than its back, and y grows backwards in LPS
-    widths = there.any(axis=2).sum(axis=0)
-    front, back = index[:, 1].min(), index[:, 1].max()
-    assert widths[front + 15] < widths[back - 15]
+    # brain stem and cerebellum are the lowest, and behind the middle; y grows backwards in LPS
+    lowest = index[index[:, 2] < index[:, 2].min() + 12]
+    assert lowest[:, 1].mean() > atlas.CENTRE[1] + 5
     np.testing.assert_allclose(atlas.AFFINE, from_matvec(np.diag([-1, -1, 1]), (0, 239, 0)))
