@@ -85,7 +85,7 @@ ARROWS = {
     "testing": SHARED | {"blocks", "clip", "data.release"},
     "cli": SHARED
     | {"training", "inference", "pretrained", "networks", "clip", "metrics", "reporting"}
-    | {"data", "phantom", "texts", "export", "configs", "weights", "clipseg3d"},
+    | {"data", "phantom", "prepare", "texts", "export", "configs", "weights", "clipseg3d"},
     "__main__": {"cli"},
 }
 """Room -> rooms it may import, beside itself. ``clipseg3d`` stands for its version and its path."""

@@ -17,6 +17,7 @@ from clipseg3d.cli import (
     fit,
     phantom,
     predict,
+    prepare,
     segment,
     test,
     tune_postprocessing,
@@ -38,7 +39,7 @@ from clipseg3d.ranges import UnknownNameError
 LIGHTNING_COMMANDS = {"fit": fit, "validate": validate, "test": test, "predict": predict}
 """Commands whose options LightningCLI parses."""
 COMMANDS = (
-    *(demo, segment, configs, fit, validate, test, predict, cross_validate, evaluate),
+    *(demo, prepare, segment, configs, fit, validate, test, predict, cross_validate, evaluate),
     *(tune_postprocessing, export),
     *(check_data, check_submission, phantom, embed_text),
 )

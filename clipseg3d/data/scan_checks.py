@@ -25,6 +25,8 @@ MANY_TINY = 0.05
 """Share of tiny values among those that are not 0, from which on they are set to 0."""
 MAX_LITRES = 2.2
 """Volume that is not 0, above which a scan looks as if it still had its skull."""
+HEAD_LITRES = 3.0
+"""Volume that is not 0, above which it surely has: no brain is twice as large as usual."""
 MIN_AGREEMENT = 0.98
 """Dice of where two sequences are not 0, below which one is cut off or lies elsewhere."""
 COPY_SAMPLES = 100_000
@@ -81,10 +83,13 @@ def check_scan(
     brains = {name: volume != 0 for name, volume in checked.items()}
     for name, brain in brains.items() if skull_stripped else ():
         litres = np.count_nonzero(brain) * voxel_mm3 / 1e6
-        if litres > MAX_LITRES:
+        said = f"{paths[name]}: {litres:.1f} litres of {name} are not 0, a brain has 1.2 to 1.7; "
+        if litres > HEAD_LITRES:
+            faults.append(f"{said}it is not skull-stripped; run 'clipseg3d prepare' on the scans")
+        elif litres > MAX_LITRES:
             notes.append(
-                f"{paths[name]}: {litres:.1f} litres of {name} are not 0, a brain has 1.2 to 1.7; "
-                "it does not look skull-stripped, and results will be wrong if it is not"
+                f"{said}it does not look skull-stripped, and results will be wrong if it is not; "
+                "'clipseg3d prepare' strips it"
             )
     notes += _disagreements(brains, paths)
     return CheckedScan(checked, notes, faults)
@@ -114,7 +119,7 @@ def check_volume(
     if skull_stripped and volume.all():
         raise ValueError(
             f"{path}: no voxel of {name} is background (0), so the scan is not skull-stripped; "
-            "strip it first"
+            "run 'clipseg3d prepare' on the scans"
         )
     return volume, notes
 

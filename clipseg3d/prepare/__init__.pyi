@@ -1,5 +1,9 @@
 from .conversion import convert_series as convert_series
 from .dicom_seg import write_dicom_seg as write_dicom_seg
+from .labels_back import carry_back as carry_back
+from .pipeline import PreparedCase as PreparedCase
+from .pipeline import prepare_case as prepare_case
+from .scan_search import find_scans as find_scans
 from .series import Series as Series
 from .series_choice import choose_sequences as choose_sequences
 from .series_search import find_series as find_series

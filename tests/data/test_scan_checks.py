@@ -90,15 +90,26 @@ def test_no_background_at_all_is_a_fault(volumes):
     faults = check(volumes).faults
     assert faults == [
         "case_flair.nii.gz: no voxel of flair is background (0), so the scan is not "
-        "skull-stripped; strip it first"
+        "skull-stripped; run 'clipseg3d prepare' on the scans"
     ]
 
 
 def test_a_whole_head_is_noted(volumes):
-    notes = check(volumes, voxel_mm3=3e6 / 1120).notes
+    notes = check(volumes, voxel_mm3=2.8e6 / 1120).notes
     assert len(notes) == 4
-    assert "3.0 litres of t1 are not 0" in notes[0]
+    assert "2.8 litres of t1 are not 0" in notes[0]
+    assert "clipseg3d prepare" in notes[0]
+    assert check(volumes, voxel_mm3=2.8e6 / 1120).faults == []
     assert check(volumes, voxel_mm3=1.9e6 / 1120).notes == []
+
+
+def test_what_can_only_be_a_whole_head_is_a_fault(volumes):
+    faults = check(volumes, voxel_mm3=3.5e6 / 1120).faults
+    assert len(faults) == 4
+    assert faults[0] == (
+        "case_t1.nii.gz: 3.5 litres of t1 are not 0, a brain has 1.2 to 1.7; it is not "
+        "skull-stripped; run 'clipseg3d prepare' on the scans"
+    )
 
 
 def test_a_sequence_of_another_part_of_the_head_is_noted(volumes):
