@@ -33,7 +33,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 ROI, OVERLAP = 128, 0.5
-COUNTED = 32
+COUNTED = 64
 """Edge of the crop on which operations are counted; they grow with its volume."""
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 OURS, MONAI, NNUNET = "clipseg3d segment", "MONAI script", "nnUNetv2_predict"
