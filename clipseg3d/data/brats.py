@@ -266,8 +266,8 @@ class BraTSDataModule(LightningDataModule):
 
         Crops, their order and their augmentation depend only on ``seed_everything`` and on the
         epoch, not on the number of workers, nor on whether the fit was interrupted. Without a
-        trainer, :func:`clipseg3d.batch.unpack` turns a packed batch into a ``Batch``, and
-        ``loader.sampler.set_epoch`` chooses the epoch.
+        trainer, :func:`clipseg3d.batch.unpack` turns a packed batch into a ``Batch``, augmented,
+        and ``loader.sampler.set_epoch`` chooses the epoch.
 
         Raises:
             ValueError: an epoch does not fill one batch.

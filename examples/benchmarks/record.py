@@ -10,8 +10,9 @@
 - ``cbam``: CBAM in slabs beside the plain form.
 - ``loading``, ``peers``: only if they are named. ``peers`` takes ``--nnunet`` on.
 
-Each entry is the last line of its script, with the machine. Others that are stored stay. Nothing else should run on
-the machine: each script compares in one run, but absolute times are stored as well.
+Each entry is the last line of its script, with the machine. Others that are stored stay. Nothing
+else should run on the machine: each script compares in one run, but absolute times are stored as
+well.
 """
 
 import argparse
