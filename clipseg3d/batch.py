@@ -10,6 +10,7 @@ from typing import Any, TypedDict, TypeVar, cast
 import torch
 from torch import Tensor
 
+from clipseg3d.augmentation import AugmentationParameters
 from clipseg3d.intensity import intensity_statistics
 from clipseg3d.views import Views, ViewSelection, cut_reduced_views, cut_views
 from clipseg3d.vocabulary import REGIONS
@@ -25,7 +26,7 @@ Code 0 is background. The rounding error is 0.007 SD; the noise of nine BraTS 20
 class Sample(TypedDict):
     """One crop or one whole case from a dataset; shapes are those of Batch without ``b``.
 
-    In a packed sample, ``image`` is (s, x, y, z) uint8 codes, or float16 if augmentation leaves the
+    In a packed sample, ``image`` is (s, x, y, z) uint8 codes, or float16 if something has left the
     range of the codes. ``label`` is (x, y, z) with one bit per region, see :func:`pack_regions`.
     """
 
@@ -38,6 +39,13 @@ class Sample(TypedDict):
     report: str
     grade: int
     case_id: str
+
+
+class AugmentedSample(Sample, total=False):
+    """A packed sample that :func:`unpack` augments."""
+
+    augmentation: AugmentationParameters
+    """Without ``b``; ``crop_box`` is already that of the augmented crop."""
 
 
 class Batch(TypedDict):
@@ -169,14 +177,22 @@ def whole_box(image: Tensor) -> Tensor:
 def unpack(batch: Batches, *, num_regions: int = len(REGIONS)) -> Batches:
     """Return a batch or a sample in the form of :class:`Batch`; unpacked values do not change.
 
+    A batch of samples that an :class:`clipseg3d.data.transforms.Augmentation` drew parameters for
+    is augmented, on the device that it lies on.
+
     Args:
         batch: packed or not.
         num_regions: number of regions r that were packed.
     """
-    unpacked = batch.copy()
-    unpacked["image"] = unpack_image(batch["image"], batch["statistics"])
-    label = batch["label"]
-    if label.ndim < batch["image"].ndim:
+    unpacked = cast(dict[str, Any], batch.copy())
+    image, label = unpacked["image"], unpacked["label"]
+    parameters: AugmentationParameters | None = unpacked.pop("augmentation", None)
+    if parameters is not None:
+        image, label = parameters.mirror(image), parameters.mirror(label)
+    unpacked["image"] = unpack_image(image, unpacked["statistics"])
+    if parameters is not None:
+        parameters.change(unpacked["image"], label, unpacked["statistics"])
+    if label.ndim < image.ndim:
         bits = torch.arange(num_regions, device=label.device)[:, None, None, None]
-        unpacked["label"] = (label.unsqueeze(-4) >> bits & 1).float()
-    return unpacked
+        label = (label.unsqueeze(-4) >> bits & 1).float()
+    return cast(Batches, {**unpacked, "label": label})

@@ -330,16 +330,30 @@ MUTANTS = [
     Mutant(
         "augmentation: rotated without telling",
         "data/transforms.py",
-        "return new_image, new_label, new_box",
-        "return new_image, new_label, crop_box",
+        "return torch.cat([(centre - edges.sum(dim=0) / 2)[None], edges]), mapping",
+        "return crop_box, mapping",
         "data/test_transforms.py",
     ),
     Mutant(
         "augmentation: label not mirrored",
-        "data/transforms.py",
-        'sample["label"].flip([axis - 1 for axis in axes])',
-        'sample["label"].clone()',
-        "data/test_transforms.py",
+        "batch.py",
+        "image, label = parameters.mirror(image), parameters.mirror(label)",
+        "image, label = parameters.mirror(image), label.clone()",
+        "test_augmentation.py",
+    ),
+    Mutant(
+        "augmentation: noise of a sample depends on the others of its batch",
+        "augmentation.py",
+        ".manual_seed(int(parameters.noise_seed))",
+        ".manual_seed(torch.initial_seed())",
+        "test_augmentation.py",
+    ),
+    Mutant(
+        "augmentation: codes and intensities in one batch",
+        "data/dataset.py",
+        'image = unpack_image(sample["image"], sample["statistics"]).half()',
+        'image = sample["image"]',
+        "data/test_brats.py",
     ),
     # metrics
     Mutant(

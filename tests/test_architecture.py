@@ -17,6 +17,7 @@ from clipseg3d.weights import BUNDLED
 PACKAGE = Path(clipseg3d.__file__).parent
 SHARED = {
     "vocabulary",
+    "augmentation",
     "batch",
     "intensity",
     "views",
@@ -38,7 +39,8 @@ ARROWS = {
     "lightning_bases": set(),
     "intensity": set(),
     "views": {"intensity", "vocabulary"},
-    "batch": {"intensity", "views", "vocabulary"},
+    "augmentation": set(),
+    "batch": {"augmentation", "intensity", "views", "vocabulary"},
     "losses": set(),
     "weights": set(),
     "configs": set(),
@@ -104,6 +106,7 @@ THIRD_PARTY = {
     "lightning_bases": {"pytorch_lightning", "lightning"},
     "intensity": {"torch", "einops"},
     "views": {"torch", "einops"},
+    "augmentation": {"torch", "einops"},
     "batch": {"torch", "einops"},
     "losses": {"torch", "monai"},
     "blocks": {"torch", "einops", "lazy_loader"},

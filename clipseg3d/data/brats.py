@@ -266,8 +266,8 @@ class BraTSDataModule(LightningDataModule):
 
         Crops, their order and their augmentation depend only on ``seed_everything`` and on the
         epoch, not on the number of workers, nor on whether the fit was interrupted. Without a
-        trainer, :func:`clipseg3d.batch.unpack` turns a packed batch into a ``Batch``, and
-        ``loader.sampler.set_epoch`` chooses the epoch.
+        trainer, :func:`clipseg3d.batch.unpack` turns a packed batch into a ``Batch``, augmented,
+        and ``loader.sampler.set_epoch`` chooses the epoch.
 
         Raises:
             ValueError: an epoch does not fill one batch.
@@ -391,10 +391,13 @@ class BraTSDataModule(LightningDataModule):
         """Move a batch to the device; cases to predict stay as they are, files on disk."""
         if not isinstance(batch, Mapping):
             return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if "augmentation" in batch:  # asking the device for it would wait for the last step
+            moved["augmentation"] = batch["augmentation"]
+        return moved
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Unpack a batch on the device to which it was moved; cases stay as they are."""
+        """Unpack and augment a batch on the device to which it was moved; cases stay files."""
         if not isinstance(batch, Mapping):
             return batch
         return unpack(batch, num_regions=len(self.release.regions))

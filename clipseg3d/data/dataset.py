@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clipseg3d.batch import Sample, pack_regions, unpack
+from clipseg3d.batch import Sample, pack_regions, unpack, unpack_image
 from clipseg3d.data.cache import CachedCase
 from clipseg3d.data.crops import draw_corner
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.sample_order import Draw
 from clipseg3d.data.text_twins import TextTwins
+from clipseg3d.data.transforms import Augmentation
 from clipseg3d.texts.facts import TumourFacts
 
 
@@ -26,9 +27,11 @@ class BraTSDataset(Dataset[Sample]):
         crop: size (x, y, z) of random crops in voxels; a crop larger than the brain is padded.
             None gives the whole brain.
         crops_per_case: number of crops of each case in one pass; needs ``crop``.
-        augment: changes a packed crop, such as :class:`clipseg3d.data.transforms.Augmentation`.
+        augment: changes a packed crop. For a sample that stays packed,
+            :class:`clipseg3d.data.transforms.Augmentation` only draws what changes.
         twins: writes reports and makes twins of samples, before ``augment``.
-        packed: whether samples stay packed, for :func:`clipseg3d.batch.unpack` on the device.
+        packed: whether samples stay packed, for :func:`clipseg3d.batch.unpack` on the device,
+            which also augments them.
             Loader workers spend more time on sending samples than on computing them.
     """
 
@@ -105,6 +108,11 @@ class BraTSDataset(Dataset[Sample]):
         if self.twins is not None:
             facts = self._measure(case, self.twins)
             sample = sample if facts is None else self.twins(sample, facts)
+            # only some twins are in codes; a batch has one type
+            image = unpack_image(sample["image"], sample["statistics"]).half()
+            sample = {**sample, "image": image}
+        if self.packed and isinstance(self.augment, Augmentation):
+            return self.augment.draw(sample)
         if self.augment:
             sample = self.augment(sample)
         return sample if self.packed else unpack(sample, num_regions=len(self.release.regions))

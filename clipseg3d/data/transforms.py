@@ -12,12 +12,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from clipseg3d.batch import Sample, unpack, unpack_image
+from clipseg3d.augmentation import AugmentationParameters
+from clipseg3d.batch import AugmentedSample, Sample, unpack, unpack_image
 
 SHARES = {
     "affine": 0.3,
@@ -30,8 +29,6 @@ SHARES = {
 }
 """Share of samples that each step changes; for ``mirror``, the share per axis."""
 MAX_ANGLE = math.radians(15)
-SLAB_PLANES = 16
-"""Number of planes that are rotated at once, to save memory."""
 BIAS_WAVES = 3
 """Number of cosines of a bias field along each axis of a crop, including the constant one."""
 BIAS_SD = 0.03
@@ -109,92 +106,63 @@ class Augmentation:
     Mirroring, rotation and scaling also change ``crop_box``, which has four rows afterwards, see
     :class:`clipseg3d.batch.Batch`. So a network that reads it can still tell left from right.
 
-    All random numbers come from torch's default generator.
+    All random numbers come from torch's default generator, those of the noise by a seed.
     """
 
     def __call__(self, sample: Sample) -> Sample:
         """Return an augmented copy of one packed sample."""
-        mirrored = np.flatnonzero(torch.rand(3).numpy() < SHARES["mirror"]).tolist()
+        drawn = self.draw(sample)
+        parameters, statistics = drawn["augmentation"], sample["statistics"]
+        label = parameters.mirror(sample["label"])
+        image = unpack_image(parameters.mirror(sample["image"]), statistics)
+        parameters.change(image, label, statistics)
+        return {**sample, "image": image.half(), "label": label, "crop_box": drawn["crop_box"]}
+
+    def draw(self, sample: Sample) -> AugmentedSample:
+        """Return one packed sample that :func:`clipseg3d.batch.unpack` augments, on the device.
+
+        Its crop box is already that of the augmented crop.
+        """
+        mirrored = torch.rand(3) < SHARES["mirror"]
         corner, size = sample["crop_box"].clone()
         corner[mirrored] += size[mirrored]
         size[mirrored] *= -1
-        crop_box = torch.cat([corner[None], size.diag()])
-        axes = [1 + axis for axis in mirrored]
-        label = sample["label"].flip([axis - 1 for axis in axes])
-        # a copy, so that later steps can work in place
-        image = unpack_image(sample["image"].flip(axes), sample["statistics"])
+        crop_box, mapping = torch.cat([corner[None], size.diag()]), torch.eye(3)
         if _happens("affine"):
-            image, label, crop_box = _rotate_and_scale(image, label, crop_box)
-        _change_intensities(image, sample["statistics"])
-        return {**sample, "image": image.half(), "label": label, "crop_box": crop_box}
+            crop_box, mapping = _rotate_and_scale(crop_box, torch.tensor(sample["label"].shape))
+        count = len(sample["statistics"])
+        fields = (count, BIAS_WAVES, BIAS_WAVES, BIAS_WAVES)
+        bias, gamma = _happens("bias"), _happens("gamma")
+        parameters = AugmentationParameters(
+            mirrored=mirrored,
+            mapping=mapping,
+            bias=BIAS_SD * torch.randn(fields) if bias else torch.zeros(fields),
+            power=_uniform(0.8, 1.2, count) if gamma else torch.ones(count),
+            gain=_uniform(0.9, 1.1, count) if _happens("contrast") else torch.ones(count),
+            shift=_uniform(-0.1, 0.1, count) if _happens("brightness") else torch.zeros(count),
+            noise=_uniform(0, 0.1) if _happens("noise") else torch.zeros(()),
+            noise_seed=torch.randint(2**31, ()),
+        )
+        return {**sample, "crop_box": crop_box, "augmentation": parameters}
 
 
-def _rotate_and_scale(
-    image: Tensor, label: Tensor, crop_box: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotate by up to 15 degrees about each axis, and scale each axis by up to 10 percent.
+def _rotate_and_scale(crop_box: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw a rotation by up to 15 degrees about each axis, and scales of up to 10 percent.
 
     Args:
-        image: (s, x, y, z).
-        label: (x, y, z).
         crop_box: (4, 3).
+        sides: (3,) of the crop, in voxels.
+
+    Returns:
+        The new crop box, and the mapping (3, 3) from the new crop to the old one, in coordinates
+        from -1 to 1 along each axis.
     """
     x, y, z = _uniform(-MAX_ANGLE, MAX_ANGLE, 3).tolist()
     rotation = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]]))
-    sides = torch.tensor(image.shape[1:])
-    # from the new crop to the old one, in coordinates from -1 to 1 along each axis
     mapping = rotation * _uniform(0.9, 1.1, 3) * sides / sides[:, None]
     edges = mapping.T @ crop_box[1:]
     centre = crop_box[0] + crop_box[1:].sum(dim=0) / 2
-    new_box = torch.cat([(centre - edges.sum(dim=0) / 2)[None], edges])
-    matrix = mapping.flip(0, 1)  # torch has the axes in reverse order
-    new_image, new_label = torch.empty_like(image), torch.empty_like(label)
-    source, codes = image[None], label[None, None].float()
-    for start in range(0, len(label), SLAB_PLANES):
-        slab = new_label[start : start + SLAB_PLANES]
-        middle = (2 * start + len(slab)) / len(label) - 1
-        theta = torch.cat([matrix, matrix[:, 2:] * middle], dim=1)
-        theta[:, 2] *= len(slab) / len(label)
-        grid = F.affine_grid(theta[None], [1, 1, *slab.shape], align_corners=False)
-        new_image[:, start : start + SLAB_PLANES] = F.grid_sample(
-            source, grid, align_corners=False
-        )[0]
-        slab[:] = F.grid_sample(codes, grid, mode="nearest", align_corners=False)[0, 0]
-    return new_image, new_label, new_box
-
-
-def _change_intensities(image: Tensor, statistics: Tensor) -> None:
-    """Change the intensities of an image (s, x, y, z) in place."""
-    background = image == 0
-    low, high, _, _ = rearrange(statistics, "s k -> k s 1 1 1")
-    bias, gamma = _happens("bias"), _happens("gamma")
-    if bias or gamma:
-        span = torch.where(high > low, high - low, 1)
-        image.sub_(low).div_(span).clamp_(min=0)  # rounding may give values just below 0
-        if bias:
-            for sequence in image:
-                sequence.mul_(_bias_field(sequence))
-        if gamma:
-            image.pow_(_uniform(0.8, 1.2, len(image), 1, 1, 1))
-        image.mul_(span).add_(low)
-    if _happens("contrast"):
-        image.mul_(_uniform(0.9, 1.1, len(image), 1, 1, 1))
-    if _happens("brightness"):
-        image.add_(_uniform(-0.1, 0.1, len(image), 1, 1, 1))
-    if _happens("noise"):
-        strength = float(_uniform(0, 0.1))
-        for sequence in image:
-            sequence.add_(torch.randn(sequence.shape), alpha=strength)
-    image.masked_fill_(background, 0)
-
-
-def _bias_field(sequence: Tensor) -> Tensor:
-    """Return a smooth field around 1, of the shape of a volume (x, y, z): exp of cosines."""
-    order = torch.arange(BIAS_WAVES)
-    phases = [math.pi * (torch.arange(side) + 0.5) / side for side in sequence.shape]
-    waves = [torch.cos(torch.outer(order, phase)) for phase in phases]
-    weights = BIAS_SD * torch.randn((BIAS_WAVES,) * 3)
-    return torch.einsum("ijk,ix,jy,kz->xyz", weights, *waves).exp_()
+    return torch.cat([(centre - edges.sum(dim=0) / 2)[None], edges]), mapping
 
 
 def _happens(step: str) -> bool:

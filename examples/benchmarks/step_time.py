@@ -2,12 +2,14 @@
 
 A step is forward, backward and optimiser on one crop of four sequences, in fp32. Every network has
 its own process, which reports its peak memory above its memory before the network was built. The
-networks step alternately: those that have a target ``--rounds`` times, the others once. The loss is
-the same for all. Ours also have heads for deep supervision; the peers have none.
+networks step alternately: those that have a target ``--rounds`` times, the others once; those that
+``--networks`` names all as often. The loss is the same for all. Ours also have heads for deep
+supervision; the peers have none.
 
 ``ratio`` is the median over pairs of (the backbone of ``recommended``, with all its attention) /
-(MONAI's ``DynUNet`` of equal channels, nnU-Net's layout), the highest of all sizes. For semantics,
-CLIP has the size of ViT-B/32 and random weights, as in ``semantic_cost.py``.
+(MONAI's ``DynUNet`` of equal channels, nnU-Net's layout), the highest of all sizes; if these are
+not named, of (the first that ``--networks`` names) / (the last). For semantics, CLIP has the size
+of ViT-B/32 and random weights, as in ``semantic_cost.py``.
 
 Freed memory stays with a process within a step, as in ``clipseg3d fit``, and goes back to the
 system after it. ``CLIPSEG3D_KEEP_FREED_MEMORY=0`` leaves the allocator as it is.
@@ -47,6 +49,11 @@ BACKBONE, PEER, SEMANTICS, FAST, SWIN = (
     "SwinUNETR 48",
 )
 REPEATED = (PEER, BACKBONE, SEMANTICS, FAST)
+RATIOS = {
+    "ratio_backbone": (BACKBONE, PEER),
+    "ratio_recommended_to_swinunetr": (SEMANTICS, SWIN),
+    "ratio_fast": (FAST, PEER),
+}
 WARM_UP = 64
 
 
@@ -184,6 +191,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[96, 128], help="edges, in voxels")
     parser.add_argument("--rounds", type=int, nargs="+", default=[3, 2], help="one for each size")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NAME")
     parser.add_argument("--worker", choices=NETWORKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
@@ -196,17 +204,21 @@ def main() -> None:
             "rounds for each"
         )
 
-    workers = {name: Worker(name, arguments.threads) for name in NETWORKS}
+    chosen = arguments.networks or list(NETWORKS)
+    repeated = arguments.networks or REPEATED
+    peer = PEER if PEER in chosen else chosen[-1]
+    mine = BACKBONE if BACKBONE in chosen else chosen[0]
+    workers = {name: Worker(name, arguments.threads) for name in chosen}
     for worker in workers.values():
         worker.wait()
     for size, rounds in zip(sizes, arguments.rounds, strict=True):
         for index in range(rounds):
-            for name in NETWORKS if index == 0 else REPEATED:
+            for name in chosen if index == 0 else repeated:
                 workers[name].step(size)
     for worker in workers.values():
         worker.stop()
 
-    heads = ("network", "M param.", "size", "s/step", "GB", "s/M", "GB/M", "x DynUNet")
+    heads = ("network", "M param.", "size", "s/step", "GB", "s/M", "GB/M", f"x {peer[:9]}")
     print("{:26s}{:>9s}{:>6s}{:>9s}{:>8s}{:>9s}{:>9s}{:>11s}".format(*heads))
     for size in sizes:
         for name, worker in workers.items():
@@ -215,24 +227,30 @@ def main() -> None:
             print(
                 f"{name:26s}{millions:9.1f}{size:6d}{seconds:9.2f}{peak:8.2f}"
                 f"{seconds / millions:9.3f}{peak / millions:9.3f}"
-                f"{ratio(workers, name, PEER, size):11.3f}"
+                f"{ratio(workers, name, peer, size):11.3f}"
             )
     largest = sizes[-1]
     print(
         json.dumps(
             {
                 "benchmark": "step_time",
-                "ratio": max(ratio(workers, BACKBONE, PEER, size) for size in sizes),
-                "ours": statistics.median(workers[BACKBONE].seconds[largest]),
-                "peer": statistics.median(workers[PEER].seconds[largest]),
+                "ratio": max(ratio(workers, mine, peer, size) for size in sizes),
+                "ours": statistics.median(workers[mine].seconds[largest]),
+                "peer": statistics.median(workers[peer].seconds[largest]),
                 "unit": f"s per training step at {largest}^3",
                 "sizes": sizes,
                 "rounds": arguments.rounds,
-                "ratio_backbone": {s: ratio(workers, BACKBONE, PEER, s) for s in sizes},
-                "ratio_recommended_to_swinunetr": {
-                    s: ratio(workers, SEMANTICS, SWIN, s) for s in sizes
+                "threads": arguments.threads,
+                "networks": chosen,
+                **{
+                    key: {size: ratio(workers, name, other, size) for size in sizes}
+                    for key, (name, other) in RATIOS.items()
+                    if name in chosen and other in chosen
                 },
-                "ratio_fast": {s: ratio(workers, FAST, PEER, s) for s in sizes},
+                "seconds": {
+                    name: {size: statistics.median(worker.seconds[size]) for size in sizes}
+                    for name, worker in workers.items()
+                },
                 "gigabytes": {name: worker.gigabytes for name, worker in workers.items()},
             }
         )
