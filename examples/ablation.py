@@ -31,7 +31,6 @@ from einops import rearrange
 from filelock import FileLock, Timeout
 from pytorch_lightning import Trainer, seed_everything
 from results_numbers import NETWORKS, ablation_table
-from train_tiny import OtherScanners
 
 from clipseg3d import (
     BraTS2018DataModule,
@@ -195,9 +194,6 @@ def fit(
         config, release="brats2018", spacing_mm=SPACING_MM, plan=plan, roi_size=PATCH
     )
     module.network.load_state_dict(shared_start(module.network, seed) | (start or {}))
-    data.prepare_data()
-    data.setup("fit")
-    data.train_set.augment = OtherScanners()
     trainer = Trainer(
         accelerator="cpu",
         precision="32-true",

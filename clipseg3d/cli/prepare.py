@@ -2,10 +2,16 @@
 
 import argparse
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipseg3d.cli.terminal import Commands, require_output, say
 from clipseg3d.vocabulary import SEQUENCES
+
+if TYPE_CHECKING:
+    from clipseg3d.prepare.series import Series
 
 
 def add_command(commands: Commands) -> None:
@@ -23,12 +29,15 @@ def add_command(commands: Commands) -> None:
         nargs="?",
         type=Path,
         metavar="IN",
-        help="folder with the NIfTI files of one patient, told apart by their names; with --back, "
-        "the case that prepare wrote",
+        help="folder of one patient: NIfTI files, told apart by their names, or DICOM files, told "
+        "apart by their headers; with --back, the case that prepare wrote",
     )
     for sequence in SEQUENCES:
         prepare.add_argument(
-            f"--{sequence}", type=Path, metavar="FILE", help=f"{sequence} scan of the patient"
+            f"--{sequence}",
+            metavar="FILE",
+            help=f"{sequence} scan of the patient; of a folder of DICOM, the number, description "
+            "or folder of its series",
         )
     prepare.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the case"
@@ -53,40 +62,114 @@ def add_command(commands: Commands) -> None:
         help="carry this label map or map of probabilities of the case IN back to its scans, as "
         "OUT/LABEL_t1.nii.gz and so on",
     )
+    prepare.add_argument(
+        "--dicom",
+        type=Path,
+        metavar="FOLDER",
+        help="with --back: also write the label map as DICOM-SEG of the T1ce series in this "
+        "folder, or else of T1; it names the patient, as its series does",
+    )
+    prepare.add_argument(
+        "--release",
+        default="brats2020",
+        metavar="NAME",
+        help="release whose labels a DICOM-SEG is made of, or a YAML file of your own (default: "
+        "%(default)s, as of the bundled weights)",
+    )
     prepare.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run ``clipseg3d prepare``."""
-    files = {name: getattr(arguments, name) for name in SEQUENCES if getattr(arguments, name)}
-    if arguments.folder is None and (arguments.back or not files):
+    told = {name: getattr(arguments, name) for name in SEQUENCES if getattr(arguments, name)}
+    if arguments.folder is None and (arguments.back or not told):
         raise ValueError(
             "give the folder of one patient, or its files as --t1 FILE --t1ce FILE --t2 FILE "
             "--flair FILE; with --back, the case that prepare wrote"
         )
+    if arguments.dicom is not None and arguments.back is None:
+        raise ValueError("--dicom goes with --back LABEL; give a folder of DICOM as IN instead")
     require_output(arguments.output, folder=True)
     if arguments.back is not None:
-        from clipseg3d.prepare.labels_back import carry_back
-
-        for path in carry_back(arguments.back, arguments.folder, arguments.output):
-            say(str(path))
-        return 0
+        return _carry_back(arguments, told)
 
     from clipseg3d.data.cases import case_from_files
     from clipseg3d.prepare.pipeline import prepare_case, require_new
-    from clipseg3d.prepare.scan_search import find_scans
 
     name = arguments.name
-    if arguments.folder is not None:
-        files = {**find_scans(arguments.folder), **files}
-        name = name or arguments.folder.resolve().name
+    if name is None and arguments.folder is not None:
+        name = arguments.folder.resolve().name
     if name is None:
+        files = {sequence: Path(file) for sequence, file in told.items()}
         name = case_from_files(files, allow_missing=True).case_id
     require_new(arguments.output / name)  # before minutes of work
-    case = prepare_case(
-        files, name=name, brain_extraction=arguments.brain_extraction, n4=arguments.n4
-    )
+    with tempfile.TemporaryDirectory() as converted:
+        case = prepare_case(
+            _scans(arguments.folder, told, Path(converted)),
+            name=name,
+            brain_extraction=arguments.brain_extraction,
+            n4=arguments.n4,
+        )
     for note in case.notes:
         say(f"clipseg3d: note: {note}", stream=sys.stderr)
     say(str(case.save(arguments.output)))
+    return 0
+
+
+def _scans(folder: Path | None, told: Mapping[str, str], converted: Path) -> dict[str, Path]:
+    """Return the file of each sequence; those of DICOM series are converted."""
+    from clipseg3d.data.nifti import strip_extension
+    from clipseg3d.prepare.scan_search import find_scans
+
+    files = {sequence: Path(file) for sequence, file in told.items()}
+    if folder is None:
+        return files
+    if not folder.is_dir() or any(strip_extension(path.name) for path in folder.iterdir()):
+        return find_scans(folder, told=files)
+    from clipseg3d.prepare.conversion import convert_series
+
+    return {
+        sequence: convert_series(series, converted)
+        for sequence, series in _chosen_series(folder, told).items()
+    }
+
+
+def _chosen_series(folder: Path, told: Mapping[str, str]) -> "dict[str, Series]":
+    """Return the series of each sequence in a folder of DICOM, and say what was found."""
+    from clipseg3d.prepare.series_choice import choose_sequences
+    from clipseg3d.prepare.series_search import find_series
+
+    found = find_series(folder)
+    chosen = choose_sequences(found, told=told)
+    taken = {series.files: series for series in chosen.values()}
+    for series in found:
+        say(f"clipseg3d: note: {taken.get(series.files, series).note}", stream=sys.stderr)
+    return chosen
+
+
+def _carry_back(arguments: argparse.Namespace, told: Mapping[str, str]) -> int:
+    """Write a label map on the grids of the scans, and as DICOM-SEG."""
+    from clipseg3d.data.nifti import strip_extension
+    from clipseg3d.prepare.labels_back import carry_back
+
+    series = None if arguments.dicom is None else _chosen_series(arguments.dicom, told)
+    files = carry_back(arguments.back, arguments.folder, arguments.output)
+    if series is not None:
+        from clipseg3d.prepare.dicom_seg import write_dicom_seg
+
+        stem = strip_extension(arguments.back.name)
+        for sequence in ("t1ce", "t1"):
+            label = arguments.output / f"{stem}_{sequence}.nii.gz"
+            if label in files and sequence in series:
+                path = arguments.output / f"{stem}_{sequence}.dcm"
+                write_dicom_seg(label, series[sequence], path, release=arguments.release)
+                files.append(path)
+                break
+        else:
+            raise ValueError(
+                f"{arguments.dicom}: holds no T1ce or T1 that {arguments.folder} was made of; give "
+                "the folder of DICOM that was prepared"
+            )
+    for path in files:
+        say(str(path))
     return 0

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from clipseg3d.data.nifti import strip_extension
@@ -12,7 +13,7 @@ _T1, _T2, _FLAIR = r"t1w?|mprage|bravo|spgr", r"t2w?", r"flair|t2f|dark ?fluid"
 _WORD = r"(?:^|(?<=[^a-z0-9]))(?:{})(?=$|[^a-z0-9])"
 
 
-def find_scans(folder: Path) -> dict[str, Path]:
+def find_scans(folder: Path, *, told: Mapping[str, Path] | None = None) -> dict[str, Path]:
     """Tell the sequences of one patient apart by the words in their file names.
 
     Words end at characters that are neither letters nor digits. ``sub-01_ce-gadolinium_T1w.nii.gz``
@@ -20,6 +21,7 @@ def find_scans(folder: Path) -> dict[str, Path]:
 
     Args:
         folder: holds the NIfTI files; its own folders are not looked into.
+        told: sequence -> file, which may lie elsewhere; these are not looked for.
 
     Returns:
         Sequence -> file, in the order of :data:`clipseg3d.vocabulary.SEQUENCES`.
@@ -30,6 +32,7 @@ def find_scans(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; give that of one patient")
+    told = dict(told or {})
     found: dict[str, list[Path]] = defaultdict(list)
     names = []
     for path in sorted(folder.iterdir()):
@@ -37,21 +40,23 @@ def find_scans(folder: Path) -> dict[str, Path]:
         if stem is None or path.name.startswith("."):
             continue
         names.append(path.name)
-        if (sequence := _sequence(stem.lower())) is not None:
+        sequence = _sequence(stem.lower())
+        if sequence is not None and sequence not in told:
             found[sequence].append(path)
     for sequence, paths in found.items():
         if len(paths) > 1:
-            files = " and ".join(path.name for path in paths)
+            both = " and ".join(path.name for path in paths)
             raise ValueError(
-                f"{folder}: {files} could each be {sequence}; name the file with --{sequence} FILE"
+                f"{folder}: {both} could each be {sequence}; name the file with --{sequence} FILE"
             )
-    if not found:
+    files = {**told, **{sequence: paths[0] for sequence, paths in found.items()}}
+    if not files:
         what = f"files such as {', '.join(names[:3])}" if names else "no NIfTI file"
         raise FileNotFoundError(
             f"{folder}: holds {what}, and none is named as T1, T1ce, T2 or FLAIR; name the files "
             "with --t1 FILE --t1ce FILE --t2 FILE --flair FILE"
         )
-    return {sequence: found[sequence][0] for sequence in SEQUENCES if sequence in found}
+    return {sequence: files[sequence] for sequence in SEQUENCES if sequence in files}
 
 
 def _sequence(stem: str) -> str | None:

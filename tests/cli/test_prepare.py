@@ -4,8 +4,11 @@ import sys
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from clipseg3d.cli.main import main
+from clipseg3d.phantom import simulate_phantom
+from clipseg3d.testing import write_dicom_series
 
 
 def run(capsys, *argv):
@@ -55,3 +58,76 @@ def test_back_needs_the_case(tmp_path, capsys):
     code, error = run(capsys, "--back", tmp_path / "x.nii.gz", "-o", tmp_path / "out")
     assert (code, error.count("\n")) == (1, 1)
     assert "with --back, the case that prepare wrote" in error
+
+
+def test_dicom_goes_with_labels_that_go_back(tmp_path, capsys):
+    code, error = run(capsys, tmp_path, "--dicom", tmp_path, "-o", tmp_path / "out")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "--dicom goes with --back LABEL; give a folder of DICOM as IN instead" in error
+
+
+DESCRIPTIONS = {"t1": "Ax T1", "t1ce": "Ax T1 +C", "t2": "Ax T2", "flair": "Ax T2 FLAIR"}
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return simulate_phantom(1, spacing_mm=3.0)
+
+
+@pytest.fixture
+def disk(tmp_path, phantom):
+    pytest.importorskip("pydicom")
+    for number, (volume, name) in enumerate(
+        zip(phantom.image, DESCRIPTIONS.values(), strict=True), start=1
+    ):
+        volume = np.round(1000 * volume / volume.max()).astype(np.int16)
+        header = {"SeriesNumber": number, "SeriesDescription": name}
+        write_dicom_series(tmp_path / "disk" / str(number), volume, phantom.affine, header)
+    return tmp_path / "disk"
+
+
+def test_doubtful_series_are_asked_about(tmp_path, capsys, disk, phantom):
+    again = np.round(phantom.image[1]).astype(np.int16)
+    write_dicom_series(
+        disk / "5", again, phantom.affine, {"SeriesNumber": 5, "SeriesDescription": "Ax T1 post"}
+    )
+    code, error = run(capsys, disk, "-o", tmp_path / "out")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "'Ax T1 +C'" in error
+    assert "'Ax T1 post'" in error
+    assert "--t1ce" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_from_dicom_and_back(tmp_path, capsys, disk, phantom):
+    """The true label, in the place of a segmentation, is back where it was, also as DICOM-SEG."""
+    highdicom = pytest.importorskip("highdicom")
+    pytest.importorskip("SimpleITK")
+    code, error = run(
+        capsys, disk, "-o", tmp_path / "out", "--brain-extraction", "none", "--name", "patient"
+    )
+    assert code == 0
+    assert all(f"'{name}'" in error for name in DESCRIPTIONS.values())
+    case = tmp_path / "out" / "patient"
+    scan = nib.load(case / "patient_flair.nii.gz")
+    label = (np.asanyarray(scan.dataobj) > np.quantile(scan.get_fdata(), 0.99)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(4 * label, scan.affine), tmp_path / "seg.nii.gz")
+    code, _ = run(
+        capsys, case, "--back", tmp_path / "seg.nii.gz", "--dicom", disk, "-o", tmp_path / "native"
+    )
+    assert code == 0
+    carried = np.asanyarray(nib.load(tmp_path / "native" / "seg_t1ce.nii.gz").dataobj)
+    assert carried.shape == phantom.label.shape
+    brightest = phantom.image[3] > np.quantile(phantom.image[3], 0.985)
+    assert carried[flips(phantom, tmp_path)][brightest].mean() > 2.5  # of 4
+    segments = highdicom.seg.segread(tmp_path / "native" / "seg_t1ce.dcm")
+    assert len(segments.segment_numbers) == 3
+    np.testing.assert_allclose(segments.pixel_array.sum(), 3 * (carried == 4).sum())
+
+
+def flips(phantom, folder):
+    """Return the slices that bring a converted volume into the order of the phantom."""
+    affine = nib.load(folder / "native" / "seg_t1ce.nii.gz").affine
+    signs = np.sign(np.diag(affine)[:3]) * np.sign(np.diag(phantom.affine)[:3])
+    return tuple(slice(None, None, int(sign)) for sign in signs)

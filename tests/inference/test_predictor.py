@@ -443,7 +443,10 @@ def test_an_ensemble_has_one_set_of_rules():
     same = [with_rules(holes={"WT": 1}), with_rules(holes={"WT": 1.0, "TC": 0})]
     assert predictor(*same, device="cpu").postprocessing.values() == {"holes": {"WT": 1.0}}
     assert predictor(with_rules(), BrightFlair(), device="cpu").postprocessing is None
-    for other, words in ((with_rules(), "none"), (with_rules(holes={"WT": 2}), "holes of WT under 2 ml filled")):
+    for other, words in (
+        (with_rules(), "none"),
+        (with_rules(holes={"WT": 2}), "holes of WT under 2 ml filled"),
+    ):
         with pytest.raises(
             ValueError,
             match=r"come with different rules .*\(holes of WT under 1 ml filled; and "

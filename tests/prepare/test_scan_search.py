@@ -51,6 +51,14 @@ def test_two_files_for_one_sequence_are_asked_about(tmp_path):
         found(tmp_path, "a_t1ce.nii", "b_t1gd.nii")
 
 
+def test_what_is_told_settles_a_doubt(tmp_path):
+    for name in ("a_t1ce.nii", "b_t1gd.nii", "t2.nii"):
+        (tmp_path / name).touch()
+    told = {"t1ce": tmp_path / "b_t1gd.nii", "flair": tmp_path / "elsewhere" / "x.nii"}
+    files = find_scans(tmp_path, told=told)
+    assert files == {"t1ce": told["t1ce"], "t2": tmp_path / "t2.nii", "flair": told["flair"]}
+
+
 @pytest.mark.parametrize("names", [[], ["knee.nii.gz"], ["at12.nii.gz", "t10.nii.gz"]])
 def test_a_folder_without_a_sequence_is_refused(tmp_path, names):
     with pytest.raises(FileNotFoundError, match="--t1 FILE"):
