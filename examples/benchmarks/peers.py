@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-ROI, OVERLAP = 128, 0.5
+ROI, OVERLAP = (160, 192, 160), 0.5
 COUNTED = 64
 """Edge of the crop on which operations are counted; they grow with its volume."""
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
@@ -48,16 +48,17 @@ def monai_script(cases: Sequence[Path], out: Path) -> None:
 
     warnings.filterwarnings("ignore")
     network = CLIPSeg3D.from_pretrained("tiny").eval()
-    load = Compose([LoadImage(), NormalizeIntensity(nonzero=True, channel_wise=True)])
+    steps = [LoadImage(), NormalizeIntensity(nonzero=True, channel_wise=True)]
+    load = Compose(steps, map_items=False)
     save = SaveImage(out, output_postfix="", separate_folder=False, print_log=False)
     for case in cases:
         image = load([case / f"{case.name}_{name}.nii.gz" for name in SEQUENCES])
         with torch.no_grad():
             logits = sliding_window_inference(
                 image[None],
-                (ROI,) * 3,
+                ROI,
                 1,
-                lambda crop: network.segment(crop.as_tensor(), None).logits,
+                lambda crop: network.segment(crop, None).logits,
                 overlap=OVERLAP,
                 mode="gaussian",
             )[0]
@@ -104,7 +105,7 @@ def write_nnunet(folder: Path, operations: int) -> None:
         "data_identifier": "nnUNetPlans_3d_fullres",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
-        "patch_size": [ROI] * 3,
+        "patch_size": list(ROI),
         "median_image_size_in_voxels": [140.0, 175.0, 140.0],
         "spacing": [1.0, 1.0, 1.0],
         "normalization_schemes": ["ZScoreNormalization"] * 4,
