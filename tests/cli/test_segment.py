@@ -268,7 +268,7 @@ def test_everything_at_once(weights, patients, tmp_path):
     enhancing = voxels(out / "probabilities" / f"{NAMES[0]}_ET.nii.gz")
     assert enhancing.max() > 0.5
     page = (out / f"{NAMES[0]}.html").read_text(encoding="utf-8")
-    for part in ("w.ckpt", "other.ckpt", "enhancing to core ET", "brats2020"):
+    for part in ("w.ckpt", "other.ckpt", "ml in all counted as core", "brats2020"):
         assert part in page
 
 
