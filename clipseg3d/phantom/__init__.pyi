@@ -1,9 +1,9 @@
 from .counterfactual import Counterfactual as Counterfactual
 from .datamodule import PhantomDataModule as PhantomDataModule
 from .head import Head as Head
-from .head import HeadScan as HeadScan
 from .head import simulate_head as simulate_head
 from .head_files import write_head as write_head
+from .head_scan import HeadScan as HeadScan
 from .report import describe as describe
 from .simulate import Phantom as Phantom
 from .simulate import simulate_phantom as simulate_phantom

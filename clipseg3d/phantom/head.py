@@ -16,6 +16,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from clipseg3d.phantom.grid import CENTRE_MM, Bool, Float
+from clipseg3d.phantom.head_scan import Affine, HeadScan
 from clipseg3d.phantom.simulate import Phantom, simulate_phantom
 from clipseg3d.ranges import require_names
 from clipseg3d.vocabulary import SEQUENCES
@@ -28,8 +29,6 @@ _BELOW, _ABOVE = 75, 20
 """Slices of 1 mm that the head has below and above the field of view of BraTS."""
 _COARSE = 2
 """Voxels of the map of distances to the brain, along each axis of the head."""
-
-Affine = NDArray[np.float64]
 
 # Signal as a share of that of the brain, in t1, t1ce, t2 and flair; whatever air is, is noise.
 _SIGNALS = {
@@ -72,21 +71,6 @@ _PROTOCOLS: Mapping[str, Sequence[_Protocol]] = {
     "t2": _SLICES,
     "flair": (_VOLUMES[0], _SLICES[0], _SLICES[2], _SLICES[3]),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class HeadScan:
-    """One sequence as the scanner gives it.
-
-    Attributes:
-        voxels: (x, y, z) int16, noise in the air around the head included.
-        affine: 4 x 4, from voxels to mm.
-        motion: 4 x 4 rigid, from mm of the phantom to mm of this scan: how the patient lay.
-    """
-
-    voxels: NDArray[np.int16] = field(repr=False)
-    affine: Affine
-    motion: Affine
 
 
 @dataclass(frozen=True, eq=False)

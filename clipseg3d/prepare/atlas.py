@@ -10,7 +10,7 @@ import numpy as np
 from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
 
-from clipseg3d.prepare.registration import Affine, Bool, Volume
+from clipseg3d.prepare.volume import Affine, Bool, Volume
 
 SHAPE = (240, 240, 155)
 """Voxels of the grid of BraTS."""

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from clipseg3d.data.resampling import carry
 from clipseg3d.prepare.extra import import_extra
-from clipseg3d.prepare.registration import Affine, Bool
+from clipseg3d.prepare.volume import Affine, Bool
 
 _SHRINK = 4
 """Voxels of the grid on which the field is estimated, along each axis; it is smooth."""

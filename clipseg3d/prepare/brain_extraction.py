@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from clipseg3d.prepare.extra import import_extra
 from clipseg3d.prepare.native_scan import NativeScan
-from clipseg3d.prepare.registration import Volume
+from clipseg3d.prepare.volume import Volume
 
 BRAIN_ML = (600.0, 2300.0)
 """Least and largest volume of a brain, those of children included."""

@@ -26,7 +26,8 @@ from clipseg3d.prepare.brain_extraction import ENGINES, extract_brain, locate_br
 from clipseg3d.prepare.extra import import_extra
 from clipseg3d.prepare.native_scan import NativeScan
 from clipseg3d.prepare.page import save_page
-from clipseg3d.prepare.registration import Affine, Bool, Fit, Volume, register, rigid_part, to_itk
+from clipseg3d.prepare.registration import Fit, register, rigid_part, to_itk
+from clipseg3d.prepare.volume import Affine, Bool, Volume
 from clipseg3d.ranges import require_names
 from clipseg3d.vocabulary import SEQUENCES
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -15,9 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from clipseg3d.data.resampling import carry, extent
 from clipseg3d.prepare.extra import import_extra
-
-Affine = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
+from clipseg3d.prepare.volume import Affine, Bool, Volume
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From mm as in NIfTI to mm as in ITK, and back."""
@@ -32,19 +30,6 @@ _MASK_MARGIN_MM = 16.0
 _BINS = 32
 _SAMPLES = 120_000
 """Voxels of the fine level that mutual information is estimated from, at most."""
-
-
-@dataclass(frozen=True, eq=False)
-class Volume:
-    """A volume and where it lies.
-
-    Attributes:
-        voxels: (x, y, z) float32.
-        affine: 4 x 4, from voxels to mm.
-    """
-
-    voxels: npt.NDArray[np.float32] = field(repr=False)
-    affine: Affine
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from clipseg3d.prepare.registration import Volume, register, rigid_part, to_itk
+from clipseg3d.prepare.registration import register, rigid_part, to_itk
+from clipseg3d.prepare.volume import Volume
 
 sitk = pytest.importorskip("SimpleITK")
 
