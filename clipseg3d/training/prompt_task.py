@@ -163,8 +163,9 @@ def prompt_loss(
 def _combinations(label: Tensor) -> Tensor:
     """Return the different sets of regions (c, r) that voxels of (b, r, x, y, z) belong to."""
     bits = 2 ** torch.arange(label.shape[1], device=label.device)
-    codes = einsum(label.long(), bits, "b r x y z, r -> b x y z").unique()
-    return (codes[:, None] // bits % 2).float()
+    codes: Tensor = torch.unique(einsum(label.long(), bits, "b r x y z, r -> b x y z"))
+    combinations: Tensor = (codes[:, None] // bits % 2).float()
+    return combinations
 
 
 def coarsen(label: Tensor, edge: int) -> Tensor:
