@@ -93,27 +93,61 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.back is not None:
         return _carry_back(arguments, told)
 
+    name = arguments.name or patient_name(arguments.folder, told)
+    case = prepare_patient(
+        arguments.folder,
+        told,
+        arguments.output,
+        name=name,
+        brain_extraction=arguments.brain_extraction,
+        n4=arguments.n4,
+    )
+    say(str(case))
+    return 0
+
+
+def patient_name(folder: Path | None, told: Mapping[str, str]) -> str:
+    """Return the name of a patient: that of the folder, or of the folder of the files."""
     from clipseg3d.data.cases import case_from_files
+
+    if folder is not None:
+        return folder.resolve().name
+    files = {sequence: Path(file) for sequence, file in told.items()}
+    return case_from_files(files, allow_missing=True).case_id
+
+
+def prepare_patient(
+    folder: Path | None,
+    told: Mapping[str, str],
+    root: Path,
+    *,
+    name: str,
+    brain_extraction: str = "deepbet",
+    n4: bool = False,
+) -> Path:
+    """Write the prepared case of one patient, ``root / name``; notes go to the error stream.
+
+    Args:
+        folder: NIfTI files, or DICOM; None for files that are all told.
+        told: sequence -> file, or of DICOM, what names its series.
+        root: folder for the case.
+        name: of the case.
+        brain_extraction: what finds the brain.
+        n4: whether the shading of coils is removed.
+    """
     from clipseg3d.prepare.pipeline import prepare_case, require_new
 
-    name = arguments.name
-    if name is None and arguments.folder is not None:
-        name = arguments.folder.resolve().name
-    if name is None:
-        files = {sequence: Path(file) for sequence, file in told.items()}
-        name = case_from_files(files, allow_missing=True).case_id
-    require_new(arguments.output / name)  # before minutes of work
+    require_new(root / name)  # before minutes of work
     with tempfile.TemporaryDirectory() as converted:
         case = prepare_case(
-            _scans(arguments.folder, told, Path(converted)),
+            _scans(folder, told, Path(converted)),
             name=name,
-            brain_extraction=arguments.brain_extraction,
-            n4=arguments.n4,
+            brain_extraction=brain_extraction,
+            n4=n4,
         )
     for note in case.notes:
         say(f"clipseg3d: note: {note}", stream=sys.stderr)
-    say(str(case.save(arguments.output)))
-    return 0
+    return case.save(root)
 
 
 def _scans(folder: Path | None, told: Mapping[str, str], converted: Path) -> dict[str, Path]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from clipseg3d.data.cases import Case
     from clipseg3d.inference.predictor import Predictor
 
+PREPARED, NATIVE = "prepared", "native"
 _NAMED = 5
 """Cases that a note names; the others are counted."""
 
@@ -140,6 +141,13 @@ def add_command(commands: Commands) -> None:
         help="apply no rules, not even those that come with the weights",
     )
     segment.add_argument(
+        "--prepare",
+        action="store_true",
+        help="first bring scans of heads, NIfTI or a folder of DICOM for each patient, to the grid "
+        "that weights expect, as 'clipseg3d prepare' does, into OUT/prepared; labels are also "
+        "carried back to the scans, into OUT/native",
+    )
+    segment.add_argument(
         "--overwrite",
         action="store_true",
         help="segment finished cases again, and replace files that were made otherwise",
@@ -196,7 +204,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"out): {predictor.postprocessing.describe()}",
             stream=sys.stderr,
         )
+    unprepared = _prepare(arguments) if arguments.prepare else []
     cases, faults = _find_cases(arguments, predictor)
+    faults = unprepared + faults
     if text is not None and len(cases) > 1:
         raise ValueError(f"--text is for one case, but {len(cases)} are given; run one at a time")
     with warnings.catch_warnings():
@@ -232,6 +242,8 @@ def run(arguments: argparse.Namespace) -> int:
                         say(str(path))
                     for answer, path in result.prompts.items():
                         say(f"{path}: {answer}{'' if answer.found else '; the mask is empty'}")
+                    if arguments.prepare:
+                        _carry_back(arguments.output, result.case.case_id)
                 elif result.error is not None:
                     failed = True
                     _print_error(result.case.case_id, result.error)
@@ -249,6 +261,39 @@ def run(arguments: argparse.Namespace) -> int:
             stream=sys.stderr,
         )
     return 1 if failed else 0
+
+
+def _prepare(arguments: argparse.Namespace) -> list[str]:
+    """Prepare the scans that are given, and put the cases in their place; return the faults.
+
+    A patient who was prepared before is not prepared again.
+    """
+    from clipseg3d.cli.prepare import patient_name, prepare_patient
+
+    told = {name: str(file) for name, file in _files(arguments).items()}
+    root = arguments.output / PREPARED
+    cases, faults = [], []
+    for folder in arguments.cases or [None]:
+        try:
+            name = arguments.name or patient_name(folder, told)
+            if not (root / name).is_dir():
+                prepare_patient(folder, told, root, name=name)
+            cases.append(root / name)
+        except (OSError, ValueError) as error:
+            faults.append(str(error))
+    arguments.cases, arguments.name, arguments.sequence = cases, None, []
+    for sequence in SEQUENCES:
+        setattr(arguments, sequence, None)
+    return faults
+
+
+def _carry_back(output: Path, case_id: str) -> None:
+    """Write the labels of a prepared case on the grids of its scans."""
+    from clipseg3d.prepare.labels_back import carry_back
+
+    label = output / f"{case_id}.nii.gz"
+    for path in carry_back(label, output / PREPARED / case_id, output / NATIVE):
+        say(str(path))
 
 
 def _with_reports(

@@ -8,6 +8,7 @@ import pytest
 
 from clipseg3d.cli.main import main
 from clipseg3d.phantom import simulate_phantom
+from clipseg3d.prepare import pipeline
 from clipseg3d.testing import write_dicom_series
 
 
@@ -124,6 +125,35 @@ def test_from_dicom_and_back(tmp_path, capsys, disk, phantom):
     segments = highdicom.seg.segread(tmp_path / "native" / "seg_t1ce.dcm")
     assert len(segments.segment_numbers) == 3
     np.testing.assert_allclose(segments.pixel_array.sum(), 3 * (carried == 4).sum())
+
+
+@pytest.mark.slow
+def test_segment_prepares_once_and_carries_labels_back(
+    tmp_path, capsys, disk, phantom, monkeypatch
+):
+    """These brains have no skull."""
+    pytest.importorskip("SimpleITK")
+    prepare_case, asked = pipeline.prepare_case, []
+
+    def prepare(files, **options):
+        asked.append(options["name"])
+        return prepare_case(files, **{**options, "brain_extraction": "none"})
+
+    monkeypatch.setattr(pipeline, "prepare_case", prepare)
+    line = ["segment", str(disk), str(tmp_path / "empty"), "--prepare", "--device", "cpu"]
+    (tmp_path / "empty").mkdir()
+    assert main([*line, "-o", str(tmp_path / "out")]) == 1
+    written, error = capsys.readouterr()
+    assert error.count("empty: holds no DICOM image") == 1
+    for sequence in DESCRIPTIONS:
+        label = tmp_path / "out" / "native" / f"disk_{sequence}.nii.gz"
+        assert str(label) in written
+        assert nib.load(label).shape == phantom.label.shape
+    found = np.asanyarray(nib.load(tmp_path / "out" / "native" / "disk_t1.nii.gz").dataobj) > 0
+    true_ml, found_ml = ((part > 0).sum() * 0.027 for part in (phantom.label, found))
+    assert found_ml == pytest.approx(true_ml, rel=0.4)
+    assert main([*line[:2], *line[3:], "-o", str(tmp_path / "out")]) == 0
+    assert asked == ["disk"]
 
 
 def flips(phantom, folder):
