@@ -46,7 +46,7 @@ def networks(script, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "load_encoder", lambda *args, **options: encoder)
         patch.setattr(build, "load_text_encoder", lambda *args, **options: OtherText())
-        rows = [*script.ROWS, *script.VARIANTS, *script.OTHER_TEXT]
+        rows = [*script.ROWS, *script.VARIANTS, *script.READING_ROWS, *script.OTHER_TEXT]
         script.write_networks(arguments, rows, path)
     with path.open() as file:
         return {row["row"]: row for row in csv.DictReader(file)}
