@@ -27,6 +27,9 @@ _NUM_STARTS = 2
 """Starts that are followed on the coarse level."""
 _MASK_MARGIN_MM = 16.0
 """How far around the brain the two brains are compared."""
+_MAX_STRAY_MM = 15.0
+"""How far mutual information may move the middle of the brain from where the brains lie on each
+other. If it moves it further, the level looks at the brain alone, and is left out if that fails."""
 _BINS = 32
 _SAMPLES = 120_000
 """Voxels of the fine level that mutual information is estimated from, at most."""
@@ -93,9 +96,15 @@ def register(
     best = sorted(range(len(starts)), key=[masks.score(start) for start in starts].__getitem__)
     followed = [masks.follow(starts[index]) for index in best[:_NUM_STARTS]]
     transform = min(followed, key=masks.score)
+    place = np.array(transform.TransformPoint(_LPS[:3, :3] @ middle))
     for spacing_mm in (_COARSE_MM, _FINE_MM):
-        level = _Level(sitk, fixed, brain, moving, spacing_mm, margin_mm)
-        transform = level.follow(transform)
+        for margin in dict.fromkeys((margin_mm, 0.0)):
+            level = _Level(sitk, fixed, brain, moving, spacing_mm, margin)
+            found = level.follow(transform)
+            # Mutual information may be high where the volumes hardly overlap.
+            if np.linalg.norm(found.TransformPoint(_LPS[:3, :3] @ middle) - place) <= _MAX_STRAY_MM:
+                transform = found
+                break
     matrix = _from_itk(transform)
     return Fit(matrix, -level.score(transform), _overlap(brain, fixed.affine, moving, matrix))
 
