@@ -186,24 +186,24 @@ def _carry_back(arguments: argparse.Namespace, told: Mapping[str, str]) -> int:
     from clipseg3d.data.nifti import strip_extension
     from clipseg3d.prepare.labels_back import carry_back
 
-    series = None if arguments.dicom is None else _chosen_series(arguments.dicom, told)
-    files = carry_back(arguments.back, arguments.folder, arguments.output)
-    if series is not None:
-        from clipseg3d.prepare.dicom_seg import write_dicom_seg
-
-        stem = strip_extension(arguments.back.name)
-        for sequence in ("t1ce", "t1"):
-            label = arguments.output / f"{stem}_{sequence}.nii.gz"
-            if label in files and sequence in series:
-                path = arguments.output / f"{stem}_{sequence}.dcm"
-                write_dicom_seg(label, series[sequence], path, release=arguments.release)
-                files.append(path)
-                break
-        else:
+    source = None
+    if arguments.dicom is not None:
+        series = _chosen_series(arguments.dicom, told)
+        source = series.get("t1ce", series.get("t1"))
+        if source is None:
             raise ValueError(
-                f"{arguments.dicom}: holds no T1ce or T1 that {arguments.folder} was made of; give "
+                f"{arguments.dicom}: holds neither T1ce nor T1, of which a DICOM-SEG is made; give "
                 "the folder of DICOM that was prepared"
             )
+    files = carry_back(arguments.back, arguments.folder, arguments.output)
+    if source is not None:
+        from clipseg3d.prepare.dicom_seg import write_dicom_seg
+
+        stem = arguments.output / f"{strip_extension(arguments.back.name)}_{source.sequence}"
+        path = stem.with_name(f"{stem.name}.dcm")
+        label = stem.with_name(f"{stem.name}.nii.gz")
+        write_dicom_seg(label, source, path, release=arguments.release)
+        files.append(path)
     for path in files:
         say(str(path))
     return 0
