@@ -162,10 +162,13 @@ def _scans(folder: Path | None, told: Mapping[str, str], converted: Path) -> dic
         return find_scans(folder, told=files)
     from clipseg3d.prepare.conversion import convert_series
 
-    return {
-        sequence: convert_series(series, converted)
-        for sequence, series in _chosen_series(folder, told).items()
-    }
+    try:
+        chosen = _chosen_series(folder, told)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder}: holds neither NIfTI files nor DICOM images; give the folder of one patient"
+        ) from error
+    return {name: convert_series(series, converted) for name, series in chosen.items()}
 
 
 def _chosen_series(folder: Path, told: Mapping[str, str]) -> "dict[str, Series]":
@@ -184,9 +187,10 @@ def _chosen_series(folder: Path, told: Mapping[str, str]) -> "dict[str, Series]"
 def _carry_back(arguments: argparse.Namespace, told: Mapping[str, str]) -> int:
     """Write a label map on the grids of the scans, and as DICOM-SEG."""
     from clipseg3d.data.nifti import strip_extension
+    from clipseg3d.data.releases import get_release
     from clipseg3d.prepare.labels_back import carry_back
 
-    source = None
+    source, release = None, get_release(arguments.release)
     if arguments.dicom is not None:
         series = _chosen_series(arguments.dicom, told)
         source = series.get("t1ce", series.get("t1"))
@@ -202,7 +206,7 @@ def _carry_back(arguments: argparse.Namespace, told: Mapping[str, str]) -> int:
         stem = arguments.output / f"{strip_extension(arguments.back.name)}_{source.sequence}"
         path = stem.with_name(f"{stem.name}.dcm")
         label = stem.with_name(f"{stem.name}.nii.gz")
-        write_dicom_seg(label, source, path, release=arguments.release)
+        write_dicom_seg(label, source, path, release=release)
         files.append(path)
     for path in files:
         say(str(path))

@@ -67,6 +67,23 @@ def test_dicom_goes_with_labels_that_go_back(tmp_path, capsys):
     assert "--dicom goes with --back LABEL; give a folder of DICOM as IN instead" in error
 
 
+def test_a_folder_without_scans_is_one_line(tmp_path, capsys):
+    pytest.importorskip("pydicom")
+    (tmp_path / "patient").mkdir()
+    (tmp_path / "patient" / "notes.txt").write_text("none")
+    code, error = run(capsys, tmp_path / "patient", "-o", tmp_path / "out")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "patient: holds neither NIfTI files nor DICOM images; give the folder of one" in error
+
+
+def test_an_unknown_release_is_found_out_before_anything_is_written(tmp_path, capsys):
+    line = (tmp_path, "--back", tmp_path / "x.nii.gz", "--dicom", tmp_path)
+    code, error = run(capsys, *line, "--release", "brats2O20", "-o", tmp_path / "out")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "unknown release 'brats2O20'" in error
+    assert not (tmp_path / "out").exists()
+
+
 DESCRIPTIONS = {"t1": "Ax T1", "t1ce": "Ax T1 +C", "t2": "Ax T2", "flair": "Ax T2 FLAIR"}
 
 
@@ -144,7 +161,7 @@ def test_segment_prepares_once_and_carries_labels_back(
     (tmp_path / "empty").mkdir()
     assert main([*line, "-o", str(tmp_path / "out")]) == 1
     written, error = capsys.readouterr()
-    assert error.count("empty: holds no DICOM image") == 1
+    assert error.count("empty: holds neither NIfTI files nor DICOM images") == 1
     for sequence in DESCRIPTIONS:
         label = tmp_path / "out" / "native" / f"disk_{sequence}.nii.gz"
         assert str(label) in written
