@@ -6,7 +6,7 @@ Each is a command of its own, as users run it: it imports, reads the files of th
 them on the CPU with the ROI size and overlap of the bundled weights, and writes labels, in turn.
 
 - ``clipseg3d segment`` with the bundled weights ``tiny``, their semantics and their rules.
-- MONAI: ``LoadImaged``, ``NormalizeIntensityd``, ``sliding_window_inference`` over the volume with
+- MONAI: ``LoadImage``, ``NormalizeIntensity``, ``sliding_window_inference`` over the volume with
   Gaussian weights, ``SaveImage``; with the same network, without semantics and without rules.
 - ``nnUNetv2_predict_from_modelfolder``, without mirroring: nnU-Net's ``PlainConvUNet`` with random
   weights, so narrow that it needs as many operations for a window as ``tiny``. ``--nnunet`` is the
@@ -201,16 +201,6 @@ def run(command: Sequence[str | Path], threads: int) -> dict[str, float]:
     return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": peak}
 
 
-def find_patients(data: Path | None, count: int, work: Path) -> list[Path]:
-    """Return folders of BraTS 2018, or of simulated patients."""
-    from clipseg3d.phantom.write import write_phantoms
-
-    if data is None:
-        data = work / "phantoms"
-        write_phantoms(data, count, spacing_mm=1.0, seed=900)
-    return sorted({path.parent for path in data.rglob("*_t1ce.nii.gz")})[:count]
-
-
 def nnunet_command(
     python: Path, cases: Sequence[Path], work: Path, operations: int, threads: int
 ) -> tuple[list[str | Path], dict[str, float]]:
@@ -250,6 +240,9 @@ def main() -> None:
     if arguments.write_nnunet:
         write_nnunet(arguments.write_nnunet, arguments.operations)
         return
+
+    # not before: the MONAI script, which runs in this file, must not pay for these
+    from commands import find_patients
 
     from clipseg3d.networks.clipseg3d import CLIPSeg3D
 
