@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from typing import Any
 
 from clipseg3d.configs import config_names
@@ -11,7 +12,7 @@ SET_UP = 'eval "$(register-python-argcomplete clipseg3d)"'
 _NAMES_CONFIG = ("config", "copy")
 
 
-def complete(parser: argparse.ArgumentParser) -> None:
+def complete(build_parser: Callable[[], argparse.ArgumentParser]) -> None:
     """Answer a shell that asks for completions, and end the process; otherwise do nothing.
 
     Values are completed with files, and those that name a configuration also with its name.
@@ -28,4 +29,4 @@ def complete(parser: argparse.ArgumentParser) -> None:
         return [*names, *files(prefix)]
 
     completer: Any = values  # declared as a class, used as a function
-    argcomplete.autocomplete(parser, default_completer=completer)
+    argcomplete.autocomplete(build_parser(), default_completer=completer)

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             keeps freed memory (:mod:`clipseg3d.cli.freed_memory`).
     """
     if argv is None:
-        complete(_parser())
+        complete(_parser)
         keep_freed_memory()
         argv = sys.argv[1:]
     try:
