@@ -118,37 +118,9 @@ def test_doubtful_series_are_asked_about(tmp_path, capsys, disk, phantom):
 
 
 @pytest.mark.slow
-def test_from_dicom_and_back(tmp_path, capsys, disk, phantom):
-    """The true label, in the place of a segmentation, is back where it was, also as DICOM-SEG."""
+def test_from_dicom_to_labels_and_back(tmp_path, capsys, disk, phantom, monkeypatch):
+    """These brains have no skull. One preparation, which takes most of the time, serves all."""
     highdicom = pytest.importorskip("highdicom")
-    pytest.importorskip("SimpleITK")
-    code, error = run(
-        capsys, disk, "-o", tmp_path / "out", "--brain-extraction", "none", "--name", "patient"
-    )
-    assert code == 0
-    assert all(f"'{name}'" in error for name in DESCRIPTIONS.values())
-    case = tmp_path / "out" / "patient"
-    scan = nib.load(case / "patient_flair.nii.gz")
-    label = (np.asanyarray(scan.dataobj) > np.quantile(scan.get_fdata(), 0.99)).astype(np.uint8)
-    nib.save(nib.Nifti1Image(4 * label, scan.affine), tmp_path / "seg.nii.gz")
-    code, _ = run(
-        capsys, case, "--back", tmp_path / "seg.nii.gz", "--dicom", disk, "-o", tmp_path / "native"
-    )
-    assert code == 0
-    carried = np.asanyarray(nib.load(tmp_path / "native" / "seg_t1ce.nii.gz").dataobj)
-    assert carried.shape == phantom.label.shape
-    brightest = phantom.image[3] > np.quantile(phantom.image[3], 0.985)
-    assert carried[flips(phantom, tmp_path)][brightest].mean() > 2.5  # of 4
-    segments = highdicom.seg.segread(tmp_path / "native" / "seg_t1ce.dcm")
-    assert len(segments.segment_numbers) == 3
-    np.testing.assert_allclose(segments.pixel_array.sum(), 3 * (carried == 4).sum())
-
-
-@pytest.mark.slow
-def test_segment_prepares_once_and_carries_labels_back(
-    tmp_path, capsys, disk, phantom, monkeypatch
-):
-    """These brains have no skull."""
     pytest.importorskip("SimpleITK")
     prepare_case, asked = pipeline.prepare_case, []
 
@@ -157,20 +129,37 @@ def test_segment_prepares_once_and_carries_labels_back(
         return prepare_case(files, **{**options, "brain_extraction": "none"})
 
     monkeypatch.setattr(pipeline, "prepare_case", prepare)
-    line = ["segment", str(disk), str(tmp_path / "empty"), "--prepare", "--device", "cpu"]
     (tmp_path / "empty").mkdir()
-    assert main([*line, "-o", str(tmp_path / "out")]) == 1
+    out = tmp_path / "out"
+    line = ["--prepare", "--device", "cpu", "-o", str(out)]
+    assert main(["segment", str(disk), str(tmp_path / "empty"), *line]) == 1
     written, error = capsys.readouterr()
     assert error.count("empty: holds neither NIfTI files nor DICOM images") == 1
+    assert all(f"'{name}'" in error for name in DESCRIPTIONS.values())
     for sequence in DESCRIPTIONS:
-        label = tmp_path / "out" / "native" / f"disk_{sequence}.nii.gz"
+        label = out / "native" / f"disk_{sequence}.nii.gz"
         assert str(label) in written
         assert nib.load(label).shape == phantom.label.shape
-    found = np.asanyarray(nib.load(tmp_path / "out" / "native" / "disk_t1.nii.gz").dataobj) > 0
+    found = np.asanyarray(nib.load(out / "native" / "disk_t1.nii.gz").dataobj) > 0
     true_ml, found_ml = ((part > 0).sum() * 0.027 for part in (phantom.label, found))
     assert found_ml == pytest.approx(true_ml, rel=0.4)
-    assert main([*line[:2], *line[3:], "-o", str(tmp_path / "out")]) == 0
+    assert main(["segment", str(disk), *line]) == 0
     assert asked == ["disk"]
+
+    case = out / "prepared" / "disk"
+    scan = nib.load(case / "disk_flair.nii.gz")
+    label = (np.asanyarray(scan.dataobj) > np.quantile(scan.get_fdata(), 0.99)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(4 * label, scan.affine), tmp_path / "seg.nii.gz")
+    code, _ = run(
+        capsys, case, "--back", tmp_path / "seg.nii.gz", "--dicom", disk, "-o", tmp_path / "native"
+    )
+    assert code == 0
+    carried = np.asanyarray(nib.load(tmp_path / "native" / "seg_t1ce.nii.gz").dataobj)
+    brightest = phantom.image[3] > np.quantile(phantom.image[3], 0.985)
+    assert carried[flips(phantom, tmp_path)][brightest].mean() > 2.5  # of 4
+    segments = highdicom.seg.segread(tmp_path / "native" / "seg_t1ce.dcm")
+    assert len(segments.segment_numbers) == 3
+    np.testing.assert_allclose(segments.pixel_array.sum(), 3 * (carried == 4).sum())
 
 
 def flips(phantom, folder):
