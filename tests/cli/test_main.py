@@ -111,11 +111,11 @@ def test_phantom_writes_patients_that_can_be_trained_on(tmp_path, capsys):
         assert names == {f"_{s}.nii.gz" for s in suffixes} | {"_flair_text.txt"}
 
 
-def test_fit_says_what_is_wrong_before_it_trains(only, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("config", [str(FOLDER / "brats2018_tiny.yaml"), "brats2018_tiny"])
+def test_fit_says_what_is_wrong_before_it_trains(config, only, capsys, tmp_path, monkeypatch):
     only("fit")
     monkeypatch.chdir(tmp_path)
-    config = FOLDER / "brats2018_tiny.yaml"
-    assert main(["fit", "--config", str(config), "--data.root", "nowhere"]) == 1
+    assert main(["fit", "--config", config, "--data.root", "nowhere"]) == 1
     error = capsys.readouterr().err
     assert "nowhere: no such folder" in error
     assert "Traceback" not in error
