@@ -171,9 +171,12 @@ class CLIPSeg3DCLI(LightningCLI):
         """Build data, module and trainer.
 
         Raises:
-            ValueError: Lightning refuses an argument, such as a device that is not there.
+            ValueError: there is no checkpoint to score or to segment with; Lightning refuses an
+                argument, such as a device that is not there.
         """
         config = self.config[self.subcommand]
+        if self.subcommand in ("validate", "test") and config.ckpt_path is None:
+            raise ValueError(f"{self.subcommand} needs --ckpt_path; give the best.ckpt of a fit")
         if self.subcommand == "predict":
             if config.output is None or config.ckpt_path is None:
                 raise ValueError("predict needs --ckpt_path and --output; give both")

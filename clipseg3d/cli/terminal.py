@@ -4,8 +4,9 @@ import argparse
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO, TypeAlias
+from typing import Any, NoReturn, TextIO, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """The list of commands, to which each adds its parser."""
@@ -115,16 +116,23 @@ def unwrapped(error: BaseException) -> BaseException:
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line, which names the nearest option."""
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Refuse what is left, which only the parser of all commands would do, late."""
+        known, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return known, left
+
     def error(self, message: str) -> NoReturn:
         """Print the message without the usage, and end with 2."""
         from clipseg3d.ranges import nearest
 
         if unknown := re.fullmatch(r"unrecognized arguments: (--\S+).*", message):
             option = unknown[1].partition("=")[0]
-            commands = [a.choices for a in self._actions if isinstance(a.choices, dict)]
-            parsers = [parser for choices in commands for parser in choices.values()]
-            words = {word for parser in parsers for word in parser._option_string_actions}
-            message = f"{option}: no such option; {nearest(option, sorted(words))}"
+            words = sorted(self._option_string_actions)
+            message = f"{option}: no such option; {nearest(option, words)}"
         elif unknown := re.match(r"argument COMMAND: invalid choice: '(.*?)'", message):
             names = [n for a in self._actions if isinstance(a.choices, dict) for n in a.choices]
             message = f"{unknown[1]}: no such command; {nearest(unknown[1], names)}"

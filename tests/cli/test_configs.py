@@ -66,8 +66,8 @@ def test_names_stand_for_files_unless_there_is_such_a_file(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_every_command_takes_names_of_configurations_and_of_data_modules(command, parsed):
-    options = ["--ckpt_path", "x.ckpt", "--output", "o"] if command == "predict" else []
-    options += ["--data", "PhantomDataModule"]
+    options = ["--data", "PhantomDataModule", "--ckpt_path", "x.ckpt"]
+    options += ["--output", "o"] if command == "predict" else []
     cli = parsed("--config", "phantom_tiny", *options, command=command)
     assert cli.model.plan.lr == 3e-3
     assert cli.datamodule.hparams["spacing_mm"] == 2.0

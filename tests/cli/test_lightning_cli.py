@@ -153,6 +153,12 @@ def test_a_checkpoint_names_no_class_to_be_built(parsed, trained):
     assert cli.config.validate.model.init_args.encoder is None
 
 
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_weights_that_were_not_trained_are_not_scored(parsed, command):
+    with pytest.raises(ValueError, match=rf"{command} needs --ckpt_path; give the best\.ckpt"):
+        parsed("--config", PHANTOM, command=command)
+
+
 def test_a_checkpoint_does_not_change_what_is_fitted(parsed, trained):
     path, _ = trained
     cli = parsed("--config", PHANTOM, "--model.overlap", 0.25, "--ckpt_path", path)

@@ -257,6 +257,11 @@ def test_misspelt_commands_and_options_are_one_line(capsys):
     for given, message in (
         (["sgment"], "sgment: no such command; did you mean segment?"),
         (["phantom", "-o", "p", "--spacin_mm", "2"], "--spacin_mm: no such option; did you mean"),
+        # of another command
+        (
+            ["evaluate", "a", "b", "--prompt", "x"],
+            "evaluate: --prompt: no such option; did you mean --pro",
+        ),
         (["phantom", "-o", "p", "-n", "x"], "-n/--number: invalid int value: 'x'"),
     ):
         with pytest.raises(SystemExit) as caught:
