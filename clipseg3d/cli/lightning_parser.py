@@ -42,6 +42,7 @@ _KINDS: dict[str, type] = {
     "trainer.callbacks": Callback,
 }
 """Option -> base of the classes that it takes."""
+_LOSSES = "monai.losses"
 _NO_ENCODER = (
     "does not correspond to a subclass of InjectedClip",
     "lacks a method of clipseg3d.clip.ClipEncoder; add it, and try your class with "
@@ -127,9 +128,15 @@ def _arguments(class_path: str) -> list[str]:
 
 def _nearest_class(name: str, key: str) -> str:
     """Return which class may be meant by a name, among those that an option takes."""
+    name = name.rpartition(".")[2]
+    if key.startswith("loss"):  # most are MONAI's, by full path, since nothing imports them
+        paths = [f"{_LOSSES}.{loss}" for loss in vars(import_module(_LOSSES))]
+        cure = nearest(f"{_LOSSES}.{name}", paths)
+        if cure.startswith("did"):
+            return cure
     kinds = [kind for option, kind in _KINDS.items() if key.startswith(option)]
     names = {below.__name__ for kind in kinds for below in _subclasses(kind)}
-    cure = nearest(name.rpartition(".")[2], sorted(names))
+    cure = nearest(name, sorted(names))
     return cure if cure.startswith("did") else "give its full path, such as my_file.MyClass"
 
 

@@ -109,7 +109,7 @@ def fit(phantom_folder, tmp_path, capsys):
         (
             "--loss",
             "DiceFocalLos",
-            "--loss DiceFocalLos: no such class; did you mean DiceFocalLoss?",
+            "--loss DiceFocalLos: no such class; did you mean monai.losses.Dice",
         ),
         ("--optimizer", "SDG", "--optimizer SDG: no such class; did you mean SGD?"),
         ("--optimizer", "my.Own", "--optimizer my: no such class; give its full path, such as"),
