@@ -25,8 +25,8 @@ without one. *Chance* is what a network scores to which text is nothing.
 
 Every (image, text) is predicted once and kept in ``--output``, where a run that was killed goes on;
 images are known by name there, so that a change of how they are made needs another folder.
-Results are a CSV with one row per measure, control and patient, and a figure. Intervals are 95 %,
-by bootstrap over patients.
+Results are a CSV with one row per measure, control and patient (``--means``: per measure and
+control), and a figure. Intervals are 95 %, by bootstrap over patients.
 """
 
 import argparse
@@ -995,6 +995,20 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows([*row[:-1], f"{row.value:.4f}"] for row in rows)
 
 
+def write_means(path: Path, rows: Iterable[Row]) -> None:
+    """Write the mean of every measure and control over patients, with its interval."""
+    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        head = ["weights", "data", "test", "measure", "asked", "target", "control", "patients"]
+        writer.writerow([*head, "mean", "low", "high"])
+        for (weights, data, name), controls in collect(rows).items():
+            measure = MEASURES[name]
+            where = weights, data, measure.test, name, measure.text, measure.targets[data]
+            for control, numbers in controls.items():
+                figures = (float(np.mean(numbers)), *interval(numbers))
+                writer.writerow([*where, control, len(numbers), *(f"{f:.4f}" for f in figures)])
+
+
 def main() -> None:
     """Ask, score, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -1009,6 +1023,10 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("obedience"), help="keeps predictions")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--name", default="obedience", help="of the CSV and of the figure")
+    parser.add_argument(
+        "--means", action="store_true", help="write means over patients, not a row for each"
+    )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -1043,8 +1061,9 @@ def main() -> None:
         rows += run(predictors, "R", cases, arguments.output, arguments.tests)
     for line in table(rows):
         print(" | ".join(line))
-    write_rows(arguments.results / "obedience.csv", rows)
-    draw(rows, arguments.results / "obedience.png")
+    write = write_means if arguments.means else write_rows
+    write(arguments.results / f"{arguments.name}.csv", rows)
+    draw(rows, arguments.results / f"{arguments.name}.png")
 
 
 if __name__ == "__main__":

@@ -414,6 +414,11 @@ def test_the_table_says_what_is_met_and_what_was_not_run(tmp_path):
     assert lines[obedience.MEASURES["prompts known"].text][4] == "not run"
     obedience.write_rows(tmp_path / "rows.csv", rows)
     assert (tmp_path / "rows.csv").read_text().splitlines()[1] == "w,S,1,empty,own,p0,1.0000"
+    obedience.write_means(tmp_path / "means.csv", rows)
+    own, none = (tmp_path / "means.csv").read_text().splitlines()[1:]
+    assert own.startswith("w,S,1,empty,")
+    assert own.endswith(">= .95,own,3,1.0000,1.0000,1.0000")
+    assert none.endswith("none,3,0.2500,0.2500,0.2500")
     obedience.draw(rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
