@@ -1050,7 +1050,8 @@ def main() -> None:
     if arguments.patients:
         folder = arguments.output / f"patients {spacing_mm:g} mm"
         names = write_phantoms(folder, arguments.patients, spacing_mm=spacing_mm, seed=FIRST_SEED)
-        cases = [case for case in find_cases(folder, PHANTOM) if case.case_id in names]
+        found = find_cases(folder, PHANTOM, spacing_mm=spacing_mm)
+        cases = [case for case in found if case.case_id in names]
         rows += run(predictors, "S", cases, arguments.output, arguments.tests)
     if arguments.data is not None:
         cases = [
