@@ -5,11 +5,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import reduce
 from torch import Tensor, nn
 
 _SMOOTH = 1e-5
 _EMPTY_SHARE = 1e-3
 """Share of the voxels that smooths the Dice of an empty region."""
+_SMALL_REGION = 8
+"""Voxels of a map that a smaller region counts as."""
 
 
 def cosine_loss(cosines: Tensor, label: Tensor, *, temperature: float) -> Tensor:
@@ -127,9 +130,10 @@ def _downsample(label: Tensor, level: Tensor) -> Tensor:
 def presence_loss(log_odds: Tensor, maps: Tensor, label: Tensor) -> Tensor:
     """Return the loss of the presence of regions, and of the maps that it is told from.
 
-    Both are mean binary cross-entropies: of whether there is any of each region, and of the share
-    of each region in the voxels of the maps. A Dice loss would make maps certain where the image
-    cannot tell. Computed in float32, also under autocast.
+    Both are binary cross-entropies: of whether there is any of each region, and of the share of
+    each region in the voxels of the maps, in proportion to the size of the region in the batch.
+    Without that, a region of one voxel in a thousand would hardly be learned. A Dice loss would
+    make maps certain where the image cannot tell. Computed in float32, also under autocast.
 
     Args:
         log_odds: (b, r), of any of each region.
@@ -140,7 +144,11 @@ def presence_loss(log_odds: Tensor, maps: Tensor, label: Tensor) -> Tensor:
         target = label.flatten(2).any(dim=2).float()
         told = F.binary_cross_entropy_with_logits(log_odds.float(), target)
         maps = maps.float()
-        return told + F.binary_cross_entropy_with_logits(maps, _downsample(label, maps))
+        shares = _downsample(label, maps)
+        errors = F.binary_cross_entropy_with_logits(maps, shares, reduction="none")
+        error, size = (reduce(x, "b r x y z -> r", "mean") for x in (errors, shares))
+        smallest = _SMALL_REGION / maps[0, 0].numel()
+        return told + (error / size.clamp(min=smallest)).mean()
 
 
 def grade_loss(logit: Tensor, grade: Tensor, *, count: Tensor | None = None) -> Tensor:

@@ -310,3 +310,11 @@ def test_presence_loss_is_that_of_presence_and_of_its_maps():
     mapped = (math.log1p(math.exp(-3)) + 15 * math.log(2)) / 16
     loss = presence_loss(log_odds, maps, label)
     assert loss.item() == pytest.approx(told + mapped, rel=1e-6)
+
+
+def test_small_regions_count_as_much_as_large_ones_in_maps():
+    label = torch.zeros(2, 2, 8, 8, 8)
+    label[0, 0, :, :4, :4] = 1  # an eighth of the batch; the other region is not there
+    log_odds = torch.tensor([[99.0, -99.0], [-99.0, -99.0]])
+    loss = presence_loss(log_odds, torch.zeros_like(label), label)
+    assert loss.item() == pytest.approx((8 + 512 / 8) / 2 * math.log(2), rel=1e-6)
