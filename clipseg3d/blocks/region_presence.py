@@ -13,6 +13,8 @@ from clipseg3d.blocks.pointwise_conv import PointwiseConv3d
 
 PRESENT = 4.0
 """Log-odds of presence that new weights tell: 98 %."""
+_RARE = 0.01
+"""Share of the voxels in which new maps expect each region."""
 _CERTAIN = 20.0
 """Log-odds of what is known."""
 _STRONGEST = 8
@@ -45,13 +47,16 @@ class RegionPresence(nn.Module):
         nested: whether each region lies within the one before; it is then not more present.
 
     Source: equation 6 of arXiv 2507.09966 multiplies the probabilities of voxels. Here, one factor
-    per region does; see :func:`apply_presence`.
+    per region does; see :func:`apply_presence`. Maps begin with a small probability as in RetinaNet
+    (Lin et al., 2017, https://arxiv.org/abs/1708.02002): from one half, the many voxels without any
+    region would rule the first steps.
     """
 
     def __init__(self, channels: Sequence[int], num_regions: int, *, nested: bool = False) -> None:
         super().__init__()
         self.nested = nested
         self.maps = nn.ModuleList(PointwiseConv3d(width, num_regions) for width in channels)
+        nn.init.constant_(self.maps[0].get_parameter("bias"), math.log(_RARE / (1 - _RARE)))
         self.weight = nn.Parameter(torch.zeros(num_regions, 2))
         self.bias = nn.Parameter(torch.zeros(num_regions))
 

@@ -40,6 +40,12 @@ def test_new_weights_change_no_bit():
     assert torch.equal(apply_presence(logits, presence, torch.ones(2)), logits)
 
 
+def test_new_maps_expect_little_of_any_region():
+    nothing = [torch.zeros(1, 5, 6, 4, 4), torch.zeros(1, 7, 3, 2, 2)]
+    maps = RegionPresence([5, 7], 3)(nothing, torch.zeros(1, 3)).maps.sigmoid()
+    assert 0.005 < maps.mean() < 0.02
+
+
 def test_evidence_is_added_in_log_odds():
     block = RegionPresence([5, 7], 3)
     torch.nn.init.normal_(block.weight)
