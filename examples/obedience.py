@@ -1001,7 +1001,9 @@ def write_means(path: Path, rows: Iterable[Row]) -> None:
         writer = csv.writer(file)
         head = ["weights", "data", "test", "measure", "asked", "target", "control", "patients"]
         writer.writerow([*head, "mean", "low", "high"])
-        for (weights, data, name), controls in collect(rows).items():
+        order = list(MEASURES)
+        groups = sorted(collect(rows).items(), key=lambda group: order.index(group[0][2]))
+        for (weights, data, name), controls in groups:
             measure = MEASURES[name]
             where = weights, data, measure.test, name, measure.text, measure.targets[data]
             for control, numbers in controls.items():

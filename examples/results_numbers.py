@@ -109,7 +109,7 @@ READ = {
 }
 """Control of ``obedience.py`` -> what was read, or who read."""
 TEXT = {
-    "empty": "told that nothing enhances: share without ET (best 1)",
+    "empty": "nothing enhances: share without ET (best 1)",
     "withheld": "T1ce withheld: Dice of ET",
     "side follows": "two equal lesions, one named: share right (chance 0.5)",
     "named by prompt": "the same by a prompt: Dice of the named",
@@ -379,23 +379,16 @@ def text_table(kinds: Mapping[str, str]) -> str:
 
 def trained_text_table() -> str:
     """Return what small networks that were trained for text do with it: means over seeds."""
-    rows = read(RESULTS / "obedience_phantoms.csv")
-    seeds = list(dict.fromkeys(row["weights"] for row in rows))
-    values = {
-        key: [r for r in rows if (r["asked"], r["target"], r["control"]) == key]
-        for key in ((row["asked"], row["target"], row["control"]) for row in rows)
-    }
-    lines = []
-    for asked, target in dict.fromkeys((row["asked"], row["target"]) for row in rows):
-        cells = []
-        for control in READ:
-            means = [float(row["mean"]) for row in values.get((asked, target, control), [])]
-            cells.append(f"{round(np.mean(means), 2) + 0:.2f}" if means else "")
-            if control == "own" and means:
-                cells.append(" ".join(f"{round(mean, 2) + 0:.2f}" for mean in means))
-        lines.append([asked, target, *cells])
-    own, *others = READ.values()
-    return markdown(["asked", "target", own, f"each of {len(seeds)} seeds", *others], lines)
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in read(RESULTS / "obedience_phantoms.csv"):
+        controls = values.setdefault((row["asked"], row["target"]), {})
+        controls.setdefault(row["control"], []).append(float(row["mean"]))
+    lines = [
+        [*asked, *(f"{round(np.mean(c), 2) + 0:.2f}" if c else "" for c in cells)]
+        for asked, controls in values.items()
+        for cells in [[controls.get(control, []) for control in READ]]
+    ]
+    return markdown(["asked", "target", *READ.values()], lines)
 
 
 def short_ablation_table() -> str:

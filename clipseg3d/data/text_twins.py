@@ -5,6 +5,7 @@ Here one fact of a sample is changed: in text and label, while the image is the 
 the text alone, while the image is clear. So text is needed, and it is not always right.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +52,7 @@ class TextTwins:
         spacing_mm: voxel size.
         twins: share of samples that become twins, see :data:`KINDS`.
         written: share of the other samples whose report is written from the mask.
+        kinds: kind of a twin -> its share.
 
     Raises:
         ValueError: a share is outside [0, 1], or the release lacks a region or a sequence.
@@ -63,6 +65,7 @@ class TextTwins:
         spacing_mm: float = 1.0,
         twins: float = 0.0,
         written: float = 0.0,
+        kinds: Mapping[str, float] = KINDS,
     ) -> None:
         require_share(text_twins=twins, written_reports=written)
         lacking = [name for name in ("WT", "TC", "ET") if name not in release.regions]
@@ -77,6 +80,7 @@ class TextTwins:
         self.spacing_mm = spacing_mm
         self.twins = twins
         self.written = written
+        self.kinds = dict(kinds)
         self.sequences = list(release.sequences)
         regions = list(release.regions)
         self.wt, self.tc = regions.index("WT"), regions.index("TC")
@@ -118,7 +122,7 @@ class TextTwins:
         rng = np.random.default_rng(int(torch.randint(2**31, ())))
         statement = statement_of(facts)
         if rng.random() < self.twins:
-            kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+            kind = str(rng.choice(list(self.kinds), p=list(self.kinds.values())))
             make = {
                 "withheld": self._withheld,
                 "faded": self._faded,

@@ -53,9 +53,8 @@ def sample(*, enhancing=True):
     }
 
 
-def twin_of(kind, seed, *, enhancing=True, monkeypatch):
-    monkeypatch.setattr("clipseg3d.data.text_twins.KINDS", {kind: 1.0})
-    twins = TextTwins(BRATS_2020, spacing_mm=8.0, twins=1.0)
+def twin_of(kind, seed, *, enhancing=True):
+    twins = TextTwins(BRATS_2020, spacing_mm=8.0, twins=1.0, kinds={kind: 1.0})
     image, label = case(enhancing=enhancing)
     torch.manual_seed(seed)
     given = sample(enhancing=enhancing)
@@ -75,9 +74,9 @@ DENIAL = re.compile(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_given_sample_stays_and_seeds_give_equal_twins(kind, monkeypatch):
-    given, first = twin_of(kind, 3, monkeypatch=monkeypatch)
-    fresh, second = twin_of(kind, 3, monkeypatch=monkeypatch)
+def test_the_given_sample_stays_and_seeds_give_equal_twins(kind):
+    given, first = twin_of(kind, 3)
+    fresh, second = twin_of(kind, 3)
     for key in ("image", "label", "statistics"):
         assert torch.equal(given[key], fresh[key])
         assert torch.equal(first[key], second[key])
@@ -85,10 +84,10 @@ def test_the_given_sample_stays_and_seeds_give_equal_twins(kind, monkeypatch):
     assert first["report"] == second["report"]
 
 
-def test_withheld_t1ce_shows_nothing_and_the_report_decides(monkeypatch):
+def test_withheld_t1ce_shows_nothing_and_the_report_decides():
     kept = []
     for seed in range(40):
-        given, twin = twin_of("withheld", seed, monkeypatch=monkeypatch)
+        given, twin = twin_of("withheld", seed)
         assert not twin["image"][T1CE].any()
         assert not twin["statistics"][T1CE].any()
         assert not twin["views"].images[..., T1CE].any()
@@ -104,10 +103,10 @@ def test_withheld_t1ce_shows_nothing_and_the_report_decides(monkeypatch):
     assert 10 < sum(kept) < 30
 
 
-def test_removed_enhancement_is_gone_from_image_and_label(monkeypatch):
+def test_removed_enhancement_is_gone_from_image_and_label():
     reports = []
     for seed in range(30):
-        given, twin = twin_of("removed", seed, monkeypatch=monkeypatch)
+        given, twin = twin_of("removed", seed)
         assert not has_et(twin)
         before = unpack_image(given["image"], given["statistics"])
         after = twin["image"].float()
@@ -123,10 +122,10 @@ def test_removed_enhancement_is_gone_from_image_and_label(monkeypatch):
     assert 3 < reports.count("") < 20
 
 
-def test_faded_enhancement_counts_if_the_report_says_so(monkeypatch):
+def test_faded_enhancement_counts_if_the_report_says_so():
     kept = []
     for seed in range(40):
-        given, twin = twin_of("faded", seed, monkeypatch=monkeypatch)
+        given, twin = twin_of("faded", seed)
         before = unpack_image(given["image"], given["statistics"])
         et = given["label"] & ET_BITS > 0
         outside = given["label"] == 0
@@ -152,9 +151,8 @@ def two_foci():
     }
 
 
-def test_faint_foci_count_if_the_report_says_so(monkeypatch):
-    monkeypatch.setattr("clipseg3d.data.text_twins.KINDS", {"focus": 1.0})
-    twins = TextTwins(BRATS_2020, spacing_mm=8.0, twins=1.0)
+def test_faint_foci_count_if_the_report_says_so():
+    twins = TextTwins(BRATS_2020, spacing_mm=8.0, twins=1.0, kinds={"focus": 1.0})
     image, label = case()
     facts = replace(twins.facts(image, torch.from_numpy(label)), foci=2)
     kept = []
@@ -184,10 +182,10 @@ def test_the_mirror_is_the_middle_of_the_brain_box():
     assert torch.equal(turned.flip(1), mirrored)
 
 
-def test_wrong_reports_leave_image_and_label_alone(monkeypatch):
+def test_wrong_reports_leave_image_and_label_alone():
     for enhancing in (True, False):
         for seed in range(20):
-            given, twin = twin_of("wrong", seed, enhancing=enhancing, monkeypatch=monkeypatch)
+            given, twin = twin_of("wrong", seed, enhancing=enhancing)
             for key in ("image", "label", "statistics"):
                 assert torch.equal(given[key], twin[key])
             assert twin["report"] != given["report"]
@@ -258,10 +256,9 @@ def test_releases_without_enhancement_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["faded", "removed"])
-def test_enhancement_that_cannot_be_faded_keeps_its_label(kind, monkeypatch):
+def test_enhancement_that_cannot_be_faded_keeps_its_label(kind):
     """Without T1, T1ce without contrast agent cannot be told: nothing may say that it is gone."""
-    monkeypatch.setattr("clipseg3d.data.text_twins.KINDS", {kind: 1.0})
-    twins = TextTwins(BRATS_2020, spacing_mm=8.0, twins=1.0)
+    twins = TextTwins(BRATS_2020, spacing_mm=8.0, twins=1.0, kinds={kind: 1.0})
     image, label = case()
     facts = twins.facts(image, torch.from_numpy(label))
     for seed in range(10):
