@@ -990,7 +990,7 @@ def folder_name(weights: str, predictor: Predictor) -> str:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write the CSV, all or nothing."""
     with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
         writer.writerows([*row[:-1], f"{row.value:.4f}"] for row in rows)
 
@@ -998,7 +998,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 def write_means(path: Path, rows: Iterable[Row]) -> None:
     """Write the mean of every measure and control over patients, with its interval."""
     with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         head = ["weights", "data", "test", "measure", "asked", "target", "control", "patients"]
         writer.writerow([*head, "mean", "low", "high"])
         order = list(MEASURES)
