@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import reduce
 from torch import Tensor, nn
 
 _SMOOTH = 1e-5
@@ -146,7 +145,7 @@ def presence_loss(log_odds: Tensor, maps: Tensor, label: Tensor) -> Tensor:
         maps = maps.float()
         shares = _downsample(label, maps)
         errors = F.binary_cross_entropy_with_logits(maps, shares, reduction="none")
-        error, size = (reduce(x, "b r x y z -> r", "mean") for x in (errors, shares))
+        error, size = (x.mean(dim=(0, 2, 3, 4)) for x in (errors, shares))  # of each region
         smallest = _SMALL_REGION / maps[0, 0].numel()
         return told + (error / size.clamp(min=smallest)).mean()
 
