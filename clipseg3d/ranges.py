@@ -111,7 +111,7 @@ def require_names(names: Iterable[str], allowed: Collection[str], *, of: str) ->
 
 def nearest(name: str, allowed: Collection[str]) -> str:
     """Return which of the allowed names is meant, as the end of a message."""
-    prefix = name[: name.rfind(".") + 1]
+    prefix = name[: name.rfind(".") + 1] or name[: 2 * name.startswith("--")]
     if not any(option.startswith(prefix) for option in allowed):
         prefix = ""
     ends = [option.removeprefix(prefix) for option in allowed if option.startswith(prefix)]

@@ -58,3 +58,7 @@ def test_a_misspelt_name_answers_with_the_nearest():
     with pytest.raises(ValueError, match=r"network\.chanels: no such .*did you mean channels\?"):
         require_names(["chanels"], ["channels", "dropout"], of="network")
     assert nearest("model.los", ["model.loss", "data.loss"]) == "did you mean model.loss?"
+    assert nearest("--promt", ["--prompt", "-o"]) == "did you mean --prompt?"
+    assert (
+        nearest("--config", ["--fit", "-o"]) == "choose one of --fit, -o"
+    )  # dashes are no likeness

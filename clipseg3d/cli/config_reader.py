@@ -43,7 +43,7 @@ def find_config(value: str) -> Path:
 
 
 def read_configs(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Read every configuration file that is given among the arguments of a command.
+    """Read every configuration that is given among the arguments of a command.
 
     The parser would not say which file is damaged.
 
@@ -60,15 +60,15 @@ def read_configs(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def read_config(value: str) -> dict[str, Any]:
-    """Read a configuration: a file, or settings as one line of YAML.
+    """Read a configuration: a file, a name, or settings as one line of YAML.
 
     Raises:
         FileNotFoundError: there is no such file.
         UsageError: there is no configuration of this name.
         ValueError: the file is not UTF-8, not YAML, or holds no settings.
     """
-    if _is_file(value):
-        settings = read_yaml(Path(value))
+    if _is_file(value) or value in config_names():
+        settings = read_yaml(find_config(value))
         if isinstance(settings, dict):
             return settings
         raise ValueError(f"{value}: holds no settings; {CURE}")

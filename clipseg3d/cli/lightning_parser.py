@@ -130,7 +130,8 @@ def _nearest_class(name: str, key: str) -> str:
     """Return which class may be meant by a name, among those that an option takes."""
     name = name.rpartition(".")[2]
     if key.startswith("loss"):  # most are MONAI's, by full path, since nothing imports them
-        paths = [f"{_LOSSES}.{loss}" for loss in vars(import_module(_LOSSES))]
+        found = vars(import_module(_LOSSES)).items()
+        paths = [f"{_LOSSES}.{loss}" for loss, value in found if isinstance(value, type)]
         cure = nearest(f"{_LOSSES}.{name}", paths)
         if cure.startswith("did"):
             return cure

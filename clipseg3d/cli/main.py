@@ -24,7 +24,7 @@ from clipseg3d.cli import (
     validate,
 )
 from clipseg3d.cli.completion import SET_UP, complete
-from clipseg3d.cli.config_reader import named_configs, read_configs
+from clipseg3d.cli.config_reader import read_configs
 from clipseg3d.cli.freed_memory import keep_freed_memory
 from clipseg3d.cli.terminal import (
     INTERRUPTED,
@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         lightning = LIGHTNING_COMMANDS.get(argv[0])
         if lightning is not None and not {"-h", "--help"} & {*argv}:
-            # What is wrong with one is said before seconds of loading.
-            read_configs(named_configs(argv))
+            read_configs(argv)  # what is wrong with one is said before seconds of loading
             code: int = lightning.run(argv)
         else:
             arguments = _parser().parse_args([argv[0], "--help"] if lightning else argv)
