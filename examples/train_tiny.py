@@ -85,8 +85,8 @@ Their Dice of WT was 0.723 without a shift, 0.782 with -2 and 0.822 with -4. Hal
 was taken, because the published network trains on more cases, and for longer. On the eight cases
 of the other folds, scored afterwards, Dice was 0.817 without, 0.840 with -2 and 0.829 with -4.
 """
-_PRESENT = 0.8
-"""Share of patients who have a region: about that of enhancing tumour in BraTS."""
+_PREVALENCE = 0.8
+"""Share of patients with each region; for enhancing tumour a guess, about that of BraTS."""
 _PRESENCE_KINDS = {"withheld": 0.2, "faded": 0.15, "removed": 0.45, "wrong": 0.2}
 """Kinds of twins that presence is learned from; see TextTwins."""
 
@@ -415,8 +415,8 @@ class Mixture(BraTSDataModule):
         )
 
     def prepare_data(self) -> None:
-        """Simulate patients and fill the cache."""
-        for part in (self.simulated, self):
+        """Fill the cache and simulate patients; faults of real cases are found first."""
+        for part in (self, self.simulated):
             part._cache(part._cases())
 
     def setup(self, stage: str) -> None:
@@ -582,7 +582,8 @@ def teach_presence(network: CLIPSeg3D, data: Mixture, *, samples: int, steps: in
 def teach_evidence(network: CLIPSeg3D, *, texts: int) -> None:
     """Fit what sentences say of the presence of enhancing tumour, on texts alone.
 
-    In the fits, a sample brings one report. What is not said must count as nothing.
+    The fits read one report a step, too few. A text that does not speak of enhancement must count
+    for nothing.
 
     Args:
         network: trained; one row of the weights changes.
@@ -649,7 +650,7 @@ def read_presence(network: CLIPSeg3D, batch: Any) -> PresenceSample:
 def weigh_presence(block: RegionPresence, samples: Sequence[PresenceSample]) -> Tensor:
     """Fit how presence weighs maps and text, a logistic regression; return the factors of text.
 
-    Samples without a region count less than their share, and less than :data:`_PRESENT` says.
+    Samples are weighted as if a share of :data:`_PREVALENCE` of them had each region.
     """
     with torch.no_grad():
         told = [block([x.float() for x in s.levels], s.evidence).maps for s in samples]
@@ -657,7 +658,7 @@ def weigh_presence(block: RegionPresence, samples: Sequence[PresenceSample]) -> 
     evidence = torch.cat([sample.evidence for sample in samples])
     is_present = torch.cat([sample.shares.flatten(2).any(dim=2).float() for sample in samples])
     share = is_present.mean(dim=0)
-    weight = torch.where(is_present > 0, _PRESENT / share, (1 - _PRESENT) / (1 - share))
+    weight = torch.where(is_present > 0, _PREVALENCE / share, (1 - _PREVALENCE) / (1 - share))
     scale = torch.ones(evidence.shape[1], requires_grad=True)
     fitted = [block.weight, block.bias, scale]
     optimizer = torch.optim.LBFGS(fitted, max_iter=200, line_search_fn="strong_wolfe")

@@ -235,3 +235,19 @@ def test_a_fit_of_reading_goes_on_where_it_was_interrupted(example, phantom_fold
     text, presence = "semantic_fusion.sentences.evidence.weight", "semantic_fusion.presence."
     assert {text, f"{presence}weight", f"{presence}bias", f"{presence}maps.0.weight"} <= changed
     assert all(n == text or n.startswith(("prompt_head.", presence)) for n in changed)
+
+
+def test_presence_without_evidence_is_the_prevalence(example):
+    """Of these samples a half has the second region, and nothing shows which."""
+    block = example["RegionPresence"]([4], 2)
+    levels, evidence = [torch.ones(1, 4, 4, 4, 4).half()], torch.zeros(1, 2)
+    samples = []
+    for number in range(20):
+        shares = torch.ones(1, 2, 4, 4, 4).half()
+        shares[:, 1] *= number % 2
+        samples.append(example["PresenceSample"](levels, evidence, shares))
+    scale = example["weigh_presence"](block, samples)
+    told = block([levels[0].float()], evidence).log_odds.sigmoid()
+    assert told[0, 1].item() == pytest.approx(example["_PREVALENCE"], abs=0.01)
+    assert told[0, 0].item() > 0.95
+    torch.testing.assert_close(scale, torch.ones(2))

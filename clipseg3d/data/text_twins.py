@@ -52,7 +52,7 @@ class TextTwins:
         spacing_mm: voxel size.
         twins: share of samples that become twins, see :data:`KINDS`.
         written: share of the other samples whose report is written from the mask.
-        kinds: kind of a twin -> its share.
+        kinds: kind of a twin -> its share of the twins; the shares add up to 1.
 
     Raises:
         ValueError: a share is outside [0, 1], or the release lacks a region or a sequence.
