@@ -101,13 +101,14 @@ Case by case, with 8 mirrorings:
 <!-- end of results -->"""
 LIMITS = """For research and teaching: to try the library, and to begin a training from. Twelve real
 cases are few: other scanners, other tumours (meningioma, metastases, children) and scans after
-surgery were neither trained on nor tested. Input must be skull-stripped, registered to one space,
-and include FLAIR or T1ce; the fewer sequences, the worse. A report is evidence of whether there is
-enhancing tumour. What it says of size, place and number changes little. Two lesions that look alike
-are not told apart by it. Prompts are in English. What is there is found, and what is not is said to
-be absent, but masks of prompts are often too large: oedema and necrosis come with the rest of the
-tumour. Windows must hold the whole brain, as those in the
-configuration do: in parts of it, tumour is found where there is none."""
+surgery were neither trained on nor tested. Input must be skull-stripped, registered to one
+space, and include FLAIR or T1ce; the fewer sequences, the worse. A report is evidence of whether
+there is enhancing tumour. A wrong one can empty a tumour that the image shows with little
+certainty. What it says of size, place and number changes little. Of two lesions that look alike,
+a report on one brings both; a prompt for one brings that one. Prompts are in English, and cut
+their mask out of what was segmented. In unusual words, a prompt may be taken for another part.
+Windows must hold the whole brain, as those in the configuration do: in parts of it, tumour is
+found where there is none."""
 
 
 def apply_variant(case: Case, other: Case, variant: Variant) -> Case:

@@ -109,7 +109,7 @@ READ = {
 }
 """Control of ``obedience.py`` -> what was read, or who read."""
 TEXT = {
-    "empty": "nothing enhances: share without ET (best 1)",
+    "empty": "contrast agent taken away: share without ET (best 1)",
     "withheld": "T1ce withheld: Dice of ET",
     "side follows": "two equal lesions, one named: share right (chance 0.5)",
     "named by prompt": "the same by a prompt: Dice of the named",
