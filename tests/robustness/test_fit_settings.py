@@ -260,7 +260,7 @@ def test_misspelt_commands_and_options_are_one_line(capsys):
         # of another command
         (
             ["evaluate", "a", "b", "--prompt", "x"],
-            "evaluate: --prompt: no such option; did you mean --pro",
+            "evaluate: --prompt: no such option; choose one of --compare, ",
         ),
         (["phantom", "-o", "p", "-n", "x"], "-n/--number: invalid int value: 'x'"),
     ):
