@@ -58,7 +58,7 @@ from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.cases import Case, find_cases
 from clipseg3d.data.nifti import open_nifti, read_voxels
 from clipseg3d.data.releases import BRATS_2018, PHANTOM
-from clipseg3d.inference.segmentation import ScanWarning
+from clipseg3d.inference.segmentation import ScanWarning, Segmentation
 from clipseg3d.metrics.dice import dice_empty_is_one
 from clipseg3d.phantom.grid import Bool, Float
 from clipseg3d.phantom.report import describe
@@ -477,16 +477,20 @@ def answer(
             if not path.is_file():
                 volumes = make() if volumes is None else volumes
                 found = predictor(dict(volumes), patient.affine, text=text)
-                regions = found.release.to_regions(found.label)
-                label = np.zeros(found.label.shape, np.uint8)
-                for region, value in zip(
-                    ("WT", "TC", "ET"), (OEDEMA, CORE, ENHANCING), strict=True
-                ):
-                    label[regions[list(found.release.regions).index(region)]] = value
+                label = plain_labels(found)
                 with atomic_write(path) as tmp, tmp.open("wb") as file:
                     np.savez_compressed(file, label=label)
             answers[image, name] = np.load(path)["label"]
     return answers
+
+
+def plain_labels(found: Segmentation) -> Label:
+    """Return what was found in the labels of BraTS 2018 to 2021."""
+    regions = found.release.to_regions(found.label)
+    label = np.zeros(found.label.shape, np.uint8)
+    for region, value in zip(("WT", "TC", "ET"), (OEDEMA, CORE, ENHANCING), strict=True):
+        label[regions[list(found.release.regions).index(region)]] = value
+    return label
 
 
 # Scores

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from nibabel.affines import apply_affine, from_matvec, to_matvec
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -174,8 +176,9 @@ def _tissues(rng: np.random.Generator, brain: Bool) -> dict[str, Float]:
     tissues: dict[str, Float] = {"air": np.ones(shape, np.float32)}
     for name, share in layers:
         share = np.broadcast_to(share, shape).astype(np.float32)
+        rest = 1 - share
         for other in tissues.values():
-            other *= 1 - share
+            other *= rest
         tissues[name] = tissues.get(name, 0) + share
     for other in tissues.values():
         other[brain] = 0
@@ -248,11 +251,10 @@ def _noise(rng: np.random.Generator, shape: Sequence[int], scale_mm: float) -> F
 
 def _enlarge(coarse: Float, shape: Sequence[int], step: int) -> Float:
     """Return a volume on a grid whose voxels are smaller by a whole factor."""
-    return np.asarray(
-        ndimage.affine_transform(
-            coarse, np.full(3, 1 / step), output_shape=tuple(shape), order=1, mode="nearest"
-        )
-    )
+    nodes = torch.from_numpy(np.pad(coarse, ((0, 1),) * 3, mode="edge"))[None, None]
+    size = [(n - 1) * step + 1 for n in nodes.shape[2:]]
+    fine = F.interpolate(nodes, size, mode="trilinear", align_corners=True)[0, 0].numpy()
+    return np.ascontiguousarray(fine[tuple(map(slice, shape))])
 
 
 def _signal(
