@@ -5,8 +5,9 @@ r"""Score `clipseg3d prepare` on simulated heads, whose brains and motions are k
 Each head is prepared twice: with all sequences, and with T1ce alone. There is one row per head and
 what was given: Dice of the brain mask, error of registration to T1ce over the brain (the median and
 the largest over all sequences), the seconds it took, and the Dice of the whole tumour: of the clean
-brain, segmented as it is, and of the head, prepared, segmented and carried back to T1ce. An
-interrupted run continues with the next head.
+brain, segmented as it is, and of the head, prepared, segmented and carried back to T1ce. A head
+that `prepare` refuses has the reason in the place of numbers. An interrupted run continues with the
+next head.
 """
 
 import argparse
@@ -30,6 +31,12 @@ from clipseg3d.prepare import PreparedCase, carry_back, prepare_case
 from clipseg3d.prepare.atlas import AFFINE, SHAPE
 from clipseg3d.vocabulary import SEQUENCES
 
+FIRST_SEED = 4_000_000
+"""Of the heads; no training saw their brains."""
+COLUMNS = (
+    *("brain_dice", "brain_ml", "error_median_mm", "error_largest_mm", "seconds"),
+    *("tumour_dice", "clean_tumour_dice", "refused"),
+)
 GIVEN = {"all": SEQUENCES, "T1ce alone": ("t1ce",)}
 """What was given -> sequences."""
 
@@ -67,7 +74,10 @@ def score(head: Head, given: str, predictor: Predictor, folder: Path) -> dict[st
     scans = write_head(head, folder, "scans")
     files = {name: scans / f"scans_{name}.nii.gz" for name in GIVEN[given]}
     start = time.perf_counter()
-    case = prepare_case(files, name="head")
+    try:
+        case = prepare_case(files, name="head")
+    except ValueError as error:
+        return dict.fromkeys(COLUMNS, "") | {"refused": str(error).replace(str(scans), "...")}
     seconds = time.perf_counter() - start
     errors = registration_errors(head, case)
     row = {
@@ -88,7 +98,7 @@ def score(head: Head, given: str, predictor: Predictor, folder: Path) -> dict[st
             (clean / f"clean_{name}.nii.gz").unlink()
     found = predictor(clean).label > 0
     row["clean_tumour_dice"] = f"{dice(found, head.phantom.label > 0):.4f}"
-    return row
+    return row | {"refused": ""}
 
 
 def main() -> None:
@@ -104,7 +114,7 @@ def main() -> None:
     done = {(row["head"], row["given"]) for row in rows}
     for seed in tqdm(range(arguments.heads), unit="head"):
         missing = [given for given in GIVEN if (str(seed), given) not in done]
-        head = simulate_head(seed) if missing else None
+        head = simulate_head(FIRST_SEED + seed) if missing else None
         for given in missing:
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
                 warnings.simplefilter("ignore", ScanWarning)
@@ -112,7 +122,7 @@ def main() -> None:
             rows.append({"head": str(seed), "given": given, **row})
             write_rows(arguments.output, rows)
     for given in GIVEN:
-        own = [row for row in rows if row["given"] == given]
+        own = [row for row in rows if row["given"] == given and not row["refused"]]
         for column in ("brain_dice", "error_median_mm", "error_largest_mm", "seconds"):
             values = [float(row[column]) for row in own if row[column]]
             if values:

@@ -391,6 +391,26 @@ def trained_text_table() -> str:
     return markdown(["asked", "target", *READ.values()], lines)
 
 
+def routes_table() -> str:
+    """Return the mean Dice that is lost without each way of text, and without the report on it."""
+    rows = read(RESULTS / "text_routes.csv")
+    routes = list(dict.fromkeys(row["route"] for row in rows))
+    lost: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    for row in rows:
+        if row["measure"] == "mean":
+            cells = lost.setdefault((row["weights"], row["image"]), {})
+            cells[row["route"], row["without"]] = f"{round(float(row['lost']), 2) + 0:.2f}"
+    lines = [
+        [f"`{weights}`", image]
+        + [
+            f"{cells[route, 'way']}, {cells[route, 'report']}" if (route, "way") in cells else ""
+            for route in routes
+        ]
+        for (weights, image), cells in lost.items()
+    ]
+    return markdown(["weights", "given", *routes], lines)
+
+
 def short_ablation_table() -> str:
     """Return gains over the rows that the paper has too, and over those about text."""
     rows, tests = ablation(ABLATION), gains(ABLATION)
@@ -679,6 +699,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tiny, means": tiny_means,
     "text": lambda: text_table({"R": "real"}),
     "text, trained for it": trained_text_table,
+    "text, ways": routes_table,
     "text, simulated and real": lambda: text_table({"S": "simulated", "R": "real"}),
     "ablation, in short": short_ablation_table,
     "tiny": lambda: tiny_table(("mirrored", "all")),
