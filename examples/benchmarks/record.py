@@ -8,6 +8,7 @@
 - ``backbone``: a training step of the backbone of ``recommended`` beside DynUNet.
 - ``swinunetr``: a training step of ``recommended`` beside SwinUNETR.
 - ``cbam``: CBAM in slabs beside the plain form.
+- ``semantics``: the semantic path of ``recommended``, in a training step and in prediction.
 - ``loading``, ``peers``: only if they are named. ``peers`` takes ``--nnunet`` on.
 
 Each entry is the last line of its script, with the machine. Others that are stored stay. Nothing
@@ -29,7 +30,7 @@ import torch
 from clipseg3d.atomic_write import atomic_write
 
 HERE = Path(__file__).parent
-DEFAULT = ("commands", "backbone", "swinunetr", "cbam")
+DEFAULT = ("commands", "backbone", "swinunetr", "cbam", "semantics")
 NAMED = ("loading", "peers")
 
 
@@ -45,6 +46,7 @@ def options(name: str, arguments: argparse.Namespace) -> list[str]:
         "backbone": [*steps, "DynUNet, equal channels", "recommended, backbone"],
         "swinunetr": [*steps, "recommended", "SwinUNETR 48"],
         "cbam": ["cbam.py", *usual],
+        "semantics": ["semantic_cost.py", "--size", "96", *usual],
         "loading": ["loading.py", *data, "--rounds", rounds],
         "peers": ["peers.py", *data, *usual, *nnunet],
     }[name]
