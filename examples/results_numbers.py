@@ -411,6 +411,63 @@ def routes_table() -> str:
     return markdown(["weights", "given", *routes], lines)
 
 
+def scanner_table() -> str:
+    """Return Dice on grids of scanners, and what is lost against the original one."""
+    rows = read(RESULTS / "scanner_grids.csv")
+
+    def dice(grid: str, region: str) -> np.ndarray:
+        own = sorted(
+            (r["case"], float(r["dice"]))
+            for r in rows
+            if r["grid"] == grid and r["region"] == region
+        )
+        return np.array([value for _, value in own])
+
+    lines = []
+    for grid in dict.fromkeys(row["grid"] for row in rows):
+        means = np.mean([dice(grid, region) for region in REGIONS], axis=0)
+        lost = means - np.mean([dice("original", region) for region in REGIONS], axis=0)
+        parts = [f"{dice(grid, region).mean():.3f}" for region in REGIONS]
+        lines.append(
+            [grid, *parts, f"{means.mean():.3f}", f"{lost.mean():+.3f}", f"{lost.min():+.3f}"]
+        )
+    lines[0][-2:] = ["", ""]
+    return markdown(["voxels", *REGIONS, "mean", "change", "at worst"], lines)
+
+
+def heads_table() -> str:
+    """Return what was measured of preparing simulated heads."""
+    rows = read(RESULTS / "prepare_heads.csv")
+    lines = []
+    for given in dict.fromkeys(row["given"] for row in rows):
+        own = [row for row in rows if row["given"] == given]
+        done = [row for row in own if not row["refused"]]
+
+        def spread(column: str, digits: int, done: Sequence[dict[str, str]] = done) -> str:
+            values = [float(row[column]) for row in done if row[column]]
+            if not values:
+                return ""
+            middle, low, high = (f(values) for f in (np.median, min, max))
+            return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+        lines.append(
+            [
+                given,
+                f"{len(own)}, {len(own) - len(done)} refused",
+                spread("brain_dice", 3),
+                spread("error_median_mm", 2),
+                spread("error_largest_mm", 2),
+                spread("tumour_dice", 3),
+                spread("clean_tumour_dice", 3),
+                spread("seconds", 0),
+            ]
+        )
+    header = ["given", "heads", "Dice of the brain", "error, median, mm", "error, largest, mm"]
+    return markdown(
+        [*header, "Dice of the tumour", "the same, clean brain", "seconds, one thread"], lines
+    )
+
+
 def short_ablation_table() -> str:
     """Return gains over the rows that the paper has too, and over those about text."""
     rows, tests = ablation(ABLATION), gains(ABLATION)
@@ -700,6 +757,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "text": lambda: text_table({"R": "real"}),
     "text, trained for it": trained_text_table,
     "text, ways": routes_table,
+    "scanner": scanner_table,
+    "heads": heads_table,
     "text, simulated and real": lambda: text_table({"S": "simulated", "R": "real"}),
     "ablation, in short": short_ablation_table,
     "tiny": lambda: tiny_table(("mirrored", "all")),

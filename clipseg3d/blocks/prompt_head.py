@@ -1,5 +1,6 @@
 """Prompts: what a text asks for, as a mixture of the regions of one image, and where."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -103,9 +104,21 @@ class PromptHead(nn.Module):
             regions: (b, r, x, y, z), of which only the grid counts.
             crop_box: as for :meth:`forward`.
         """
-        positions = voxel_positions(regions, crop_box)
-        products = [positions[:, i] * positions[:, j] for i, j in _SECOND_ORDER]
-        terms = torch.stack(
-            [torch.ones_like(positions[:, 0]), *positions.unbind(1), *products], dim=1
-        )
+        terms = torch.stack(_quadratic(voxel_positions(regions, crop_box).unbind(1)), dim=1)
         return einsum(reading.place, terms, "b n k, b k x y z -> b n x y z")
+
+    @staticmethod
+    def locate_points(reading: PromptReading, positions: Tensor) -> Tensor:
+        """Return log-odds (b, n, p) that points lie where each prompt says.
+
+        Args:
+            reading: from :meth:`read`.
+            positions: (b, p, 3) in the brain box, from -1 to 1 along each axis.
+        """
+        terms = torch.stack(_quadratic(positions.unbind(2)), dim=2)
+        return einsum(reading.place, terms, "b n k, b p k -> b n p")
+
+
+def _quadratic(axes: Sequence[Tensor]) -> list[Tensor]:
+    """Return the terms of a quadratic function of positions along x, y and z."""
+    return [torch.ones_like(axes[0]), *axes, *(axes[i] * axes[j] for i, j in _SECOND_ORDER)]

@@ -1,6 +1,7 @@
 """Apply trained networks to cases: from scan files to labels on the grid of the scan."""
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import get_release
 from clipseg3d.data.resampled_case import ResampledCase
 from clipseg3d.data.scan_grid import ScanGrid
+from clipseg3d.inference.named_lesion import find_unnamed, is_left, read_report
 from clipseg3d.inference.pass_average import PassAverage
 from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.prompting import (
@@ -305,11 +307,12 @@ class Predictor:
         Args:
             scan: as for :meth:`read`, or what that has returned.
             affine: as for :meth:`read`.
-            text: report to use; None takes the case's own, an empty string none.
+            text: report to use; None takes the case's own, an empty string none. Of two lesions of
+                like size on different sides, a report on one leaves the other out; a note says so.
             trust: how far the report is trusted, from 0, as if there were none, to 1.
             prompts: what else to segment, such as ``"the enhancing rim"``; each is answered with a
                 mask of its own (:attr:`Segmentation.prompts`), and changes nothing else. They are
-                answered one by one on the final regions.
+                answered one by one on the final regions, and on lesions that the report leaves out.
             probabilities: whether to return the probabilities of the regions.
             uncertainty: whether to return uncertainty maps.
             explain: whether to keep what :meth:`Segmentation.save_case_page` shows, uncertainty
@@ -378,6 +381,16 @@ class Predictor:
             )
             label = self.release.to_labels(regions)
         final = self.release.to_regions(label)
+        read_as = read_report(self.networks, report) if report and trust else []
+        for lesion in find_unnamed(read_as, final, trust=trust):
+            label[lesion] = 0
+            ml = lesion.sum() * math.prod(scan_grid.spacing_mm) / 1000
+            here, there = ("left", "right") if is_left(lesion) else ("right", "left")
+            notes += (
+                f"{case.case_id}: the report places the tumour on the {there}; a lesion on the "
+                f"{here} is left out, {ml:.1f} ml, though it looks like the one there; less trust "
+                "(--trust 0) keeps it",
+            )
         if not label.any():
             notes += (f"{case.case_id}: no tumour was found; every voxel is labelled 0",)
         for note in notes if warn else ():

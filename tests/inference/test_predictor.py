@@ -745,6 +745,35 @@ def test_prompts_are_answered_on_the_final_regions(folder, prompted):
     assert run(case).prompts == ()
 
 
+def test_a_lesion_that_the_report_does_not_mean_is_left_out(folder, prompted, monkeypatch):
+    """How it is found is tested beside it; prompts see it all the same."""
+    case, asked = case_in(folder), []
+    run = predictor(prompted(), device="cpu", postprocessing=None)
+    before = run(case).label
+
+    def find(readings, regions, *, trust):
+        asked.append((readings, trust))
+        left = regions.any(axis=0)
+        left[: left.shape[0] // 2] = False
+        return [left]
+
+    monkeypatch.setattr(
+        clipseg3d.inference.predictor, "read_report", lambda networks, report: report
+    )
+    monkeypatch.setattr(clipseg3d.inference.predictor, "find_unnamed", find)
+    with pytest.warns(UserWarning, match="left out"):
+        result = run(case, text="On the right.", trust=0.5, prompts=[*ANSWERS])
+    assert asked == [("On the right.", 0.5)]
+    removed = (before > 0) & (result.label == 0)
+    assert removed.any()
+    np.testing.assert_array_equal(result.label[~removed], before[~removed])
+    assert np.argwhere(removed)[:, 0].min() > np.argwhere(result.label)[:, 0].max()
+    (note,) = (note for note in result.notes if "left out" in note)
+    volume = f"{removed.sum() * 0.512:.1f} ml"
+    assert f"on the right; a lesion on the left is left out, {volume}, though" in note
+    np.testing.assert_array_equal(result.prompts[0].mask, before > 0)
+
+
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR"])
 def test_masks_lie_on_the_scans_own_grid(folder, tmp_path, prompted, axes):
     turned = tmp_path / axes / "Phantom_00003"
