@@ -65,7 +65,12 @@ from clipseg3d.training.fit_settings import fit_settings
 from clipseg3d.training.last_checkpoints import LastCheckpoints
 from clipseg3d.training.manifest import RunManifest
 from clipseg3d.training.plan import TrainingPlan
-from clipseg3d.training.prompt_task import draw_tasks, prompt_loss
+from clipseg3d.training.prompt_task import (
+    draw_sentences,
+    draw_tasks,
+    prompt_loss,
+    sentence_loss,
+)
 from clipseg3d.training.sequence_dropout import withhold_sequences
 from clipseg3d.views import Views
 from clipseg3d.vocabulary import REGIONS, SEQUENCES
@@ -710,6 +715,34 @@ def teach_prompts(network: CLIPSeg3D, *, steps: int) -> None:
     network.prompt_head = head.eval()
 
 
+def teach_sentences(network: CLIPSeg3D, *, texts: int) -> None:
+    """Fit how many lesions sentences of reports speak of, on texts alone.
+
+    Args:
+        network: trained; one row of its prompt head changes.
+        texts: number of sentences; 0 keeps the row as it is.
+    """
+    head, bank = network.prompt_head, network.text_bank
+    if head is None or bank is None or not texts:
+        return
+    sentences, several = draw_sentences(texts, np.random.default_rng(4))
+    with torch.no_grad():
+        embeddings = torch.cat(
+            [bank.encoder.encode_text(sentences[n : n + 64]) for n in range(0, texts, 64)]
+        )
+    row = [head.several.weight, head.several.bias]
+    optimizer = torch.optim.LBFGS(row, max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        total = sentence_loss(head.read(embeddings[None]), several)
+        total = total + 1e-3 * sum(weight.square().sum() for weight in row)
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+
+
 def publish(network: CLIPSeg3D, output: Path, *, start: str | None) -> None:
     """Write the weights in half precision, buffers in full, and how they were made.
 
@@ -800,6 +833,7 @@ def main() -> None:
     parser.add_argument(
         "--prompt-steps", type=int, default=1000, help="of the prompt head; see teach_prompts"
     )
+    parser.add_argument("--sentence-texts", type=int, default=4000, help="of the number of lesions")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if len(arguments.steps) > len(STAGES):
@@ -850,6 +884,7 @@ def main() -> None:
             start=network,
         )
     teach_prompts(network, steps=arguments.prompt_steps)
+    teach_sentences(network, texts=arguments.sentence_texts)
     teach_evidence(network, texts=arguments.evidence_texts)
     data = mixture(
         STAGES["reading"], twins=0.7, single_sequence=0.1, repeats=6, kinds=_PRESENCE_KINDS

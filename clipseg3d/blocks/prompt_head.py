@@ -25,13 +25,15 @@ class PromptReading(NamedTuple):
     """(b, n): log-odds that the prompt asks for anything that the regions hold."""
     pick: Tensor
     """(b, n, 3) logits of :data:`PICKS`."""
+    several: Tensor
+    """(b, n): log-odds that a sentence of a report speaks of several lesions, or of both sides."""
 
 
 class PromptHead(nn.Module):
     """Read prompts, and segment what they ask for in an image whose regions are found already.
 
     A prompt is read once, for all images. Its mask is ``presence * clip(sum_r w_r p_r, 0, 1) *
-    place(x)``, without another pass through a network. All four parts are linear in the embedding
+    place(x)``, without another pass through a network. All parts are linear in the embedding
     of the prompt, so the text encoder must tell prompts apart; in return, wordings that it has
     learned to be alike are answered alike.
 
@@ -56,9 +58,12 @@ class PromptHead(nn.Module):
         self.place = nn.Linear(text_dim, 4 + len(_SECOND_ORDER))
         self.presence = nn.Linear(text_dim, 1)
         self.pick = nn.Linear(text_dim, len(PICKS))
+        self.several = nn.Linear(text_dim, 1)
         # A new head names no place, and takes what is asked for to be there.
         nn.init.zeros_(self.place.weight)
         nn.init.zeros_(self.place.bias)
+        nn.init.zeros_(self.several.weight)
+        nn.init.zeros_(self.several.bias)
         with torch.no_grad():
             self.place.bias[0] = 4
             self.presence.bias.fill_(2)
@@ -75,6 +80,7 @@ class PromptHead(nn.Module):
             self.place(prompts),
             rearrange(self.presence(prompts), "b n 1 -> b n"),
             self.pick(prompts),
+            rearrange(self.several(prompts), "b n 1 -> b n"),
         )
 
     def forward(

@@ -1,7 +1,8 @@
 """Of lesions that are alike, a report on one side of the brain means those of that side.
 
 What a report says of the side is read as a prompt is, by the place that the prompt head of the
-weights reads from each sentence. A single lesion is never touched: there, the image is clear.
+weights reads from each sentence. A single lesion is never touched: there, the image is clear. Nor
+is any where the report may speak of several, or of both sides.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ _ALIKE = 3.0
 """Lesions are alike if the largest is at most so many times as large."""
 _NAMED = 1.0
 """Log-odds of its side from which on a lesion is named, and below whose opposite it is not."""
+_ONE = -0.5
+"""Log-odds that a report speaks of several lesions, above which all are kept."""
 _POINTS = 2000
 """Voxels of a lesion at which its place is asked."""
 
@@ -56,7 +59,10 @@ def find_unnamed(
     """
     parts, count = ndimage.label(regions.any(axis=0), structure=_ALL_NEIGHBOURS)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-    if not readings or count < 2:
+    readings = [reading for reading in readings if reading.several.numel()]
+    if count < 2 or not readings:
+        return []
+    if np.mean([float(reading.several.max()) for reading in readings]) > _ONE:
         return []
     alike = [1 + int(index) for index in np.flatnonzero(sizes * _ALIKE >= sizes.max())]
     if len(alike) < 2:

@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 3
+import torch
+
+FORMAT = 4
 """The current format. Raise it, and extend this file, when a name in the files changes."""
 
 _NETWORK = {"fold": "space_to_depth"}
@@ -24,6 +26,8 @@ _WEIGHTS = (
     (r"(semantic_fusion\.(?:bottleneck|attention\.\w+)\.)place(_key)?\.", r"\1position\2."),
 )
 """Patterns of weights' names, and their replacements, in order."""
+_PROMPT_HEAD = r"(.*prompt_head\.)presence\.(\w+)"
+"""Weights of prompt heads, which until format 3 did not read how many lesions a report is about."""
 _STATE_DICTS = ("state_dict", "current_model_state")
 """Weights in a checkpoint. With weight averaging, the first holds the average, and the second the
 weights that are being trained."""
@@ -54,12 +58,18 @@ def upgrade_config(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return weights of any format under their current names, in the same order."""
+    """Return weights of any format under their current names, in the same order.
+
+    Those that an older format lacks come at the end, as in a new network.
+    """
     upgraded = {}
     for name, weight in weights.items():
         for pattern, replacement in _WEIGHTS:
             name = re.sub(pattern, replacement, name)
         upgraded[name] = weight
+    for name, weight in list(upgraded.items()):
+        if found := re.fullmatch(_PROMPT_HEAD, name):
+            upgraded.setdefault(f"{found[1]}several.{found[2]}", torch.zeros_like(weight))
     return upgraded
 
 

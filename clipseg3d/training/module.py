@@ -45,12 +45,20 @@ from clipseg3d.training.fit_settings import changed_settings, fit_settings, is_p
 from clipseg3d.training.non_finite import NonFinite, first_non_finite
 from clipseg3d.training.plan import TrainingPlan, resolve_plan
 from clipseg3d.training.predictions import Predictions
-from clipseg3d.training.prompt_task import coarsen, draw_tasks, prompt_loss
+from clipseg3d.training.prompt_task import (
+    coarsen,
+    draw_sentences,
+    draw_tasks,
+    prompt_loss,
+    sentence_loss,
+)
 from clipseg3d.training.report_swap import swap_reports
 from clipseg3d.training.sequence_dropout import draw_kept_sequences, withhold_sequences
 
-PROMPTS_PER_STEP, PROMPT_GRID = 16, 32
-"""Number of prompts that are drawn in a step, and the longest axis of the grid of their masks."""
+PROMPTS_PER_STEP, SENTENCES_PER_STEP = 16, 8
+"""Numbers of prompts, and of sentences of reports, that are drawn in a step."""
+PROMPT_GRID = 32
+"""Longest axis of the grid of the masks of prompts."""
 
 
 class CLIPSeg3DModule(LightningModule):
@@ -455,7 +463,10 @@ class CLIPSeg3DModule(LightningModule):
         label = coarsen(batch["label"], PROMPT_GRID)
         embeddings = bank.encoder.encode_text([task.text for task in tasks])  # each is met once
         reading = head.read(embeddings[None].to(label))
-        return prompt_loss(head, reading, label, tasks, batch["crop_box"])
+        loss = prompt_loss(head, reading, label, tasks, batch["crop_box"])
+        sentences, several = draw_sentences(SENTENCES_PER_STEP, rng)
+        embeddings = bank.encoder.encode_text(sentences)
+        return loss + sentence_loss(head.read(embeddings[None].to(label)), several)
 
     def _raise_non_finite(
         self, batch: Batch, batch_idx: int, graded: Tensor | None, loss: float

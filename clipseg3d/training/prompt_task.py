@@ -1,4 +1,4 @@
-"""Prompts for training: drawn at random, with the mask that each asks for."""
+"""Prompts and sentences for training: drawn at random, with what each asks for or says."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from clipseg3d.blocks.positions import voxel_positions
 from clipseg3d.blocks.prompt_head import PICKS, PromptHead, PromptReading
+from clipseg3d.clip.prompts import split_sentences
 from clipseg3d.texts.facts import lobe_masks
 from clipseg3d.texts.prompt_wording import Request, write_prompt
+from clipseg3d.texts.wording import SITES, Statement, write_text
 
 _PARTS: dict[str, dict[str, float]] = {
     "whole": {"WT": 1},
@@ -24,6 +26,15 @@ _PARTS: dict[str, dict[str, float]] = {
     "none": {},
 }
 """Target of a prompt -> signs of the regions that make it up."""
+_SAID: tuple[tuple[str, tuple[Any, ...], float], ...] = (
+    ("side", (*("left", "right") * 4, "both"), 0.6),
+    ("sites", tuple((site,) for site in SITES), 0.4),
+    ("crosses_midline", (False, True), 0.25),
+    ("enhancement", ("none", "rim", "solid", "yes"), 0.25),
+    ("necrosis", (False, True), 0.2),
+    ("oedema", ("none", "limited", "extensive", "present"), 0.25),
+)
+"""Fact of a sentence beside the number of lesions, its values, and how often it is told."""
 _SIDES, _LOBES = ("left", "right"), ("frontal", "parietal", "temporal", "occipital")
 
 
@@ -81,6 +92,29 @@ def draw_tasks(
             text = wordings[region][int(rng.integers(len(wordings[region])))]
             tasks.append(PromptTask(text, signs, Request("whole")))
     return tasks
+
+
+def draw_sentences(count: int, rng: np.random.Generator) -> tuple[list[str], list[bool]]:
+    """Draw sentences of reports, and whether each speaks of several lesions or of both sides.
+
+    Args:
+        count: how many.
+        rng: draws everything.
+    """
+    sentences: list[str] = []
+    several: list[bool] = []
+    while len(sentences) < count:
+        said: dict[str, Any] = {"foci": (None, "single", "multiple")[int(rng.integers(3))]}
+        for name, values, share in _SAID:
+            if rng.random() < share:
+                said[name] = values[int(rng.integers(len(values)))]
+        statement = Statement(**said)
+        found = split_sentences(write_text(statement, rng))
+        if len(found) == 1:  # of several sentences, it is not known which one says what
+            sentences += found
+            is_wide = statement.side == "both" or statement.crosses_midline is True
+            several.append(statement.foci == "multiple" or is_wide)
+    return sentences, several
 
 
 def task_masks(
@@ -158,6 +192,17 @@ def prompt_loss(
             + F.binary_cross_entropy_with_logits(reading.presence[0], present)
             + 0.3 * F.cross_entropy(reading.pick[0], torch.tensor(picks, device=label.device))
         )
+
+
+def sentence_loss(reading: PromptReading, several: Sequence[bool]) -> Tensor:
+    """Return the loss of how sentences are read.
+
+    Args:
+        reading: of the n sentences, with a batch of 1.
+        several: whether each speaks of several lesions.
+    """
+    target = torch.tensor(several, device=reading.several.device)
+    return F.binary_cross_entropy_with_logits(reading.several[0].float(), target.float())
 
 
 def _combinations(label: Tensor) -> Tensor:

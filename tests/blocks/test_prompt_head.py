@@ -15,6 +15,7 @@ def reading(*, weights, place=(20.0,) + (0.0,) * 9, presence=20.0):
         torch.tensor([[place]]),
         torch.tensor([[presence]]),
         torch.zeros(1, 1, 3),
+        torch.zeros(1, 1),
     )
 
 
@@ -78,7 +79,8 @@ def test_reading_is_linear_and_one_reading_serves_all_cases():
     head = PromptHead(E, R)
     prompts = torch.nn.functional.normalize(torch.randn(1, 5, E), dim=-1)
     read = head.read(prompts)
-    assert [tuple(part.shape) for part in read] == [(1, 5, 3), (1, 5, 10), (1, 5), (1, 5, 3)]
+    shapes = [(1, 5, 3), (1, 5, 10), (1, 5), (1, 5, 3), (1, 5)]
+    assert [tuple(part.shape) for part in read] == shapes
     by_hand = torch.tanh(prompts * E**0.5 @ head.weights.weight.T + head.weights.bias)
     torch.testing.assert_close(read.weights, by_hand)
     regions = torch.cat([nested(), 1 - nested()])
@@ -87,8 +89,24 @@ def test_reading_is_linear_and_one_reading_serves_all_cases():
         torch.testing.assert_close(both[index], head(read, regions[index : index + 1])[0])
 
 
+def test_points_have_the_place_of_their_voxels():
+    torch.manual_seed(0)
+    place = torch.randn(1, 2, 10)
+    read = reading(weights=(1.0, 0.0, 0.0))._replace(place=place)
+    grid = torch.zeros(1, R, *GRID)
+    voxels = [(0, 0, 0), (3, 5, 4), (1, 4, 2)]
+    points = torch.tensor(
+        [[2 * (i + 0.5) / n - 1 for i, n in zip(v, GRID, strict=True)] for v in voxels]
+    )
+    expected = torch.stack(
+        [PromptHead(E, R).locate(read, grid)[(0, slice(None), *v)] for v in voxels], dim=1
+    )
+    torch.testing.assert_close(PromptHead.locate_points(read, points[None])[0], expected)
+
+
 def test_a_new_head_takes_every_place_and_all_to_be_there():
     read = PromptHead(E, R).read(torch.nn.functional.normalize(torch.randn(1, 5, E), dim=-1))
     assert read.place[..., 0].eq(4).all()
     assert not read.place[..., 1:].any()
     assert read.presence.gt(0).all()
+    assert not read.several.any()

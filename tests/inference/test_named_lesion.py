@@ -16,13 +16,17 @@ RIGHT, LEFT = (
 )
 
 
-def reading(*steepness):
+def reading(*steepness, several=-3.0):
     """A sentence per number: the log-odds of its place at the left edge of the brain."""
     place = torch.zeros(1, len(steepness), 10)
     place[0, :, 1] = torch.tensor(steepness)
     count = len(steepness)
     return PromptReading(
-        torch.ones(1, count, 3), place, torch.ones(1, count), torch.zeros(1, count, 3)
+        torch.ones(1, count, 3),
+        place,
+        torch.ones(1, count),
+        torch.zeros(1, count, 3),
+        torch.full((1, count), several),
     )
 
 
@@ -50,6 +54,17 @@ def test_sentences_add_up_and_contradictions_cancel():
     assert find_unnamed([reading(9.0, -9.0)], both) == []
     assert find_unnamed([reading(1.5)], both) == []  # a weak hint
     assert len(find_unnamed([reading(1.5, 1.5, 0.0)], both)) == 1
+
+
+def test_all_are_kept_where_the_report_may_speak_of_several():
+    both = lesions(RIGHT, LEFT)
+    assert len(find_unnamed([reading(9.0, several=-1.0)], both)) == 1
+    for several in (-0.3, 0.0, 4.0):  # 0: the weights cannot tell
+        assert find_unnamed([reading(9.0, several=several)], both) == []
+    one_says_so = reading(9.0, 0.0)
+    one_says_so.several[0, 1] = 4.0
+    assert find_unnamed([one_says_so], both) == []
+    assert len(find_unnamed([reading(9.0), reading(9.0, several=0.0)], both)) == 1  # their mean
 
 
 def test_networks_are_averaged():

@@ -121,6 +121,19 @@ def test_names_of_format_1():
     assert list(prefixed) == [f"network.{name}" for name in FORMAT_1.values()]
 
 
+@pytest.mark.parametrize("prefix", ["", "network."])
+def test_prompt_heads_of_format_3_leave_open_how_many_lesions_there_are(prefix):
+    weights = {f"{prefix}prompt_head.presence.{name}": torch.ones(1) for name in ("weight", "bias")}
+    weights[f"{prefix}semantic_fusion.presence.bias"] = torch.ones(3)
+    upgraded = upgrade_weights(weights)
+    assert set(upgraded) - set(weights) == {
+        f"{prefix}prompt_head.several.{name}" for name in ("weight", "bias")
+    }
+    assert not upgraded[f"{prefix}prompt_head.several.bias"].any()
+    upgraded[f"{prefix}prompt_head.several.bias"] += 1
+    assert upgrade_weights(upgraded) == upgraded
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_names_of_today_stay(trained, kind):
     state = trained(guidance=kind, dense=True, conditional_norm=True).state_dict()
@@ -197,16 +210,16 @@ def test_a_config_without_settings_is_upgraded():
 # newer formats
 
 
-@pytest.mark.parametrize("value", [4, 0, -1, "2", 2.5, [2]])
+@pytest.mark.parametrize("value", [5, 0, -1, "2", 2.5, [2]])
 def test_formats_that_are_not_known_are_refused(value):
-    with pytest.raises(ValueError, match=r"^format .*, expected 1 to 3$"):
+    with pytest.raises(ValueError, match=r"^format .*, expected 1 to 4$"):
         check_format(value)
     assert [check_format(n) for n in (None, 1, 2, 3)] == [1, 1, 2, 3]
 
 
 def test_a_folder_of_a_newer_format_is_refused_in_one_line(folder, change_config):
-    change_config(folder, format=4, clipseg3d="9.1", network=None, future={})
-    with pytest.raises(ValueError, match=r"format 4, expected 1 to 3") as info:
+    change_config(folder, format=5, clipseg3d="9.1", network=None, future={})
+    with pytest.raises(ValueError, match=r"format 5, expected 1 to 4") as info:
         CLIPSeg3D.from_pretrained(folder)
     message = str(info.value)
     assert message.startswith(f"{folder / 'config.json'}: written by clipseg3d 9.1, not understood")
@@ -216,9 +229,9 @@ def test_a_folder_of_a_newer_format_is_refused_in_one_line(folder, change_config
 
 def test_a_checkpoint_of_a_newer_format_is_refused_in_one_line(trained, tmp_path, save_checkpoint):
     network, path = trained(semantics=False), tmp_path / "w.ckpt"
-    save_checkpoint(network, network.config, path, format=4)
+    save_checkpoint(network, network.config, path, format=5)
     for read in (read_checkpoint_file, CLIPSeg3DModule.load_from_checkpoint):
-        with pytest.raises(ValueError, match=r"\(format 4, expected 1 to 3\)") as info:
+        with pytest.raises(ValueError, match=r"\(format 5, expected 1 to 4\)") as info:
             read(path)
         message = str(info.value)
         assert message.startswith(f"{path}: not understood by this version of clipseg3d")

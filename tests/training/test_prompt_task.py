@@ -1,16 +1,21 @@
 """Prompts for training ask for the masks that they come with."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from clipseg3d.blocks.prompt_head import PromptHead
+from clipseg3d.clip.registry import load_encoder
 from clipseg3d.texts import Request
 from clipseg3d.training.prompt_task import (
     PromptTask,
     coarsen,
+    draw_sentences,
     draw_tasks,
     prompt_loss,
+    sentence_loss,
     task_masks,
 )
 
@@ -74,6 +79,39 @@ def test_drawn_prompts_ask_for_every_part_and_for_none():
     assert min(counts.values()) > 60
     again = draw_tasks(600, REGIONS, (["a"], ["b"], ["c"]), np.random.default_rng(0))
     assert tasks == again
+
+
+def test_drawn_sentences_say_how_many_lesions_there_are():
+    sentences, several = draw_sentences(300, np.random.default_rng(0))
+    assert len(sentences) == len(several) == 300
+    assert 0.25 < np.mean(several) < 0.6
+    assert len(set(sentences)) > 280
+    known = re.compile(r"\b(two|several|multiple|bilateral|both|multifocal|multicentric)\b", re.I)
+    denied = re.compile(r"\b(no|not|without|neither|none|never|nor|absen\w+|excluded)\b|n't", re.I)
+    plain = [bool(known.search(s)) and not denied.search(s) for s in sentences]
+    assert np.mean([s for s, is_plain in zip(several, plain, strict=True) if is_plain]) > 0.8
+    assert draw_sentences(300, np.random.default_rng(0)) == (sentences, several)
+
+
+def test_a_linear_reading_learns_how_many_lesions_a_sentence_is_about():
+    """As the bundled encoder embeds them; the texts that are asked are others."""
+    encoder, rng = load_encoder("tiny"), np.random.default_rng(1)
+    head = PromptHead(encoder.embed_dim, 3)
+    sentences, several = draw_sentences(600, rng)
+    embeddings = encoder.encode_text(sentences)[None]
+    optimizer = torch.optim.LBFGS(head.several.parameters(), max_iter=50)
+
+    def loss():
+        optimizer.zero_grad()
+        error = sentence_loss(head.read(embeddings), several)
+        error.backward()
+        return error
+
+    assert loss().item() == pytest.approx(np.log(2))  # a new head cannot tell
+    optimizer.step(loss)
+    sentences, several = draw_sentences(200, rng)
+    told = head.read(encoder.encode_text(sentences)[None]).several[0] > 0
+    assert (told == torch.tensor(several)).float().mean() > 0.9
 
 
 def test_other_regions_are_asked_for_by_their_prompt():
