@@ -104,11 +104,11 @@ cases are few: other scanners, other tumours (meningioma, metastases, children) 
 surgery were neither trained on nor tested. Input must be skull-stripped, registered to one
 space, and include FLAIR or T1ce; the fewer sequences, the worse. A report is evidence of whether
 there is enhancing tumour. A wrong one can empty a tumour that the image shows with little
-certainty. What it says of size, place and number changes little. Of two lesions that look alike,
-a report on one brings both; a prompt for one brings that one. Prompts are in English, and cut
-their mask out of what was segmented. In unusual words, a prompt may be taken for another part.
-Windows must hold the whole brain, as those in the configuration do: in parts of it, tumour is
-found where there is none."""
+certainty. Of lesions of like size on both sides, a report on one side leaves the others out, and
+a note says so; where it may speak of several, all stay. What else it says of size, place and
+number changes little. Prompts are in English, and cut their mask out of what was segmented. In
+unusual words, a prompt may be taken for another part. Windows must hold the whole brain, as those
+in the configuration do: in parts of it, tumour is found where there is none."""
 
 
 def apply_variant(case: Case, other: Case, variant: Variant) -> Case:

@@ -736,7 +736,7 @@ def teach_sentences(network: CLIPSeg3D, *, texts: int) -> None:
     def loss() -> Tensor:
         optimizer.zero_grad()
         total = sentence_loss(head.read(embeddings[None]), several)
-        total = total + 1e-3 * sum(weight.square().sum() for weight in row)
+        total = total + 0.1 * sum(weight.square().sum() for weight in row)
         total.backward()
         return total
 

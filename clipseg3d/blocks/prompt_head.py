@@ -11,6 +11,9 @@ from clipseg3d.blocks.positions import voxel_positions
 
 PICKS = ("all", "largest", "smallest")
 """Which of several separate parts a prompt means."""
+_PACE = 10.0
+"""Factor of what tells several lesions: few sentences are met in training, and all else learns
+from every prompt."""
 _SECOND_ORDER = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
@@ -80,7 +83,7 @@ class PromptHead(nn.Module):
             self.place(prompts),
             rearrange(self.presence(prompts), "b n 1 -> b n"),
             self.pick(prompts),
-            rearrange(self.several(prompts), "b n 1 -> b n"),
+            _PACE * rearrange(self.several(prompts), "b n 1 -> b n"),
         )
 
     def forward(

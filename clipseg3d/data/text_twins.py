@@ -171,7 +171,8 @@ class TextTwins:
         They are blended with the other side of the brain.
         """
         low, size = sample["crop_box"]
-        is_whole = bool((torch.minimum(low, low + size) <= 0).all() and (size.abs() >= 1).all())
+        ends = torch.stack([low, low + size])
+        is_whole = bool((ends.amin(dim=0) <= 0).all() and (ends.amax(dim=0) >= 1).all())
         if statement.foci != "multiple" or not is_whole:
             return _say(sample, _shorten(statement, rng), rng)
         label = sample["label"]

@@ -22,8 +22,6 @@ _ALIKE = 3.0
 """Lesions are alike if the largest is at most so many times as large."""
 _NAMED = 1.0
 """Log-odds of its side from which on a lesion is named, and below whose opposite it is not."""
-_ONE = -0.5
-"""Log-odds that a report speaks of several lesions, above which all are kept."""
 _POINTS = 2000
 """Voxels of a lesion at which its place is asked."""
 
@@ -62,7 +60,7 @@ def find_unnamed(
     readings = [reading for reading in readings if reading.several.numel()]
     if count < 2 or not readings:
         return []
-    if np.mean([float(reading.several.max()) for reading in readings]) > _ONE:
+    if np.mean([float(reading.several.max()) for reading in readings]) >= 0:
         return []
     alike = [1 + int(index) for index in np.flatnonzero(sizes * _ALIKE >= sizes.max())]
     if len(alike) < 2:

@@ -32,7 +32,7 @@ _SAID: tuple[tuple[str, tuple[Any, ...], float], ...] = (
     ("crosses_midline", (False, True), 0.25),
     ("enhancement", ("none", "rim", "solid", "yes"), 0.25),
     ("necrosis", (False, True), 0.2),
-    ("oedema", ("none", "limited", "extensive", "present"), 0.25),
+    ("oedema", ("none", "limited", "moderate", "extensive", "present"), 0.3),
 )
 """Fact of a sentence beside the number of lesions, its values, and how often it is told."""
 _SIDES, _LOBES = ("left", "right"), ("frontal", "parietal", "temporal", "occipital")

@@ -172,6 +172,19 @@ def test_faint_foci_count_if_the_report_says_so():
     assert 7 < sum(kept) < 23
 
 
+@pytest.mark.parametrize(("low", "size"), [(-0.5, 1.2), (0.1, 1.2), (0.4, -1.2)])
+def test_foci_stay_where_a_part_of_the_brain_is_shown(low, size):
+    twins = TextTwins(BRATS_2020, spacing_mm=8.0, twins=1.0, kinds={"focus": 1.0})
+    image, label = case()
+    facts = replace(twins.facts(image, torch.from_numpy(label)), foci=2)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        given = {**two_foci(), "crop_box": torch.tensor([[low, 0, 0], [size, 1, 1]])}
+        twin = twins(given, facts)
+        assert torch.equal(twin["image"], given["image"])
+        assert torch.equal(twin["label"], given["label"])
+
+
 def test_the_mirror_is_the_middle_of_the_brain_box():
     image = torch.arange(10.0).view(1, 10, 1, 1)  # the box
     assert _mirrored(image, 0.0, 1.0).flatten().tolist() == list(range(9, -1, -1))

@@ -77,7 +77,7 @@ def test_any_damaged_byte_is_an_error_or_harmless(tmp_path):
     """Also in the directory of the archive, which has no check sum."""
     path = tmp_path / "w.ckpt"
     content = {
-        "format": 3,
+        "format": 4,
         "state_dict": {"network.a": torch.arange(6.0), "network.b": torch.ones(3)},
         "hyper_parameters": {"network": {"channels": (4, 6)}, "spacing_mm": 1.0},
     }
@@ -106,7 +106,7 @@ def test_truncated_files_are_refused(path, length):
 
 def test_no_code_is_run_unless_it_is_asked_for(tmp_path):
     path = tmp_path / "w.ckpt"
-    torch.save({"format": 3, "state_dict": {}, "code": Path}, path)
+    torch.save({"format": 4, "state_dict": {}, "code": Path}, path)
     with pytest.raises(ValueError, match=DAMAGED):
         read_checkpoint_file(path)
     assert read_checkpoint_file(path, weights_only=False)["code"] is Path

@@ -52,7 +52,7 @@ def test_files_hold_plain_values_and_no_clip(trained, folder):
     config = json.loads((folder / "config.json").read_text())
     assert config == {
         "clipseg3d": clipseg3d.__version__,
-        "format": 3,
+        "format": 4,
         "weights_sha256": sha256_of_file(folder / "model.safetensors"),
         "network": json.loads(json.dumps(asdict(network.config))),
         "prediction": {
