@@ -41,7 +41,7 @@ def read_report(networks: Sequence[CLIPSeg3D], report: str) -> list[PromptReadin
 
 
 def find_unnamed(
-    readings: Sequence[PromptReading], regions: Masks, *, trust: float = 1.0
+    readings: Sequence[PromptReading], lesions: Masks, *, trust: float = 1.0
 ) -> list[Masks]:
     """Return the lesions that a report does not mean, if it means others that are alike.
 
@@ -49,13 +49,13 @@ def find_unnamed(
 
     Args:
         readings: of the report, from :func:`read_report`; their log-odds are averaged.
-        regions: (r, x, y, z) on the brain box, x from right to left.
+        lesions: (x, y, z), all of them, on the brain box, x from right to left.
         trust: factor of the log-odds, 0 to 1.
 
     Returns:
         (x, y, z) of each lesion.
     """
-    parts, count = ndimage.label(regions.any(axis=0), structure=_ALL_NEIGHBOURS)
+    parts, count = ndimage.label(lesions, structure=_ALL_NEIGHBOURS)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     readings = [reading for reading in readings if reading.several.numel()]
     if count < 2 or not readings:

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -381,8 +383,7 @@ class Predictor:
             )
             label = self.release.to_labels(regions)
         final = self.release.to_regions(label)
-        read_as = read_report(self.networks, report) if report and trust else []
-        for lesion in find_unnamed(read_as, final, trust=trust):
+        for lesion in self._find_unnamed(report, trust, final):
             label[lesion] = 0
             ml = lesion.sum() * math.prod(scan_grid.spacing_mm) / 1000
             here, there = ("left", "right") if is_left(lesion) else ("right", "left")
@@ -466,6 +467,17 @@ class Predictor:
         views = Views(*(part[None].to(self.device) for part in views))
         text = network.embed_text([report])
         return views, network.encode_semantics(views, *text, trust=trust)
+
+    def _find_unnamed(
+        self, report: str, trust: float, regions: npt.NDArray[np.bool_]
+    ) -> list[npt.NDArray[np.bool_]]:
+        """Return the lesions (x, y, z) that a report does not mean; a resection cavity is none."""
+        if not report or not trust:
+            return []
+        names = list(self.release.regions)
+        whole = [names.index("WT")] if "WT" in names else slice(None)
+        lesions = np.asarray(regions[whole].any(axis=0))
+        return find_unnamed(read_report(self.networks, report), lesions, trust=trust)
 
     def _segment(
         self,

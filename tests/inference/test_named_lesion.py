@@ -31,20 +31,16 @@ def reading(*steepness, several=-3.0):
 
 
 def lesions(*places):
-    regions = np.zeros((3, *SHAPE), bool)
+    mask = np.zeros(SHAPE, bool)
     for place in places:
-        regions[(0, *place)] = True
-    return regions
-
-
-def mask(place):
-    return lesions(place)[0]
+        mask[place] = True
+    return mask
 
 
 @pytest.mark.parametrize(("said", "other"), [(9.0, RIGHT), (-9.0, LEFT)])
 def test_of_two_lesions_alike_the_other_is_not_meant(said, other):
     (found,) = find_unnamed([reading(said)], lesions(RIGHT, LEFT))
-    np.testing.assert_array_equal(found, mask(other))
+    np.testing.assert_array_equal(found, lesions(other))
     assert is_left(found) == (other == LEFT)
 
 
@@ -93,7 +89,7 @@ def test_lesions_of_other_sizes_are_kept():
     assert find_unnamed([reading(-9.0)], lesions(small, LEFT)) == []
     smaller = tuple(slice(side.start, side.start + 8) for side in RIGHT)  # about a half
     (found,) = find_unnamed([reading(9.0)], lesions(smaller, LEFT))
-    np.testing.assert_array_equal(found, mask(smaller))
+    np.testing.assert_array_equal(found, lesions(smaller))
 
 
 def test_a_lesion_across_the_midline_is_kept():

@@ -16,7 +16,7 @@ from clipseg3d.checksums import sha256_of_file
 from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.data.cases import DataError, find_cases
 from clipseg3d.data.preprocessing import preprocess
-from clipseg3d.data.releases import BRATS_2020, PHANTOM
+from clipseg3d.data.releases import BRATS_2020, BRATS_2024_GLI, PHANTOM
 from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.prompting import PromptWarning
@@ -751,9 +751,9 @@ def test_a_lesion_that_the_report_does_not_mean_is_left_out(folder, prompted, mo
     run = predictor(prompted(), device="cpu", postprocessing=None)
     before = run(case).label
 
-    def find(readings, regions, *, trust):
+    def find(readings, lesions, *, trust):
         asked.append((readings, trust))
-        left = regions.any(axis=0)
+        left = lesions.copy()
         left[: left.shape[0] // 2] = False
         return [left]
 
@@ -772,6 +772,21 @@ def test_a_lesion_that_the_report_does_not_mean_is_left_out(folder, prompted, mo
     volume = f"{removed.sum() * 0.512:.1f} ml"
     assert f"on the right; a lesion on the left is left out, {volume}, though" in note
     np.testing.assert_array_equal(result.prompts[0].mask, before > 0)
+
+
+@pytest.mark.parametrize(("release", "cavity_counts"), [(BRATS_2024_GLI, False), (None, True)])
+def test_a_resection_cavity_is_no_lesion(monkeypatch, release, cavity_counts):
+    run = predictor(device="cpu")
+    run.release = release or BRATS_2024_GLI.select(regions=("ET", "RC"))
+    regions = np.zeros((len(run.release.regions), 4, 4, 4), bool)
+    regions[list(run.release.regions).index("RC"), :2] = True
+    monkeypatch.setattr(clipseg3d.inference.predictor, "read_report", lambda *_: [])
+    monkeypatch.setattr(
+        clipseg3d.inference.predictor, "find_unnamed", lambda _, lesions, trust: [lesions]
+    )
+    (lesions,) = run._find_unnamed("On the right.", 1.0, regions)
+    assert lesions.any() == cavity_counts
+    assert run._find_unnamed("", 1.0, regions) == run._find_unnamed("a", 0.0, regions) == []
 
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR"])
