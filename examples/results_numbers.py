@@ -383,12 +383,15 @@ def trained_text_table() -> str:
     for row in read(RESULTS / "obedience_phantoms.csv"):
         controls = values.setdefault((row["asked"], row["target"]), {})
         controls.setdefault(row["control"], []).append(float(row["mean"]))
-    lines = [
-        [*asked, *(f"{round(np.mean(c), 2) + 0:.2f}" if c else "" for c in cells)]
-        for asked, controls in values.items()
-        for cells in [[controls.get(control, []) for control in READ]]
-    ]
-    return markdown(["asked", "target", *READ.values()], lines)
+    lines = []
+    for asked, controls in values.items():
+        cells = [controls.get(control, []) for control in READ]
+        means = [f"{round(np.mean(c), 2) + 0:.2f}" if c else "" for c in cells]
+        own = controls.get("own") or controls["none"]
+        spread = f"{round(min(own), 2) + 0:.2f} to {round(max(own), 2) + 0:.2f}"
+        lines.append([*asked, means[0], spread, *means[1:]])
+    own, *others = READ.values()
+    return markdown(["asked", "target", own, "seeds", *others], lines)
 
 
 def routes_table() -> str:
@@ -409,6 +412,65 @@ def routes_table() -> str:
         for (weights, image), cells in lost.items()
     ]
     return markdown(["weights", "given", *routes], lines)
+
+
+def speed_table() -> str:
+    """Return what was measured by ``benchmarks/record.py``, against what in the same run."""
+    found = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    lines = []
+    if entry := found.get("commands"):
+        kept, other = entry["medians"], "freed memory given back"
+        for kind, what in (("batch", f"of a batch of {entry['cases']}"), ("one", "alone")):
+            ours, theirs = (kept[f"segment, {kind}, {way}"] for way in ("kept", "given back"))
+            ratio = entry["ratio" if kind == "batch" else "ratio_one"]
+            lines.append(
+                [f"a patient {what}", _seconds(ours), other, _seconds(theirs), f"{ratio:.2f}"]
+            )
+        lines += [
+            [f"`{name}` of a tiny case", _seconds(kept[name]), "", "", ""]
+            for name in ("evaluate", "check-data")
+        ]
+    if entry := found.get("peers"):
+        ours = entry["medians"]["clipseg3d segment"]
+        for peer, ratios in entry["ratios"].items():
+            for key, unit in (("wall_s", "s"), ("peak_mb", "MB")):
+                what = "a patient, file to file" if unit == "s" else "its memory"
+                theirs = entry["medians"][peer][key]
+                cells = [
+                    f"{value:.1f} s" if unit == "s" else f"{value:.0f} MB"
+                    for value in (ours[key], theirs)
+                ]
+                lines.append([what, cells[0], peer, cells[1], f"{1 / ratios[key]:.2f}"])
+    for name in ("backbone", "swinunetr"):
+        if entry := found.get(name):
+            mine, peer = sorted(entry["networks"], key=lambda n: not n.startswith("recommended"))
+            for size in map(str, entry["sizes"]):
+                one, two = (entry["seconds"][network][size] for network in (mine, peer))
+                lines.append(
+                    [
+                        f"a step of `{mine}`, {size}^3",
+                        _seconds(one),
+                        peer,
+                        _seconds(two),
+                        f"{one / two:.2f}",
+                    ]
+                )
+    if entry := found.get("semantics"):
+        for task, ratios in entry["ratios"].items():
+            lines += [
+                [f"{task}, {name}", "", "without semantics", "", f"{ratio:.3f}"]
+                for name, ratio in ratios.items()
+                if ratio != 1
+            ]
+    if entry := found.get("cbam"):
+        for what, ratio in entry["ratios"].items():
+            lines.append([f"CBAM, {what}", "", "plain", "", f"{ratio:.2f}"])
+    return markdown(["what", "time", "beside", "its time", "ratio"], lines)
+
+
+def _seconds(value: float) -> str:
+    """Return a time with two or three digits."""
+    return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
 
 
 def scanner_table() -> str:
@@ -757,6 +819,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "text": lambda: text_table({"R": "real"}),
     "text, trained for it": trained_text_table,
     "text, ways": routes_table,
+    "speed": speed_table,
     "scanner": scanner_table,
     "heads": heads_table,
     "text, simulated and real": lambda: text_table({"S": "simulated", "R": "real"}),

@@ -138,6 +138,7 @@ class SemanticFusion(nn.Module):
         self.mode: AttentionMode = mode
         self.attention_stride = attention_stride
         self.guiding_text: GuidingText = guiding_text
+        self.bottleneck_channels = bottleneck_channels
         self.bottleneck = guidance.build_bottleneck(bottleneck_channels)
         self.from_patches: nn.Conv3d | None = None
         if bridge.dense:
@@ -326,7 +327,15 @@ class SemanticFusion(nn.Module):
             semantics: from :meth:`encode`.
             crop_box: (b, 2, 3) or (b, 4, 3) position of ``bottleneck`` in the brain box; None for
                 all of it.
+
+        Raises:
+            ValueError: ``bottleneck`` has other channels than ``bottleneck_channels``.
         """
+        if bottleneck.shape[1] != self.bottleneck_channels:
+            raise ValueError(
+                f"the bottleneck has {bottleneck.shape[1]} channels, expected bottleneck_channels="
+                f"{self.bottleneck_channels}; build SemanticFusion with {bottleneck.shape[1]}"
+            )
         guided = self.guidance.change_bottleneck(
             self.bottleneck,
             bottleneck,

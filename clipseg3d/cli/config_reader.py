@@ -1,7 +1,7 @@
 """Configuration files of Lightning's commands, read with errors of one line."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,29 @@ def read_config(value: str) -> dict[str, Any]:
     if isinstance(settings, dict):
         return settings
     raise _missing(value)
+
+
+def file_of(key: str, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return which of the configurations has a key, such as ``data.patch_size``; None if none has.
+
+    Args:
+        key: names joined by dots; ``init_args`` are left out.
+        configs: from :func:`read_configs`.
+    """
+    for name, settings in configs.items():
+        found: Any = settings
+        for part in key.split("."):
+            if not isinstance(found, dict):
+                break
+            given = found.get("init_args")
+            if part not in found and isinstance(given, dict):
+                found = given
+            if part not in found:
+                break
+            found = found[part]
+        else:
+            return name
+    return None
 
 
 def _missing(value: str) -> OSError | ValueError:

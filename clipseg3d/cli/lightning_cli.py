@@ -19,6 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.core.datamodule import LightningDataModule
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.nn.modules.loss import _Loss
 
 from clipseg3d.atomic_write import atomic_write, naming_full_disk
@@ -29,7 +30,15 @@ from clipseg3d.cli.lightning_options import HELP_ALL
 from clipseg3d.cli.lightning_parser import MODEL, OneLineLightningParser
 from clipseg3d.cli.preset_options import expand_presets
 from clipseg3d.cli.quiet import quiet
-from clipseg3d.cli.terminal import UsageError, raised_in, require_output, say, unwrapped
+from clipseg3d.cli.terminal import (
+    INTERRUPTED,
+    TERMINATED,
+    UsageError,
+    raised_in,
+    require_output,
+    say,
+    unwrapped,
+)
 from clipseg3d.data import brats  # noqa: F401 - so that --data takes their names
 from clipseg3d.data.releases import release_values
 from clipseg3d.networks.config import NetworkConfig
@@ -263,10 +272,18 @@ class CLIPSeg3DCLI(LightningCLI):
 
         Raises:
             ValueError: another fit writes to that folder.
+            SystemExit: it was interrupted (code 130), or asked to end (143).
         """
         with self._lock(), naming_full_disk(self._folder()):
-            with _refusals(MisconfigurationException, RuntimeError):
-                self.trainer.fit(**arguments)
+            try:
+                with _refusals(MisconfigurationException, RuntimeError):
+                    self.trainer.fit(**arguments)
+            except SystemExit as stop:  # Lightning says nothing, and ends with 0 if asked to end
+                if self.trainer.is_global_zero:
+                    say(f"clipseg3d: {self._interrupted()}", stream=sys.stderr)
+                raise SystemExit(
+                    TERMINATED if isinstance(stop, SIGTERMException) else INTERRUPTED
+                ) from None
             resumed = Path(arguments.get("ckpt_path") or "")
             step = read_checkpoint_file(resumed).get("global_step") if resumed.is_file() else None
             if step == self.trainer.global_step and self.trainer.is_global_zero:
@@ -274,6 +291,14 @@ class CLIPSeg3DCLI(LightningCLI):
                 say(f"clipseg3d: note: {note}; more epochs are another fit", stream=sys.stderr)
             self._score_best()
             self._say_results()
+
+    def _interrupted(self) -> str:
+        """Return how far an interrupted fit is, and how it goes on."""
+        where = f"interrupted in epoch {self.trainer.current_epoch + 1}"
+        weights = self.config_init.fit.last.best_model_path
+        if not weights:
+            return f"{where}, before its first checkpoint; run the same command again"
+        return f"{where}; the same command with --ckpt_path last goes on from {_short(weights)}"
 
     def validate(self, **arguments: Any) -> None:
         """Score the cases for validation."""

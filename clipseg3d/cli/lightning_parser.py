@@ -54,6 +54,10 @@ _NO_ENCODER = (
 class OneLineLightningParser(LightningArgumentParser):
     """Raise what is wrong with an option as an error of one line, without the usage."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.allow_abbrev = False  # a slip that is the beginning of an option is no option
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error.
 

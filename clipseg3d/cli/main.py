@@ -1,8 +1,10 @@
 """The entry point: runs a command, and prints errors of this library as one message."""
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from clipseg3d import __version__
 from clipseg3d.cli import (
@@ -24,7 +26,7 @@ from clipseg3d.cli import (
     validate,
 )
 from clipseg3d.cli.completion import SET_UP, complete
-from clipseg3d.cli.config_reader import read_configs
+from clipseg3d.cli.config_reader import file_of, read_configs
 from clipseg3d.cli.freed_memory import keep_freed_memory
 from clipseg3d.cli.terminal import (
     INTERRUPTED,
@@ -62,13 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         complete(_parser)
         keep_freed_memory()
         argv = sys.argv[1:]
+    configs: dict[str, dict[str, Any]] = {}
     try:
         if not argv:
             _parser().print_help()
             return 0
         lightning = LIGHTNING_COMMANDS.get(argv[0])
         if lightning is not None and not {"-h", "--help"} & {*argv}:
-            read_configs(argv)  # what is wrong with one is said before seconds of loading
+            configs = read_configs(argv)  # what is wrong with one is said before seconds of loading
             code: int = lightning.run(argv)
         else:
             arguments = _parser().parse_args([argv[0], "--help"] if lightning else argv)
@@ -77,12 +80,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         cause = unwrapped(error)
         if not raised_here(cause):
             raise
-        say(f"clipseg3d: {cause}", stream=sys.stderr)
+        say(f"clipseg3d: {_with_file(str(cause), argv, configs)}", stream=sys.stderr)
         return 2 if isinstance(cause, UsageError | UnknownNameError) else 1
     except KeyboardInterrupt:
         say("clipseg3d: interrupted", stream=sys.stderr)
         return INTERRUPTED
     return code
+
+
+def _with_file(message: str, argv: Sequence[str], configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a message; one on an option that comes from a configuration names the file."""
+    option = re.match(r"--([\w.]+)", message)
+    if option is None or any(word.partition("=")[0] == option[0] for word in argv):
+        return message
+    name = file_of(option[1], configs)
+    return message if name is None else f"{name}: {message.removeprefix('--')}"
 
 
 class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):

@@ -200,8 +200,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if rules == "weights" and predictor.postprocessing is not None:
         say(
-            "clipseg3d: note: rules that come with the weights (--no-postprocessing leaves them "
-            f"out): {predictor.postprocessing.describe()}",
+            "clipseg3d: note: the weights come with rules of post-processing, which are applied "
+            f"(--no-postprocessing: not): {predictor.postprocessing.describe()}",
             stream=sys.stderr,
         )
     unprepared = _prepare(arguments) if arguments.prepare else []

@@ -12,8 +12,8 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """The list of commands, to which each adds its parser."""
 
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as in shells."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C, and after a request to end, as in shells."""
 
 
 class UsageError(ValueError):
@@ -114,7 +114,13 @@ def unwrapped(error: BaseException) -> BaseException:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, which names the nearest option."""
+    """A parser whose errors are one line, which names the nearest option.
+
+    Options are written in full: a slip that happens to be the beginning of one is no option.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None

@@ -220,8 +220,9 @@ def _disagreements(brains: Mapping[str, Volume], paths: Mapping[str, VolumeSourc
         agreement[one].append(dice)
         agreement[other].append(dice)
     return [
-        f"{paths[name]}: {name} shows another part of the head than the other sequences (Dice "
-        f"{max(values):.2f} at best of where they are not 0); check its field of view, its "
+        f"{paths[name]}: {name} does not show the same part of the head as the other sequences "
+        f"(where they are not 0, they overlap with a Dice of {max(values):.2f}; expected "
+        f"{MIN_AGREEMENT} or more), which may make results worse; look at its field of view, its "
         "registration and its skull-stripping"
         for name, values in agreement.items()
         if max(values) < MIN_AGREEMENT

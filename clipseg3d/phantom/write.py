@@ -147,8 +147,8 @@ def write_phantoms(
 ) -> list[str]:
     """Write simulated patients as the cases of a release; existing ones are kept.
 
-    Existing ones are known by their names alone: patients of another spacing or of other shares
-    need a folder of their own.
+    Existing ones are known by their names and voxels alone: patients of other shares need a folder
+    of their own.
 
     Args:
         root: folder of the cases ``Phantom_00000``, ``Phantom_00001`` and so on; with a release,
@@ -165,11 +165,14 @@ def write_phantoms(
         Case names.
 
     Raises:
-        ValueError: a share is outside [0, 1], or the release does not fit.
+        ValueError: a share is outside [0, 1], the release does not fit, or an existing patient has
+            another voxel size.
     """
     release = get_release(release)
     require_writable(release, cavity=cavity_share > 0)
     names = case_names(num_cases, seed, release)
+    for name in names:
+        _require_spacing(root / name, spacing_mm)
     missing = [index for index, name in enumerate(names) if not (root / name).is_dir()]
     for index in tqdm(missing, desc="Simulating patients", unit="case", delay=2, disable=None):
         target = root / names[index]
@@ -183,6 +186,20 @@ def write_phantoms(
                 )
                 write_phantom(phantom, root, names[index], release=release)
     return names
+
+
+def _require_spacing(folder: Path, spacing_mm: float) -> None:
+    """Refuse a patient of another voxel size; one that cannot be read is found out elsewhere."""
+    for path in sorted(folder.glob("*.nii.gz"))[:1]:
+        try:
+            sizes = nib.load(path).header.get_zooms()
+        except (OSError, nib.filebasedimages.ImageFileError):
+            return
+        if not np.allclose(sizes, spacing_mm, rtol=1e-3):
+            raise ValueError(
+                f"{folder}: was simulated with voxels of {sizes[0]:g} mm, not {spacing_mm:g} mm; "
+                "give another folder for these patients, or delete that one"
+            )
 
 
 def case_names(num_cases: int, seed: int, release: BraTSRelease = PHANTOM) -> list[str]:

@@ -250,6 +250,12 @@ def test_bottleneck_is_changed_as_its_kind_says(make, randomise, views, text, bo
     assert changed(result, bottleneck) == [True] * B
 
 
+def test_a_bottleneck_of_other_channels_is_refused(trained, views, text, bottleneck):
+    semantics = trained.encode(views, text)
+    with pytest.raises(ValueError, match=r"has 8 channels, expected bottleneck_channels=9; build"):
+        trained.guide(bottleneck[:, :8], semantics)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_dense_adds_a_projection_of_the_lifted_patches(
     make, randomise, views, text, bottleneck, kind

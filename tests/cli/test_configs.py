@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from clipseg3d.cli.config_reader import named_configs
+from clipseg3d.cli.config_reader import file_of, named_configs
 from clipseg3d.cli.main import main
 from clipseg3d.configs import config_names, config_path, summary
 
@@ -78,3 +78,15 @@ def test_a_file_may_name_a_data_module_without_the_package(parsed, tmp_path):
     path.write_text("data:\n  class_path: BraTS2020DataModule\n  init_args: {root: scans}\n")
     cli = parsed("--config", path, "--model.network", "tiny")
     assert cli.datamodule.release.name == "brats2020"
+
+
+def test_the_file_of_a_key_is_found_through_init_args():
+    configs = {
+        "a.yaml": {"data": {"class_path": "X", "init_args": {"root": "r"}}},
+        "b.yaml": {"model": {"network": {"chanels": [4]}}, "data": None},
+    }
+    assert file_of("data.root", configs) == "a.yaml"
+    assert file_of("data.class_path", configs) == "a.yaml"
+    assert file_of("model.network.chanels", configs) == "b.yaml"
+    assert file_of("trainer", configs) is None
+    assert file_of("data.root.x", configs) is None

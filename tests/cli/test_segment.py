@@ -279,7 +279,7 @@ def test_rules_of_the_weights_are_applied_and_told_of_unless_switched_off(
     case, name = patients / NAMES[0], f"{NAMES[0]}.nii.gz"
     out = tmp_path / "out"
     assert segment(case, out=out, weights=strict) == 0
-    assert "(--no-postprocessing leaves them out): ET under" in capsys.readouterr().err
+    assert "applied (--no-postprocessing: not): ET under" in capsys.readouterr().err
     assert set(np.unique(voxels(out / name))) <= {0, 1, 2}
     record = json.loads((out / "records" / f"{NAMES[0]}.json").read_text())
     assert record["made_with"]["postprocessing"] == {"enhancing_to_core": 1e6}

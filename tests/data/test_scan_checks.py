@@ -115,13 +115,13 @@ def test_what_can_only_be_a_whole_head_is_a_fault(volumes):
 def test_a_sequence_of_another_part_of_the_head_is_noted(volumes):
     volumes["flair"] = np.roll(volumes["flair"], 6, axis=1)
     (note,) = check(volumes).notes
-    assert note.startswith("case_flair.nii.gz: flair shows another part of the head")
+    assert note.startswith("case_flair.nii.gz: flair does not show the same part of the head")
 
 
 def test_a_cut_off_sequence_is_noted(volumes):
     volumes["flair"][:, :, 11:] = 0  # like the one of Brats18_2013_20_1
     (note,) = check(volumes).notes
-    assert "check its field of view" in note
+    assert "look at its field of view" in note
 
 
 def test_a_scaled_copy_is_a_fault(volumes):

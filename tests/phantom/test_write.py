@@ -242,3 +242,13 @@ def test_shares_reach_the_patients(tmp_path):
     (name,) = write_phantoms(tmp_path, 1, spacing_mm=8.0, plain_share=1.0)
     label = read_voxels(tmp_path / name / f"{name}_seg.nii.gz")
     assert set(np.unique(label)) == {0, 1, 2}
+
+
+def test_patients_of_another_voxel_size_are_refused_before_any_is_simulated(tmp_path):
+    write_phantoms(tmp_path, 1, spacing_mm=8.0)
+    with pytest.raises(
+        ValueError, match=r"Phantom_00000: was simulated with voxels of 8 mm, not 6"
+    ):
+        write_phantoms(tmp_path, 2, spacing_mm=6.0)
+    assert [folder.name for folder in tmp_path.iterdir() if folder.is_dir()] == ["Phantom_00000"]
+    assert write_phantoms(tmp_path, 2, spacing_mm=8.0) == ["Phantom_00000", "Phantom_00001"]

@@ -148,9 +148,12 @@ def test_a_logger_that_is_not_installed_is_named(fit):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": {"netwrk": "tiny"}}, "--model.netwrk: no such option; did you mean network?"),
-        ({"data": {"rot": "x"}}, "--data.rot: no such option; did you mean root?"),
-        ({"trainer": {"max_epoch": 1}}, "--trainer.max_epoch: no such option; did you mean"),
+        ({"model": {"netwrk": "tiny"}}, "model.netwrk: no such option; did you mean network?"),
+        ({"data": {"rot": "x"}}, "data.rot: no such option; did you mean root?"),
+        (
+            {"trainer": {"max_epoch": 1}},
+            "trainer.max_epoch: no such option; did you mean trainer.max_epochs?",
+        ),
     ],
 )
 def test_misspelt_keys_of_a_file_are_named(fit, tmp_path, values, message):
@@ -160,20 +163,28 @@ def test_misspelt_keys_of_a_file_are_named(fit, tmp_path, values, message):
     if part != "data":
         config[part] = {k: v for k, v in config[part].items() if k != "init_args"} | keys
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert fit(config=tmp_path / "config.yaml", data=False).startswith(message)
+    path = tmp_path / "config.yaml"
+    assert fit(config=path, data=False) == f"{path}: {message}"
 
 
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("trainer", "--trainer: value 3 cannot be used; give its options"),
-        ("data", "--data: names no class; give class_path: NAME, and its options as init_args"),
+        ("trainer", "trainer: value 3 cannot be used; give its options"),
+        ("data", "data: names no class; give class_path: NAME, and its options as init_args"),
     ],
 )
 def test_a_value_in_place_of_options_is_named(fit, tmp_path, part, message):
     config = {**yaml.safe_load(PHANTOM.read_text()), part: 3}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert fit(config=tmp_path / "config.yaml", data=False) == message
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert fit(config=path, data=False) == f"{path}: {message}"
+
+
+def test_beginnings_of_options_are_no_options(fit):
+    assert fit("--model.network", network(), "--trainer.max_epoch", 1) == (
+        "--trainer.max_epoch: no such option; did you mean trainer.max_epochs?"
+    )
 
 
 @pytest.mark.parametrize("command", ["fit", "cross-validate"])
@@ -257,6 +268,7 @@ def test_misspelt_commands_and_options_are_one_line(capsys):
     for given, message in (
         (["sgment"], "sgment: no such command; did you mean segment?"),
         (["phantom", "-o", "p", "--spacin_mm", "2"], "--spacin_mm: no such option; did you mean"),
+        (["phantom", "-o", "p", "--spac", "2"], "--spac: no such option; did you mean --spacing?"),
         # of another command
         (
             ["evaluate", "a", "b", "--prompt", "x"],
