@@ -134,7 +134,7 @@ def write_nnunet(folder: Path, operations: int) -> None:
         "configurations": {"3d_fullres": configuration},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {},
+        "foreground_intensity_properties_per_channel": {str(i): {} for i in range(len(SEQUENCES))},
     }
     dataset = {
         "channel_names": dict(enumerate(SEQUENCES)),
