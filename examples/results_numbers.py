@@ -441,20 +441,13 @@ def speed_table() -> str:
                     for value in (ours[key], theirs)
                 ]
                 lines.append([what, cells[0], peer, cells[1], f"{1 / ratios[key]:.2f}"])
-    for name in ("backbone", "swinunetr"):
+    keys = {"backbone": "ratio_backbone", "swinunetr": "ratio_recommended_to_swinunetr"}
+    for name, key in keys.items():
         if entry := found.get(name):
             mine, peer = sorted(entry["networks"], key=lambda n: not n.startswith("recommended"))
-            for size in map(str, entry["sizes"]):
-                one, two = (entry["seconds"][network][size] for network in (mine, peer))
-                lines.append(
-                    [
-                        f"a step of `{mine}`, {size}^3",
-                        _seconds(one),
-                        peer,
-                        _seconds(two),
-                        f"{one / two:.2f}",
-                    ]
-                )
+            for size, ratio in entry[key].items():
+                one, two = (_seconds(entry["seconds"][network][size]) for network in (mine, peer))
+                lines.append([f"a step of `{mine}`, {size}^3", one, peer, two, f"{ratio:.2f}"])
     if entry := found.get("semantics"):
         for task, ratios in entry["ratios"].items():
             lines += [
