@@ -1,5 +1,6 @@
 """Prompts and sentences for training: drawn at random, with what each asks for or says."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from clipseg3d.blocks.positions import voxel_positions
 from clipseg3d.blocks.prompt_head import PICKS, PromptHead, PromptReading
-from clipseg3d.clip.prompts import split_sentences
 from clipseg3d.texts.facts import lobe_masks
 from clipseg3d.texts.prompt_wording import Request, write_prompt
 from clipseg3d.texts.wording import SITES, Statement, write_text
@@ -35,6 +35,7 @@ _SAID: tuple[tuple[str, tuple[Any, ...], float], ...] = (
     ("oedema", ("none", "limited", "moderate", "extensive", "present"), 0.3),
 )
 """Fact of a sentence beside the number of lesions, its values, and how often it is told."""
+_SENTENCE_END = re.compile(r"[.!?]\s")
 _SIDES, _LOBES = ("left", "right"), ("frontal", "parietal", "temporal", "occipital")
 
 
@@ -109,9 +110,9 @@ def draw_sentences(count: int, rng: np.random.Generator) -> tuple[list[str], lis
             if rng.random() < share:
                 said[name] = values[int(rng.integers(len(values)))]
         statement = Statement(**said)
-        found = split_sentences(write_text(statement, rng))
-        if len(found) == 1:  # of several sentences, it is not known which one says what
-            sentences += found
+        text = " ".join(write_text(statement, rng).split())
+        if text and not _SENTENCE_END.search(text):  # of two, it is not known which one says what
+            sentences.append(text)
             is_wide = statement.side == "both" or statement.crosses_midline is True
             several.append(statement.foci == "multiple" or is_wide)
     return sentences, several

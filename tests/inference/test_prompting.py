@@ -26,6 +26,7 @@ def reading(*, weights=(1, 0, 0), place=EVERYWHERE, presence=6.0, pick="all"):
         torch.tensor([[place]]),
         torch.tensor([[presence]]),
         pick_logits,
+        torch.zeros(1, 1),
     )
 
 

@@ -56,7 +56,7 @@ class Prompted(BrightFlair):
 
     def read_prompts(self, prompts):
         shape = (1, len(prompts))
-        return PromptReading(*(torch.zeros(*shape, *n) for n in ((3,), (10,), (), (3,))))
+        return PromptReading(*(torch.zeros(*shape, *n) for n in ((3,), (10,), (), (3,), ())))
 
 
 def predictor(network=None, **options):

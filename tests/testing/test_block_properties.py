@@ -89,7 +89,7 @@ class Answers(nn.Module):
 
     def forward(self, prompts, regions):
         reading = self.head.read(prompts)
-        return self.head(reading, regions), reading.pick
+        return self.head(reading, regions), reading.pick, reading.several
 
 
 BLOCKS = {
