@@ -388,9 +388,9 @@ class Predictor:
             ml = lesion.sum() * math.prod(scan_grid.spacing_mm) / 1000
             here, there = ("left", "right") if is_left(lesion) else ("right", "left")
             notes += (
-                f"{case.case_id}: the report places the tumour on the {there}; a lesion on the "
-                f"{here} is left out, {ml:.1f} ml, though it looks like the one there; less trust "
-                "(--trust 0) keeps it",
+                f"{case.case_id}: the report places the tumour on the {there}, where there is one; "
+                f"another lesion of like size on the {here} ({ml:.1f} ml) is left out; with less "
+                "trust (--trust 0) it is kept",
             )
         if not label.any():
             notes += (f"{case.case_id}: no tumour was found; every voxel is labelled 0",)
