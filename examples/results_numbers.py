@@ -395,7 +395,7 @@ def trained_text_table() -> str:
 
 
 def routes_table() -> str:
-    """Return the mean Dice that is lost without each way of text, and without the report on it."""
+    """Return the mean Dice that is lost without each route of text, and without the report on it."""
     rows = read(RESULTS / "text_routes.csv")
     routes = list(dict.fromkeys(row["route"] for row in rows))
     lost: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
@@ -406,7 +406,9 @@ def routes_table() -> str:
     lines = [
         [f"`{weights}`", image]
         + [
-            f"{cells[route, 'way']}, {cells[route, 'report']}" if (route, "way") in cells else ""
+            f"{cells[route, 'route']}, {cells[route, 'report']}"
+            if (route, "route") in cells
+            else ""
             for route in routes
         ]
         for (weights, image), cells in lost.items()
@@ -811,7 +813,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tiny, means": tiny_means,
     "text": lambda: text_table({"R": "real"}),
     "text, trained for it": trained_text_table,
-    "text, ways": routes_table,
+    "text, routes": routes_table,
     "speed": speed_table,
     "scanner": scanner_table,
     "heads": heads_table,

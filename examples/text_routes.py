@@ -1,10 +1,10 @@
-r"""Which way does text take to the voxels? What each one is worth, in any weights.
+r"""Which route does text take to the voxels? What each one is worth, in any weights.
 
     python examples/text_routes.py --weights tiny runs/a/best.ckpt --patients 20
 
 Simulated patients with enhancing tumour are segmented with all sequences and their true report, and
-without T1ce, told of their rim or of no enhancement, each with its own mask. Then one way of the
-semantic path is left out at a time, or only what the report brings on it:
+without T1ce, told of their rim or of no enhancement, each with its own mask. Then one route of
+the semantic path is left out at a time, or only what the report brings on it:
 
 - *bottleneck*: the features of the bottleneck are not changed (equations 3 to 5 of the paper);
 - *skips*: nor are those of the levels above it;
@@ -12,8 +12,8 @@ semantic path is left out at a time, or only what the report brings on it:
 - *presence*: no region is emptied, or kept, by its presence;
 - *all*: the plain U-Net.
 
-What is lost is Dice, of ET and of the mean of the regions; two empty masks score 1. A
-way whose loss is 0 is dead: it could be removed. Intervals are 95 %, by bootstrap over patients.
+What is lost is Dice, of ET and of the mean of the regions; two empty masks score 1. A route
+whose loss is 0 is dead: it could be removed. Intervals are 95 %, by bootstrap over patients.
 """
 
 import argparse
@@ -58,8 +58,8 @@ HEADER = (
 MEASURES = ("ET", "mean")
 
 
-def ways(network: CLIPSeg3D) -> list[str]:
-    """Return the ways that a network has."""
+def routes_of(network: CLIPSeg3D) -> list[str]:
+    """Return the routes that a network has."""
     fusion = network.semantic_fusion
     if fusion is None:
         return []
@@ -73,7 +73,7 @@ def ways(network: CLIPSeg3D) -> list[str]:
 
 @contextmanager
 def left_out(network: CLIPSeg3D, route: str, *, report: bool) -> Iterator[None]:
-    """Leave one way out for a while, or only what the report brings on it."""
+    """Leave one route out for a while, or only what the report brings on it."""
     fusion: Any = network.semantic_fusion
     encode, guide, attend = fusion.encode, fusion.guide, fusion.attend_with_maps
     tell, gates = fusion.tell_presence, [(gate, gate.forward) for gate in fusion.skips]
@@ -144,7 +144,7 @@ def compare(predictor: Predictor, patients: list[Callable[[], Patient]]) -> list
     """Return the rows of one network, without its name."""
     scores: dict[tuple[str, str], list[Mapping[str, NDArray[np.float64]]]] = {}
     network = predictor.network
-    asked = [(route, what) for route in ways(network) for what in ("way", "report")]
+    asked = [(route, what) for route in routes_of(network) for what in ("route", "report")]
     for make in tqdm(patients, unit="patient"):
         patient = make()
         scores.setdefault(("", ""), []).append(score(predictor, patient))

@@ -1,4 +1,4 @@
-"""Ways of text to the voxels, left out one at a time."""
+"""Routes of text to the voxels, left out one at a time."""
 
 import sys
 from pathlib import Path
@@ -32,7 +32,7 @@ REPORT = "A mass in the left temporal lobe. No enhancement."
 
 @pytest.fixture
 def network(randomise):
-    """A network all of whose ways are alive."""
+    """A network all of whose routes are alive."""
     torch.manual_seed(0)
     return randomise(build_clipseg3d(CONFIG)).eval()
 
@@ -50,15 +50,15 @@ def ask(network):
     return ask
 
 
-def test_all_ways_are_those_of_the_network(network):
-    assert routes.ways(network) == list(routes.ROUTES)
+def test_all_routes_are_those_of_the_network(network):
+    assert routes.routes_of(network) == list(routes.ROUTES)
     plain = build_clipseg3d(NetworkConfig(channels=(4, 6, 8), num_auxiliary=0, semantics=False))
-    assert routes.ways(plain) == []
+    assert routes.routes_of(plain) == []
 
 
 @pytest.mark.parametrize("route", routes.ROUTES)
 @pytest.mark.parametrize("report", [True, False])
-def test_a_way_is_left_out_for_a_while(network, ask, route, report):
+def test_a_route_is_left_out_for_a_while(network, ask, route, report):
     whole = ask()
     with routes.left_out(network, route, report=report):
         changed = ask()
@@ -73,18 +73,18 @@ def test_without_a_report_there_is_nothing_to_leave_out(network, ask, route):
         torch.testing.assert_close(ask(""), whole)
 
 
-def test_without_all_ways_nothing_but_the_plain_network_is_left(network, ask):
+def test_without_all_routes_nothing_but_the_plain_network_is_left(network, ask):
     with routes.left_out(network, "all", report=True):
         torch.testing.assert_close(ask(), ask(""), atol=1e-4, rtol=1e-4)
     with routes.left_out(network, "all", report=False):
         plain = ask()
-    for route in routes.ways(network)[:-1]:
+    for route in routes.routes_of(network)[:-1]:
         assert not torch.allclose(plain, ask(), atol=1e-4), route
     network.semantic_strength.zero_()
     torch.testing.assert_close(ask(), plain)
 
 
-def test_a_dead_way_costs_nothing(network, ask):
+def test_a_dead_route_costs_nothing(network, ask):
     with torch.no_grad():
         for weight in network.semantic_fusion.skips.parameters():
             weight.zero_()

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from clipseg3d.blocks.prompt_head import PromptHead, PromptReading
+from clipseg3d.inference.prompting import on_cpu
+from clipseg3d.metrics.lesions import ALL_NEIGHBOURS
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 
 Masks = npt.NDArray[np.bool_]
-_ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)  # voxels that share a corner are connected too
 _ALIKE = 3.0
 """Lesions are alike if the largest is at most so many times as large."""
 _NAMED = 1.0
@@ -36,7 +37,7 @@ def read_report(networks: Sequence[CLIPSeg3D], report: str) -> list[PromptReadin
         text, _ = network.text_bank([report])
         sentences = F.normalize(text[:, len(network.text_bank.prompts) :], dim=-1)
         reading = network.prompt_head.read(sentences.to(network.semantic_strength.device))
-        readings.append(PromptReading(*(part.float().cpu() for part in reading)))
+        readings.append(on_cpu(reading))
     return readings
 
 
@@ -55,7 +56,7 @@ def find_unnamed(
     Returns:
         (x, y, z) of each lesion.
     """
-    parts, count = ndimage.label(lesions, structure=_ALL_NEIGHBOURS)
+    parts, count = ndimage.label(lesions, structure=ALL_NEIGHBOURS)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     readings = [reading for reading in readings if reading.several.numel()]
     if count < 2 or not readings:

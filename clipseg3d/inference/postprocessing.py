@@ -14,6 +14,7 @@ from scipy import ndimage
 from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import BRATS_2020
+from clipseg3d.metrics.lesions import ALL_NEIGHBOURS
 from clipseg3d.text_files import read_json
 
 Masks = npt.NDArray[np.bool_]
@@ -31,7 +32,6 @@ MAX_ML = 1e6
 """Largest threshold; no head has as much."""
 _TO_CORE = "enhancing_to_core"
 _SHARE = "relative_components"
-_ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)  # voxels that share a corner are connected too
 _SLACK = 1e-6
 """Relative error of voxel sizes and of sums, by which nothing is smaller than a threshold."""
 
@@ -242,7 +242,7 @@ def apply_rule(
             for t in thresholds
         ]
     if rule != "holes":
-        parts, sizes = _components(regions[index], _ALL_NEIGHBOURS)
+        parts, sizes = _components(regions[index], ALL_NEIGHBOURS)
         sizes = sizes / sizes[1:].max(initial=1) if rule == _SHARE else sizes * voxel_ml
         return [
             _remove(regions, inner, _is_below(sizes, t)[parts]) if t else regions

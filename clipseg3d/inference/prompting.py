@@ -12,11 +12,11 @@ from clipseg3d.blocks.prompt_head import PICKS, PromptHead, PromptReading
 from clipseg3d.clip.known_words import is_probably_unknown
 from clipseg3d.data.scan_grid import ScanGrid
 from clipseg3d.inference.prompt_answer import PromptAnswer
+from clipseg3d.metrics.lesions import ALL_NEIGHBOURS
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 
 MAX_CHARACTERS = 1000
 """Longest prompt; it names one thing, which takes a line."""
-_ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)  # voxels that share a corner are connected too
 Masks = npt.NDArray[np.bool_]
 
 
@@ -76,7 +76,7 @@ def read_prompts(networks: Sequence[CLIPSeg3D], prompts: Sequence[str]) -> tuple
     """
     if not prompts:
         return ()
-    readings = [_on_cpu(network.read_prompts(list(prompts))) for network in networks]
+    readings = [on_cpu(network.read_prompts(list(prompts))) for network in networks]
     heads = [network.prompt_head for network in networks if network.prompt_head is not None]
     encoders = [network.text_encoder for network in networks]
     return tuple(
@@ -92,7 +92,8 @@ def read_prompts(networks: Sequence[CLIPSeg3D], prompts: Sequence[str]) -> tuple
     )
 
 
-def _on_cpu(reading: PromptReading) -> PromptReading:
+def on_cpu(reading: PromptReading) -> PromptReading:
+    """Return a reading in float32 on the CPU, without gradients."""
     return PromptReading(*(part.detach().float().cpu() for part in reading))
 
 
@@ -134,7 +135,7 @@ def answer_prompt(prompt: ReadPrompt, regions: Masks, grid: ScanGrid) -> PromptA
 
 def _pick(mask: Masks, pick: str) -> Masks:
     """Return all components of a mask, or the largest or smallest one; of equals, the first."""
-    parts, count = ndimage.label(mask, structure=_ALL_NEIGHBOURS)
+    parts, count = ndimage.label(mask, structure=ALL_NEIGHBOURS)
     if pick == "all" or count < 2:
         return mask
     sizes = np.bincount(parts.ravel())[1:]

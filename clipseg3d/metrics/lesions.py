@@ -11,6 +11,7 @@ from scipy import ndimage
 from clipseg3d.metrics.mask_pair import Mask
 
 ALL_NEIGHBOURS = np.ones((3, 3, 3), dtype=np.bool_)
+"""Voxels that share a corner are connected too."""
 Numbers = npt.NDArray[np.int32]
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clipseg3d.atomic_write import atomic_folder, locked
+from clipseg3d.data.nifti import open_nifti
 from clipseg3d.data.release import BraTSRelease
 from clipseg3d.data.releases import PHANTOM, get_release
 from clipseg3d.data.reports import REPORT_SUFFIX
@@ -189,12 +190,9 @@ def write_phantoms(
 
 
 def _require_spacing(folder: Path, spacing_mm: float) -> None:
-    """Refuse a patient of another voxel size; one that cannot be read is found out elsewhere."""
+    """Refuse an existing patient of another voxel size."""
     for path in sorted(folder.glob("*.nii.gz"))[:1]:
-        try:
-            sizes = nib.load(path).header.get_zooms()
-        except (OSError, nib.filebasedimages.ImageFileError):
-            return
+        sizes = open_nifti(path).header.get_zooms()
         if not np.allclose(sizes, spacing_mm, rtol=1e-3):
             raise ValueError(
                 f"{folder}: was simulated with voxels of {sizes[0]:g} mm, not {spacing_mm:g} mm; "
