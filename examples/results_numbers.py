@@ -395,7 +395,7 @@ def trained_text_table() -> str:
 
 
 def routes_table() -> str:
-    """Return the mean Dice that is lost without each route of text, and without the report on it."""
+    """Return the mean Dice lost without each route of text, and without the report on it."""
     rows = read(RESULTS / "text_routes.csv")
     routes = list(dict.fromkeys(row["route"] for row in rows))
     lost: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
