@@ -12,7 +12,7 @@ from clipseg3d.blocks.positions import voxel_positions
 PICKS = ("all", "largest", "smallest")
 """Which of several separate parts a prompt means."""
 _PACE = 10.0
-"""Factor of the log-odds of several lesions; they learn faster with it: a step has few sentences."""
+"""Factor of the log-odds of several lesions, so that they learn fast: a step has few sentences."""
 _SECOND_ORDER = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
