@@ -469,6 +469,7 @@ def held_out(root: str, fold: int | None, num_folds: int) -> tuple[str, ...]:
 
 def fit(
     stage: str,
+    settings: Stage,
     data: Mixture,
     *,
     steps: int,
@@ -479,7 +480,8 @@ def fit(
     """Run one fit to its end, from its last checkpoint if there is one.
 
     Args:
-        stage: a key of STAGES.
+        stage: a key of STAGES, the name of the folder.
+        settings: of this fit.
         data: training data.
         steps: number of steps, one sample each.
         precision: as Lightning names it.
@@ -489,7 +491,6 @@ def fit(
     Returns:
         The network with averaged weights.
     """
-    settings = STAGES[stage]
     seed_everything(0)
     module = CLIPSeg3DModule(
         settings.network,
@@ -819,6 +820,11 @@ def main() -> None:
     parser.add_argument("--fold", type=int, help="part of the real cases to leave out, from 0")
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument(
+        "--clip",
+        default=NETWORK.clip,
+        help="name or folder; for --fold, one that has not seen the cases left out",
+    )
+    parser.add_argument(
         "--precision",
         default="32-true",
         help="bf16-mixed made the weights of the package; it takes two thirds of the time on CPUs "
@@ -877,6 +883,7 @@ def main() -> None:
             continue
         network = fit(
             stage,
+            settings._replace(network=replace(settings.network, clip=arguments.clip)),
             mixture(settings),
             steps=steps,
             precision=arguments.precision,

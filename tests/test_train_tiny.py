@@ -217,9 +217,10 @@ def test_a_fit_of_reading_goes_on_where_it_was_interrupted(example, phantom_fold
         cache_dir=str(tmp_path / "cache"),
     )
     start = CLIPSeg3D.from_pretrained("tiny").float()
-    options = {"precision": "32-true", "output": tmp_path, "start": start}
-    network = example["fit"]("reading", data, steps=2, **options)
-    again = example["fit"]("reading", data, steps=2, **options)
+    options = {"steps": 2, "precision": "32-true", "output": tmp_path, "start": start}
+    settings = example["STAGES"]["reading"]
+    network = example["fit"]("reading", settings, data, **options)
+    again = example["fit"]("reading", settings, data, **options)
     moved = 0
     for (name, weight), other in zip(network.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(weight, other), name

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
 from clipseg3d.cli.terminal import say
+from clipseg3d.data.brats import BraTSDataModule
 
 _DICE = "val/dice_"
 
@@ -50,7 +51,9 @@ class FitProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the bar, at the step that a resumed fit goes on from."""
+        """Say what is trained on, and begin the bar, at the step a resumed fit goes on from."""
+        if self._enabled:
+            self._say(_plan(trainer))
         self._started = time.monotonic(), trainer.global_step
         self._bar = tqdm(
             total=_steps(trainer),
@@ -125,6 +128,26 @@ class FitProgress(ProgressBar):
             return ""
         seconds = (time.monotonic() - started) / done * (total - trainer.global_step)
         return f", {timedelta(seconds=round(seconds))} left" if seconds >= 1 else ""
+
+
+def _plan(trainer: Trainer) -> str:
+    """Return cases, epochs, steps and device of a fit, as ``12 cases to train on, ...``."""
+    parts = []
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, BraTSDataModule):
+        used, left = ({case.case_id for case in s.cases} for s in (data.train_set, data.val_set))
+        parts.append(f"{len(used)} cases to train on, {len(left)} to validate on")
+    epochs, steps = trainer.max_epochs, _steps(trainer)
+    if epochs is not None and epochs > 0:
+        parts.append(f"{epochs} epochs")
+    if steps is not None:
+        parts.append(f"{steps} steps")
+    if trainer.global_step:
+        parts.append(f"from step {trainer.global_step} on")
+    device = trainer.strategy.root_device.type
+    count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    parts.append(f"on {count}{device}")
+    return ", ".join(parts)
 
 
 def _steps(trainer: Trainer) -> int | None:

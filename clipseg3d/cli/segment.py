@@ -216,6 +216,8 @@ def run(arguments: argparse.Namespace) -> int:
                 say(f"clipseg3d: note: {prompt.note}", stream=sys.stderr)
     if reports is not None:
         cases = _with_reports(cases, reports, arguments.reports)
+    elif text is None:
+        _say_reports(cases, predictor, trust=arguments.trust)
     for fault in faults:
         say(f"clipseg3d: {fault}", stream=sys.stderr)
     failed, num_skipped, num_written = bool(faults), 0, 0
@@ -312,6 +314,17 @@ def _with_reports(
             some = f"{', '.join(of[:_NAMED])}{more}"
             say(f"clipseg3d: note: {source}: {message}: {some}", stream=sys.stderr)
     return [replace(case, report=reports.get(case.case_id, "")) for case in cases]
+
+
+def _say_reports(cases: Sequence["Case"], predictor: "Predictor", *, trust: float) -> None:
+    """Say how many cases have a report beside the scan, which nobody asked for."""
+    num_reports = sum(bool(case.report.strip()) for case in cases)
+    if num_reports and trust and any(network.text_bank for network in predictor.networks):
+        say(
+            f"clipseg3d: note: {num_reports} of {len(cases)} cases have a report beside the scan, "
+            "which is read (--trust 0: not)",
+            stream=sys.stderr,
+        )
 
 
 def _files(arguments: argparse.Namespace) -> dict[str, Path]:

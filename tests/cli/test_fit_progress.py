@@ -31,6 +31,8 @@ def test_without_a_terminal_each_epoch_is_a_line_with_the_time_left(monkeypatch,
         max_epochs=2,
         callback_metrics={},
         sanity_checking=True,
+        strategy=SimpleNamespace(root_device=torch.device("cuda:0")),
+        world_size=2,
     )
     progress = FitProgress()
     progress.on_validation_end(trainer, None)
@@ -48,6 +50,7 @@ def test_without_a_terminal_each_epoch_is_a_line_with_the_time_left(monkeypatch,
         progress.on_train_epoch_end(trainer, None)
     progress.on_train_end(trainer, None)
     assert capsys.readouterr().err.splitlines() == [
+        "2 epochs, 4 steps, on 2 x cuda",
         "Epoch 1/2: loss 2.000, 0:01:00 left",
         "Epoch 2/2: loss 0.750, Dice 0.375 (WT 0.500, RC 0.250)",
     ]

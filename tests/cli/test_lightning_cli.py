@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -294,7 +295,11 @@ def test_a_fit_says_what_matters_and_little_else(command, folder, tmp_path, caps
     assert command("fit", *options, "--trainer.logger", "true") == 0
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if not line.startswith("clipseg3d: note: ")]
-    assert [line.split(":")[0] for line in lines] == ["Epoch 1/2", "Epoch 2/2"]
+    first, *epochs = lines
+    assert re.fullmatch(
+        r"\d+ cases to train on, 1 to validate on, 2 epochs, \d+ steps, on \w+", first
+    )
+    assert [line.split(":")[0] for line in epochs] == ["Epoch 1/2", "Epoch 2/2"]
     notes = [line for line in err.splitlines() if line.startswith("clipseg3d: note: ")]
     assert len(notes) <= 2  # of random weights, and of few epochs
     results = dict(line.split(maxsplit=1) for line in out.splitlines())

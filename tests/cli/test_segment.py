@@ -174,6 +174,16 @@ def test_a_report_file_is_read(weights, patients, tmp_path, capsys):
     assert not (tmp_path / "d").exists()
 
 
+def test_a_report_beside_the_scan_is_read_and_said_to_be(weights, patients, tmp_path, capsys):
+    said = "note: 3 of 3 cases have a report beside the scan, which is read (--trust 0: not)"
+    assert segment(patients, out=tmp_path / "a", weights=weights) == 0
+    assert said in capsys.readouterr().err
+    for name, options in (("b", ["--trust", "0"]), ("c", ["--text", ""])):
+        out = tmp_path / name
+        assert segment(patients / NAMES[0], out=out, weights=weights, options=options) == 0
+        assert "beside the scan" not in capsys.readouterr().err
+
+
 def test_a_report_beside_the_scan_in_another_encoding_fails_its_case(
     weights, patients, tmp_path, capsys
 ):
