@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from evaluate_tiny import read_rows, write_rows
 from nibabel.affines import apply_affine
@@ -93,6 +94,7 @@ def score(head: Head, given: str, predictor: Predictor, folder: Path) -> dict[st
     found = read_voxels(folder / "label_t1ce.nii.gz") > 0
     row["tumour_dice"] = f"{dice(found, head.on_scan(head.phantom.label > 0, 't1ce') >= 0.5):.4f}"
     clean = write_phantom(head.phantom, folder, "clean")
+    (clean / "clean_flair_text.txt").unlink()  # the report; the head has none
     if given != "all":
         for name in set(SEQUENCES) - set(GIVEN[given]):
             (clean / f"clean_{name}.nii.gz").unlink()
@@ -105,14 +107,16 @@ def main() -> None:
     """Score the heads that have no row yet, and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--heads", type=int, default=10, help="how many (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first")
     parser.add_argument("--output", type=Path, default=Path("prepare_heads.csv"))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(arguments.threads)
     predictor = Predictor.from_pretrained("tiny")
     rows = read_rows(arguments.output)
     done = {(row["head"], row["given"]) for row in rows}
-    for seed in tqdm(range(arguments.heads), unit="head"):
+    for seed in tqdm(range(arguments.first, arguments.first + arguments.heads), unit="head"):
         missing = [given for given in GIVEN if (str(seed), given) not in done]
         head = simulate_head(FIRST_SEED + seed) if missing else None
         for given in missing:

@@ -53,7 +53,7 @@ def add_command(commands: Commands) -> None:
         "scans that hold the brain alone",
     )
     prepare.add_argument(
-        "--n4", action="store_true", help="remove the shading that coils leave, by N4"
+        "--no-n4", action="store_true", help="leave the shading of coils, which N4 removes"
     )
     prepare.add_argument(
         "--back",
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         name=name,
         brain_extraction=arguments.brain_extraction,
-        n4=arguments.n4,
+        n4=not arguments.no_n4,
     )
     say(str(case))
     return 0
@@ -123,7 +123,7 @@ def prepare_patient(
     *,
     name: str,
     brain_extraction: str = "deepbet",
-    n4: bool = False,
+    n4: bool = True,
 ) -> Path:
     """Write the prepared case of one patient, ``root / name``; notes go to the error stream.
 

@@ -111,7 +111,7 @@ def prepare_case(
     *,
     name: str | None = None,
     brain_extraction: str = "deepbet",
-    n4: bool = False,
+    n4: bool = True,
 ) -> PreparedCase:
     """Bring the scans of one patient to the grid of BraTS: brains alone, of 240x240x155 mm.
 
@@ -125,7 +125,7 @@ def prepare_case(
         name: of the case; None takes that of the folder that holds the files.
         brain_extraction: ``deepbet``; ``hd-bet`` where it is installed; ``none`` for scans that
             hold the brain alone, with background 0.
-        n4: whether the shading of coils is removed.
+        n4: whether the shading of coils is removed, by N4.
 
     Raises:
         ImportError: a library of the extra ``prepare`` is not installed.
