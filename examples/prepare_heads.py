@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 import torch
 from evaluate_tiny import read_rows, write_rows
 from nibabel.affines import apply_affine
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(arguments.threads)
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(arguments.threads)
     predictor = Predictor.from_pretrained("tiny")
     rows = read_rows(arguments.output)
     done = {(row["head"], row["given"]) for row in rows}

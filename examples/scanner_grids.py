@@ -33,6 +33,7 @@ from clipseg3d.data.nifti import open_nifti, read_voxels
 from clipseg3d.data.releases import BRATS_2018
 from clipseg3d.inference.segmentation import ScanWarning
 from clipseg3d.metrics.dice import dice_empty_is_one
+from clipseg3d.prepare.bias_field import correct_bias
 from clipseg3d.vocabulary import REGIONS, SEQUENCES
 
 
@@ -46,8 +47,10 @@ class Grid(NamedTuple):
 
 
 ORIGINAL = Grid((1, 1, 1))
+N4 = "original, shading removed by N4"
 GRIDS = {
     "original": dict.fromkeys(SEQUENCES, ORIGINAL),
+    N4: dict.fromkeys(SEQUENCES, ORIGINAL),
     "oblique by 10 degrees": dict.fromkeys(SEQUENCES, Grid((1, 1, 1), 10)),
     "2 mm": dict.fromkeys(SEQUENCES, Grid((2, 2, 2))),
     "2 mm, oblique by 10 degrees": dict.fromkeys(SEQUENCES, Grid((2, 2, 2), 10)),
@@ -108,9 +111,22 @@ def acquire(case: Case, grids: Mapping[str, Grid]) -> tuple[Case, npt.NDArray[np
     return replace(case, sequences=volumes, label=None), np.stack(truth)
 
 
+def without_shading(case: Case) -> Case:
+    """Return a case that :func:`acquire` made after N4, as ``clipseg3d prepare`` does it."""
+    sequences: dict[str, VolumeSource] = {}
+    for name, volume in case.sequences.items():
+        if not isinstance(volume, ArrayVolume):
+            raise TypeError(f"{volume}: is no ArrayVolume")
+        even = correct_bias(volume.voxels, volume.voxels != 0, volume.affine)
+        sequences[name] = replace(volume, voxels=even)
+    return replace(case, sequences=sequences)
+
+
 def score(predictor: Predictor, case: Case, name: str) -> list[dict[str, str]]:
     """Return a row of Dice per region."""
     changed, truth = acquire(case, GRIDS[name])
+    if name == N4:
+        changed = without_shading(changed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScanWarning)
         found = BRATS_2018.to_regions(predictor(changed).label)

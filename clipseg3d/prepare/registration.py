@@ -19,7 +19,7 @@ from clipseg3d.prepare.volume import Affine, Bool, Volume
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From mm as in NIfTI to mm as in ITK, and back."""
-_MASK_MM = 4.0
+_MASK_MM = 8.0
 """Voxels in which the two brains are compared."""
 _LEVELS_MM = (2.0, 1.0)
 """Voxels in which the two volumes are compared, one after the other; larger ones mislead."""
