@@ -169,9 +169,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--name is for one case given as files; folders give their own names")
     if arguments.text is not None and arguments.reports is not None:
         raise ValueError("--text is for one case, --reports for many; give one of the two")
-    for folder in arguments.cases:  # before ten seconds of loading
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder; give that of a case, or of many")
+    from clipseg3d.data.case_table import is_case_table
+
+    for path in arguments.cases:  # before seconds of loading
+        if not (path.is_dir() or is_case_table(path)):
+            raise FileNotFoundError(
+                f"{path}: no such folder or table; give the folder of a case, or of many"
+            )
     require_output(arguments.output, folder=True)
 
     from tqdm import tqdm

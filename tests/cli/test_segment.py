@@ -126,6 +126,27 @@ def test_without_weights_those_of_the_package_segment(patients, tmp_path, monkey
     assert asked == [["tiny"]]
 
 
+def test_a_table_stands_in_the_place_of_a_folder(weights, patients, tmp_path):
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for sequence in ("t1", "t1ce", "t2", "flair"):
+            scan = patients / NAMES[0] / f"{NAMES[0]}_{sequence}.nii.gz"
+            shutil.copy(scan, folder / f"{name} {sequence}.nii.gz")
+    table = tmp_path / "cases.csv"
+    sequences = ("t1", "t1ce", "t2", "flair")
+    rows = [[name, *(f"{name}/{name} {s}.nii.gz" for s in sequences)] for name in ("one", "two")]
+    table.write_text("\n".join(",".join(row) for row in [["case", *sequences], *rows]))
+    assert segment(table, out=tmp_path / "out", weights=weights) == 0
+    assert files_in(tmp_path / "out") == ["one.nii.gz", "two.nii.gz"]
+    options = ["--text", ""]
+    alone = patients / NAMES[0]
+    assert segment(alone, out=tmp_path / "alone", weights=weights, options=options) == 0
+    expected = voxels(tmp_path / "alone" / f"{NAMES[0]}.nii.gz")
+    np.testing.assert_array_equal(voxels(tmp_path / "out" / "one.nii.gz"), expected)
+    assert expected.any()
+
+
 def test_each_sequence_may_have_its_own_grid(weights, patients, tmp_path, capsys):
     folder = tmp_path / NAMES[0]
     shutil.copytree(patients / NAMES[0], folder)
@@ -330,7 +351,7 @@ def test_sequences_may_be_missing_where_the_weights_allow_it(weights, patients, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: no such folder; give that of a case"),
+        (["nowhere"], "nowhere: no such folder or table; give the folder of a case"),
         ([], "give either case folders, or one case as --t1 FILE"),
         (["x", "--t1", "y"], "give either case folders, or one case"),
         (["--t1", "y"], "t1ce: no file given; name one for each of"),

@@ -13,12 +13,13 @@ from clipseg3d.prepare.volume import Volume
 sitk = pytest.importorskip("SimpleITK")
 
 SHAPE = (44, 52, 40)
-AFFINE = from_matvec(np.diag([-4.0, -4.0, 4.0]), (90, 110, -70))
+SIZE = 2.5
+AFFINE = from_matvec(np.diag([-SIZE, -SIZE, SIZE]), (55, 65, -45))
 
 
 @pytest.fixture(scope="module")
 def brain():
-    """A lump with structure inside, at 4 mm, and its mask; no symmetry of its own."""
+    """A small brain with structure inside, and its mask; no symmetry of its own."""
     rng = np.random.default_rng(0)
     place = np.indices(SHAPE) - np.array(SHAPE).reshape(3, 1, 1, 1) / 2
     mask = sum((p / r) ** 2 for p, r in zip(place, (15, 19, 13), strict=True)) < 1
@@ -29,7 +30,7 @@ def brain():
 
 def moved(volume, motion, sizes):
     """Return a volume in other voxels after a motion."""
-    shape = tuple(np.ceil(np.array(SHAPE) * 4 * 1.1 / sizes).astype(int))
+    shape = tuple(np.ceil(np.array(SHAPE) * SIZE * 1.1 / sizes).astype(int))
     corner = apply_affine(AFFINE, (np.array(SHAPE) - 1) / 2) - np.diag([-1, -1, 1]) @ (
         np.array(sizes) * (np.array(shape) - 1) / 2
     )
@@ -47,7 +48,7 @@ def rigid(degrees, shift):
 
 @pytest.mark.parametrize(
     ("degrees", "shift", "sizes"),
-    [((0, 0, 0), (0, 0, 0), (4, 4, 4)), ((9, -6, 12), (12, -9, 6), (3, 2, 5))],
+    [((0, 0, 0), (0, 0, 0), (SIZE,) * 3), ((9, -6, 12), (12, -9, 6), (2, 1.5, 4))],
 )
 def test_a_known_motion_is_found_although_contrast_is_inverted(brain, degrees, shift, sizes):
     fixed, mask = brain
@@ -69,7 +70,7 @@ def test_a_known_motion_is_found_although_contrast_is_inverted(brain, degrees, s
 def test_a_factor_is_found_and_its_rigid_part_keeps_a_point(brain):
     fixed, mask = brain
     motion = rigid((5, 0, -8), (4, 8, 0)) @ np.diag([1.12, 1.12, 1.12, 1])
-    other = moved(fixed, motion, (3.5, 3.5, 3.5))
+    other = moved(fixed, motion, (2.2, 2.2, 2.2))
     shape = Volume((other.voxels > 0.5).astype(np.float32), other.affine)
     fit = register(fixed, mask, other, shape, margin_mm=4.0, scaling=True)
     assert fit.scale == pytest.approx(1.12, abs=0.02)
@@ -83,7 +84,7 @@ def test_transforms_of_itk_resample_as_the_matrix_says(brain, tmp_path):
     """SimpleITK, from files alone, puts a voxel where nibabel's affines say."""
     motion = rigid((10, 5, -20), (3, 6, -9))
     fixed, _ = brain
-    there = moved(fixed, motion, (4, 4, 4))
+    there = moved(fixed, motion, (SIZE,) * 3)
     for name, volume in (("here", fixed), ("there", there)):
         image = nib.Nifti1Image(volume.voxels, volume.affine)
         nib.save(image, tmp_path / f"{name}.nii.gz")
