@@ -3,11 +3,12 @@ r"""Score `clipseg3d prepare` on simulated heads, whose brains and motions are k
     python examples/prepare_heads.py --heads 10 --output examples/results/prepare_heads.csv
 
 Each head is prepared twice: with all sequences, and with T1ce alone. There is one row per head and
-what was given: Dice of the brain mask, error of registration to T1ce over the brain (the median and
-the largest over all sequences), the seconds it took, and the Dice of the whole tumour: of the clean
-brain, segmented as it is, and of the head, prepared, segmented and carried back to T1ce. A head
-that `prepare` refuses has the reason in the place of numbers. An interrupted run continues with the
-next head.
+what was given: Dice of the brain mask, error of registration to T1ce over the brain (the median
+and the largest over all sequences), the seconds it took, and the Dice of the whole tumour: of the
+clean brain, segmented as it is; of the same scans in their true places, with the true brain and
+N4; and of the head, prepared, segmented and carried back to T1ce. What lies between the first two
+is lost by thick slices, noise and shading, whoever prepares the scans. A head that `prepare`
+refuses has the reason in the place of numbers. An interrupted run continues with the next head.
 """
 
 import argparse
@@ -30,13 +31,14 @@ from clipseg3d.inference.segmentation import ScanWarning
 from clipseg3d.phantom import Head, simulate_head, write_head, write_phantom
 from clipseg3d.prepare import PreparedCase, carry_back, prepare_case
 from clipseg3d.prepare.atlas import AFFINE, SHAPE
+from clipseg3d.prepare.bias_field import correct_bias
 from clipseg3d.vocabulary import SEQUENCES
 
 FIRST_SEED = 4_000_000
 """Of the heads; no training saw their brains."""
 COLUMNS = (
     *("brain_dice", "brain_ml", "error_median_mm", "error_largest_mm", "seconds"),
-    *("tumour_dice", "clean_tumour_dice", "refused"),
+    *("tumour_dice", "placed_tumour_dice", "clean_tumour_dice", "refused"),
 )
 GIVEN = {"all": SEQUENCES, "T1ce alone": ("t1ce",)}
 """What was given -> sequences."""
@@ -70,6 +72,28 @@ def registration_errors(head: Head, case: PreparedCase) -> np.ndarray:
     return np.array(errors)
 
 
+def in_true_places(head: Head, case: PreparedCase) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the scans that a case was made of as they should be: sequences, and the tumour.
+
+    Their motions and the brain are the true ones; N4 is as in ``prepare``.
+    """
+    to_case = np.linalg.inv(case.matrices["t1ce"]) @ head.scans["t1ce"].motion
+
+    def placed(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        return carry(volume.astype(np.float32), to_case @ affine, SHAPE, AFFINE)
+
+    brain = placed(head.brain, head.phantom.affine) >= 0.5
+    sequences = {}
+    for name in case.sequences:
+        scan = head.scans[name]
+        volume = placed(scan.voxels, np.linalg.inv(scan.motion) @ scan.affine)
+        least = np.float32(1e-3) * volume[brain].max()  # 0 would be background
+        sequences[name] = correct_bias(
+            np.where(brain, np.maximum(volume, least), 0), brain, np.asarray(AFFINE)
+        )
+    return sequences, placed(head.phantom.label > 0, head.phantom.affine) >= 0.5
+
+
 def score(head: Head, given: str, predictor: Predictor, folder: Path) -> dict[str, str]:
     """Return what was measured of a head."""
     scans = write_head(head, folder, "scans")
@@ -93,6 +117,8 @@ def score(head: Head, given: str, predictor: Predictor, folder: Path) -> dict[st
     carry_back(folder / "label.nii.gz", prepared, folder)
     found = read_voxels(folder / "label_t1ce.nii.gz") > 0
     row["tumour_dice"] = f"{dice(found, head.on_scan(head.phantom.label > 0, 't1ce') >= 0.5):.4f}"
+    sequences, tumour = in_true_places(head, case)
+    row["placed_tumour_dice"] = f"{dice(predictor(sequences, AFFINE).label > 0, tumour):.4f}"
     clean = write_phantom(head.phantom, folder, "clean")
     (clean / "clean_flair_text.txt").unlink()  # the report; the head has none
     if given != "all":
