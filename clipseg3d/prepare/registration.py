@@ -21,7 +21,7 @@ _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From mm as in NIfTI to mm as in ITK, and back."""
 _MASK_MM = 8.0
 """Voxels in which the two brains are compared."""
-_LEVELS_MM = (2.0, 1.0)
+_COARSE_MM, _FINE_MM = 2.0, 1.0
 """Voxels in which the two volumes are compared, one after the other; larger ones mislead."""
 _START_DEGREES = (-20.0, 0.0, 20.0)
 """Rotations about each axis that are tried first."""
@@ -31,6 +31,9 @@ _MASK_MARGIN_MM = 16.0
 """How far around the brain the two brains are compared."""
 _HEAD_MM = 80.0
 """How far from the middle of a brain its surface is: 1 mm there is a turn of 1 / 80."""
+_MAX_STRAY_MM = 15.0
+"""How far mutual information may move the surface of the brain from where the two brains lie on
+each other, which was 8 mm off at most. It may be higher in wrong places."""
 _BINS = 32
 _SAMPLES = 120_000
 """Voxels of a level that mutual information is estimated from, at most."""
@@ -74,8 +77,8 @@ def register(
     """Find the rigid motion that brings two volumes together.
 
     First the two brains are laid over each other, from 27 rotations; a rough one is enough, and its
-    contrast is of no matter. From there, the mutual information of the volumes is followed, at 2 mm
-    and at 1 mm. The result depends on nothing random.
+    contrast is of no matter. From there, the mutual information of the volumes is followed: of the
+    brains at 2 mm, and of what is around them too at 1 mm. The result depends on nothing random.
 
     Args:
         fixed: volume to register to.
@@ -97,9 +100,15 @@ def register(
     best = sorted(range(len(starts)), key=[masks.score(start) for start in starts].__getitem__)
     followed = [masks.follow(starts[index]) for index in best[:_NUM_STARTS]]
     transform = min(followed, key=masks.score)
-    for spacing_mm in _LEVELS_MM:
-        level = _Level(sitk, fixed, brain, moving, spacing_mm, margin_mm)
-        transform = level.follow(transform)
+    reach = [*(middle + _HEAD_MM * np.eye(3)), *(middle - _HEAD_MM * np.eye(3))]
+    begun = _places(transform, reach)
+    # Skulls, and edges of the field of view, fit each other in wrong places too; but near the right
+    # one they help.
+    for spacing_mm, margin in ((_COARSE_MM, 0.0), (_FINE_MM, margin_mm)):
+        level = _Level(sitk, fixed, brain, moving, spacing_mm, margin)
+        found = level.follow(transform)
+        if np.linalg.norm(_places(found, reach) - begun, axis=1).max() <= _MAX_STRAY_MM:
+            transform = found
     matrix = _from_itk(transform)
     return Fit(matrix, -level.score(transform), _overlap(brain, fixed.affine, moving, matrix))
 
@@ -217,6 +226,11 @@ def _start(
     similar.SetMatrix(rigid.GetMatrix())
     similar.SetTranslation(rigid.GetTranslation())
     return similar
+
+
+def _places(transform: Any, points: Sequence[npt.NDArray[np.float64]]) -> Any:
+    """Return where points, in mm as in NIfTI, go to, in mm as in ITK."""
+    return np.array([transform.TransformPoint((_LPS[:3, :3] @ p).tolist()) for p in points])
 
 
 def _from_itk(transform: Any) -> Affine:
