@@ -126,7 +126,7 @@ def test_from_dicom_to_labels_and_back(tmp_path, capsys, disk, phantom, monkeypa
 
     def prepare(files, **options):
         asked.append(options["name"])
-        return prepare_case(files, **{**options, "brain_extraction": "none"})
+        return prepare_case(files, **{**options, "brain_extraction": "none", "n4": False})
 
     monkeypatch.setattr(pipeline, "prepare_case", prepare)
     (tmp_path / "empty").mkdir()
