@@ -15,6 +15,7 @@ import argparse
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from clipseg3d.phantom import Head, simulate_head, write_head, write_phantom
 from clipseg3d.prepare import PreparedCase, carry_back, prepare_case
 from clipseg3d.prepare.atlas import AFFINE, SHAPE
 from clipseg3d.prepare.bias_field import correct_bias
+from clipseg3d.prepare.volume import Affine
 from clipseg3d.vocabulary import SEQUENCES
 
 FIRST_SEED = 4_000_000
@@ -56,18 +58,23 @@ def brain_dice(head: Head, case: PreparedCase) -> float:
     return dice(truth >= 0.5, case.sequences["t1ce"] != 0)
 
 
-def registration_errors(head: Head, case: PreparedCase) -> np.ndarray:
-    """Return how far points of the brain are from where they should be, for other sequences."""
+def registration_errors(head: Head, found: Mapping[str, Affine]) -> np.ndarray:
+    """Return how far points of the brain are from where they should be, in mm.
+
+    Args:
+        head: with the true motions.
+        found: sequence -> 4 x 4, from mm of T1ce to mm of the sequence.
+
+    Returns:
+        (sequences, points).
+    """
     points = apply_affine(head.phantom.affine, np.argwhere(head.brain[::6, ::6, ::6]) * 6)
-    of_case = apply_affine(np.linalg.inv(case.matrices["t1ce"]) @ head.scans["t1ce"].motion, points)
+    fixed = apply_affine(head.scans["t1ce"].motion, points)
     errors = [
         np.linalg.norm(
-            apply_affine(case.matrices[name], of_case)
-            - apply_affine(head.scans[name].motion, points),
-            axis=1,
+            apply_affine(matrix, fixed) - apply_affine(head.scans[name].motion, points), axis=1
         )
-        for name in case.matrices
-        if name != "t1ce"
+        for name, matrix in found.items()
     ]
     return np.array(errors)
 
@@ -104,7 +111,9 @@ def score(head: Head, given: str, predictor: Predictor, folder: Path) -> dict[st
     except ValueError as error:
         return dict.fromkeys(COLUMNS, "") | {"refused": str(error).replace(str(scans), "...")}
     seconds = time.perf_counter() - start
-    errors = registration_errors(head, case)
+    to_case = np.linalg.inv(case.matrices["t1ce"])
+    others = {name: matrix @ to_case for name, matrix in case.matrices.items() if name != "t1ce"}
+    errors = registration_errors(head, others)
     row = {
         "brain_dice": f"{brain_dice(head, case):.4f}",
         "brain_ml": f"{case.record['brain_ml']:.0f}",

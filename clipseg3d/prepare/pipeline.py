@@ -43,7 +43,7 @@ MIN_AGREEMENT = 0.85
 """Dice of a brain and the atlas, after registration with a factor."""
 SCALES = (0.75, 1.25)
 """Least and largest size of a brain, as a factor of that of the atlas."""
-_MARGIN_MM = 8.0
+MARGIN_MM = 8.0
 """How far around the brain sequences are to fit: the skull is part of a head, the neck is not."""
 _THIN_MM = 2.0
 """Voxels of T1 up to this size are as good as those of T1ce, to find the brain in."""
@@ -260,12 +260,17 @@ class _Preparation:
             mask,
             Volume(scan.voxels, scan.affine),
             found,
-            margin_mm=_MARGIN_MM if self._engine != "none" else 0.0,
+            margin_mm=MARGIN_MM if self._engine != "none" else 0.0,
         )
         if fit.overlap < MIN_OVERLAP:
             raise ValueError(
                 f"{scan.path}: registration to {fixed.path} failed, {fit.overlap:.0%} of the brain "
                 "lie in its field of view; check that both show the whole head of one patient"
+            )
+        if not fit.confirmed:
+            raise ValueError(
+                f"{scan.path}: registration to {fixed.path} failed, what the two show does not fit "
+                "where their brains do; check that both show the whole head of one patient"
             )
         where = apply_affine(fit.matrix @ fixed.affine, np.argwhere(mask[::4, ::4, ::4]) * 4)
         voxels = apply_affine(np.linalg.inv(scan.affine), where)

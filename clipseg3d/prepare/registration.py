@@ -47,11 +47,14 @@ class Fit:
         matrix: 4 x 4, from mm of the fixed volume to mm of the moving one.
         mutual_information: of the two volumes where the mask is, in nats.
         overlap: share of the mask that lies in the field of view of the moving volume.
+        confirmed: whether the contents of the volumes agree with the outlines of the brains. If
+            not, the matrix is that of the outlines, and may be off by several mm.
     """
 
     matrix: Affine
     mutual_information: float
     overlap: float
+    confirmed: bool
 
     @property
     def scale(self) -> float:
@@ -107,10 +110,13 @@ def register(
     for spacing_mm, margin in ((_COARSE_MM, 0.0), (_FINE_MM, margin_mm)):
         level = _Level(sitk, fixed, brain, moving, spacing_mm, margin)
         found = level.follow(transform)
-        if np.linalg.norm(_places(found, reach) - begun, axis=1).max() <= _MAX_STRAY_MM:
+        strays = np.linalg.norm(_places(found, reach) - begun, axis=1)
+        confirmed = bool(strays.max() <= _MAX_STRAY_MM)
+        if confirmed:
             transform = found
     matrix = _from_itk(transform)
-    return Fit(matrix, -level.score(transform), _overlap(brain, fixed.affine, moving, matrix))
+    overlap = _overlap(brain, fixed.affine, moving, matrix)
+    return Fit(matrix, -level.score(transform), overlap, confirmed)
 
 
 def rigid_part(matrix: Affine, *, about: Sequence[float]) -> Affine:

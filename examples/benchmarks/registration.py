@@ -20,23 +20,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import apply_affine, from_matvec
+from nibabel.affines import from_matvec
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from evaluate_tiny import read_rows, write_rows
-from prepare_heads import FIRST_SEED
+from prepare_heads import FIRST_SEED, registration_errors
 
-from clipseg3d.phantom import Head, simulate_head, write_head
+from clipseg3d.phantom import simulate_head, write_head
 from clipseg3d.prepare.brain_extraction import extract_brain, locate_brain
 from clipseg3d.prepare.native_scan import NativeScan
+from clipseg3d.prepare.pipeline import MARGIN_MM
 from clipseg3d.prepare.registration import register
 from clipseg3d.prepare.volume import Affine, Volume
 
 MOVING = ("t1", "t2", "flair")
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_MARGIN_MM = 8.0
-"""As in ``clipseg3d prepare``."""
 
 
 def by_none(files: Mapping[str, Path]) -> dict[str, Affine]:
@@ -56,7 +55,7 @@ def by_ours(files: Mapping[str, Path]) -> dict[str, Affine]:
             mask,
             Volume(scan.voxels, scan.affine),
             locate_brain(scan, "deepbet"),
-            margin_mm=_MARGIN_MM,
+            margin_mm=MARGIN_MM,
         ).matrix
     return found
 
@@ -104,20 +103,6 @@ METHODS: Mapping[str, Callable[[Mapping[str, Path]], dict[str, Affine]]] = {
 }
 
 
-def errors_of(head: Head, found: Mapping[str, Affine]) -> np.ndarray:
-    """Return how far points of the brain are from where they should be, in mm."""
-    points = apply_affine(head.phantom.affine, np.argwhere(head.brain[::6, ::6, ::6]) * 6)
-    fixed = apply_affine(head.scans["t1ce"].motion, points)
-    return np.stack(
-        [
-            np.linalg.norm(
-                apply_affine(matrix, fixed) - apply_affine(head.scans[name].motion, points), axis=1
-            )
-            for name, matrix in found.items()
-        ]
-    )
-
-
 def main() -> None:
     """Register the heads that have no row yet, and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -137,7 +122,7 @@ def main() -> None:
                 start = time.perf_counter()
                 found = METHODS[method](files)
                 seconds = time.perf_counter() - start
-            errors = errors_of(head, found)
+            errors = registration_errors(head, found)
             rows.append(
                 {
                     "head": str(seed),

@@ -1,6 +1,7 @@
 """Mirrors clipseg3d/prepare/pipeline.py: a simulated head, whose truth is known, and bad input."""
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,7 @@ from clipseg3d.phantom import simulate_head, write_head
 from clipseg3d.phantom.head import MAX_SHIFT_MM
 from clipseg3d.prepare import atlas, pipeline
 from clipseg3d.prepare.pipeline import prepare_case
+from clipseg3d.prepare.registration import Fit
 from clipseg3d.prepare.scan_search import find_scans
 from clipseg3d.vocabulary import SEQUENCES
 
@@ -77,6 +79,27 @@ def test_a_rod_is_no_brain(tmp_path):
     path = save(tmp_path / "t1ce.nii.gz", values)
     with pytest.raises(ValueError, match="does not look like a brain"):
         prepare_case({"t1ce": path}, brain_extraction="none")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"confirmed": False}, "what the two show does not fit where their brains do"),
+        ({"overlap": 0.3}, "30% of the brain lie in its field of view"),
+        ({"matrix": from_matvec(np.eye(3), (25, 0, 0))}, "its brain is 25 mm off"),
+    ],
+)
+def test_a_registration_that_fails_is_refused(tmp_path, monkeypatch, change, message):
+    ball = np.linalg.norm(np.indices((90, 90, 90)) - 44.5, axis=0) < 35
+    values = np.where(ball, 100 + np.arange(90), 0).astype(np.int16)
+    files = {name: save(tmp_path / f"{name}.nii.gz", values) for name in ("t1ce", "t2")}
+    fits = Fit(np.eye(4), 1.0, overlap=1.0, confirmed=True)
+    monkeypatch.setattr(pipeline, "register", lambda *_, **__: replace(fits, **change))
+    monkeypatch.setattr(
+        pipeline._Preparation, "_fit_to_atlas", lambda self, scan, mask: (fits, 1.0)
+    )
+    with pytest.raises(ValueError, match=rf"t2\.nii\.gz: registration to .*{message}; check"):
+        prepare_case(files, brain_extraction="none")
 
 
 def test_a_folder_that_exists_stays(tmp_path):

@@ -7,6 +7,7 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from clipseg3d.prepare import registration
 from clipseg3d.prepare.registration import register, rigid_part, to_itk
 from clipseg3d.prepare.volume import Volume
 
@@ -61,10 +62,34 @@ def test_a_known_motion_is_found_although_contrast_is_inverted(brain, degrees, s
     miss = apply_affine(fit.matrix, points) - apply_affine(motion, points)
     assert np.linalg.norm(miss, axis=1).max() < 1.0
     assert fit.overlap == 1
+    assert fit.confirmed
     assert fit.scale == pytest.approx(1)
     assert fit.mutual_information > 0.3
     angle = np.rad2deg(Rotation.from_euler("xyz", degrees, degrees=True).magnitude())
     assert fit.degrees == pytest.approx(angle, abs=1)
+
+
+def test_contents_that_fit_elsewhere_alone_do_not_move_the_brain(brain, monkeypatch):
+    """As where the edges of two fields of view fit each other, far from where the brains do."""
+    fixed, mask = brain
+    motion = rigid((4, 0, -6), (3, 2, -4))
+    other = moved(fixed, motion, (2, 2, 2))
+    shape = Volume((other.voxels > 0.5).astype(np.float32), other.affine)
+    follow = registration._Level.follow
+
+    def astray(level, transform):
+        found = follow(level, transform)
+        if not level._masks:
+            found = sitk.Euler3DTransform(found)
+            found.SetTranslation(np.add(found.GetTranslation(), (0, 0, 20)).tolist())
+        return found
+
+    monkeypatch.setattr(registration._Level, "follow", astray)
+    fit = register(fixed, mask, other, shape, margin_mm=4.0)
+    assert not fit.confirmed
+    points = apply_affine(fixed.affine, np.argwhere(mask))
+    miss = apply_affine(fit.matrix, points) - apply_affine(motion, points)
+    assert np.linalg.norm(miss, axis=1).max() < 5
 
 
 def test_a_factor_is_found_and_its_rigid_part_keeps_a_point(brain):
