@@ -172,10 +172,16 @@ def run(arguments: argparse.Namespace) -> int:
     from clipseg3d.data.case_table import is_case_table
 
     for path in arguments.cases:  # before seconds of loading
-        if not (path.is_dir() or is_case_table(path)):
-            raise FileNotFoundError(
-                f"{path}: no such folder or table; give the folder of a case, or of many"
+        if path.is_dir() or is_case_table(path):
+            continue
+        if path.is_file():
+            raise ValueError(
+                f"{path}: is one file; give the folder of its case, or all files of the case as "
+                "--t1 FILE --t1ce FILE --t2 FILE --flair FILE"
             )
+        raise FileNotFoundError(
+            f"{path}: no such folder or table; give the folder of a case, or of many"
+        )
     require_output(arguments.output, folder=True)
 
     from tqdm import tqdm

@@ -351,6 +351,7 @@ def test_sequences_may_be_missing_where_the_weights_allow_it(weights, patients, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([__file__], "test_segment.py: is one file; give the folder of its case, or all files"),
         (["nowhere"], "nowhere: no such folder or table; give the folder of a case"),
         ([], "give either case folders, or one case as --t1 FILE"),
         (["x", "--t1", "y"], "give either case folders, or one case"),
