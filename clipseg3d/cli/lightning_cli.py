@@ -295,10 +295,10 @@ class CLIPSeg3DCLI(LightningCLI):
     def _interrupted(self) -> str:
         """Return how far an interrupted fit is, and how it goes on."""
         where = f"interrupted in epoch {self.trainer.current_epoch + 1}"
-        weights = self.config_init.fit.last.best_model_path
-        if not weights:
+        newest = self.config_init.fit.last.newest_path
+        if newest is None:
             return f"{where}, before its first checkpoint; run the same command again"
-        return f"{where}; the same command with --ckpt_path last goes on from {_short(weights)}"
+        return f"{where}; the same command with --ckpt_path last goes on from {_short(newest)}"
 
     def validate(self, **arguments: Any) -> None:
         """Score the cases for validation."""

@@ -42,6 +42,11 @@ class LastCheckpoints(ModelCheckpoint):
         )
         self.every_n_train_steps = every_n_train_steps
 
+    @property
+    def newest_path(self) -> Path | None:
+        """Newest state on the disk, without one whose writing was interrupted; None if none is."""
+        return max(filter(Path.is_file, map(Path, self.best_k_models)), default=None)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

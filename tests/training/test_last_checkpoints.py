@@ -4,6 +4,7 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
 from clipseg3d.training.last_checkpoints import LastCheckpoints
@@ -26,6 +27,15 @@ class Line(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Interrupted(TorchCheckpointIO):
+    """Is interrupted while it writes the state of step 2."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        if checkpoint["global_step"] == 2:
+            raise KeyboardInterrupt
+        super().save_checkpoint(checkpoint, path, storage_options)
 
 
 class Saved(Callback):
@@ -113,6 +123,23 @@ def test_the_two_newest_are_kept(tmp_path):
         "last-0000005.ckpt",
         "last-0000006.ckpt",
     ]
+
+
+def test_a_state_whose_writing_was_interrupted_is_not_the_newest(tmp_path):
+    last = LastCheckpoints(1, dirpath=str(tmp_path))
+    assert last.newest_path is None
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[last],
+        plugins=[Interrupted()],
+        enable_progress_bar=False,
+    )
+    with pytest.raises(SystemExit):
+        trainer.fit(Line(), DataLoader(torch.arange(6.0)[:, None]))
+    assert last.best_model_path.endswith("last-0000002.ckpt")
+    assert last.newest_path == tmp_path / "last-0000001.ckpt"
 
 
 def test_a_negative_interval_is_refused():
