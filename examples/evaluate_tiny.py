@@ -5,21 +5,23 @@ r"""Score the weights of ``examples/train_tiny.py`` on real cases that were not 
 
 Full volumes at 1 mm are scored by the rules of BraTS 2020: with all sequences and with some, with
 the case's own report, with another case's and with none, with reports that are written from the
-expert mask, true ones and such that say the opposite of enhancement, with test-time mirroring and
-without, and without the rules of post-processing that come with the weights.
-Cases named ``Brats18_TCIA*`` were in training and are left out. With ``--fold``, only the cases
-that this fold left out are scored; all folds can share one ``--output``. ``--shift`` makes WT
-larger or smaller than the weights do. There is one row per variant, case and region. An interrupted
-run continues with the next case.
+expert mask, true ones and such that say the opposite of enhancement, with the contrast agent taken
+away, with test-time mirroring and without, and without the rules of post-processing that come with
+the weights. Cases named ``Brats18_TCIA*`` were in training and are left out. With ``--fold``, only
+the cases that this fold left out are scored; all folds can share one ``--output``. ``--shift``
+makes WT larger or smaller than the weights do. There is one row per variant, case and region. An
+interrupted run continues with the next case.
 """
 
 import argparse
 import csv
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel
 import numpy as np
 import torch
 from results_numbers import with_tables
@@ -29,6 +31,7 @@ from train_tiny import WT_SHIFT, calibrate, held_out, is_training_case
 from clipseg3d import CLIPSeg3D, Predictor
 from clipseg3d.atomic_write import atomic_write
 from clipseg3d.data.cases import Case, find_cases
+from clipseg3d.data.contrast_dose import change_contrast_dose
 from clipseg3d.data.nifti import read_voxels
 from clipseg3d.data.releases import BRATS_2018
 from clipseg3d.metrics.case_scores import CaseScores
@@ -46,6 +49,7 @@ class Variant(NamedTuple):
     text: str = "own"
     mirrored: bool = False
     rules: bool = True
+    contrast: bool = True
 
 
 _NO_T1CE = ("t1", "t2", "flair")
@@ -65,6 +69,8 @@ VARIANTS = {
     "t1ce and flair": Variant(("t1ce", "flair")),
     "t1ce": Variant(("t1ce",)),
     "flair": Variant(("flair",)),
+    "no contrast agent, no report": Variant(text="none", contrast=False),
+    "no contrast agent, true report": Variant(text="true", contrast=False),
 }
 
 DATA = """Simulated patients (`clipseg3d phantom`, seeds from 0, 1 mm) and these cases of BraTS
@@ -111,8 +117,10 @@ unusual words, a prompt may be taken for another part. Windows must hold the who
 in the configuration do: in parts of it, tumour is found where there is none."""
 
 
-def apply_variant(case: Case, other: Case, variant: Variant) -> Case:
-    """Return a case with the sequences and the report of a variant."""
+def apply_variant(case: Case, other: Case, variant: Variant, folder: Path) -> Case:
+    """Return a case with the scans and the report of a variant; new scans go to a folder."""
+    if not variant.contrast:
+        case = remove_contrast(case, folder)
     written = ("true", "contradicting")
     report = (
         write_from_mask(case, is_true=variant.text == "true")
@@ -123,15 +131,39 @@ def apply_variant(case: Case, other: Case, variant: Variant) -> Case:
     return replace(case, sequences=sequences, report=report)
 
 
+def remove_contrast(case: Case, folder: Path) -> Case:
+    """Return a case whose tumour takes up no contrast agent; T1ce and mask are in a folder."""
+    label = _label_of(case)
+    image = np.stack([read_voxels(case.sequences[name]) for name in SEQUENCES])
+    labels = read_voxels(label).astype(np.uint8)
+    image, changed = change_contrast_dose(
+        image.astype(np.float32), labels, BRATS_2018, dose=0, within="WT"
+    )
+    affine = nibabel.load(label).affine
+    paths = folder / label.name, folder / case.sequences["t1ce"].name
+    for path, volume in zip(paths, (changed, image[SEQUENCES.index("t1ce")]), strict=True):
+        nibabel.save(nibabel.Nifti1Image(volume, affine), path)
+    return replace(case, label=paths[0], sequences={**case.sequences, "t1ce": paths[1]})
+
+
+def _label_of(case: Case) -> Path:
+    """Return the mask of a case.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if case.label is None:
+        raise ValueError(f"{case.case_id}: has no mask; give labelled cases")
+    return case.label
+
+
 def write_from_mask(case: Case, *, is_true: bool) -> str:
     """Return a report of a case's mask, which may say the opposite of enhancement.
 
     Raises:
         ValueError: the case has no mask, or no tumour core.
     """
-    if case.label is None:
-        raise ValueError(f"{case.case_id}: has no mask; give labelled cases")
-    masks = BRATS_2018.to_regions(read_voxels(case.label).astype(np.uint8))
+    masks = BRATS_2018.to_regions(read_voxels(_label_of(case)).astype(np.uint8))
     brain = np.any([read_voxels(path) != 0 for path in case.sequences.values()], axis=0)
     facts = measure_regions(dict(zip(REGIONS, masks, strict=True)), brain, spacing_mm=1.0)
     if facts is None:
@@ -159,13 +191,13 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def score(predictor: Predictor, case: Case, label: Path) -> list[dict[str, str]]:
+def score(predictor: Predictor, case: Case) -> list[dict[str, str]]:
     """Return a row of scores per region."""
     prediction = predictor(case).label
     metric = CaseScores(REGIONS, protocol="brats2020", release="brats2018")
     masks = [
         torch.from_numpy(BRATS_2018.to_regions(values.astype(np.uint8)))[None]
-        for values in (prediction, read_voxels(label))
+        for values in (prediction, read_voxels(_label_of(case)))
     ]
     metric.update(*masks, [case.case_id])
     table = metric.compute()
@@ -236,8 +268,9 @@ def main() -> None:
         for index, case in enumerate(tqdm(cases, desc=name, unit="case")):
             if (name, case.case_id) in done or case.label is None:
                 continue
-            changed = apply_variant(case, cases[index - 1], variant)
-            rows += [{"variant": name, **row} for row in score(predictor, changed, case.label)]
+            with tempfile.TemporaryDirectory() as folder:
+                changed = apply_variant(case, cases[index - 1], variant, Path(folder))
+                rows += [{"variant": name, **row} for row in score(predictor, changed)]
             write_rows(arguments.output, rows)
         dice = table(rows, name)
         spread = dice.std(axis=1, ddof=1) if dice.shape[1] > 1 else np.zeros(len(REGIONS))

@@ -4,11 +4,12 @@ r"""Score `clipseg3d prepare` on simulated heads, whose brains and motions are k
 
 Each head is prepared twice: with all sequences, and with T1ce alone. There is one row per head and
 what was given: Dice of the brain mask, error of registration to T1ce over the brain (the median
-and the largest over all sequences), the seconds it took, and the Dice of the whole tumour: of the
-clean brain, segmented as it is; of the same scans in their true places, with the true brain and
-N4; and of the head, prepared, segmented and carried back to T1ce. What lies between the first two
-is lost by thick slices, noise and shading, whoever prepares the scans. A head that `prepare`
-refuses has the reason in the place of numbers. An interrupted run continues with the next head.
+and the largest over all sequences), the seconds of CPU time that it took, and the Dice of the whole
+tumour: of the clean brain, segmented as it is; of the same scans in their true places, with the
+true brain and N4; and of the head, prepared, segmented and carried back to T1ce. What lies between
+the first two is lost by thick slices, noise and shading, whoever prepares the scans. A head that
+`prepare` refuses has the reason in the place of numbers. An interrupted run continues with the next
+head.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from clipseg3d.vocabulary import SEQUENCES
 FIRST_SEED = 4_000_000
 """Of the heads; no training saw their brains."""
 COLUMNS = (
-    *("brain_dice", "brain_ml", "error_median_mm", "error_largest_mm", "seconds"),
+    *("brain_dice", "brain_ml", "error_median_mm", "error_largest_mm", "cpu_seconds"),
     *("tumour_dice", "placed_tumour_dice", "clean_tumour_dice", "refused"),
 )
 GIVEN = {"all": SEQUENCES, "T1ce alone": ("t1ce",)}
@@ -105,12 +106,12 @@ def score(head: Head, given: str, predictor: Predictor, folder: Path) -> dict[st
     """Return what was measured of a head."""
     scans = write_head(head, folder, "scans")
     files = {name: scans / f"scans_{name}.nii.gz" for name in GIVEN[given]}
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         case = prepare_case(files, name="head")
     except ValueError as error:
         return dict.fromkeys(COLUMNS, "") | {"refused": str(error).replace(str(scans), "...")}
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     to_case = np.linalg.inv(case.matrices["t1ce"])
     others = {name: matrix @ to_case for name, matrix in case.matrices.items() if name != "t1ce"}
     errors = registration_errors(head, others)
@@ -119,7 +120,7 @@ def score(head: Head, given: str, predictor: Predictor, folder: Path) -> dict[st
         "brain_ml": f"{case.record['brain_ml']:.0f}",
         "error_median_mm": f"{np.median(errors):.2f}" if errors.size else "",
         "error_largest_mm": f"{errors.max():.2f}" if errors.size else "",
-        "seconds": f"{seconds:.0f}",
+        "cpu_seconds": f"{seconds:.0f}",
     }
     prepared = case.save(folder)
     predictor(prepared).save(folder / "label.nii.gz")
@@ -162,7 +163,7 @@ def main() -> None:
             write_rows(arguments.output, rows)
     for given in GIVEN:
         own = [row for row in rows if row["given"] == given and not row["refused"]]
-        for column in ("brain_dice", "error_median_mm", "error_largest_mm", "seconds"):
+        for column in ("brain_dice", "error_median_mm", "error_largest_mm", "cpu_seconds"):
             values = [float(row[column]) for row in own if row[column]]
             if values:
                 tqdm.write(
