@@ -112,7 +112,7 @@ READ = {
 """Control of ``obedience.py`` -> what was read, or who read."""
 TEXT = {
     "empty": "contrast agent taken away: share without ET (best 1)",
-    "withheld": "T1ce withheld: Dice of ET, told of a rim and of none (empty is right: 1)",
+    "withheld": "T1ce withheld, told of a rim or of no enhancement (empty scores 1): Dice of ET",
     "side follows": "two equal lesions, one named: share right (chance 0.5)",
     "named by prompt": "the same by a prompt: Dice of the named",
     "loss": "Dice lost to a wrong report (best 0)",

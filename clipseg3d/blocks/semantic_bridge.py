@@ -138,8 +138,8 @@ class SemanticBridge(nn.Module):
         if images.dtype != torch.uint8 or not fits or images.shape[1] % len(PLANES):
             raise ValueError(
                 f"views are {images.dtype} {tuple(images.shape)}, expected uint8 (b, v, h, w, "
-                f"{len(self.sequences)}) with equally many views per axis; cut them with "
-                "clipseg3d.views.cut_views"
+                f"{len(self.sequences)}) with equally many views per axis; give "
+                "clipseg3d.views.cut_views and SemanticBridge the same sequences"
             )
         batch = images.shape[0]
         patches = None

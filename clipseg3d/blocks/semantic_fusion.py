@@ -1,6 +1,7 @@
 """Semantic-level fusion in one module: bridge, guidance and attention for any decoder."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -398,6 +399,9 @@ class SemanticFusion(nn.Module):
             head: features -> logits (b, r, x, y, z), such as the decoder's last convolution.
             crop_box: (b, 2, 3) or (b, 4, 3) position of ``features`` in the brain box; None for
                 all of it.
+
+        Raises:
+            ValueError: the head gives other regions than ``regions``.
         """
         logits, _ = self.attend_with_maps(features, semantics, head, crop_box)
         return logits
@@ -423,9 +427,24 @@ class SemanticFusion(nn.Module):
         maps = self._maps(coarse, semantics, crop_box)
         guided = [index for index, region in enumerate(self.regions) if region in self.guided]
         logits = apply_scores(
-            head, features, maps.scores, semantics.weight, guided=guided, mode=self.mode
+            partial(self._segment, head),
+            features,
+            maps.scores,
+            semantics.weight,
+            guided=guided,
+            mode=self.mode,
         )
         return logits, maps
+
+    def _segment(self, head: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+        """Return the logits of a head; raise a ValueError if they are of other regions."""
+        logits = head(features)
+        if logits.shape[1] != len(self.regions):
+            raise ValueError(
+                f"the head gives {logits.shape[1]} regions, and SemanticFusion was built with "
+                f"{len(self.regions)} ({', '.join(self.regions)}); give both the same"
+            )
+        return logits
 
     def _maps(self, features: Tensor, semantics: Semantics, crop_box: Tensor | None) -> RegionMaps:
         """Return the maps of the guided regions on the grid of features (b, c, x, y, z)."""

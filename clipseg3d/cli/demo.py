@@ -150,7 +150,7 @@ def _show(result: DemoResult) -> None:
     say(f"Report: {result.report}\n")
     say(f"Dice with the report     {_in_words(result.dice)}")
     say(f"Dice without it          {_in_words(result.dice_without)}")
-    say(f"Voxels that it changed   {result.changed}")
+    say(f"Changed by the report    {result.changed} voxels")
     if result.prompt:
         say(f"Prompt                   {result.prompt}")
     say(

@@ -101,7 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         hd95_method=arguments.hd95_method,
         release=release.name,
     )
-    say(f"{len(references)} cases of {release.name}\n{scorer.rules()}")
+    counted = "1 case" if len(references) == 1 else f"{len(references)} cases"
+    say(f"{counted} of {release.name}\n{scorer.rules()}")
     if arguments.protocol is None:
         say(f"(no --protocol given: {fitting} fits {release.name})")
     elif not scorer.protocol.fits(release.name):

@@ -532,7 +532,8 @@ def run_lightning(arguments: Sequence[str]) -> None:
         _run(CLIPSeg3DCLI, arguments)
         return
     cli = _run(SetupCLI, [argument for argument in arguments if argument != DRY_RUN])
-    result = dry_run(cli.model, cli.datamodule, cli.trainer)
+    with quiet():
+        result = dry_run(cli.model, cli.datamodule, cli.trainer)
     sys.stdout.write(f"{result}\n")
     if result.faults:
         raise ValueError(f"this fit would fail: {len(result.faults)} faults, listed above")

@@ -16,6 +16,7 @@ _NOISE = (
     r"Found \d+ module\(s\) in eval mode",  # the frozen encoders
     r"The number of training batches .* is smaller than the logging interval",
     r"The '?\w+_dataloader'? does not have many workers",
+    r"You're resuming from a checkpoint that ended before the epoch ended",  # and goes on as it was
     r"Checkpoint directory .* exists and is not empty",
     r"It is recommended to use `self.log\(",  # scores are the same on every rank
     r"'pin_memory' argument is set as true but no accelerator is found",

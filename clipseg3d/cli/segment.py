@@ -211,7 +211,7 @@ def run(arguments: argparse.Namespace) -> int:
     if rules == "weights" and predictor.postprocessing is not None:
         say(
             "clipseg3d: note: the weights come with rules of post-processing, which are applied "
-            f"(--no-postprocessing: not): {predictor.postprocessing.describe()}",
+            f"(without them: --no-postprocessing): {predictor.postprocessing.describe()}",
             stream=sys.stderr,
         )
     unprepared = _prepare(arguments) if arguments.prepare else []
@@ -332,7 +332,7 @@ def _say_reports(cases: Sequence["Case"], predictor: "Predictor", *, trust: floa
     if num_reports and trust and any(network.text_bank for network in predictor.networks):
         say(
             f"clipseg3d: note: {num_reports} of {len(cases)} cases have a report beside the scan, "
-            "which is read (--trust 0: not)",
+            "which is read (without it: --trust 0)",
             stream=sys.stderr,
         )
 

@@ -587,7 +587,9 @@ class Predictor:
         another version of torch.
         """
         return {
-            "weights": [sha256_of_tensors(network.state_dict()) for network in self.networks],
+            "weights_in_memory": [
+                sha256_of_tensors(network.state_dict()) for network in self.networks
+            ],
             "encoders": [
                 {
                     role: identity["sha256"]

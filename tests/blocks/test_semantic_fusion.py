@@ -124,6 +124,14 @@ def test_new_paper_mode_multiplies_by_sigmoid_4(make, views, text, features, hea
     torch.testing.assert_close(torch.sigmoid(result), expected)
 
 
+@pytest.mark.parametrize("regions", [2, 4])
+def test_a_head_of_other_regions_is_refused(make, views, text, features, regions):
+    fusion = make()
+    semantics = fusion.encode(views, text)
+    with pytest.raises(ValueError, match=rf"the head gives {regions} regions.* 3 \(WT, TC, ET\)"):
+        fusion.attend(features, semantics, nn.Conv3d(TOP, regions, 1))
+
+
 # encoding
 
 

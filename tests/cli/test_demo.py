@@ -52,7 +52,7 @@ def test_the_demo_fits_a_screen_and_says_last_what_to_open(
     assert len(lines) <= 24
     assert lines[-1] == f"Open {tmp_path / 'out' / 'Phantom_00012.html'} in a browser."
     assert "Dice with the report     WT 1.000   TC 1.000   ET 1.000" in lines
-    assert f"Voxels that it changed   {np.count_nonzero(phantoms[0].label)}" in lines
+    assert f"Changed by the report    {np.count_nonzero(phantoms[0].label)} voxels" in lines
     assert predictor.asked == [(None, [demo.PROMPT] * answers), ("", [])]
     assert any(line.split(maxsplit=1)[:1] == ["Prompt"] for line in lines) == answers
     assert any(line.endswith(str(Answer())) for line in lines) == answers

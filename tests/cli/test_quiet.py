@@ -25,6 +25,7 @@ def no_filters(monkeypatch):
         ("will be removed", DeprecationWarning),
         ("Found 67 module(s) in eval mode at the start of training.", UserWarning),
         ("The number of training batches (4) is smaller than the logging interval", UserWarning),
+        ("You're resuming from a checkpoint that ended before the epoch ended and", UserWarning),
         ("The 'train_dataloader' does not have many workers which may be", UserWarning),
     ],
 )

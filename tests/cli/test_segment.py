@@ -196,7 +196,7 @@ def test_a_report_file_is_read(weights, patients, tmp_path, capsys):
 
 
 def test_a_report_beside_the_scan_is_read_and_said_to_be(weights, patients, tmp_path, capsys):
-    said = "note: 3 of 3 cases have a report beside the scan, which is read (--trust 0: not)"
+    said = "note: 3 of 3 cases have a report beside the scan, which is read (without it: --trust 0)"
     assert segment(patients, out=tmp_path / "a", weights=weights) == 0
     assert said in capsys.readouterr().err
     for name, options in (("b", ["--trust", "0"]), ("c", ["--text", ""])):
@@ -310,7 +310,7 @@ def test_rules_of_the_weights_are_applied_and_told_of_unless_switched_off(
     case, name = patients / NAMES[0], f"{NAMES[0]}.nii.gz"
     out = tmp_path / "out"
     assert segment(case, out=out, weights=strict) == 0
-    assert "applied (--no-postprocessing: not): ET under" in capsys.readouterr().err
+    assert "applied (without them: --no-postprocessing): ET under" in capsys.readouterr().err
     assert set(np.unique(voxels(out / name))) <= {0, 1, 2}
     record = json.loads((out / "records" / f"{NAMES[0]}.json").read_text())
     assert record["made_with"]["postprocessing"] == {"enhancing_to_core": 1e6}
