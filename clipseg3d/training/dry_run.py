@@ -287,7 +287,8 @@ def _measure(module: CLIPSeg3DModule, data: Any, trainer: Trainer) -> float:
     )
     batches = [_noise(module, data.patch_size, data.batch_size)] * STEPS
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="semantics rise")  # of the two steps, not the fit
+        # of the two steps, not of the fit
+        warnings.filterwarnings("ignore", message="semantics rise|You defined a `validation_step`")
         short.fit(module, DataLoader(batches, batch_size=None, collate_fn=_identity))  # type: ignore[arg-type]
     return min(clock.seconds)
 
