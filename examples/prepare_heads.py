@@ -2,14 +2,14 @@ r"""Score `clipseg3d prepare` on simulated heads, whose brains and motions are k
 
     python examples/prepare_heads.py --heads 10 --output examples/results/prepare_heads.csv
 
-Each head is prepared twice: with all sequences, and with T1ce alone. There is one row per head and
-what was given: Dice of the brain mask, error of registration to T1ce over the brain (the median
-and the largest over all sequences), the seconds of CPU time that it took, and the Dice of the whole
-tumour: of the clean brain, segmented as it is; of the same scans in their true places, with the
-true brain and N4; and of the head, prepared, segmented and carried back to T1ce. What lies between
-the first two is lost by thick slices, noise and shading, whoever prepares the scans. A head that
-`prepare` refuses has the reason in the place of numbers. An interrupted run continues with the next
-head.
+Each head is prepared twice: with all sequences, and with T1ce alone (``--given`` takes one of
+them). There is one row per head and what was given: Dice of the brain mask, error of registration
+to T1ce over the brain (the median and the largest over all sequences), the seconds of CPU time that
+it took, and the Dice of the whole tumour: of the clean brain, segmented as it is; of the same scans
+in their true places, with the true brain and N4; and of the head, prepared, segmented and carried
+back to T1ce. What lies between the first two is lost by thick slices, noise and shading, whoever
+prepares the scans. A head that `prepare` refuses has the reason in the place of numbers. An
+interrupted run continues with the next head.
 """
 
 import argparse
@@ -144,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--heads", type=int, default=10, help="how many (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first")
+    parser.add_argument("--given", nargs="+", choices=GIVEN, default=list(GIVEN))
     parser.add_argument("--output", type=Path, default=Path("prepare_heads.csv"))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -153,7 +154,7 @@ def main() -> None:
     rows = read_rows(arguments.output)
     done = {(row["head"], row["given"]) for row in rows}
     for seed in tqdm(range(arguments.first, arguments.first + arguments.heads), unit="head"):
-        missing = [given for given in GIVEN if (str(seed), given) not in done]
+        missing = [given for given in arguments.given if (str(seed), given) not in done]
         head = simulate_head(FIRST_SEED + seed) if missing else None
         for given in missing:
             with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
