@@ -4,11 +4,12 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipseg3d.cli.terminal import Commands, require_output, say
-from clipseg3d.vocabulary import SEQUENCES
+from clipseg3d.vocabulary import SEQUENCE_TITLES, SEQUENCES
 
 if TYPE_CHECKING:
     from clipseg3d.prepare.series import Series
@@ -66,8 +67,8 @@ def add_command(commands: Commands) -> None:
         "--dicom",
         type=Path,
         metavar="FOLDER",
-        help="with --back: also write the label map as DICOM-SEG of the T1ce series in this "
-        "folder, or else of T1; it names the patient, as its series does",
+        help="with --back: also write the label map as DICOM-SEG of the series in this folder that "
+        "T1ce was made of, or else T1; it names the patient, as its series does",
     )
     prepare.add_argument(
         "--release",
@@ -91,7 +92,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--dicom goes with --back LABEL; give a folder of DICOM as IN instead")
     require_output(arguments.output, folder=True)
     if arguments.back is not None:
-        return _carry_back(arguments, told)
+        if told:
+            raise ValueError(
+                f"--{next(iter(told))} does not go with --back, which knows the scans of the case; "
+                "leave it out"
+            )
+        return _carry_back(arguments)
 
     name = arguments.name or patient_name(arguments.folder, told)
     case = prepare_patient(
@@ -124,8 +130,9 @@ def prepare_patient(
     name: str,
     brain_extraction: str = "deepbet",
     n4: bool = True,
+    reuse: bool = False,
 ) -> Path:
-    """Write the prepared case of one patient, ``root / name``; notes go to the error stream.
+    """Write the prepared case of one patient; notes go to the error stream.
 
     Args:
         folder: NIfTI files, or DICOM; None for files that are all told.
@@ -134,32 +141,56 @@ def prepare_patient(
         name: of the case.
         brain_extraction: what finds the brain.
         n4: whether the shading of coils is removed.
+        reuse: take a case that is there, if it was made of the same scans.
+
+    Returns:
+        The case, ``root / name``.
+
+    Raises:
+        FileExistsError: it exists already, and ``reuse`` is False.
+        ValueError: the scans cannot be told apart or prepared, or the case was made of others.
     """
     from clipseg3d.prepare.pipeline import prepare_case, require_new
+    from clipseg3d.prepare.record import require_same_scans
 
-    require_new(root / name)  # before minutes of work
+    target = root / name
+    if not reuse:
+        require_new(target)  # before minutes of work
     with tempfile.TemporaryDirectory() as converted:
-        case = prepare_case(
-            _scans(folder, told, Path(converted)),
-            name=name,
-            brain_extraction=brain_extraction,
-            n4=n4,
-        )
+        files, titles = _scans(folder, told, Path(converted))
+
+        def with_titles(text: str) -> str:
+            for path, title in titles.items():
+                text = text.replace(str(path), title)
+            return text
+
+        try:
+            if target.exists():
+                require_same_scans(target, files)
+                return target
+            case = prepare_case(files, name=name, brain_extraction=brain_extraction, n4=n4)
+        except ValueError as error:
+            raise ValueError(with_titles(str(error))) from error
     for note in case.notes:
-        say(f"clipseg3d: note: {note}", stream=sys.stderr)
+        say(f"clipseg3d: note: {with_titles(note)}", stream=sys.stderr)
     return case.save(root)
 
 
-def _scans(folder: Path | None, told: Mapping[str, str], converted: Path) -> dict[str, Path]:
-    """Return the file of each sequence; those of DICOM series are converted."""
+def _scans(
+    folder: Path | None, told: Mapping[str, str], converted: Path
+) -> tuple[dict[str, Path], dict[Path, str]]:
+    """Return the file of each sequence, and what to call files that were converted from DICOM."""
     from clipseg3d.data.nifti import strip_extension
     from clipseg3d.prepare.scan_search import find_scans
 
     files = {sequence: Path(file) for sequence, file in told.items()}
     if folder is None:
-        return files
+        return files, {}
     if not folder.is_dir() or any(strip_extension(path.name) for path in folder.iterdir()):
-        return find_scans(folder, told=files)
+        found = find_scans(folder, told=files)
+        for sequence, path in found.items():
+            say(f"clipseg3d: note: {path}: {SEQUENCE_TITLES[sequence]}", stream=sys.stderr)
+        return found, {}
     from clipseg3d.prepare.conversion import convert_series
 
     try:
@@ -168,7 +199,8 @@ def _scans(folder: Path | None, told: Mapping[str, str], converted: Path) -> dic
         raise FileNotFoundError(
             f"{folder}: holds neither NIfTI files nor DICOM images; give the folder of one patient"
         ) from error
-    return {name: convert_series(series, converted) for name, series in chosen.items()}
+    files = {name: convert_series(series, converted) for name, series in chosen.items()}
+    return files, {files[name]: f"series {series.title}" for name, series in chosen.items()}
 
 
 def _chosen_series(folder: Path, told: Mapping[str, str]) -> "dict[str, Series]":
@@ -184,21 +216,16 @@ def _chosen_series(folder: Path, told: Mapping[str, str]) -> "dict[str, Series]"
     return chosen
 
 
-def _carry_back(arguments: argparse.Namespace, told: Mapping[str, str]) -> int:
+def _carry_back(arguments: argparse.Namespace) -> int:
     """Write a label map on the grids of the scans, and as DICOM-SEG."""
     from clipseg3d.data.nifti import strip_extension
     from clipseg3d.data.releases import get_release
     from clipseg3d.prepare.labels_back import carry_back
 
-    source, release = None, get_release(arguments.release)
+    release = get_release(arguments.release)
+    source = None
     if arguments.dicom is not None:
-        series = _chosen_series(arguments.dicom, told)
-        source = series.get("t1ce", series.get("t1"))
-        if source is None:
-            raise ValueError(
-                f"{arguments.dicom}: holds neither T1ce nor T1, of which a DICOM-SEG is made; give "
-                "the folder of DICOM that was prepared"
-            )
+        source = _source_series(arguments.dicom, arguments.folder)
     files = carry_back(arguments.back, arguments.folder, arguments.output)
     if source is not None:
         from clipseg3d.prepare.dicom_seg import write_dicom_seg
@@ -211,3 +238,35 @@ def _carry_back(arguments: argparse.Namespace, told: Mapping[str, str]) -> int:
     for path in files:
         say(str(path))
     return 0
+
+
+def _source_series(folder: Path, case_folder: Path) -> "Series":
+    """Return the series that the T1ce of a prepared case was made of, or else its T1.
+
+    It is known by its voxels and their place: headers do not tell whether it was this one.
+
+    Raises:
+        ValueError: there is none in the folder.
+    """
+    from clipseg3d.prepare.conversion import convert_series
+    from clipseg3d.prepare.native_scan import NativeScan
+    from clipseg3d.prepare.record import read_record
+    from clipseg3d.prepare.series_search import find_series
+
+    record = read_record(case_folder)
+    sequence = next(name for name in ("t1ce", "t1", *SEQUENCES) if name in record["sequences"])
+    about = record["sequences"][sequence]
+    with tempfile.TemporaryDirectory() as converted:
+        for series in find_series(folder):
+            if series.fault or series.num_slices not in about["shape"]:
+                continue
+            try:
+                scan = NativeScan.read(convert_series(series, Path(converted)))
+            except ValueError:  # another series, which cannot be read
+                continue
+            if scan.sha256() == about["sha256"]:
+                return replace(series, sequence=sequence)
+    raise ValueError(
+        f"{folder}: holds no series that the {SEQUENCE_TITLES[sequence]} of {record['case']} was "
+        "made of; give the folder of DICOM that was prepared"
+    )

@@ -254,11 +254,12 @@ def run(arguments: argparse.Namespace) -> int:
                         say(str(path))
                     for answer, path in result.prompts.items():
                         say(f"{path}: {answer}{'' if answer.found else '; the mask is empty'}")
-                    if arguments.prepare:
-                        _carry_back(arguments.output, result.case.case_id)
-                elif result.error is not None:
+                error = result.error
+                if arguments.prepare and error is None:
+                    error = _carry_back(arguments.output, result.case.case_id)
+                if error is not None:
                     failed = True
-                    _print_error(result.case.case_id, result.error)
+                    _print_error(result.case.case_id, error)
     except KeyboardInterrupt:
         say(
             f"clipseg3d: interrupted after {num_written} cases, whose files are complete; run the "
@@ -278,7 +279,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> list[str]:
     """Prepare the scans that are given, and put the cases in their place; return the faults.
 
-    A patient who was prepared before is not prepared again.
+    A patient whose scans were prepared before is not prepared again.
     """
     from clipseg3d.cli.prepare import patient_name, prepare_patient
 
@@ -288,9 +289,7 @@ def _prepare(arguments: argparse.Namespace) -> list[str]:
     for folder in arguments.cases or [None]:
         try:
             name = arguments.name or patient_name(folder, told)
-            if not (root / name).is_dir():
-                prepare_patient(folder, told, root, name=name)
-            cases.append(root / name)
+            cases.append(prepare_patient(folder, told, root, name=name, reuse=True))
         except (OSError, ValueError) as error:
             faults.append(str(error))
     arguments.cases, arguments.name, arguments.sequence = cases, None, []
@@ -299,13 +298,26 @@ def _prepare(arguments: argparse.Namespace) -> list[str]:
     return faults
 
 
-def _carry_back(output: Path, case_id: str) -> None:
-    """Write the labels of a prepared case on the grids of its scans."""
-    from clipseg3d.prepare.labels_back import carry_back
+def _carry_back(output: Path, case_id: str) -> Exception | None:
+    """Write the labels of a prepared case on the grids of its scans, unless they are there.
 
-    label = output / f"{case_id}.nii.gz"
-    for path in carry_back(label, output / PREPARED / case_id, output / NATIVE):
-        say(str(path))
+    Returns:
+        Why they could not be written.
+    """
+    from clipseg3d.prepare.labels_back import carry_back
+    from clipseg3d.prepare.record import read_record
+
+    label, case = output / f"{case_id}.nii.gz", output / PREPARED / case_id
+    native = output / NATIVE
+    try:
+        files = [native / f"{case_id}_{name}.nii.gz" for name in read_record(case)["sequences"]]
+        made = label.stat().st_mtime_ns
+        if not all(file.is_file() and file.stat().st_mtime_ns >= made for file in files):
+            for path in carry_back(label, case, native):
+                say(str(path))
+    except (OSError, ValueError) as error:
+        return error
+    return None
 
 
 def _with_reports(

@@ -18,7 +18,8 @@ from clipseg3d.prepare.series import Series
 def convert_series(series: Series, folder: Path) -> Path:
     """Convert a series to NIfTI with dcm2niix, all or nothing.
 
-    Voxels keep their values and their order, up to flips along an axis. Of the headers, the file
+    Voxels keep their values (those that rescale slope and intercept give) and their order, up to
+    flips along an axis. Of the headers, the file
     gets the geometry and the scaling of voxels and nothing else: no name, date, time or text.
 
     Args:
@@ -45,7 +46,7 @@ def convert_series(series: Series, folder: Path) -> Path:
         for index, file in enumerate(series.files):
             # Names of files may hold names of patients, which dcm2niix could repeat.
             os.symlink(file.resolve(), source / f"{index:05d}.dcm")
-        options = ["-g", "i", "-b", "n", "-z", "n", "-x", "i", "-m", "y", "-f", "%s"]
+        options = ["-g", "i", "-b", "n", "-z", "n", "-x", "i", "-m", "y", "-p", "n", "-f", "%s"]
         run = subprocess.run(
             [dcm2niix.bin, *options, "-o", str(target), str(source)],
             capture_output=True,

@@ -61,6 +61,8 @@ class ImageHeader:
         pixel_spacing_mm: between rows, between columns; None if it is missing.
         orientation: direction of the rows, then of the columns; None if it is missing.
         positions: of the first pixel of each slice, in the order of the file; None if missing.
+        scalings: number of ways in which stored numbers become values; more than 1 only where the
+            slices of enhanced MR differ.
         truncated: whether the file ends before its pixels do.
     """
 
@@ -86,6 +88,7 @@ class ImageHeader:
     pixel_spacing_mm: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     positions: tuple[tuple[float, ...], ...] | None
+    scalings: int
     truncated: bool
 
 
@@ -171,6 +174,7 @@ def _header(file: Path, dataset: Any, truncated: bool) -> ImageHeader:
         pixel_spacing_mm=_numbers(_found(dataset, "PixelSpacing"), 2),
         orientation=_numbers(_found(dataset, "ImageOrientationPatient"), 6),
         positions=_positions(dataset),
+        scalings=len(_scalings(dataset)),
         truncated=truncated,
     )
 
@@ -206,6 +210,14 @@ def _positions(dataset: Any) -> tuple[tuple[float, ...], ...] | None:
         values = [dataset.get("ImagePositionPatient")]
     found = tuple(place for value in values if (place := _numbers(value, 3)) is not None)
     return found if len(found) == len(values) else None
+
+
+def _scalings(dataset: Any) -> set[tuple[str, str]]:
+    """Return slope and intercept of all frames of enhanced MR, those that differ."""
+    return {
+        (str(_in_groups(frame, "RescaleSlope")), str(_in_groups(frame, "RescaleIntercept")))
+        for frame in dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    }
 
 
 def _found(dataset: Any, *keywords: str) -> Any:

@@ -1,18 +1,19 @@
 """Labels and probabilities of a prepared case, carried back to the scans that it was made of."""
 
-import json
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.affines import voxel_sizes
 
-from clipseg3d.data.array_volume import ArrayVolume
 from clipseg3d.data.nifti import open_nifti, read_voxels, strip_extension, write_label, write_map
 from clipseg3d.data.resampling import carry
 from clipseg3d.formatting import join_sizes
-
-_RECORD = "*_prepare.json"
+from clipseg3d.prepare.record import read_record
 
 
 def carry_back(label: Path, case_folder: Path, output: Path) -> list[Path]:
@@ -34,7 +35,7 @@ def carry_back(label: Path, case_folder: Path, output: Path) -> list[Path]:
         ValueError: the label is broken, or lies on another grid.
         OSError: ``output`` cannot be written.
     """
-    record = _read_record(case_folder)
+    record = read_record(case_folder)
     image = open_nifti(label)
     shape, affine = record["atlas"]["grid"], np.array(record["atlas"]["affine"])
     if [*image.shape[:3]] != shape or not np.allclose(image.affine, affine, atol=1e-3):
@@ -46,19 +47,35 @@ def carry_back(label: Path, case_folder: Path, output: Path) -> list[Path]:
     whole = bool((voxels == np.rint(voxels)).all() and 0 <= voxels.min() <= voxels.max() <= 255)
     stem = strip_extension(label.name)
     files = []
-    for name, about in record["sequences"].items():
-        scan_affine = np.array(about["affine"])
-        placed = np.linalg.inv(np.array(about["case_to_scan_mm"])) @ scan_affine
-        x, y, z = about["shape"]
-        path = output / f"{stem}_{name}.nii.gz"
-        source = ArrayVolume(name, np.zeros((x, y, z), np.uint8), scan_affine)
-        if whole:
-            write_label(path, _labels(voxels, affine, (x, y, z), placed), source=source)
-        else:
-            values = carry(voxels.astype(np.float32), affine, (x, y, z), placed)
-            write_map(path, values, source=source)
-        files.append(path)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, about in record["sequences"].items():
+            placed = np.linalg.inv(np.array(about["case_to_scan_mm"])) @ np.array(about["affine"])
+            x, y, z = about["shape"]
+            path = output / f"{stem}_{name}.nii.gz"
+            source = _write_grid(about, Path(folder, f"{name}.nii"))
+            if whole:
+                write_label(path, _labels(voxels, affine, (x, y, z), placed), source=source)
+            else:
+                values = carry(voxels.astype(np.float32), affine, (x, y, z), placed)
+                write_map(path, values, source=source)
+            files.append(path)
     return files
+
+
+def _write_grid(about: Mapping[str, Any], path: Path) -> Path:
+    """Write an empty file with the geometry of a scan.
+
+    Its forms and their codes are those of the scan: programs differ in which of them they read.
+    """
+    affine = np.array(about["affine"])
+    image = nib.Nifti1Image(np.zeros(about["shape"], np.uint8), affine)
+    image.header.set_zooms(voxel_sizes(affine))
+    image.header.set_xyzt_units("mm")
+    for name, write in (("qform", image.header.set_qform), ("sform", image.header.set_sform)):
+        code, form = about[name]
+        write(None if form is None else np.array(form), code)
+    nib.save(nib.Nifti1Image(image.dataobj, None, image.header), path)
+    return path
 
 
 def _labels(
@@ -80,17 +97,3 @@ def _labels(
         found[more] = value
         most[more] = share[more]
     return found
-
-
-def _read_record(case_folder: Path) -> dict[str, Any]:
-    """Return what ``prepare`` wrote about a case."""
-    files = sorted(case_folder.glob(_RECORD)) if case_folder.is_dir() else []
-    cure = "give the folder of a case that 'clipseg3d prepare' wrote"
-    if len(files) != 1:
-        raise FileNotFoundError(f"{case_folder}: holds no CASE_prepare.json; {cure}")
-    try:
-        record: dict[str, Any] = json.loads(files[0].read_text(encoding="utf-8"))
-        record["atlas"]["grid"], record["sequences"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{files[0]}: was not written by 'clipseg3d prepare'; {cure}") from error
-    return record

@@ -1,5 +1,6 @@
 """A sequence as the scanner gave it, read and checked."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.affines import apply_affine, voxel_sizes
 
+from clipseg3d.data.array_volume import ArrayVolume
 from clipseg3d.data.nifti import geometry_notes, open_nifti, read_voxels
 from clipseg3d.formatting import join_sizes
 
@@ -26,12 +28,14 @@ class NativeScan:
         path: its file, for messages.
         voxels: (x, y, z) float32.
         affine: 4 x 4, from voxels to mm.
+        forms: qform and sform of its header, each with its code, as plain values; none without one.
         notes: what is in doubt about its place, a line each.
     """
 
     path: Path
     voxels: npt.NDArray[np.float32] = field(repr=False)
     affine: Affine
+    forms: Mapping[str, tuple[int, list[list[float]] | None]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -55,7 +59,17 @@ class NativeScan:
         voxels = read_voxels(path, dtype=np.float32)
         if voxels.min() == voxels.max():
             raise ValueError(f"{path}: every voxel is {voxels.flat[0]:g}; export the file again")
-        return cls(path, voxels, image.affine, tuple(geometry_notes(path)))
+        forms = {}
+        for name, (form, code) in {
+            "qform": image.get_qform(coded=True),
+            "sform": image.get_sform(coded=True),
+        }.items():
+            forms[name] = int(code), None if form is None else form.tolist()
+        return cls(path, voxels, image.affine, forms, tuple(geometry_notes(path)))
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of voxels and affine."""
+        return ArrayVolume(self.path.name, self.voxels, self.affine).sha256()
 
     @property
     def middle_mm(self) -> npt.NDArray[np.float64]:

@@ -26,12 +26,13 @@ from clipseg3d.prepare.brain_extraction import ENGINES, extract_brain, locate_br
 from clipseg3d.prepare.extra import import_extra
 from clipseg3d.prepare.native_scan import NativeScan
 from clipseg3d.prepare.page import save_page
+from clipseg3d.prepare.record import RECORD_SUFFIX, describe_scan
 from clipseg3d.prepare.registration import Fit, register, rigid_part, to_itk
 from clipseg3d.prepare.volume import Affine, Bool, Volume
 from clipseg3d.ranges import require_names
 from clipseg3d.vocabulary import SEQUENCES
 
-RECORD_SUFFIX, PAGE_SUFFIX = "_prepare.json", "_prepare.png"
+PAGE_SUFFIX = "_prepare.png"
 MIN_OVERLAP = 0.6
 """Share of the brain that must lie in the field of view of a sequence."""
 CUT_OFF = 0.97
@@ -45,6 +46,8 @@ SCALES = (0.75, 1.25)
 """Least and largest size of a brain, as a factor of that of the atlas."""
 MARGIN_MM = 8.0
 """How far around the brain sequences are to fit: the skull is part of a head, the neck is not."""
+MAX_NEGATIVE = 0.01
+"""Share of a brain that may be below 0."""
 _THIN_MM = 2.0
 """Voxels of T1 up to this size are as good as those of T1ce, to find the brain in."""
 
@@ -58,7 +61,7 @@ class PreparedCase:
         sequences: sequence -> (240, 240, 155) float32, the brain alone, at 1 mm, in LPS order.
         scans: sequence -> the scan that it was made of.
         matrices: sequence -> 4 x 4 rigid, from mm of the case to mm of the scan.
-        record: what was done, as plain values; nothing in it tells who the patient is.
+        record: what was done, as plain values. Of the patient, it holds the name of the case alone.
         notes: what is missing, unusual or in doubt, a line each.
     """
 
@@ -129,8 +132,8 @@ def prepare_case(
 
     Raises:
         ImportError: a library of the extra ``prepare`` is not installed.
-        ValueError: a file is broken or holds no head, no sequence is T1-weighted, or a registration
-            has failed.
+        ValueError: a file is broken, holds no head or was normalised to values below 0, no sequence
+            is T1-weighted, or a registration has failed.
     """
     require_names([brain_extraction], list(ENGINES), of="brain_extraction")
     case = case_from_files(files, name=name, allow_missing=True)
@@ -316,6 +319,7 @@ class _Preparation:
         scan = self._scans[name]
         affine = np.linalg.inv(matrix) @ scan.affine
         if self._engine == "none":
+            _require_positive(scan, scan.voxels[scan.voxels != 0])
             block = carry_brain(scan.voxels, affine, atlas.AFFINE)
             volume = np.zeros(atlas.SHAPE, np.float32)
             low = np.maximum(block.start, 0)
@@ -324,6 +328,7 @@ class _Preparation:
             volume[there] = block.values[tuple(map(slice, low - block.start, high - block.start))]
             return volume
         volume = carry(scan.voxels, affine, atlas.SHAPE, atlas.AFFINE)
+        _require_positive(scan, volume[brain])
         shown = carry(np.ones(scan.voxels.shape, np.float32), affine, atlas.SHAPE, atlas.AFFINE)
         least = np.float32(1e-3) * volume[brain].max()  # 0 would be background
         return np.asarray(
@@ -331,13 +336,19 @@ class _Preparation:
         )
 
 
+def _require_positive(scan: NativeScan, values: npt.NDArray[np.float32]) -> None:
+    """Raise a ValueError if many values of a brain are below 0, which is its background here."""
+    share = float((values < 0).mean()) if values.size else 0.0
+    if share > MAX_NEGATIVE:
+        raise ValueError(
+            f"{scan.path}: {share:.0%} of the brain are below 0, which no scanner gives; give the "
+            "scan as it was before it was normalised"
+        )
+
+
 def _about(scan: NativeScan, matrix: Affine, fit: Fit | None) -> dict[str, Any]:
     """Return what the record says of a sequence."""
-    about: dict[str, Any] = {
-        "shape": [*scan.voxels.shape],
-        "affine": scan.affine.tolist(),
-        "case_to_scan_mm": matrix.tolist(),
-    }
+    about = describe_scan(scan, matrix)
     if fit is not None:
         about |= {
             "registered": {

@@ -6,18 +6,29 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clipseg3d.data.nifti import strip_extension
+from clipseg3d.prepare.series_naming import find_contrast, normalise_words
 from clipseg3d.vocabulary import SEQUENCES
 
-_CONTRAST = r"ce|c|gd|gad|gado|gadolinium|post|km|contrast|enhanced"
-_T1, _T2, _FLAIR = r"t1w?|mprage|bravo|spgr", r"t2w?", r"flair|t2f|dark ?fluid"
-_WORD = r"(?:^|(?<=[^a-z0-9]))(?:{})(?=$|[^a-z0-9])"
+_T1CE = re.compile(r"\bt1w?(?:ce?|gd\w*|gad\w*|post|km|contrast|enhanced)\b")
+_T1 = re.compile(r"\b(?:t1[wn]?|mprage|bravo|spgr)\b")
+_T2 = re.compile(r"\bt2w?\b")
+_FLAIR = re.compile(r"\b(?:flair|t2f|dark ?fluid)\b")
+_SUBJECT = re.compile(r"^sub-[^_]+_")
+"""The patient, as BIDS names files."""
+_OTHERS = re.compile(
+    r"\b(?:dwi|dti|adc|fa|tracew?|swi|swan|star|perf|perfusion|pwi|dsc|dce|asl|cb[fv]|mtt|ttp|tof"
+    r"|mr[av]|sub|subtraction|locali[sz]er|scout|map|t[12]map|seg|segmentation|(?:brain)?mask"
+    r"|labels?)\b"
+)
+"""Words of files that are none of the four sequences, or no scans."""
 
 
 def find_scans(folder: Path, *, told: Mapping[str, Path] | None = None) -> dict[str, Path]:
     """Tell the sequences of one patient apart by the words in their file names.
 
     Words end at characters that are neither letters nor digits. ``sub-01_ce-gadolinium_T1w.nii.gz``
-    is T1ce, and so are ``t1_post.nii`` and ``brats_t1c.nii.gz``.
+    is T1ce, and so are ``t1_post.nii`` and ``brats_t1c.nii.gz``; ``t1_pre_contrast.nii`` and
+    ``t1_post_op.nii`` are T1. Masks, maps and images of other kinds are passed over.
 
     Args:
         folder: holds the NIfTI files; its own folders are not looked into.
@@ -40,7 +51,7 @@ def find_scans(folder: Path, *, told: Mapping[str, Path] | None = None) -> dict[
         if stem is None or path.name.startswith("."):
             continue
         names.append(path.name)
-        sequence = _sequence(stem.lower())
+        sequence = _sequence(stem)
         if sequence is not None and sequence not in told:
             found[sequence].append(path)
     for sequence, paths in found.items():
@@ -60,15 +71,14 @@ def find_scans(folder: Path, *, told: Mapping[str, Path] | None = None) -> dict[
 
 
 def _sequence(stem: str) -> str | None:
-    """Return the sequence that a file name in small letters speaks of."""
-
-    def says(words: str) -> bool:
-        return re.search(_WORD.format(words), stem) is not None
-
-    if says(_FLAIR):
+    """Return the sequence that a file name speaks of; None for other files."""
+    words = normalise_words(_SUBJECT.sub("", stem))
+    with_agent = _T1CE.search(words) is not None
+    t1, t2 = with_agent or _T1.search(words) is not None, _T2.search(words) is not None
+    if _OTHERS.search(words) or (t1 and t2):
+        return None
+    if t1:  # also of T1 FLAIR
+        return "t1ce" if with_agent or find_contrast(words)[1] else "t1"
+    if _FLAIR.search(words):
         return "flair"
-    if says(rf"t1w?(?:{_CONTRAST})"):
-        return "t1ce"
-    if says(_T1):
-        return "t1ce" if says(_CONTRAST) else "t1"
-    return "t2" if says(_T2) else None
+    return "t2" if t2 else None

@@ -40,14 +40,19 @@ _OTHER_BODY_PARTS = re.compile(
 )
 _HEAD = re.compile(r"head|brain|skull|cereb|cran")
 _BEFORE_AND_AFTER = re.compile(r"with and without|pre (and )?post|with without")
+_NO_THERAPY = (
+    r"\b(?! ?(op|rt|surg|resec|resek|radi|bestr|biops|treat|therap|chemo|chir|trauma|stroke))"
+)
+"""After words such as *pre* and *post*: not of an operation or therapy."""
 _WITHOUT_CONTRAST = re.compile(
-    r"\bpre\b|precon|nativ|\bohne\b|without|\bnon ?(contrast|enh|gd)|noncon|unenhanced|\bsans\b"
-    r"|\bsenza\b|\bsin\b|\bavant\b|\bvor\b|\bplain\b|\bno (contrast|gd|gad)"
+    rf"\b(pre|avant|vor|before){_NO_THERAPY}|precon|nativ|\bohne\b|without|\bwo\b"
+    r"|\bnon ?(contrast|enh|gd|gad|ce\b|c\b)|noncon|unenhanced|\bsans\b|\bsenza\b|\bsin\b"
+    r"|\bplain\b|\bno (contrast|gd|gad|km|ce\b)"
 )
 _WITH_CONTRAST = re.compile(
-    r"\+ ?c\b|\bc ?\+|\+ ?gd|\bgd|\bgad|\bpost\b(?! ?(op|rt))|\bkm\b|contrast|kontrast|\bmdc\b"
-    r"|\bce\b|\benh|t1 ?w?i? ?(ce?|gd\w*|gad\w*|post(?! ?(op|rt))|km|\+)(?![a-z])"
-    r"|dotarem|\binj|\bapres\b|\bnach\b|\bmit\b"
+    rf"\+ ?c\b|\bc ?\+|\+ ?gd|\bgd|\bgad|\b(post|apres|nach){_NO_THERAPY}|\bkm\b|contrast|kontrast"
+    rf"|\bmdc\b|\bce\b|\benh|t1 ?w?i? ?(ce?|gd\w*|gad\w*|post{_NO_THERAPY}|km|\+)(?![a-z])"
+    r"|dotarem|\binj"
 )
 _PHASE_COMPONENTS = {"P", "PHASE", "PHASE MAP", "VELOCITY", "R", "REAL", "I", "IMAGINARY"}
 _REFORMATTED = {"MPR", "REFORMATTED", "PROJECTION IMAGE", "MIP", "MINIP", "MNIP", "RESAMPLED"}
@@ -80,20 +85,23 @@ def name_sequence(header: ImageHeader, num_slices: int) -> tuple[str | None, tup
     """
     if (reason := _unfit(header, num_slices)) is not None:
         return None, (), reason
-    words = _normalise(header.description)
+    words = normalise_words(header.description)
     weighting = _weighting(words)
     source = "by its description"
+    protocol = ""
     if weighting is None:
-        words = f"{words} {_normalise(header.protocol)}"
-        weighting = _weighting(words)
+        protocol = normalise_words(header.protocol)
+        weighting = _weighting(f"{words} {protocol}")
         source = "by its protocol"
+        if weighting is not None:
+            words, protocol = f"{words} {protocol}", ""
     measured = _measured_weighting(header)
     if weighting is None:
         weighting, source = measured, "by its echo and repetition time alone"
     if weighting is None:
         return None, (), "neither its words nor its times are those of T1, T1ce, T2 or FLAIR"
     if weighting == "t1":
-        name, alternatives, why = _contrast(words, header)
+        name, alternatives, why = _contrast(words, protocol, header)
         source = f"{source}; {why}"
     else:
         name, alternatives = weighting, ()
@@ -125,7 +133,7 @@ def _unfit(header: ImageHeader, num_slices: int) -> str | None:
         return "a derived map"
     if header.image_type[:2] == ("DERIVED", "SECONDARY"):
         return "a derived image, not one of the scanner's own"
-    words = _normalise(header.description)
+    words = normalise_words(header.description)
     for reason, pattern in _OTHER_KINDS.items():
         if re.search(pattern, words):
             return reason
@@ -171,25 +179,49 @@ def _measured_weighting(header: ImageHeader) -> str | None:
     return "t1" if echo <= longest and short else None
 
 
-def _contrast(words: str, header: ImageHeader) -> tuple[str, tuple[str, ...], str]:
-    """Tell whether a T1 is with contrast agent."""
-    words = _BEFORE_AND_AFTER.sub(" ", words)
-    without = _WITHOUT_CONTRAST.search(words)
-    told = None if without else _WITH_CONTRAST.search(words)
+def _contrast(words: str, protocol: str, header: ImageHeader) -> tuple[str, tuple[str, ...], str]:
+    """Tell whether a T1 is with contrast agent.
+
+    Args:
+        words: that tell of this series.
+        protocol: that may tell of the whole examination; what they say is in doubt.
+        header: of one of its images.
+    """
+    without, told = find_contrast(words)
     if without and header.contrast_agent:
-        why = f"its words say {without.group()!r}, its header a contrast agent"
-        return "t1", ("t1ce",), why
+        return "t1", ("t1ce",), f"its words say {without!r}, its header a contrast agent"
     if told:
-        return "t1ce", (), f"{told.group().strip()!r} says contrast agent"
+        return "t1ce", (), f"{told!r} says contrast agent"
     if header.contrast_agent:
         return "t1ce", (), "its header names a contrast agent"
+    _, told = find_contrast(protocol)
+    if told and not without:
+        why = f"{told!r} says contrast agent, perhaps of the whole examination"
+        return "t1ce", ("t1",), why
     return "t1", (), "no contrast agent is named"
 
 
-def _normalise(text: str) -> str:
+def find_contrast(words: str) -> tuple[str, str]:
+    """Return the words that say that there is no contrast agent, or else those that there is.
+
+    Args:
+        words: of :func:`normalise_words`.
+
+    Returns:
+        Two texts, of which one at most is not empty.
+    """
+    words = _BEFORE_AND_AFTER.sub(" ", words)
+    if (without := _WITHOUT_CONTRAST.search(words)) is not None:
+        return without.group().strip(), ""
+    told = _WITH_CONTRAST.search(words)
+    return "", told.group().strip() if told else ""
+
+
+def normalise_words(text: str) -> str:
     """Return words in lower case, with one space between them; + and * stay."""
     text = text.lower().replace("è", "e").replace("é", "e")
     text = re.sub(r"\bw/?(?:&|and)?[ /]?w/?o\b", " with and without ", text)
+    text = re.sub(r"(?:^|\s)-(?:c|ce|gd|gad|km)\b", " without ", text)
     text = re.sub(r"\bw/o\b|\bs/c\b|\bc-(?!\w)", " without ", text)
     text = re.sub(r"\bc/c\b", " with contrast ", text)
     return " ".join(re.sub(r"[^a-z0-9+*äöüß]+", " ", text).split())

@@ -66,7 +66,12 @@ def find_series(folder: Path) -> list[Series]:
 
 def _files(folder: Path) -> Iterable[Path]:
     """Yield all files at any depth, in the order of their names."""
-    for path, folders, names in os.walk(folder):
+    seen: set[str] = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
         folders.sort()
         for name in sorted(names):
             file = Path(path, name)
@@ -90,7 +95,9 @@ def _require_one_patient(folder: Path, headers: Sequence[ImageHeader]) -> None:
 
 def _volumes(headers: list[ImageHeader]) -> list[list[ImageHeader]]:
     """Part the images of a series into volumes, as far as headers tell; slices in order."""
-    unique = list({header.instance: header for header in reversed(headers)}.values())[::-1]
+    unique = list({header.instance or header.file: header for header in headers[::-1]}.values())[
+        ::-1
+    ]
     volumes = []
     for part in _same_plane(unique):
         parts = [part]
@@ -221,7 +228,28 @@ def _fault(headers: Sequence[ImageHeader]) -> str:
             )
     if _repeats(headers):
         return "holds several images of one place; export its volumes as series of their own"
+    for what, values in (
+        ("contrast agents", {header.contrast_agent for header in headers}),
+        ("echo times", {round(header.echo_time_ms or 0.0, 1) for header in headers}),
+        ("pixel spacings", {_rounded(header.pixel_spacing_mm) for header in headers}),
+        ("kinds", {header.image_type for header in headers}),
+    ):
+        if len(values) > 1:
+            return (
+                f"its slices are of different {what}, so they are no one volume; export its "
+                "volumes as series of their own"
+            )
+    if any(header.scalings > 1 for header in headers):
+        return (
+            "its slices are scaled to values in different ways, which dcm2niix does not heed; "
+            "export it as classic MR images, a file for each slice"
+        )
     return _slice_fault(headers)
+
+
+def _rounded(sizes: Iterable[float] | None) -> tuple[float, ...]:
+    """Return sizes in mm without what rounding in headers may change."""
+    return tuple(round(size, 3) for size in sizes or ())
 
 
 def _slice_fault(headers: Sequence[ImageHeader]) -> str:
@@ -238,6 +266,13 @@ def _slice_fault(headers: Sequence[ImageHeader]) -> str:
             f"its {len(heights)} slices are {usual:.4g} mm apart, but {len(odd)} gaps are "
             f"{join_numbers(sorted(set(odd.round(2).tolist())), at_most=3)} mm, so slices are "
             "missing; copy or export the whole series again"
+        )
+    even = np.linspace(heights.min(), heights.max(), len(heights))
+    off = float(abs(heights[order] - even).max())
+    if off > _UNEVEN * usual:
+        return (
+            f"its {len(heights)} slices are not evenly apart, {off:.3g} mm at worst; resample it "
+            "to even slices, with 3D Slicer, or export it again"
         )
     places = _positions(headers)[order]
     way, normal = places[-1] - places[0], _normal(headers[0])

@@ -1,5 +1,6 @@
 """Mirrors clipseg3d/cli/prepare.py; what it does is tested in tests/prepare."""
 
+import shutil
 import sys
 
 import nibabel as nib
@@ -121,6 +122,7 @@ def test_doubtful_series_are_asked_about(tmp_path, capsys, disk, phantom):
 def test_from_dicom_to_labels_and_back(tmp_path, capsys, disk, phantom, monkeypatch):
     """These brains have no skull. One preparation, which takes most of the time, serves all."""
     highdicom = pytest.importorskip("highdicom")
+    pydicom = pytest.importorskip("pydicom")
     pytest.importorskip("SimpleITK")
     prepare_case, asked = pipeline.prepare_case, []
 
@@ -143,16 +145,38 @@ def test_from_dicom_to_labels_and_back(tmp_path, capsys, disk, phantom, monkeypa
     found = np.asanyarray(nib.load(out / "native" / "disk_t1.nii.gz").dataobj) > 0
     true_ml, found_ml = ((part > 0).sum() * 0.027 for part in (phantom.label, found))
     assert found_ml == pytest.approx(true_ml, rel=0.4)
+    (out / "native" / "disk_t2.nii.gz").unlink()  # as if it had been interrupted
     assert main(["segment", str(disk), *line]) == 0
     assert asked == ["disk"]
+    written, error = capsys.readouterr()
+    assert "Skipped 1 finished cases" in error
+    assert str(out / "native" / "disk_t2.nii.gz") in written
+    assert main(["segment", str(disk), *line]) == 0
+    assert "native" not in capsys.readouterr().out
+
+    # another patient, on the same grid, in a folder of the same name
+    other = tmp_path / "other" / "disk"
+    shutil.copytree(disk, other)
+    for file in sorted(path for path in other.rglob("*") if path.is_file()):
+        dataset = pydicom.dcmread(file)
+        pixels = dataset.pixel_array.copy()
+        pixels[:9] = 7
+        dataset.PixelData = pixels.tobytes()
+        dataset.save_as(file)
+    assert main(["segment", str(other), *line]) == 1
+    error = capsys.readouterr().err
+    assert "prepared/disk: was prepared from other scans; delete it, or choose another" in error
 
     case = out / "prepared" / "disk"
     scan = nib.load(case / "disk_flair.nii.gz")
     label = (np.asanyarray(scan.dataobj) > np.quantile(scan.get_fdata(), 0.99)).astype(np.uint8)
     nib.save(nib.Nifti1Image(4 * label, scan.affine), tmp_path / "seg.nii.gz")
-    code, _ = run(
-        capsys, case, "--back", tmp_path / "seg.nii.gz", "--dicom", disk, "-o", tmp_path / "native"
-    )
+    back = (case, "--back", tmp_path / "seg.nii.gz", "-o", tmp_path / "native", "--dicom")
+    code, error = run(capsys, *back, other)
+    assert (code, error.count("\n")) == (1, 1)
+    assert "holds no series that the T1ce of disk was made of" in error
+    assert not (tmp_path / "native").exists()
+    code, _ = run(capsys, *back, disk)
     assert code == 0
     carried = np.asanyarray(nib.load(tmp_path / "native" / "seg_t1ce.nii.gz").dataobj)
     brightest = phantom.image[3] > np.quantile(phantom.image[3], 0.985)

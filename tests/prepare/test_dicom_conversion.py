@@ -142,6 +142,23 @@ def test_enhanced_mr_is_found_and_converted(tmp_path):
     assert_same_in_space(nib.load(path), voxels(), oblique())
 
 
+def test_slices_of_enhanced_mr_that_are_scaled_in_different_ways_are_a_fault(tmp_path):
+    files = write_dicom_series(tmp_path / "in", voxels(), oblique(), T1CE)
+    for number, file in enumerate(files, start=1):
+        dataset = pydicom.dcmread(file)
+        dataset.RescaleSlope, dataset.RescaleIntercept = number, 0
+        dataset.save_as(file)
+    enhanced = highdicom.legacy.LegacyConvertedEnhancedMRImage(
+        [pydicom.dcmread(file) for file in files], highdicom.UID(), 7, highdicom.UID(), 1
+    )
+    (tmp_path / "enhanced").mkdir()
+    enhanced.save_as(tmp_path / "enhanced" / "IM1")
+    (series,) = find_series(tmp_path / "enhanced")
+    assert "its slices are scaled to values in different ways" in series.fault
+    with pytest.raises(ValueError, match="export it as classic MR images"):
+        convert_series(series, tmp_path / "out")
+
+
 def test_only_the_files_of_the_series_are_converted(tmp_path):
     write_dicom_series(tmp_path, voxels(), oblique(), {**T1CE, "SeriesNumber": 2})
     other = {"SeriesDescription": "AX T2", "EchoTime": 95, "RepetitionTime": 4000}

@@ -45,6 +45,7 @@ HEADER = ImageHeader(
     pixel_spacing_mm=(1.0, 1.0),
     orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
     positions=((0.0, 0.0, 0.0),),
+    scalings=0,
     truncated=False,
 )
 
@@ -86,6 +87,18 @@ def name(description, times=(), *, num_slices=24, **changes):
         ("T1 CON CONTRASTE", {}, "t1ce"),
         ("T1 POSTERIOR FOSSA", SPIN_T1, "t1"),
         ("T1 POST OP", SPIN_T1, "t1"),
+        ("T1 post surgery", SPIN_T1, "t1"),
+        ("AX T1 WO CONTRAST", SPIN_T1, "t1"),
+        ("T1 WO GAD", SPIN_T1, "t1"),
+        ("T1 NON GAD", SPIN_T1, "t1"),
+        ("T1 NON CE", SPIN_T1, "t1"),
+        ("AX T1 -C", SPIN_T1, "t1"),
+        ("AX T1 -GD", SPIN_T1, "t1"),
+        ("T1 BEFORE CONTRAST", SPIN_T1, "t1"),
+        ("T1 nach OP", SPIN_T1, "t1"),
+        ("T1 mit Fettsaettigung", SPIN_T1, "t1"),
+        ("PRE-OP T1 GD", SPIN_T1, "t1ce"),
+        ("AX T1-GD", SPIN_T1, "t1ce"),
         ("t2_tse_tra_320_p2", SPIN_T2, "t2"),
         ("Ax T2 PROPELLER", SPIN_T2, "t2"),
         ("T2W_TSE_DRIVE", SPIN_T2, "t2"),
@@ -203,6 +216,9 @@ def test_the_protocol_speaks_where_the_description_does_not():
     assert name("AXIAL", protocol="t1_se_tra_KM")[0] == "t1ce"
     # the protocol of a whole examination is not that of a series
     assert name("AX T1", SPIN_T1, protocol="BRAIN WITH CONTRAST")[0] == "t1"
+    sequence, alternatives, reason = name("AX 3D BRAIN", SPIN_T1, protocol="BRAIN W CONTRAST")
+    assert (sequence, alternatives) == ("t1ce", ("t1",))
+    assert "perhaps of the whole examination" in reason
 
 
 def test_w_and_wo_says_nothing():

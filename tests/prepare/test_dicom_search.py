@@ -153,6 +153,43 @@ def test_gantry_tilt_is_a_fault(tmp_path):
     assert "shifted against one another by 8 mm" in only(tmp_path).fault
 
 
+def test_uneven_slices_are_a_fault(tmp_path):
+    files = write(tmp_path, shape=(6, 7, 21))
+    for index, file in enumerate(files):
+        x, y, _ = pydicom.dcmread(file).ImagePositionPatient
+        edit(file, ImagePositionPatient=[x, y, 3 * index + 0.25 * max(0, index - 10)])
+    assert "21 slices are not evenly apart, 1.25 mm at worst" in only(tmp_path).fault
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("contrast agents", {"ContrastBolusAgent": "Gadovist"}),
+        ("echo times", {"EchoTime": 30}),
+        ("pixel spacings", {"PixelSpacing": [1.2, 1.0]}),
+        ("kinds", {"ImageType": ["ORIGINAL", "PRIMARY", "ND"]}),
+    ],
+)
+def test_slices_of_two_volumes_between_each_other_are_a_fault(tmp_path, what, changes):
+    for file in write(tmp_path)[::2]:
+        edit(file, **changes)
+    assert f"its slices are of different {what}" in only(tmp_path).fault
+
+
+def test_files_without_an_identifier_are_slices(tmp_path):
+    for file in write(tmp_path):
+        edit(file, SOPInstanceUID="")
+    assert only(tmp_path).num_slices == SHAPE[2]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    write(tmp_path / "there")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "there" / "up").symlink_to(tmp_path / "disk")
+    assert only(tmp_path / "disk").num_slices == SHAPE[2]
+
+
 def test_oblique_slices_are_no_fault(tmp_path):
     cos, sin = np.cos(0.4), np.sin(0.4)
     turned = np.array([[1, 0, 0, 0], [0, cos, -sin, 0], [0, sin, cos, 0], [0, 0, 0, 1]]) @ AFFINE

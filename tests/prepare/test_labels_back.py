@@ -9,6 +9,8 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
 from clipseg3d.prepare.labels_back import carry_back
+from clipseg3d.prepare.native_scan import NativeScan
+from clipseg3d.prepare.record import describe_scan
 
 GRID, AFFINE = (30, 36, 24), from_matvec(np.diag([-1.0, -1.0, 1.0]), (0, 35, 0))
 TURN = from_matvec(Rotation.from_euler("z", 90, degrees=True).as_matrix(), (40, 5, -7))
@@ -24,6 +26,9 @@ def folder(tmp_path):
         "shape": [20, 17, 14],
         "affine": from_matvec(np.diag([2.0, 2.0, 2.0]), (2, -32, -9)).tolist(),
         "case_to_scan_mm": TURN.tolist(),
+        "sha256": "0",
+        "qform": (0, None),
+        "sform": (1, from_matvec(np.diag([2.0, 2.0, 2.0]), (2, -32, -9)).tolist()),
     }
     record = {
         "case": "case",
@@ -80,6 +85,34 @@ def test_probabilities_are_interpolated(folder, tmp_path):
         voxels[inner, 0] / (GRID[0] - 1) * 0.9,
         atol=0.01,
     )
+
+
+@pytest.mark.parametrize(
+    "codes", [{}, {"qform": 1}, {"sform": 2}, {"qform": 1, "sform": 1}, {"qform": 2, "sform": 4}]
+)
+def test_labels_lie_on_the_scan_whichever_form_a_program_reads(folder, tmp_path, codes):
+    scan = nib.Nifti1Image(np.random.default_rng(0).random((60, 70, 65), np.float32), None)
+    scan.header.set_zooms((2.0, 2.5, 3.0))
+    turned = from_matvec(Rotation.from_euler("x", 30, degrees=True).as_matrix(), (9, 5, -7))
+    for number, (name, code) in enumerate(codes.items()):
+        affine = from_matvec(np.eye(3), (number, 0, 0)) @ turned @ np.diag([2.0, 2.5, 3.0, 1.0])
+        getattr(scan.header, f"set_{name}")(affine, code)
+    nib.save(nib.Nifti1Image(scan.dataobj, None, scan.header), tmp_path / "scan.nii.gz")
+    scan, given = NativeScan.read(tmp_path / "scan.nii.gz"), nib.load(tmp_path / "scan.nii.gz")
+    file = folder / "case_prepare.json"
+    record = json.loads(file.read_text())
+    record["sequences"] = {"t1": {**record["sequences"]["t2"], **describe_scan(scan, TURN)}}
+    file.write_text(json.dumps(record))
+    label = save(tmp_path / "x.nii.gz", np.ones(GRID, np.uint8))
+    (path,) = carry_back(label, folder, tmp_path / "out")
+    back = nib.load(path)
+    np.testing.assert_allclose(back.affine, given.affine, atol=1e-4)
+    np.testing.assert_array_equal(back.header.get_zooms(), given.header.get_zooms())
+    for name in ("get_qform", "get_sform"):
+        forms = [getattr(image, name)(coded=True) for image in (back, given)]
+        assert forms[0][1] == forms[1][1]
+        if forms[1][0] is not None:
+            np.testing.assert_allclose(forms[0][0], forms[1][0], atol=1e-4)
 
 
 def test_nothing_of_a_header_is_copied(folder, tmp_path):

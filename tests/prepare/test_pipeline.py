@@ -102,6 +102,18 @@ def test_a_registration_that_fails_is_refused(tmp_path, monkeypatch, change, mes
         prepare_case(files, brain_extraction="none")
 
 
+@pytest.mark.parametrize("engine", ["none", "deepbet"])
+def test_a_normalised_scan_is_refused(tmp_path, monkeypatch, engine):
+    ball = np.linalg.norm(np.indices((90, 90, 90)) - 44.5, axis=0) < 35
+    values = np.where(ball, np.arange(90) - 44.0, 0).astype(np.float32)
+    path = save(tmp_path / "t1ce.nii.gz", values, atlas.AFFINE @ np.diag([2.0, 2.0, 1.5, 1.0]))
+    fit = Fit(np.eye(4), 1.0, overlap=1.0, confirmed=True)
+    monkeypatch.setattr(pipeline, "extract_brain", lambda *_: ball)
+    monkeypatch.setattr(pipeline._Preparation, "_fit_to_atlas", lambda *_: (fit, 1.0))
+    with pytest.raises(ValueError, match=r"t1ce\.nii\.gz: 4\d% of the brain are below 0"):
+        prepare_case({"t1ce": path}, brain_extraction=engine)
+
+
 def test_a_folder_that_exists_stays(tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match=r"there exists; .*--name"):

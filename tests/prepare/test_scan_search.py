@@ -28,10 +28,34 @@ def found(folder, *names):
         ("flair", "sub-01_FLAIR.nii.gz"),
         ("flair", "t2_flair.nii.gz"),
         ("flair", "x-t2f.nii.gz"),
+        ("t1", "BraTS-GLI-00001-000-t1n.nii.gz"),
+        ("t1", "T1_pre_contrast.nii.gz"),
+        ("t1", "t1_without_contrast.nii.gz"),
+        ("t1", "t1_no_gd.nii.gz"),
+        ("t1", "t1_ohne_km.nii.gz"),
+        ("t1", "t1_post_op.nii.gz"),
+        ("t1", "c_t1.nii.gz"),
+        ("t1", "t1_flair.nii.gz"),
+        ("t1ce", "t1_c.nii.gz"),
+        ("t1ce", "t1+c.nii.gz"),
+        ("t1ce", "pre-op_t1ce.nii.gz"),
+        ("t1ce", "pre_op_t1_gd.nii.gz"),
+        ("t1ce", "t1_mprage_km.nii.gz"),
     ],
 )
 def test_names_tell_sequences_apart(tmp_path, sequence, name):
     assert found(tmp_path, name) == {sequence: name}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("T2_star.nii.gz", "t2_swi.nii.gz", "t2_seg.nii.gz", "dwi_t2w.nii.gz", "adc_t2.nii.gz"),
+        *("t1_mask.nii.gz", "t1_map.nii.gz", "t1_post_sub.nii.gz", "t1_t2.nii.gz", "brain.nii.gz"),
+    ],
+)
+def test_other_files_are_passed_over(tmp_path, name):
+    assert found(tmp_path, name, "sub-map_flair.nii.gz") == {"flair": "sub-map_flair.nii.gz"}
 
 
 def test_a_folder_of_four_and_other_files(tmp_path):
