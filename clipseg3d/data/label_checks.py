@@ -45,7 +45,8 @@ def compare_values(
         release: whose labels are expected.
         rounding: how far a value may be from a whole number.
     """
-    values = np.unique(label[label != 0])  # sorting all voxels would take long
+    flat = label.ravel(order="K")
+    values = np.unique(flat[flat != 0])  # sorting all voxels would take long
     fractions = values[np.abs(values - np.rint(values)) > rounding]
     if len(fractions):
         return LabelValues(fractions, fractions[:0], [])
@@ -90,5 +91,6 @@ def label_faults(path: Path, label: npt.NDArray[Any], release: BraTSRelease) -> 
 
 def round_labels(label: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Return a label map without faults as whole numbers."""
-    rounded: npt.NDArray[np.uint8] = np.rint(label).astype(np.uint8)
+    whole = label if label.dtype.kind in "iu" else np.rint(label)
+    rounded: npt.NDArray[np.uint8] = whole.astype(np.uint8)
     return rounded

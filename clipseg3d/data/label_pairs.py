@@ -159,7 +159,8 @@ def read_pair(prediction: Path, reference: Path, release: BraTSRelease) -> Label
 
 def labels_in(label: npt.NDArray[np.integer]) -> frozenset[int]:
     """Return the labels in a label map, without the background."""
-    return frozenset(np.unique(label[label != 0]).tolist())
+    flat = label.ravel(order="K")
+    return frozenset(np.unique(flat[flat != 0]).tolist())
 
 
 def _release_of(root: Path, case_ids: list[str]) -> BraTSRelease:

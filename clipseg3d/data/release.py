@@ -199,7 +199,10 @@ class BraTSRelease:
 
     def to_regions(self, label: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Turn a label map (x, y, z) into region masks (r, x, y, z), which may overlap."""
-        return np.stack([np.isin(label, labels) for labels in self.regions.values()])
+        # np.isin copies a map whose x is the fastest axis, as NIfTI has it, against the grain
+        by_rows = label.T if label.flags.f_contiguous else label
+        masks = np.stack([np.isin(by_rows, labels) for labels in self.regions.values()])
+        return masks if by_rows is label else np.moveaxis(masks.T, -1, 0)
 
     def to_labels(self, regions: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
         """Turn region masks (r, x, y, z) into a label map (x, y, z) of this release.

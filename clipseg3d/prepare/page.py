@@ -75,7 +75,7 @@ def save_page(path: Path, case: "PreparedCase") -> None:
 
 def _plane(volume: npt.NDArray[Any], middle: Sequence[int], axis: int) -> npt.NDArray[np.float32]:
     """Return the plane of a volume through a voxel."""
-    return np.asarray(volume.take(middle[axis], axis=axis), np.float32)
+    return np.asarray(np.moveaxis(volume, axis, 0)[middle[axis]], np.float32)
 
 
 def _upright(plane: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:

@@ -8,7 +8,7 @@
 - ``cache``, ``epoch``: the same; one epoch reads a crop of each.
 - ``segment``, ``page``: 10, 30 and 100 cases; ``page`` also writes case pages.
 - ``volumes segment``, ``volumes check-data``, ``volumes cache``, ``volumes evaluate``,
-  ``volumes page``: one case of 96 x 96 x 96 to 512 x 512 x 400 voxels.
+  ``volumes page``: one case of 96 x 96 x 96 to 512 x 512 x 400 voxels, in one field of view.
 - ``prompts``: one case with 1 to 32 prompts.
 - ``ranks``: the same steps of training on 1 to 3 processes; CPU time of all of them.
 - ``memory``: what a process holds after each of 40 cases, segmented with case page.
@@ -49,6 +49,7 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 
 from clipseg3d.atomic_write import atomic_write
 from clipseg3d.cli.freed_memory import keep_freed_memory
@@ -95,8 +96,24 @@ PARTS: dict[str, tuple[str, tuple[int, ...]]] = {
 """Part -> unit of its work, and amounts."""
 
 
-def write_case(root: Path, name: str, size: Sequence[int], seed: int) -> None:
-    """Write a simulated patient with repeated voxels, as a case of BraTS 2020."""
+def write_case(
+    root: Path,
+    name: str,
+    size: Sequence[int],
+    seed: int,
+    *,
+    field_mm: Sequence[float] | None = None,
+) -> None:
+    """Write a simulated patient with repeated voxels, as a case of BraTS 2020.
+
+    Args:
+        root: folder of cases.
+        name: of the case.
+        size: voxels along each axis.
+        seed: of the patient.
+        field_mm: length of the volume along each axis; None for voxels of 1 mm.
+    """
+    sizes_mm = np.ones(3) if field_mm is None else np.divide(field_mm, size)
     phantom = simulate_phantom(seed, spacing_mm=4.0)
     (root / name).mkdir(parents=True, exist_ok=True)
     index = np.ix_(*(np.arange(n) * m // n for n, m in zip(size, phantom.label.shape, strict=True)))
@@ -104,13 +121,14 @@ def write_case(root: Path, name: str, size: Sequence[int], seed: int) -> None:
     for number, sequence in enumerate(SEQUENCES):
         volume = phantom.image[number][index]
         volume = volume * noise.uniform(0.9, 1.1, volume.shape).astype(np.float32)
-        _save(root / name / f"{name}_{sequence}.nii.gz", np.rint(volume).astype(np.int16))
-    _save(root / name / f"{name}_seg.nii.gz", phantom.label[index])
+        file = root / name / f"{name}_{sequence}.nii.gz"
+        _save(file, np.rint(volume).astype(np.int16), sizes_mm)
+    _save(root / name / f"{name}_seg.nii.gz", phantom.label[index], sizes_mm)
 
 
-def _save(path: Path, volume: np.ndarray) -> None:
-    """Write a volume with voxels of 1 mm."""
-    image = nib.Nifti1Image(volume, np.diag([-1.0, -1.0, 1.0, 1.0]))
+def _save(path: Path, volume: np.ndarray, sizes_mm: np.ndarray) -> None:
+    """Write a volume with voxels of some size."""
+    image = nib.Nifti1Image(volume, np.diag([*(sizes_mm * (-1, -1, 1)), 1.0]))
     image.header.set_xyzt_units("mm")
     nib.save(image, path)
 
@@ -130,8 +148,9 @@ def link_predictions(root: Path, out: Path) -> None:
     out.mkdir()
     names = sorted(path.name for path in root.iterdir())
     if len(names) == 1:
-        label = read_voxels(root / names[0] / f"{names[0]}_seg.nii.gz")
-        _save(out / f"{names[0]}.nii.gz", np.roll(label, 3, axis=0).astype(np.uint8))
+        file = root / names[0] / f"{names[0]}_seg.nii.gz"
+        label = np.roll(read_voxels(file), 3, axis=0).astype(np.uint8)
+        _save(out / f"{names[0]}.nii.gz", label, voxel_sizes(nib.load(file).affine))
         return
     for name, other in zip(names, [*names[1:], names[0]], strict=True):
         os.link(root / other / f"{other}_seg.nii.gz", out / f"{name}.nii.gz")
@@ -288,7 +307,8 @@ def cases_for(part: str, work: int, folder: Path) -> Path:
     is_volume = part.startswith("volumes ") or part == "prompts"
     root = folder / (f"volume {work}" if is_volume else f"{work} cases")
     if not root.is_dir() and is_volume:
-        write_case(root, "BraTS20_Training_0001", sizes.get(work, VOLUMES[2]), 1)
+        size = sizes.get(work, VOLUMES[2])
+        write_case(root, "BraTS20_Training_0001", size, 1, field_mm=VOLUMES[2])
     elif not root.is_dir():
         originals = folder / "originals"
         if not originals.is_dir():
