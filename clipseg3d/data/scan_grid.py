@@ -74,6 +74,18 @@ class ScanGrid:
         stops = (first + stop).clip(starts + 1, self.lps_shape)
         return replace(self, box=tuple(zip(starts.tolist(), stops.tolist(), strict=True)))
 
+    def position_in(self, other: "ScanGrid") -> npt.NDArray[np.float64]:
+        """Return corner and size (2, 3) of this brain box as shares of that of another grid.
+
+        It is all of it, 0 and 1, unless the box is cut off, as :meth:`around` does where this grid
+        ends.
+        """
+        if other is self:
+            return np.array([[0.0] * 3, [1.0] * 3])
+        start, stop = extent(other.box_shape, other.box_affine, self.box_affine)
+        size = (stop - start).astype(np.float64)
+        return np.array([-start / size, self.box_shape / size])
+
     def carry(
         self, volume: npt.NDArray[Any], to: "ScanGrid", *, order: int = 1
     ) -> npt.NDArray[Any]:

@@ -1,11 +1,13 @@
 """Of lesions that are alike, a report on one side of the brain means those of that side.
 
-What a report says of the side is read as a prompt is, by the place that the prompt head of the
-weights reads from each sentence. A single lesion is never touched: there, the image is clear. Nor
-is any where the report may speak of several, or of both sides.
+What a report says of the side is read twice: as a prompt is, by the place that the prompt head of
+the weights reads from each sentence, and by words (:mod:`clipseg3d.inference.named_side`). Both
+must say the same. A single lesion is never touched: there, the image is clear. Nor is any where the
+report may speak of several, or of both sides.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,8 @@ from clipseg3d.metrics.lesions import ALL_NEIGHBOURS
 from clipseg3d.networks.clipseg3d import CLIPSeg3D
 
 Masks = npt.NDArray[np.bool_]
+WHOLE = np.array([[0.0] * 3, [1.0] * 3])
+"""Corner and size of the whole brain box, as shares of it."""
 _ALIKE = 3.0
 """Lesions are alike if the largest is at most so many times as large."""
 _NAMED = 1.0
@@ -42,7 +46,12 @@ def read_report(networks: Sequence[CLIPSeg3D], report: str) -> list[PromptReadin
 
 
 def find_unnamed(
-    readings: Sequence[PromptReading], lesions: Masks, *, trust: float = 1.0
+    readings: Sequence[PromptReading],
+    lesions: Masks,
+    *,
+    side: Literal["left", "right"] | None,
+    place: npt.NDArray[np.float64] = WHOLE,
+    trust: float = 1.0,
 ) -> list[Masks]:
     """Return the lesions that a report does not mean, if it means others that are alike.
 
@@ -51,6 +60,8 @@ def find_unnamed(
     Args:
         readings: of the report, from :func:`read_report`; their log-odds are averaged.
         lesions: (x, y, z), all of them, on the brain box, x from right to left.
+        side: on which the report places its lesion, by its words; None if they do not tell.
+        place: corner and size (2, 3) of the grid of lesions as shares of the whole brain box.
         trust: factor of the log-odds, 0 to 1.
 
     Returns:
@@ -59,35 +70,39 @@ def find_unnamed(
     parts, count = ndimage.label(lesions, structure=ALL_NEIGHBOURS)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     readings = [reading for reading in readings if reading.several.numel()]
-    if count < 2 or not readings:
+    if count < 2 or not readings or side is None:
         return []
     if np.mean([float(reading.several.max()) for reading in readings]) >= 0:
         return []
     alike = [1 + int(index) for index in np.flatnonzero(sizes * _ALIKE >= sizes.max())]
     if len(alike) < 2:
         return []
-    odds = {part: trust * _side_log_odds(readings, parts == part) for part in alike}
+    odds = {part: trust * _side_log_odds(readings, parts == part, place) for part in alike}
     if max(odds.values()) < _NAMED:
         return []
-    return [parts == part for part in alike if odds[part] <= -_NAMED]
+    unnamed = [parts == part for part in alike if odds[part] <= -_NAMED]
+    return [lesion for lesion in unnamed if is_left(lesion, place) == (side == "right")]
 
 
-def is_left(lesion: Masks) -> bool:
-    """Return whether a lesion on the brain box, x from right to left, lies on the left."""
-    return bool(_positions(lesion)[:, 0].mean() > 0)
+def is_left(lesion: Masks, place: npt.NDArray[np.float64] = WHOLE) -> bool:
+    """Return whether a lesion, x from right to left, lies on the left; see :func:`find_unnamed`."""
+    return bool(_positions(lesion, place)[:, 0].mean() > 0)
 
 
-def _positions(lesion: Masks) -> npt.NDArray[np.float64]:
+def _positions(lesion: Masks, place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return positions (p, 3) of some voxels in the brain box, from -1 to 1 along each axis."""
     voxels = np.argwhere(lesion)
     chosen = voxels[:: max(1, len(voxels) // _POINTS)]
-    centres: npt.NDArray[np.float64] = 2 * (chosen + 0.5) / np.array(lesion.shape) - 1
+    shares = place[0] + place[1] * (chosen + 0.5) / np.array(lesion.shape)
+    centres: npt.NDArray[np.float64] = 2 * shares - 1
     return centres
 
 
-def _side_log_odds(readings: Sequence[PromptReading], lesion: Masks) -> float:
+def _side_log_odds(
+    readings: Sequence[PromptReading], lesion: Masks, place: npt.NDArray[np.float64]
+) -> float:
     """Return the mean log-odds over networks that a report means a lesion, not its mirror image."""
-    there = torch.from_numpy(_positions(lesion)).float()[None]
+    there = torch.from_numpy(_positions(lesion, place)).float()[None]
     mirrored = there * torch.tensor([-1.0, 1.0, 1.0])
     odds = []
     for reading in readings:

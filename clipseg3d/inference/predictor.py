@@ -27,6 +27,7 @@ from clipseg3d.data.releases import get_release
 from clipseg3d.data.resampled_case import ResampledCase
 from clipseg3d.data.scan_grid import ScanGrid
 from clipseg3d.inference.named_lesion import find_unnamed, is_left, read_report
+from clipseg3d.inference.named_side import named_side
 from clipseg3d.inference.pass_average import PassAverage
 from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.prompting import (
@@ -383,10 +384,11 @@ class Predictor:
             )
             label = self.release.to_labels(regions)
         final = self.release.to_regions(label)
-        for lesion in self._find_unnamed(report, trust, final):
+        place = scan_grid.position_in(preprocessed.grid)
+        for lesion in self._find_unnamed(report, trust, final, place):
             label[lesion] = 0
             ml = lesion.sum() * math.prod(scan_grid.spacing_mm) / 1000
-            here, there = ("left", "right") if is_left(lesion) else ("right", "left")
+            here, there = ("left", "right") if is_left(lesion, place) else ("right", "left")
             notes += (
                 f"{case.case_id}: the report places the tumour on the {there}, where there is one; "
                 f"another lesion of like size on the {here} ({ml:.1f} ml) is left out; with less "
@@ -412,7 +414,7 @@ class Predictor:
                 else None
             ),
             notes=notes,
-            prompts=tuple(answer_prompt(prompt, final, scan_grid) for prompt in asked),
+            prompts=tuple(answer_prompt(prompt, final, scan_grid, place=place) for prompt in asked),
             presence=_mean_by_region(presences, self.release),
             grid_of=read.grid_of,
         )
@@ -469,7 +471,11 @@ class Predictor:
         return views, network.encode_semantics(views, *text, trust=trust)
 
     def _find_unnamed(
-        self, report: str, trust: float, regions: npt.NDArray[np.bool_]
+        self,
+        report: str,
+        trust: float,
+        regions: npt.NDArray[np.bool_],
+        place: npt.NDArray[np.float64],
     ) -> list[npt.NDArray[np.bool_]]:
         """Return the lesions (x, y, z) that a report does not mean; a resection cavity is none."""
         if not report or not trust:
@@ -477,7 +483,9 @@ class Predictor:
         names = list(self.release.regions)
         whole = [names.index("WT")] if "WT" in names else slice(None)
         lesions = np.asarray(regions[whole].any(axis=0))
-        return find_unnamed(read_report(self.networks, report), lesions, trust=trust)
+        readings = read_report(self.networks, report)
+        side = named_side(report)
+        return find_unnamed(readings, lesions, side=side, place=place, trust=trust)
 
     def _segment(
         self,

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from clipseg3d.blocks.prompt_head import PromptReading
-from clipseg3d.inference.named_lesion import find_unnamed, is_left, read_report
+from clipseg3d.inference import named_lesion
+from clipseg3d.inference.named_lesion import is_left, read_report
 from clipseg3d.networks.build import build_clipseg3d
 from clipseg3d.networks.config import NetworkConfig
 
@@ -30,6 +31,14 @@ def reading(*steepness, several=-3.0):
     )
 
 
+def find_unnamed(readings, mask, *, side=None, **options):
+    """By default, the words say what the readings do."""
+    if side is None:
+        steepness = np.mean([float(r.place[..., 1].sum()) for r in readings]) if readings else 0
+        side = "left" if steepness > 0 else "right"
+    return named_lesion.find_unnamed(readings, mask, side=side, **options)
+
+
 def lesions(*places):
     mask = np.zeros(SHAPE, bool)
     for place in places:
@@ -42,6 +51,22 @@ def test_of_two_lesions_alike_the_other_is_not_meant(said, other):
     (found,) = find_unnamed([reading(said)], lesions(RIGHT, LEFT))
     np.testing.assert_array_equal(found, lesions(other))
     assert is_left(found) == (other == LEFT)
+
+
+@pytest.mark.parametrize("side", ["right", "unknown"])
+def test_words_and_reading_must_say_the_same(side):
+    words = None if side == "unknown" else side
+    found = named_lesion.find_unnamed([reading(9.0)], lesions(RIGHT, LEFT), side=words)
+    assert found == []
+
+
+def test_of_a_brain_that_is_cut_off_sides_are_those_of_the_whole():
+    """What is right and left of the middle of the scan is left of that of the brain."""
+    left_half = np.array([[0.5, 0.0, 0.0], [0.5, 1.0, 1.0]])
+    both = lesions(RIGHT, LEFT)
+    assert is_left(lesions(RIGHT), left_half)
+    assert find_unnamed([reading(9.0)], both, side="left", place=left_half) == []
+    assert len(find_unnamed([reading(9.0)], both, side="left")) == 1
 
 
 def test_sentences_add_up_and_contradictions_cancel():

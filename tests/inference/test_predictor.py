@@ -17,6 +17,7 @@ from clipseg3d.clip.hugging_face_clip import HuggingFaceCLIP
 from clipseg3d.data.cases import DataError, find_cases
 from clipseg3d.data.preprocessing import preprocess
 from clipseg3d.data.releases import BRATS_2020, BRATS_2024_GLI, PHANTOM
+from clipseg3d.inference.named_lesion import WHOLE
 from clipseg3d.inference.postprocessing import PostProcessing
 from clipseg3d.inference.predictor import Predictor
 from clipseg3d.inference.prompting import PromptWarning
@@ -751,8 +752,8 @@ def test_a_lesion_that_the_report_does_not_mean_is_left_out(folder, prompted, mo
     run = predictor(prompted(), device="cpu", postprocessing=None)
     before = run(case).label
 
-    def find(readings, lesions, *, trust):
-        asked.append((readings, trust))
+    def find(readings, lesions, *, side, place, trust):
+        asked.append((readings, side, place.tolist(), trust))
         left = lesions.copy()
         left[: left.shape[0] // 2] = False
         return [left]
@@ -761,9 +762,10 @@ def test_a_lesion_that_the_report_does_not_mean_is_left_out(folder, prompted, mo
         clipseg3d.inference.predictor, "read_report", lambda networks, report: report
     )
     monkeypatch.setattr(clipseg3d.inference.predictor, "find_unnamed", find)
+    said = "A mass on the right."
     with pytest.warns(UserWarning, match="left out"):
-        result = run(case, text="On the right.", trust=0.5, prompts=[*ANSWERS])
-    assert asked == [("On the right.", 0.5)]
+        result = run(case, text=said, trust=0.5, prompts=[*ANSWERS])
+    assert asked == [(said, "right", [[0.0] * 3, [1.0] * 3], 0.5)]
     removed = (before > 0) & (result.label == 0)
     assert removed.any()
     np.testing.assert_array_equal(result.label[~removed], before[~removed])
@@ -784,11 +786,12 @@ def test_a_resection_cavity_is_no_lesion(monkeypatch, release, cavity_counts):
     regions[list(run.release.regions).index("RC"), :2] = True
     monkeypatch.setattr(clipseg3d.inference.predictor, "read_report", lambda *_: [])
     monkeypatch.setattr(
-        clipseg3d.inference.predictor, "find_unnamed", lambda _, lesions, trust: [lesions]
+        clipseg3d.inference.predictor, "find_unnamed", lambda _, lesions, **options: [lesions]
     )
-    (lesions,) = run._find_unnamed("On the right.", 1.0, regions)
+    (lesions,) = run._find_unnamed("On the right.", 1.0, regions, WHOLE)
     assert lesions.any() == cavity_counts
-    assert run._find_unnamed("", 1.0, regions) == run._find_unnamed("a", 0.0, regions) == []
+    for report, trust in (("", 1.0), ("a", 0.0)):
+        assert run._find_unnamed(report, trust, regions, WHOLE) == []
 
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR"])
