@@ -279,9 +279,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> list[str]:
     """Prepare the scans that are given, and put the cases in their place; return the faults.
 
-    A patient whose scans were prepared before is not prepared again.
+    A patient whose scans were prepared before is not prepared again. A report beside the scans is
+    copied to the case.
     """
+    from clipseg3d.atomic_write import atomic_write
     from clipseg3d.cli.prepare import patient_name, prepare_patient
+    from clipseg3d.data.reports import REPORT_SUFFIX
 
     told = {name: str(file) for name, file in _files(arguments).items()}
     root = arguments.output / PREPARED
@@ -289,7 +292,12 @@ def _prepare(arguments: argparse.Namespace) -> list[str]:
     for folder in arguments.cases or [None]:
         try:
             name = arguments.name or patient_name(folder, told)
-            cases.append(prepare_patient(folder, told, root, name=name, reuse=True))
+            case = prepare_patient(folder, told, root, name=name, reuse=True)
+            report = None if folder is None else folder / f"{folder.resolve().name}{REPORT_SUFFIX}"
+            if report is not None and report.is_file():
+                with atomic_write(case / f"{name}{REPORT_SUFFIX}") as tmp:
+                    tmp.write_bytes(report.read_bytes())
+            cases.append(case)
         except (OSError, ValueError) as error:
             faults.append(str(error))
     arguments.cases, arguments.name, arguments.sequence = cases, None, []

@@ -47,20 +47,33 @@ def _shortened(line: str) -> str:
     return f"{line[:400]} [{len(line) - 800} characters] {line[-400:]}"
 
 
+_PATH = re.compile(r"\S*(?:[/\\]\S*|\w\.\w{1,5})")
+"""One word that looks like a path: with a separator, or with the ending of a file."""
+
+
 def report_text(value: str) -> str:
     """Return the report given as ``--text``: a text, or the content of a file.
 
     Raises:
-        FileNotFoundError: it ends in .txt, and there is no such file.
-        ValueError: the file is no plain text, or too large for a report.
+        FileNotFoundError: it looks like a path, and there is no such file.
+        ValueError: it is a folder, or the file is no plain text, or too large for a report.
     """
     from clipseg3d.text_files import read_report
 
     try:
         is_file = Path(value).is_file() or Path(value).is_fifo()
+        is_folder = bool(value.strip()) and Path(value).is_dir()
     except (OSError, ValueError):  # too long for a name, or holds characters that no name can have
-        is_file = False
-    return read_report(Path(value)) if is_file or value.endswith(".txt") else value
+        is_file = is_folder = False
+    if is_file or value.endswith(".txt"):
+        return read_report(Path(value))
+    if is_folder:
+        raise ValueError(f"--text {value}: is a folder; give a text, or the file of one")
+    if _PATH.fullmatch(value):
+        raise FileNotFoundError(
+            f"--text {value}: no such file; check the path, or give a text of several words"
+        )
+    return value
 
 
 def require_output(path: Path, *, folder: bool = False) -> None:

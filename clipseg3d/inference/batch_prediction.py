@@ -130,7 +130,7 @@ def segment_cases(
         if overwrite or not any(path.exists() for path in paths):
             return False, None
         if case.case_id not in made_with:
-            made_with[case.case_id] = _made_with(case, text, settings)
+            made_with[case.case_id] = _made_with(case, text, settings, html=html)
         return _status(record_path(out, case.case_id), out, paths, made_with[case.case_id])
 
     statuses = {case.case_id: status_of(case) for case in cases}
@@ -146,8 +146,12 @@ def segment_cases(
         answers: dict[PromptAnswer, Path] = {}
         try:
             with lock:
-                made = made_with.get(case.case_id) or _made_with(case, text, settings)
-                record = CaseRecord.begin(record_path(out, case.case_id), out, made, paths)
+                made = made_with.get(case.case_id) or _made_with(case, text, settings, html=html)
+                path = record_path(out, case.case_id)
+                before = CaseRecord.read(path, out)
+                if before is not None and not before.fits(made):
+                    notes += _note_on_others(case, before.others(paths))
+                record = CaseRecord.begin(path, out, made, paths)
                 segmentation.save(paths[0])
                 if html:
                     notes += _save_case_page(segmentation, paths[1])
@@ -286,11 +290,24 @@ def _places(path: Path) -> list[object]:
     return places
 
 
-def _made_with(case: Case, text: str | None, settings: Mapping[str, object]) -> dict[str, object]:
-    """Return what decides the files of a case: inputs, text and settings."""
+def _made_with(
+    case: Case, text: str | None, settings: Mapping[str, object], *, html: bool
+) -> dict[str, object]:
+    """Return what decides the files of a case: inputs, text and settings; of a page, the mask."""
     inputs = {name: _sha256(source) for name, source in case.sequences.items()}
     text = case.report if text is None else text
-    return {"inputs": inputs, "text": sha256_of_values(text), **settings}
+    mask = {"mask": None if case.label is None else _sha256(case.label)} if html else {}
+    return {"inputs": inputs, "text": sha256_of_values(text), **settings, **mask}
+
+
+def _note_on_others(case: Case, files: Sequence[Path]) -> tuple[str, ...]:
+    """Return a note on files of a case that are there from a segmentation made otherwise."""
+    if not files:
+        return ()
+    return (
+        f"{case.case_id}: {', '.join(map(str, files))}: of an earlier segmentation that was made "
+        "otherwise; delete what does not fit any more, or have it written again",
+    )
 
 
 def _sha256(source: VolumeSource) -> str | None:
@@ -300,14 +317,20 @@ def _sha256(source: VolumeSource) -> str | None:
     return sha256_of_file(source) if source.is_file() else None
 
 
+_ASKED = ("prompts", "mask")
+"""What a segmentation does not depend on: files are written again, without being asked."""
+
+
 def _status(
     record_path: Path, out: Path, paths: Sequence[Path], made_with: Mapping[str, object]
 ) -> tuple[bool, str | None]:
     """Return whether a case is finished, and why its files must not be replaced, if so."""
     record = CaseRecord.read(record_path, out)
     refusal = _why_not_ours(paths, record, made_with)
-    finished = record is not None and refusal is None and record.made_with == made_with
-    return finished and record is not None and record.holds(paths), refusal
+    finished = (
+        record is not None and refusal is None and record.fits(made_with) and record.holds(paths)
+    )
+    return finished, refusal
 
 
 def _why_not_ours(
@@ -322,7 +345,7 @@ def _why_not_ours(
     differences = [
         name
         for name in made_with
-        if name != "prompts" and record.made_with.get(name) != made_with[name]
+        if name not in _ASKED and record.made_with.get(name) != made_with[name]
     ]
     if differences:
         others = ", ".join(name.replace("_", " ") for name in differences)

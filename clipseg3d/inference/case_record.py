@@ -11,7 +11,10 @@ from clipseg3d.checksums import sha256_of_file
 from clipseg3d.data.layout import RECORDS
 from clipseg3d.text_files import read_json
 
-_ADDED: dict[str, Any] = {"trust": 1.0, "prompts": [], "grid_of": None, "spacing_mm": 1.0}
+_ADDED: dict[str, Any] = {
+    **{"trust": 1.0, "prompts": [], "grid_of": None, "spacing_mm": 1.0},
+    **{"procedure": 1},
+}
 """What records did not hold at first, and the values that there were then. Scans had the voxel size
 of the weights, which is 1 mm for all published ones."""
 
@@ -85,6 +88,10 @@ class CaseRecord:
         with atomic_write(self.path) as tmp:
             tmp.write_text(f"{json.dumps(content, indent=2)}\n", encoding="utf-8")
 
+    def fits(self, made_with: Mapping[str, Any]) -> bool:
+        """Return whether the files were made with these values; others do not matter."""
+        return all(self.made_with.get(name) == value for name, value in made_with.items())
+
     def lists(self, file: Path) -> bool:
         """Return whether a file was written for the case, or was going to be."""
         return self._name(file) in self.files
@@ -92,6 +99,11 @@ class CaseRecord:
     def holds(self, files: Iterable[Path]) -> bool:
         """Return whether all files are there, and were written to the end."""
         return all(file.is_file() and self.files.get(self._name(file)) for file in files)
+
+    def others(self, files: Iterable[Path]) -> list[Path]:
+        """Return the files of the case that are there, without some."""
+        left = self.files.keys() - set(map(self._name, files))
+        return sorted(path for name in left if (path := self.folder / name).is_file())
 
     def changed(self, files: Iterable[Path]) -> list[Path]:
         """Return the files that are not as they were written."""

@@ -56,6 +56,8 @@ from clipseg3d.vocabulary import PLANES
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 """Format of progress bars: a share, not a count."""
+PROCEDURE = 2
+"""Raised when equal weights and settings begin to give other labels than in a version before."""
 Rules = PostProcessing | Literal["weights"] | None
 """Rules of post-processing: given ones, those that were saved with the weights, or none."""
 
@@ -595,7 +597,8 @@ class Predictor:
         another version of torch.
         """
         return {
-            "weights_in_memory": [
+            "procedure": PROCEDURE,
+            "loaded_weights": [
                 sha256_of_tensors(network.state_dict()) for network in self.networks
             ],
             "encoders": [

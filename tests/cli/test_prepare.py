@@ -134,6 +134,7 @@ def test_from_dicom_to_labels_and_back(tmp_path, capsys, disk, phantom, monkeypa
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
     line = ["--prepare", "--device", "cpu", "-o", str(out)]
+    case = out / "prepared" / "disk"
     assert main(["segment", str(disk), str(tmp_path / "empty"), *line]) == 1
     written, error = capsys.readouterr()
     assert error.count("empty: holds neither NIfTI files nor DICOM images") == 1
@@ -149,10 +150,17 @@ def test_from_dicom_to_labels_and_back(tmp_path, capsys, disk, phantom, monkeypa
     assert main(["segment", str(disk), *line]) == 0
     assert asked == ["disk"]
     written, error = capsys.readouterr()
+    assert "report" not in error
     assert "Skipped 1 finished cases" in error
     assert str(out / "native" / "disk_t2.nii.gz") in written
     assert main(["segment", str(disk), *line]) == 0
     assert "native" not in capsys.readouterr().out
+    (disk / "disk_flair_text.txt").write_text("A mass on the left.")
+    assert main(["segment", str(disk), *line, "--overwrite"]) == 0
+    assert "1 of 1 cases have a report beside the scan" in capsys.readouterr().err
+    assert asked == ["disk"]
+    (disk / "disk_flair_text.txt").unlink()
+    (case / "disk_flair_text.txt").unlink()
 
     # another patient, on the same grid, in a folder of the same name
     other = tmp_path / "other" / "disk"
@@ -167,7 +175,6 @@ def test_from_dicom_to_labels_and_back(tmp_path, capsys, disk, phantom, monkeypa
     error = capsys.readouterr().err
     assert "prepared/disk: was prepared from other scans; delete it, or choose another" in error
 
-    case = out / "prepared" / "disk"
     scan = nib.load(case / "disk_flair.nii.gz")
     label = (np.asanyarray(scan.dataobj) > np.quantile(scan.get_fdata(), 0.99)).astype(np.uint8)
     nib.save(nib.Nifti1Image(4 * label, scan.affine), tmp_path / "seg.nii.gz")

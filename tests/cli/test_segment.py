@@ -185,6 +185,10 @@ def test_a_report_file_is_read(weights, patients, tmp_path, capsys):
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
     capsys.readouterr()
+    for value, said in (("gone.md", "no such file"), ("a/b", "no such file"), (".", "is a folder")):
+        options = ["--text", value]
+        assert segment(case, out=tmp_path / "c", weights=weights, options=options) in (1, 2)
+        assert f"--text {value}: {said}" in capsys.readouterr().err
     gone = ["--text", str(tmp_path / "gone.txt")]
     assert segment(case, out=tmp_path / "d", weights=weights, options=gone) == 1
     assert "gone.txt: no such file" in capsys.readouterr().err

@@ -153,6 +153,34 @@ def test_a_case_is_finished_when_all_its_files_are_there(cases, tmp_path):
     assert statuses == ["written"] * 3
 
 
+def test_files_of_another_segmentation_are_named(cases, tmp_path):
+    list(segment_cases(StubPredictor(), cases[:1], tmp_path, probabilities=True))
+    (again,) = segment_cases(StubPredictor(), cases[:1], tmp_path, overwrite=True)
+    assert again.notes == ()  # made in the same way
+    other = StubPredictor()
+    other.fingerprint = partial(other.fingerprint, weights="1")
+    (result,) = segment_cases(other, cases[:1], tmp_path, overwrite=True)
+    (note,) = result.notes
+    assert str(tmp_path / "probabilities" / "a_WT.nii.gz") in note
+    assert "of an earlier segmentation that was made otherwise" in note
+    (last,) = segment_cases(other, cases[:1], tmp_path, overwrite=True, probabilities=True)
+    assert last.notes == ()
+
+
+def test_a_page_is_made_again_with_another_mask(cases, tmp_path):
+    def statuses(case, **options):
+        return [r.status for r in segment_cases(StubPredictor(), [case], tmp_path / "o", **options)]
+
+    mask = tmp_path / "mask.nii.gz"
+    image = nib.load(cases[0].sequences["t1"])
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), mask)
+    with_mask, without = replace(cases[0], label=mask), replace(cases[0], label=None)
+    assert statuses(without, html=True) == ["written"]
+    assert statuses(with_mask, html=True) == ["written"]
+    assert statuses(with_mask, html=True) == statuses(with_mask) == ["finished"]
+    assert statuses(without) == ["finished"]  # labels do not depend on it
+
+
 def test_overwrite_does_all_again(cases, tmp_path):
     out = tmp_path / "out"
     list(segment_cases(StubPredictor(), cases, out))
