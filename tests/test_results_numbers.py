@@ -26,10 +26,10 @@ def test_texts_show_the_results(numbers, texts):
 @pytest.mark.parametrize(
     ("name", "old", "new", "problem"),
     [
-        ("results", "is too good: the CLIP", "stands: the CLIP", "not there: mean Dice of 0.612"),
+        ("results", "brings +0.1 [-0.0, +0.2]", "brings +0.2 [-0.0, +0.2]", "not there: Of the 12"),
         ("README", "[0.75, 0.81]", "[0.75, 0.82]", "a table is not that of the results"),
         ("README", "A new block", "A new block of 0.9 Dice", "shows 0.9"),
-        ("card", "0.612", "0.712", "shows 0.712"),
+        ("card", "Full volumes", "A Dice of 0.712. Full volumes", "shows 0.712"),
         ("card", "Full volumes", "In 99 % of cases, full volumes", "shows 99"),
     ],
 )
