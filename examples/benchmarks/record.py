@@ -43,7 +43,7 @@ def options(name: str, arguments: argparse.Namespace) -> list[str]:
     nnunet = [] if arguments.nnunet is None else ["--nnunet", str(arguments.nnunet)]
     return {
         "commands": ["commands.py", *data, *usual],
-        "backbone": [*steps, "DynUNet, equal channels", "recommended, backbone", "--keep-memory"],
+        "backbone": [*steps, "DynUNet, equal channels", "recommended, backbone"],
         "swinunetr": [*steps, "recommended", "SwinUNETR 48"],
         "cbam": ["cbam.py", *usual],
         "semantics": ["semantic_cost.py", "--size", "96", *usual],

@@ -12,9 +12,7 @@ not named, of (the first that ``--networks`` names) / (the last). For semantics,
 of ViT-B/32 and random weights, as in ``semantic_cost.py``.
 
 Freed memory stays with a process within a step, as in ``clipseg3d fit``, and goes back to the
-system after it, since others need it. With ``--keep-memory`` it stays from step to step, as in a
-fit too; all processes together must fit into memory then. ``CLIPSEG3D_KEEP_FREED_MEMORY=0`` leaves
-the allocator as it is.
+system after it. ``CLIPSEG3D_KEEP_FREED_MEMORY=0`` leaves the allocator as it is.
 """
 
 import argparse
@@ -119,7 +117,7 @@ def release_memory() -> None:
         process.malloc_trim(0)
 
 
-def work(name: str, threads: int, *, keep_memory: bool) -> None:
+def work(name: str, threads: int) -> None:
     """Take a step for every size on standard input, and print its time and memory."""
     keep_freed_memory()
     torch.set_num_threads(threads)
@@ -138,18 +136,16 @@ def work(name: str, threads: int, *, keep_memory: bool) -> None:
         start = time.perf_counter()
         steps[size]()
         seconds = time.perf_counter() - start
-        if not keep_memory:
-            release_memory()
+        release_memory()
         print(json.dumps({"seconds": seconds, "bytes": peak_bytes() - before}), flush=True)
 
 
 class Worker:
     """A network in a process of its own."""
 
-    def __init__(self, name: str, threads: int, *, keep_memory: bool) -> None:
-        keep = ["--keep-memory"] * keep_memory
+    def __init__(self, name: str, threads: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name, "--threads", str(threads), *keep],
+            [sys.executable, __file__, "--worker", name, "--threads", str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -195,12 +191,11 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[96, 128], help="edges, in voxels")
     parser.add_argument("--rounds", type=int, nargs="+", default=[3, 2], help="one for each size")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep-memory", action="store_true", help="from step to step")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NAME")
     parser.add_argument("--worker", choices=NETWORKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
-        work(arguments.worker, arguments.threads, keep_memory=arguments.keep_memory)
+        work(arguments.worker, arguments.threads)
         return
     sizes: list[int] = arguments.sizes
     if len(arguments.rounds) != len(sizes) or any(a >= b for a, b in pairwise(sizes)):
@@ -213,9 +208,7 @@ def main() -> None:
     repeated = arguments.networks or REPEATED
     peer = PEER if PEER in chosen else chosen[-1]
     mine = BACKBONE if BACKBONE in chosen else chosen[0]
-    workers = {
-        name: Worker(name, arguments.threads, keep_memory=arguments.keep_memory) for name in chosen
-    }
+    workers = {name: Worker(name, arguments.threads) for name in chosen}
     for worker in workers.values():
         worker.wait()
     for size, rounds in zip(sizes, arguments.rounds, strict=True):
@@ -248,7 +241,6 @@ def main() -> None:
                 "sizes": sizes,
                 "rounds": arguments.rounds,
                 "threads": arguments.threads,
-                "keep_memory": arguments.keep_memory,
                 "networks": chosen,
                 **{
                     key: {size: ratio(workers, name, other, size) for size in sizes}
