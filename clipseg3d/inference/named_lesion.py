@@ -50,7 +50,7 @@ def find_unnamed(
     lesions: Masks,
     *,
     side: Literal["left", "right"] | None,
-    place: npt.NDArray[np.float64] = WHOLE,
+    crop_box: npt.NDArray[np.float64] = WHOLE,
     trust: float = 1.0,
 ) -> list[Masks]:
     """Return the lesions that a report does not mean, if it means others that are alike.
@@ -61,7 +61,7 @@ def find_unnamed(
         readings: of the report, from :func:`read_report`; their log-odds are averaged.
         lesions: (x, y, z), all of them, on the brain box, x from right to left.
         side: on which the report places its lesion, by its words; None if they do not tell.
-        place: corner and size (2, 3) of the grid of lesions as shares of the whole brain box.
+        crop_box: corner and size (2, 3) of the grid of lesions as shares of the whole brain box.
         trust: factor of the log-odds, 0 to 1.
 
     Returns:
@@ -77,32 +77,32 @@ def find_unnamed(
     alike = [1 + int(index) for index in np.flatnonzero(sizes * _ALIKE >= sizes.max())]
     if len(alike) < 2:
         return []
-    odds = {part: trust * _side_log_odds(readings, parts == part, place) for part in alike}
+    odds = {part: trust * _side_log_odds(readings, parts == part, crop_box) for part in alike}
     if max(odds.values()) < _NAMED:
         return []
     unnamed = [parts == part for part in alike if odds[part] <= -_NAMED]
-    return [lesion for lesion in unnamed if is_left(lesion, place) == (side == "right")]
+    return [lesion for lesion in unnamed if is_left(lesion, crop_box) == (side == "right")]
 
 
-def is_left(lesion: Masks, place: npt.NDArray[np.float64] = WHOLE) -> bool:
+def is_left(lesion: Masks, crop_box: npt.NDArray[np.float64] = WHOLE) -> bool:
     """Return whether a lesion, x from right to left, lies on the left; see :func:`find_unnamed`."""
-    return bool(_positions(lesion, place)[:, 0].mean() > 0)
+    return bool(_positions(lesion, crop_box)[:, 0].mean() > 0)
 
 
-def _positions(lesion: Masks, place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _positions(lesion: Masks, crop_box: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return positions (p, 3) of some voxels in the brain box, from -1 to 1 along each axis."""
     voxels = np.argwhere(lesion)
     chosen = voxels[:: max(1, len(voxels) // _POINTS)]
-    shares = place[0] + place[1] * (chosen + 0.5) / np.array(lesion.shape)
+    shares = crop_box[0] + crop_box[1] * (chosen + 0.5) / np.array(lesion.shape)
     centres: npt.NDArray[np.float64] = 2 * shares - 1
     return centres
 
 
 def _side_log_odds(
-    readings: Sequence[PromptReading], lesion: Masks, place: npt.NDArray[np.float64]
+    readings: Sequence[PromptReading], lesion: Masks, crop_box: npt.NDArray[np.float64]
 ) -> float:
     """Return the mean log-odds over networks that a report means a lesion, not its mirror image."""
-    there = torch.from_numpy(_positions(lesion, place)).float()[None]
+    there = torch.from_numpy(_positions(lesion, crop_box)).float()[None]
     mirrored = there * torch.tensor([-1.0, 1.0, 1.0])
     odds = []
     for reading in readings:

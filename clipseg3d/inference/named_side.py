@@ -8,7 +8,7 @@ is left out wrongly harms a patient, so words must say the same.
 import re
 from typing import Literal
 
-_SIDE = re.compile(r"\b(left|right)\b|\b([LR])\b")
+_SIDE = re.compile(r"\b((?i:left|right)|[LR])\b")
 _CLAUSES = re.compile(
     r"[.,;:()\n]+|\s-\s|\b(?:with|without|but|while|whereas|which|that|causing|compressing)\b"
 )
@@ -71,11 +71,6 @@ def named_side(report: str) -> Literal["left", "right"] | None:
     for clause in _CLAUSES.split(_NOT_ENHANCING.sub(" ", report)):
         if _NO_LESION_THERE.search(clause):
             continue
-        for word, letter in _SIDE.findall(_with_small_sides(clause)):
-            sides.add("left" if word == "left" or letter == "L" else "right")
+        for word in _SIDE.findall(clause):
+            sides.add("left" if word[0] in "lL" else "right")
     return sides.pop() if len(sides) == 1 else None
-
-
-def _with_small_sides(text: str) -> str:
-    """Return a text in which left and right are in small letters; L and R stay as they are."""
-    return re.sub(r"\b(left|right)\b", lambda found: found[0].lower(), text, flags=re.IGNORECASE)

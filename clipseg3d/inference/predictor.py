@@ -386,11 +386,11 @@ class Predictor:
             )
             label = self.release.to_labels(regions)
         final = self.release.to_regions(label)
-        place = scan_grid.position_in(preprocessed.grid)
-        for lesion in self._find_unnamed(report, trust, final, place):
+        crop_box = scan_grid.position_in(preprocessed.grid)
+        for lesion in self._find_unnamed(report, trust, final, crop_box):
             label[lesion] = 0
             ml = lesion.sum() * math.prod(scan_grid.spacing_mm) / 1000
-            here, there = ("left", "right") if is_left(lesion, place) else ("right", "left")
+            here, there = ("left", "right") if is_left(lesion, crop_box) else ("right", "left")
             notes += (
                 f"{case.case_id}: the report places the tumour on the {there}, where there is one; "
                 f"another lesion of like size on the {here} ({ml:.1f} ml) is left out; with less "
@@ -416,7 +416,9 @@ class Predictor:
                 else None
             ),
             notes=notes,
-            prompts=tuple(answer_prompt(prompt, final, scan_grid, place=place) for prompt in asked),
+            prompts=tuple(
+                answer_prompt(prompt, final, scan_grid, crop_box=crop_box) for prompt in asked
+            ),
             presence=_mean_by_region(presences, self.release),
             grid_of=read.grid_of,
         )
@@ -477,7 +479,7 @@ class Predictor:
         report: str,
         trust: float,
         regions: npt.NDArray[np.bool_],
-        place: npt.NDArray[np.float64],
+        crop_box: npt.NDArray[np.float64],
     ) -> list[npt.NDArray[np.bool_]]:
         """Return the lesions (x, y, z) that a report does not mean; a resection cavity is none."""
         if not report or not trust:
@@ -487,7 +489,7 @@ class Predictor:
         lesions = np.asarray(regions[whole].any(axis=0))
         readings = read_report(self.networks, report)
         side = named_side(report)
-        return find_unnamed(readings, lesions, side=side, place=place, trust=trust)
+        return find_unnamed(readings, lesions, side=side, crop_box=crop_box, trust=trust)
 
     def _segment(
         self,

@@ -110,7 +110,7 @@ def answer_prompt(
     regions: Masks,
     grid: ScanGrid,
     *,
-    place: npt.NDArray[np.float64] | None = None,
+    crop_box: npt.NDArray[np.float64] | None = None,
 ) -> PromptAnswer:
     """Return what a prompt denotes in a case.
 
@@ -120,7 +120,7 @@ def answer_prompt(
         prompt: as the networks read it; their probabilities are averaged.
         regions: (r, x, y, z), the final masks on the brain box.
         grid: how the brain box lies in the scan.
-        place: corner and size (2, 3) of these masks as shares of the whole brain; None for all.
+        crop_box: corner and size (2, 3) of these masks as shares of the whole brain; None for all.
     """
     anything = regions.any(axis=0)
     if not anything.any():
@@ -129,12 +129,12 @@ def answer_prompt(
     box = ndimage.find_objects(anything.astype(np.uint8))[0]
     starts = torch.tensor([side.start for side in box])
     lengths = torch.tensor([side.stop - side.start for side in box])
-    crop_box = torch.stack([starts, lengths]) / torch.tensor(anything.shape)
-    if place is not None:
-        corner, size = torch.from_numpy(place).float()
-        crop_box = torch.stack([corner + size * crop_box[0], size * crop_box[1]])
+    inner_box = torch.stack([starts, lengths]) / torch.tensor(anything.shape)
+    if crop_box is not None:
+        corner, size = torch.from_numpy(crop_box).float()
+        inner_box = torch.stack([corner + size * inner_box[0], size * inner_box[1]])
     inside = torch.from_numpy(regions[:, box[0], box[1], box[2]].astype(np.float32))[None]
-    answers = [head(reading, inside, crop_box[None])[0, 0] for head, reading in prompt.readings]
+    answers = [head(reading, inside, inner_box[None])[0, 0] for head, reading in prompt.readings]
     probabilities = torch.stack(answers).mean(dim=0)
     picks = torch.stack([reading.pick[0, 0].softmax(dim=0) for _, reading in prompt.readings])
     part = _pick((probabilities > 0.5).numpy(), PICKS[int(picks.mean(dim=0).argmax())])

@@ -65,7 +65,7 @@ def test_of_a_brain_that_is_cut_off_sides_are_those_of_the_whole():
     left_half = np.array([[0.5, 0.0, 0.0], [0.5, 1.0, 1.0]])
     both = lesions(RIGHT, LEFT)
     assert is_left(lesions(RIGHT), left_half)
-    assert find_unnamed([reading(9.0)], both, side="left", place=left_half) == []
+    assert find_unnamed([reading(9.0)], both, side="left", crop_box=left_half) == []
     assert len(find_unnamed([reading(9.0)], both, side="left")) == 1
 
 

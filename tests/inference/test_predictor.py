@@ -752,8 +752,8 @@ def test_a_lesion_that_the_report_does_not_mean_is_left_out(folder, prompted, mo
     run = predictor(prompted(), device="cpu", postprocessing=None)
     before = run(case).label
 
-    def find(readings, lesions, *, side, place, trust):
-        asked.append((readings, side, place.tolist(), trust))
+    def find(readings, lesions, *, side, crop_box, trust):
+        asked.append((readings, side, crop_box.tolist(), trust))
         left = lesions.copy()
         left[: left.shape[0] // 2] = False
         return [left]
